@@ -1,0 +1,72 @@
+"""IDX, the format of the MNIST files: big-endian dims, then bytes."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mnist_mamba.files import write_bytes
+
+Bytes = NDArray[np.uint8]
+
+UINT8 = 0x08
+
+
+class IdxError(ValueError):
+    """A file that is not the IDX file that was asked for; the message names what is off."""
+
+
+def read_images(path: Path) -> Bytes:
+    """Images of an IDX file, (n, height, width) uint8; gzip is unpacked.
+
+    Raises:
+        IdxError: not IDX, not bytes of rank 3, empty, truncated or with trailing bytes.
+        OSError: the file cannot be read.
+    """
+    return _read(path, rank=3)
+
+
+def read_labels(path: Path) -> Bytes:
+    """Labels of an IDX file, (n,) uint8; gzip is unpacked. Errors as for `read_images`."""
+    return _read(path, rank=1)
+
+
+def _read(path: Path, rank: int) -> Bytes:
+    data = path.read_bytes()
+    if data[:2] == b"\x1f\x8b":
+        try:
+            data = gzip.decompress(data)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise IdxError(f"{path}: damaged gzip: {error}") from error
+    header = 4 + 4 * rank
+    if len(data) < header:
+        raise IdxError(f"{path}: got {len(data)} bytes, expected an IDX header of {header}")
+    magic = (0, 0, UINT8, rank)
+    if tuple(data[:4]) != magic:
+        raise IdxError(
+            f"{path}: magic: got {data[:4].hex(' ')}, expected {bytes(magic).hex(' ')} "
+            f"(IDX, unsigned bytes, {rank} dims)"
+        )
+    dims = struct.unpack(f">{rank}I", data[4:header])
+    if 0 in dims:
+        raise IdxError(f"{path}: dims: got {' x '.join(map(str, dims))}, expected none to be 0")
+    expected = header + math.prod(dims)
+    if len(data) != expected:
+        raise IdxError(
+            f"{path}: got {len(data)} bytes, expected {expected} for {' x '.join(map(str, dims))}"
+        )
+    return np.frombuffer(data, dtype=np.uint8, offset=header).reshape(dims).copy()
+
+
+def write_idx(path: Path, values: Bytes) -> None:
+    """Write bytes of any rank as an IDX file, whole or not at all."""
+    if values.dtype != np.uint8:
+        raise TypeError(f"IDX values have dtype {values.dtype}, expected uint8")
+    header = bytes((0, 0, UINT8, values.ndim)) + struct.pack(f">{values.ndim}I", *values.shape)
+    write_bytes(path, header + values.tobytes())

@@ -1,0 +1,130 @@
+"""Where images come from: MNIST, scikit-learn's digits, or a user's own IDX files."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import tempfile
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+
+from mnist_mamba.data.idx import IdxError, read_images, read_labels
+from mnist_mamba.data.splits import DataError, LabelledImages, split
+
+logger = logging.getLogger(__name__)
+
+IDX_NAMES = {
+    "train_images": "train-images-idx3-ubyte",
+    "train_labels": "train-labels-idx1-ubyte",
+    "test_images": "t10k-images-idx3-ubyte",
+    "test_labels": "t10k-labels-idx1-ubyte",
+}
+"""The names of MNIST's own files, which a user's data set takes too (or with .gz)."""
+
+
+def load_idx(folder: Path) -> tuple[LabelledImages, LabelledImages]:
+    """Train and test sets from a folder with the four IDX files, packed or not.
+
+    Raises:
+        DataError: a file is missing, damaged, or does not fit its partner.
+    """
+    try:
+        found = {key: _find(folder, name) for key, name in IDX_NAMES.items()}
+        parts = tuple(
+            LabelledImages(
+                read_images(found[f"{part}_images"]), read_labels(found[f"{part}_labels"])
+            )
+            for part in ("train", "test")
+        )
+    except IdxError as error:
+        raise DataError(str(error)) from error
+    for name, part in zip(("train", "test"), parts, strict=True):
+        if len(part.images) != len(part.labels):
+            raise DataError(
+                f"{folder}: {len(part.images)} {name} images but {len(part.labels)} labels"
+            )
+    return parts[0], parts[1]
+
+
+def _find(folder: Path, name: str) -> Path:
+    for candidate in (folder / name, folder / f"{name}.gz"):
+        if candidate.is_file():
+            return candidate
+    raise DataError(f"{folder / name} is missing (or {name}.gz): expected all four IDX files")
+
+
+def load_digits(test_fraction: float = 0.2) -> tuple[LabelledImages, LabelledImages]:
+    """The 1,797 handwritten 8x8 digits that scikit-learn carries, split into train and test.
+
+    Source: UCI Optical Recognition of Handwritten Digits, doi.org/10.24432/C50P49.
+    """
+    from sklearn.datasets import load_digits as sklearn_digits
+
+    digits = sklearn_digits()
+    images = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+    everything = LabelledImages(images, digits.target.astype(np.uint8))
+    # Its own fixed seed: the test set is the same whatever the params say.
+    return split(everything, test_fraction, seed=0)
+
+
+def load_mnist(mirror: str | None) -> tuple[LabelledImages, LabelledImages]:
+    """MNIST through torchvision, which checks the MD5 of each file.
+
+    Args:
+        mirror: folder or URL that holds the four .gz files and is tried first; None for the
+            public mirrors alone.
+
+    Raises:
+        DataError: neither the mirror nor the network gave files with the right checksums.
+    """
+    from mnist_mamba.data.torchvision_compat import import_torchvision
+
+    import_torchvision()
+    from torchvision.datasets import MNIST
+
+    with tempfile.TemporaryDirectory(prefix="mnist-") as scratch:
+        raw = Path(scratch) / "MNIST" / "raw"
+        raw.mkdir(parents=True)
+        if mirror:
+            _copy_from_mirror(mirror, raw, dict(MNIST.resources))
+        try:
+            # Files that are there with the right checksum are not downloaded again.
+            MNIST(scratch, download=True)
+        except (RuntimeError, OSError) as error:
+            raise DataError(
+                "MNIST cannot be had: no mirror of it answers. Either connect to the network, or "
+                f"set MNIST_MIRROR to a folder or URL with the four .gz files ({_last(error)})"
+            ) from error
+        return load_idx(raw)
+
+
+def _last(error: BaseException) -> str:
+    """An error's last line: the one that says why."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
+
+
+def _copy_from_mirror(mirror: str, raw: Path, md5s: dict[str, str]) -> None:
+    """Copy the .gz files from a folder or URL, refusing altered ones."""
+    from torchvision.datasets.utils import check_md5
+
+    for name, md5 in md5s.items():
+        target = raw / name
+        try:
+            if "://" in mirror:
+                url = f"{mirror.rstrip('/')}/{name}"
+                with urllib.request.urlopen(url, timeout=60) as response, target.open("wb") as file:
+                    shutil.copyfileobj(response, file)
+            else:
+                shutil.copyfile(Path(mirror).expanduser() / name, target)
+        except (OSError, urllib.error.URLError, ValueError) as error:
+            target.unlink(missing_ok=True)
+            raise DataError(f"MNIST_MIRROR = {mirror}: {name} cannot be had: {error}") from error
+        if not check_md5(str(target), md5):
+            raise DataError(
+                f"MNIST_MIRROR = {mirror}: {name} is truncated or altered "
+                f"(its MD5 is not {md5}); replace it, or unset MNIST_MIRROR"
+            )
+    logger.info("MNIST from the mirror %s", mirror)

@@ -1,0 +1,146 @@
+"""Images to logits: stem, residual blocks of mixers, pool, head."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mnist_mamba.config import ModelConfig
+from mnist_mamba.model.mixer import MambaMixer
+
+
+class PatchStem(nn.Module):
+    """One linear map of each patch: (batch, height, width) to (batch, length, d_model)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.patch = config.patch
+        self.linear = nn.Linear(config.patch[0] * config.patch[1], config.d_model)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        rows, columns = self.patch
+        patches = pixels.unfold(1, rows, rows).unfold(2, columns, columns)
+        tokens: Tensor = self.linear(patches.flatten(3).flatten(1, 2))
+        return tokens
+
+
+class ConvStem(nn.Module):
+    """Two 3x3 convolutions of stride 2 with a SiLU between; a quarter of the pixels each way."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, config.stem_width, 3, stride=2, padding=1)
+        self.conv2 = nn.Conv2d(config.stem_width, config.d_model, 3, stride=2, padding=1)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        maps = self.conv2(F.silu(self.conv1(pixels.unsqueeze(1))))
+        return torch.flatten(maps, 2).transpose(1, 2)
+
+
+class Block(nn.Module):
+    """x + mixer(norm(x)), optionally over the reversed sequence; residual in fp32 at least."""
+
+    def __init__(self, config: ModelConfig, reverse: bool, scan: str) -> None:
+        super().__init__()
+        self.reverse = reverse
+        self.norm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
+        self.mixer = MambaMixer(
+            config.d_model,
+            d_state=config.d_state,
+            d_conv=config.d_conv,
+            expand=config.expand,
+            dt_rank=config.dt_rank,
+            dt_min=config.dt_min,
+            dt_max=config.dt_max,
+            dt_init_floor=config.dt_init_floor,
+            dt_scale=config.dt_scale,
+            a=config.a,
+            bidirectional=config.direction == "bidirectional",
+            scan=scan,
+        )
+
+    def forward(self, residual: Tensor) -> Tensor:
+        hidden = self.norm(residual.to(self.norm.weight.dtype))
+        if self.reverse:
+            hidden = hidden.flip(1)
+        mixed: Tensor = self.mixer(hidden)
+        if self.reverse:
+            mixed = mixed.flip(1)
+        return residual + mixed
+
+
+class MambaClassifier(nn.Module):
+    """Mamba image classifier: pixels in [0, 1] to logits.
+
+    Normalisation by the training set's mean and deviation is part of the model, as it is part of
+    the exported file.
+
+    Args:
+        config: dims and choices.
+        scan: backend of the scan (`mnist_mamba.scan`): auto, reference, cpu or cuda.
+    """
+
+    def __init__(self, config: ModelConfig, scan: str = "auto") -> None:
+        super().__init__()
+        self.config = config
+        self.stem = PatchStem(config) if config.stem == "patch" else ConvStem(config)
+        if config.pos_embed:
+            self.pos_embed = nn.Parameter(0.02 * torch.randn(config.length, config.d_model))
+        else:
+            self.register_parameter("pos_embed", None)
+        self.layers = nn.ModuleList(
+            Block(config, reverse=config.direction == "alternate" and i % 2 == 1, scan=scan)
+            for i in range(config.n_layers)
+        )
+        self.norm_f = nn.RMSNorm(config.d_model, eps=config.norm_eps)
+        self.head = nn.Linear(config.d_model, config.n_classes)
+        self._scale_residual_branches()
+
+    def _scale_residual_branches(self) -> None:
+        """Keep the residual's variance independent of depth, as GPT-2 and mamba_ssm do."""
+        for block in self.blocks:
+            nn.init.kaiming_uniform_(block.mixer.out_proj.weight, a=math.sqrt(5))
+            with torch.no_grad():
+                block.mixer.out_proj.weight /= math.sqrt(self.config.n_layers)
+
+    @property
+    def blocks(self) -> list[Block]:
+        """The layers, typed."""
+        return [block for block in self.layers if isinstance(block, Block)]
+
+    @property
+    def n_parameters(self) -> int:
+        """Learned values."""
+        return sum(p.numel() for p in self.parameters())
+
+    def tokens(self, pixels: Tensor) -> Tensor:
+        """Stem and positions: (batch, height, width) in [0, 1] to (batch, length, d_model)."""
+        expected = (self.config.height, self.config.width)
+        if pixels.dim() != 3 or tuple(pixels.shape[1:]) != expected:
+            raise ValueError(
+                f"pixels have shape {tuple(pixels.shape)}, expected "
+                f"(batch, {self.config.height}, {self.config.width})"
+            )
+        normalised = (pixels - self.config.pixel_mean) / self.config.pixel_std
+        tokens: Tensor = self.stem(normalised)
+        return tokens if self.pos_embed is None else tokens + self.pos_embed
+
+    def pooled(self, residual: Tensor) -> Tensor:
+        """Final norm and pool: (batch, length, d_model) to (batch, d_model)."""
+        hidden: Tensor = self.norm_f(residual)
+        return hidden.mean(dim=1) if self.config.pool == "mean" else hidden[:, -1]
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(batch, height, width) in [0, 1] to logits (batch, n_classes).
+
+        Raises:
+            ValueError: pixels of another shape.
+        """
+        residual = self.tokens(pixels)
+        for block in self.layers:
+            residual = block(residual)
+        logits: Tensor = self.head(self.pooled(residual))
+        return logits

@@ -1,0 +1,167 @@
+"""The Mamba-1 mixer, with the parameter names and shapes of `mamba_ssm.Mamba`."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mnist_mamba.scan import selective_scan
+
+
+class MambaMixer(nn.Module):
+    """Selective state space mixer on (batch, length, d_model), any floating dtype.
+
+    A `state_dict` loads key for key into `mamba_ssm.Mamba` and Hugging Face's `MambaMixer`, and
+    with `bidirectional` into Vision Mamba's (`bimamba_type="v2"`, outputs averaged).
+
+    Args:
+        d_model: width of the tokens (D).
+        d_state: states per channel (N).
+        d_conv: taps of the causal depthwise convolution (K).
+        expand: inner width as a multiple of d_model; Di = expand * D.
+        dt_rank: rank of the step size's projection (R); "auto" is ceil(D / 16).
+        dt_min, dt_max: range of the initial step sizes, log-uniform.
+        dt_init_floor: least initial step size.
+        dt_scale: scale of dt_proj's initial weights.
+        a: "free" learns A of (Di, N); "tied" one a_log a channel, A[d, n] = -n exp(a_log[d]).
+        bidirectional: a second scan, from the last token to the first, shares the projections.
+        scan: backend of the scan (`mnist_mamba.scan`): auto, reference, cpu or cuda.
+
+    Source: Gu & Dao 2023, arXiv 2312.00752; Zhu et al. 2024, arXiv 2401.09417 (bidirectional).
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        d_state: int = 16,
+        d_conv: int = 4,
+        expand: int = 2,
+        dt_rank: int | Literal["auto"] = "auto",
+        dt_min: float = 0.001,
+        dt_max: float = 0.1,
+        dt_init_floor: float = 1e-4,
+        dt_scale: float = 1.0,
+        a: Literal["free", "tied"] = "free",
+        bidirectional: bool = False,
+        scan: str = "auto",
+    ) -> None:
+        super().__init__()
+        self.d_model, self.d_state, self.d_conv = d_model, d_state, d_conv
+        self.d_inner = expand * d_model
+        self.dt_rank = math.ceil(d_model / 16) if dt_rank == "auto" else dt_rank
+        self.tied = a == "tied"
+        self.bidirectional = bidirectional
+        self.scan_backend = scan
+
+        self.in_proj = nn.Linear(d_model, 2 * self.d_inner, bias=False)
+        self._add_scan("", dt_min, dt_max, dt_init_floor, dt_scale)
+        if bidirectional:
+            self._add_scan("_b", dt_min, dt_max, dt_init_floor, dt_scale)
+        self.out_proj = nn.Linear(self.d_inner, d_model, bias=False)
+
+    def _add_scan(
+        self, suffix: str, dt_min: float, dt_max: float, dt_init_floor: float, dt_scale: float
+    ) -> None:
+        """Register one direction's parameters; names end as Vision Mamba's do."""
+        d_inner, d_state, dt_rank = self.d_inner, self.d_state, self.dt_rank
+        conv1d = nn.Conv1d(
+            d_inner, d_inner, self.d_conv, groups=d_inner, padding=self.d_conv - 1, bias=True
+        )
+        dt_proj = nn.Linear(dt_rank, d_inner, bias=True)
+        bound = dt_rank**-0.5 * dt_scale
+        nn.init.uniform_(dt_proj.weight, -bound, bound)
+        log_range = math.log(dt_max) - math.log(dt_min)
+        dt = torch.exp(torch.rand(d_inner) * log_range + math.log(dt_min)).clamp(min=dt_init_floor)
+        with torch.no_grad():
+            # Inverse of softplus, so that the first step sizes are dt.
+            dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))
+
+        self.add_module(f"conv1d{suffix}", conv1d)
+        self.add_module(f"x_proj{suffix}", nn.Linear(d_inner, dt_rank + 2 * d_state, bias=False))
+        self.add_module(f"dt_proj{suffix}", dt_proj)
+        if self.tied:
+            self.register_parameter(self.a_name(suffix), nn.Parameter(torch.zeros(d_inner, 1)))
+        else:
+            states = torch.arange(1, d_state + 1, dtype=torch.float32)
+            a_log = torch.log(states).repeat(d_inner, 1)
+            self.register_parameter(self.a_name(suffix), nn.Parameter(a_log))
+        self.register_parameter(f"D{suffix}", nn.Parameter(torch.ones(d_inner)))
+
+    def a_name(self, suffix: str = "") -> str:
+        """Name of one direction's A parameter."""
+        if self.tied:
+            return "a_b_log" if suffix else "a_log"
+        return "A_b_log" if suffix else "A_log"
+
+    def state_matrix(self, suffix: str = "") -> Tensor:
+        """A of one direction, (Di, N), in the parameters' dtype; negative."""
+        log = self.get_parameter(self.a_name(suffix))
+        if not self.tied:
+            return -torch.exp(log)
+        states = torch.arange(1, self.d_state + 1, dtype=log.dtype, device=log.device)
+        return -torch.exp(log) * states
+
+    def untied_state_dict(self) -> dict[str, Tensor]:
+        """The parameters for another implementation: a tied a_log becomes the equal A_log."""
+        state = dict(self.state_dict())
+        for suffix in self.suffixes if self.tied else ():
+            del state[self.a_name(suffix)]
+            name = "A_b_log" if suffix else "A_log"
+            state[name] = torch.log(-self.state_matrix(suffix).detach())
+        return state
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """Endings of the directions' parameter names."""
+        return ("", "_b") if self.bidirectional else ("",)
+
+    def scan_inputs(self, x: Tensor, suffix: str = "") -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Convolve and project the inputs of one scan.
+
+        Args:
+            x: (batch, Di, length), in the order of the scan.
+
+        Returns:
+            u (batch, Di, length), delta before bias and softplus (batch, Di, length),
+            B and C (batch, N, length).
+        """
+        length = x.shape[-1]
+        u = F.silu(self.get_submodule(f"conv1d{suffix}")(x)[..., :length])
+        projected = self.get_submodule(f"x_proj{suffix}")(u.transpose(1, 2))
+        dt, B, C = projected.split([self.dt_rank, self.d_state, self.d_state], dim=-1)
+        dt_proj = self.get_submodule(f"dt_proj{suffix}")
+        assert isinstance(dt_proj, nn.Linear)
+        delta = F.linear(dt, dt_proj.weight)  # the scan adds the bias
+        return u, delta.transpose(1, 2), B.transpose(1, 2), C.transpose(1, 2)
+
+    def run_scan(self, x: Tensor, z: Tensor, suffix: str = "") -> Tensor:
+        """One direction from in_proj's outputs to the gated y; all (batch, Di, length)."""
+        u, delta, B, C = self.scan_inputs(x, suffix)
+        bias = self.get_submodule(f"dt_proj{suffix}").bias
+        assert isinstance(bias, Tensor)
+        return selective_scan(
+            u,
+            delta,
+            self.state_matrix(suffix),
+            B,
+            C,
+            D=self.get_parameter(f"D{suffix}"),
+            z=z,
+            delta_bias=bias,
+            delta_softplus=True,
+            backend=self.scan_backend,
+        )
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(batch, length, d_model) to the same shape."""
+        x, z = self.in_proj(hidden).transpose(1, 2).chunk(2, dim=1)
+        y = self.run_scan(x, z)
+        if self.bidirectional:
+            backward = self.run_scan(x.flip(-1), z.flip(-1), "_b")
+            y = (y + backward.flip(-1)) / 2
+        out: Tensor = self.out_proj(y.transpose(1, 2))
+        return out

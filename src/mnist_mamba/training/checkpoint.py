@@ -1,0 +1,68 @@
+"""Checkpoints: a model's config and weights in one file that holds no code."""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mnist_mamba.files import replacing
+from mnist_mamba.model import ConfigError, MambaClassifier, ModelConfig
+
+FORMAT = 1
+
+
+class CheckpointError(ValueError):
+    """A file that is not one of our checkpoints; the message says what is off."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A model as it was after some epoch, with what validation said of it."""
+
+    model: MambaClassifier
+    epoch: int
+    val_accuracy: float
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint, whole or not at all."""
+    content = {
+        "format": FORMAT,
+        "config": checkpoint.model.config.to_dict(),
+        "model": {name: value.cpu() for name, value in checkpoint.model.state_dict().items()},
+        "epoch": checkpoint.epoch,
+        "val_accuracy": checkpoint.val_accuracy,
+    }
+    with replacing(path) as temporary:
+        torch.save(content, temporary)
+
+
+def load_checkpoint(path: Path, scan: str = "auto") -> Checkpoint:
+    """Read a checkpoint with `weights_only`, in evaluation mode, on the CPU.
+
+    Raises:
+        CheckpointError: not a checkpoint of this project, damaged, or of another model.
+        OSError: the file cannot be read.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path} is no file: train first (python -m pipeline.train)")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path} is no checkpoint, or a damaged one: {error}") from error
+    return _parse(path, content, scan)
+
+
+def _parse(path: Path, content: Any, scan: str) -> Checkpoint:
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise CheckpointError(f"{path} is not a checkpoint of this project (format {FORMAT})")
+    try:
+        model = MambaClassifier(ModelConfig.from_dict(content["config"]), scan=scan)
+        model.load_state_dict(content["model"])
+        return Checkpoint(model.eval(), int(content["epoch"]), float(content["val_accuracy"]))
+    except (KeyError, TypeError, ConfigError, RuntimeError) as error:
+        raise CheckpointError(f"{path} does not hold a whole model: {error}") from error

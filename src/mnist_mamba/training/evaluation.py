@@ -1,0 +1,41 @@
+"""What a model makes of a set of images."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mnist_mamba.model import MambaClassifier
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """Figures over a set of images: accuracy is a fraction, loss the mean cross-entropy in nats."""
+
+    accuracy: float
+    loss: float
+
+
+@torch.inference_mode()
+def predict(model: MambaClassifier, images: Tensor, batch_size: int = 256) -> Tensor:
+    """Logits (n, n_classes), fp32 on the CPU, of (n, height, width) uint8 images."""
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    logits = [
+        model(batch.to(device, torch.float32) / 255).float().cpu()
+        for batch in images.split(batch_size)
+    ]
+    model.train(was_training)
+    return torch.cat(logits)
+
+
+def score(model: MambaClassifier, images: Tensor, labels: Tensor, batch_size: int = 256) -> Scores:
+    """Accuracy and loss of a model on (n, height, width) uint8 images with (n,) labels."""
+    logits = predict(model, images, batch_size)
+    correct = int((logits.argmax(dim=1) == labels).sum())
+    loss = float(F.cross_entropy(logits.double(), labels))
+    return Scores(accuracy=correct / len(labels), loss=loss)
