@@ -1,0 +1,200 @@
+"""The C engine from Python, through ctypes."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mnist_mamba.native import build_library, csrc_dir
+
+LIBRARY_VARIABLE = "MNIST_MAMBA_LIBRARY"
+"""Environment variable that names a built libmamba to use instead of compiling one."""
+
+_u32 = ctypes.c_uint32
+
+
+class EngineError(RuntimeError):
+    """The engine refused; the message is its own, `status` its code (csrc/include/mamba.h)."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class _Error(ctypes.Structure):
+    _fields_ = (("status", ctypes.c_int), ("message", ctypes.c_char * 256))
+
+
+class _Info(ctypes.Structure):
+    """`struct mamba_info`, field for field."""
+
+    _fields_ = (
+        *((name, _u32) for name in ("height", "width", "channels", "n_classes", "stem")),
+        *((name, _u32) for name in ("patch_height", "patch_width", "stem_width")),
+        *((name, _u32) for name in ("d_model", "n_layers", "d_state", "d_conv", "d_inner")),
+        *((name, _u32) for name in ("dt_rank", "direction", "pool", "tied_a", "pos_embed")),
+        ("length", _u32),
+        *((name, ctypes.c_float) for name in ("norm_eps", "pixel_mean", "pixel_std")),
+        ("parameters", ctypes.c_uint64),
+        ("file_bytes", ctypes.c_uint64),
+        ("version", _u32),
+        ("crc32", _u32),
+    )
+
+
+class Engine:
+    """A model file, opened by the C engine; one image in, logits out, nothing else needed.
+
+    Args:
+        path: a model file (docs/format.md).
+        threads: threads over the images of a batch; 0 for all that the engine can use.
+        library: a built libmamba; default: $MNIST_MAMBA_LIBRARY, else one that is compiled from
+            the engine's sources on first use and cached.
+
+    Raises:
+        EngineError: the file was refused; the message names field, got and expected.
+        mnist_mamba.native.NativeBuildError: there is no library, and none can be compiled.
+    """
+
+    def __init__(
+        self, path: str | Path, threads: int = 0, library: str | Path | None = None
+    ) -> None:
+        self._model = ctypes.c_void_p()
+        self._library = _load(_find_library(library))
+        error = _Error()
+        status = self._library.mamba_model_open(
+            ctypes.byref(self._model), os.fsencode(path), ctypes.byref(error)
+        )
+        self._check(status, error)
+        info = self._library.mamba_model_info(self._model).contents
+        self.info: dict[str, int | float] = {name: getattr(info, name) for name, _ in info._fields_}
+        self.threads = threads or int(self._library.mamba_max_threads())
+
+    def logits(self, images: NDArray[Any]) -> NDArray[np.float32]:
+        """Logits (n, n_classes) of images (n, height, width): uint8, or float32 in [0, 1].
+
+        Raises:
+            ValueError: another shape or dtype, or values that are not in [0, 1].
+            EngineError: the engine refused, or was closed.
+        """
+        if not self._model:
+            raise EngineError(2, "the engine was closed")
+        expected = (int(self.info["height"]), int(self.info["width"]))
+        if images.ndim != 3 or images.shape[1:] != expected:
+            raise ValueError(
+                f"images have shape {images.shape}, expected (n, {expected[0]}, {expected[1]})"
+            )
+        if images.dtype == np.uint8:
+            forward = self._library.mamba_forward_batch_u8
+        elif images.dtype == np.float32:
+            forward = self._library.mamba_forward_batch
+            if not ((images >= 0) & (images <= 1)).all():
+                raise ValueError("images have values outside [0, 1] or NaN")
+        else:
+            raise ValueError(f"images have dtype {images.dtype}, expected uint8 or float32")
+        pixels = np.ascontiguousarray(images)
+        logits = np.empty((len(images), int(self.info["n_classes"])), dtype=np.float32)
+        if not len(images):
+            return logits
+        size = self._library.mamba_batch_bytes(self._model, self.threads)
+        if not size:
+            raise EngineError(2, f"threads = {self.threads}: expected 1 to 1024")
+        # empty, not create_string_buffer: the arena need not be cleared.
+        arena = np.empty(size, dtype=np.uint8)
+        error = _Error()
+        status = forward(
+            self._model,
+            arena.ctypes.data,
+            size,
+            self.threads,
+            pixels.ctypes.data,
+            len(images),
+            logits.ctypes.data,
+            ctypes.byref(error),
+        )
+        self._check(status, error)
+        return logits
+
+    def predict(self, images: NDArray[Any]) -> NDArray[np.integer[Any]]:
+        """The most likely class of each image; arguments and errors as for `logits`."""
+        predictions: NDArray[np.integer[Any]] = self.logits(images).argmax(axis=1)
+        return predictions
+
+    def close(self) -> None:
+        """Unmap the file. Closing twice is fine."""
+        if self._model:
+            self._library.mamba_model_close(self._model)
+            self._model = ctypes.c_void_p()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        # __init__ may have stopped before there was a model or a library.
+        if getattr(self, "_library", None) is not None:
+            self.close()
+
+    @staticmethod
+    def _check(status: int, error: _Error) -> None:
+        if status:
+            raise EngineError(status, error.message.decode(errors="replace"))
+
+
+def _find_library(library: str | Path | None) -> Path:
+    named = library or os.environ.get(LIBRARY_VARIABLE)
+    if named:
+        path = Path(named)
+        if not path.is_file():
+            raise EngineError(3, f"{path} is no file: expected a built libmamba")
+        return path.resolve()
+    csrc = csrc_dir()
+    # idx.c belongs to the command, not to the library.
+    sources = sorted(p for p in (csrc / "engine").glob("*.c") if p.name != "idx.c")
+    sources += sorted((csrc / "engine" / "kernels").glob("*.c"))
+    return build_library(
+        "mamba",
+        sources,
+        include_dirs=[csrc / "include", csrc / "engine", csrc / "engine" / "kernels"],
+        # As in csrc/engine.mk: the same bits as ./mamba.
+        cflags=["-std=c11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden"],
+    )
+
+
+@functools.cache
+def _load(path: Path) -> ctypes.CDLL:
+    """The library with its functions' types declared; loaded once."""
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise EngineError(3, f"{path} cannot be loaded: {error}") from error
+    pointer, size = ctypes.c_void_p, ctypes.c_size_t
+    error_out = ctypes.POINTER(_Error)
+    batch = [pointer, pointer, size, ctypes.c_int, pointer, size, pointer, error_out]
+    signatures: dict[str, tuple[Any, list[Any]]] = {
+        "mamba_model_open": (ctypes.c_int, [ctypes.POINTER(pointer), ctypes.c_char_p, error_out]),
+        "mamba_model_close": (None, [pointer]),
+        "mamba_model_info": (ctypes.POINTER(_Info), [pointer]),
+        "mamba_max_threads": (ctypes.c_int, []),
+        "mamba_batch_bytes": (size, [pointer, ctypes.c_int]),
+        "mamba_forward_batch": (ctypes.c_int, batch),
+        "mamba_forward_batch_u8": (ctypes.c_int, batch),
+    }
+    for name, (result, arguments) in signatures.items():
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
+    return library
