@@ -1,0 +1,78 @@
+# The front door. Bare `make` builds ./mamba; `make help` lists the rest.
+# make omp | debug | fast are other builds of it: csrc/engine.mk says which.
+
+.DEFAULT_GOAL := engine
+include csrc/engine.mk
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
+# Stages run the `python` of PATH. Analytics stay off: a build should not phone home.
+ENV := PATH="$(CURDIR)/$(BIN):$$PATH" DVC_NO_ANALYTICS=1 MLFLOW_DISABLE_TELEMETRY=true
+PYTEST := $(ENV) python -m pytest
+
+.PHONY: help clean setup demo repro track ui models golden test test-slow test-python lint format check-lock
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+clean: engine-clean ## remove what the compiler made
+	rm -rf build
+
+setup: $(INSTALLED) ## make .venv with the pinned dependencies
+
+# Torch goes first and alone, because its newest general build brings gigabytes of CUDA: a CPU build is taken where
+# the package index has one. TORCH_INDEX names an index of torch builds, e.g. https://download.pytorch.org/whl/cpu
+$(INSTALLED): requirements.txt constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: $(PYTHON) is $$($(PYTHON) --version 2>&1), expected 3.11 or newer: make PYTHON=python3.12 $@" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@if [ -n "$(TORCH_INDEX)" ]; then $(BIN)/pip install --index-url "$(TORCH_INDEX)" "$(TORCH)"; \
+	else $(BIN)/pip install "$(TORCH)+cpu" 2>/dev/null || $(BIN)/pip install "$(TORCH)"; fi
+	$(BIN)/pip install -r requirements.txt
+	@touch $@
+
+demo: $(INSTALLED) engine ## run the whole pipeline on real digits that need no download, in a copy of the project
+	@$(ENV) python -m pipeline.demo
+
+repro: $(INSTALLED) ## run what has changed of the pipeline (MNIST, unless params.yaml says otherwise)
+	@$(ENV) dvc repro
+
+track: $(INSTALLED) ## put the current results into MLflow again
+	@$(ENV) dvc repro --single-item --force track
+
+ui: $(INSTALLED) ## open MLflow on this project's runs
+	@$(ENV) mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}"
+
+models: $(INSTALLED) ## renew models/ from the pipeline's results
+	@$(ENV) python -m pipeline.export image --index 0 --output models/example_input.bin
+	cp artifacts/mnist_mamba.bin models/mnist_mamba.bin.tmp && mv models/mnist_mamba.bin.tmp models/mnist_mamba.bin
+
+golden: $(INSTALLED) ## renew the activations that the C tests replay
+	@$(ENV) PYTHONPATH=src python -m tests.golden
+
+test: $(INSTALLED) test-c test-python ## all fast tests, offline
+
+test-python: $(INSTALLED)
+	@$(PYTEST) -m "not slow" -n 2
+
+test-slow: $(INSTALLED) ## the tests that take minutes
+	@$(PYTEST) -m slow
+
+lint: $(INSTALLED) ## style and types; changes nothing
+	@$(ENV) ruff check . && $(ENV) ruff format --check . && $(ENV) mypy
+	@$(ENV) clang-format --dry-run --Werror $$(git ls-files 'csrc/*.c' 'csrc/*.h' 'csrc/*.inc')
+
+format: $(INSTALLED) ## rewrite the sources in the project's style
+	@$(ENV) ruff check --fix . ; $(ENV) ruff format .
+	@$(ENV) clang-format -i $$(git ls-files 'csrc/*.c' 'csrc/*.h' 'csrc/*.inc')
+
+# The dry run always exits 0, so what it says is what counts.
+check-lock: $(INSTALLED) ## does dvc.lock belong to these sources and params?
+	@mkdir -p build
+	@$(ENV) dvc repro --dry --allow-missing > build/lock.txt || { cat build/lock.txt; exit 1; }
+	@if grep -q "Running stage" build/lock.txt; then cat build/lock.txt; \
+	  echo "error: dvc.lock is stale: run 'make repro' and commit what it changes" >&2; exit 1; fi
+	@echo "dvc.lock belongs to these sources and params"

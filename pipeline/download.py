@@ -1,0 +1,41 @@
+"""Stage `download`: raw data, checksummed, as four IDX files whatever the data set."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+from mnist_mamba.data.idx import write_idx
+from mnist_mamba.data.sources import load_digits, load_idx, load_mnist
+from mnist_mamba.data.splits import LabelledImages
+from pipeline import paths, stage
+from pipeline.params import Params, load_params
+
+logger = logging.getLogger(__name__)
+
+
+def fetch(params: Params) -> tuple[LabelledImages, LabelledImages]:
+    """Train and test sets of the chosen data set."""
+    match params.data.dataset:
+        case "mnist":
+            return load_mnist(os.environ.get("MNIST_MIRROR") or None)
+        case "digits":
+            return load_digits()
+        case "idx":
+            return load_idx(Path(params.data.idx_dir))
+
+
+def main() -> None:
+    """Fetch the data and write it to data/raw."""
+    stage.parser(__doc__ or "", ["MNIST_MIRROR=/my/mnist python -m pipeline.download"]).parse_args()
+    params = load_params()
+    train, test = fetch(params)
+    for part, data in (("train", train), ("test", test)):
+        write_idx(paths.images(paths.RAW, part), data.images)
+        write_idx(paths.labels(paths.RAW, part), data.labels)
+        logger.info("%s: %d images of %d x %d", part, *data.images.shape)
+
+
+if __name__ == "__main__":
+    stage.run(main)

@@ -1,0 +1,134 @@
+"""Stage `evaluate`: the C engine on the whole test set, and its agreement with PyTorch."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mnist_mamba.data.idx import read_images, read_labels
+from mnist_mamba.files import write_json, write_text
+from mnist_mamba.metrics import (
+    expected_calibration_error,
+    negative_log_likelihood,
+    per_class,
+    softmax,
+)
+from mnist_mamba.training.checkpoint import load_checkpoint
+from mnist_mamba.training.evaluation import predict
+from pipeline import figures, paths, stage
+from pipeline.params import Params, load_params
+
+logger = logging.getLogger(__name__)
+
+
+class ParityError(RuntimeError):
+    """The C engine does not compute what PyTorch computes."""
+
+
+def engine_logits(images: Path, labels: Path) -> tuple[NDArray[np.float32], dict[str, Any]]:
+    """Logits (n, n_classes) of `mamba eval` and its own report.
+
+    Raises:
+        RuntimeError: the engine refused; its message is passed on.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        logits = Path(scratch) / "logits.f32"
+        command = [paths.ENGINE, "eval", paths.MODEL, images, labels, "--json", "--logits", logits]
+        done = subprocess.run([str(c) for c in command], capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"mamba eval failed ({done.returncode}): {done.stderr.strip()}")
+        report = json.loads(done.stdout)
+        return np.fromfile(logits, dtype="<f4").reshape(report["n"], -1), report
+
+
+def summarise(
+    engine: NDArray[np.float32],
+    reference: NDArray[np.float32],
+    labels: NDArray[np.uint8],
+    ece_bins: int,
+) -> dict[str, Any]:
+    """metrics/eval.json from the two sets of logits; likelihood and calibration are rounded to
+    what every instruction set agrees on."""
+    predictions = engine.argmax(axis=1)
+    correct = int((predictions == labels).sum())
+    return {
+        "accuracy": correct / len(labels),
+        "correct": correct,
+        "n_test": len(labels),
+        "nll": round(negative_log_likelihood(engine, labels), 5),
+        "ece": round(expected_calibration_error(softmax(engine), labels, ece_bins), 5),
+        "parity": {
+            "max_abs_logit_diff": float(np.abs(engine - reference).max()),
+            "prediction_mismatches": int((predictions != reference.argmax(axis=1)).sum()),
+        },
+        "per_class": per_class(predictions, labels, engine.shape[1]),
+    }
+
+
+def check(metrics: dict[str, Any], report: dict[str, Any], params: Params) -> None:
+    """Fail loudly where the engine is wrong.
+
+    Raises:
+        ParityError: logits too far from PyTorch's, or an engine that miscounts its own results.
+    """
+    difference, ceiling = (
+        metrics["parity"]["max_abs_logit_diff"],
+        params.evaluate.max_abs_logit_diff,
+    )
+    if not difference <= ceiling:
+        raise ParityError(
+            f"the C engine's logits differ from PyTorch's by {difference:.3g}, "
+            f"allowed are {ceiling:.3g} (evaluate.max_abs_logit_diff)"
+        )
+    if report["correct"] != metrics["correct"]:
+        raise ParityError(
+            f"mamba eval counts {report['correct']} correct, its logits say {metrics['correct']}"
+        )
+
+
+def main() -> None:
+    """Score the engine, compare it, draw what it got wrong."""
+    stage.parser(__doc__ or "").parse_args()
+    params = load_params()
+    image_file = paths.images(paths.PREPARED, "test")
+    label_file = paths.labels(paths.PREPARED, "test")
+    engine, report = engine_logits(image_file, label_file)
+    images, labels = read_images(image_file), read_labels(label_file)
+    checkpoint = paths.CHECKPOINTS / f"{params.export.checkpoint}.pth"
+    # The plain-torch scan is the definition that the engine is held to.
+    model = load_checkpoint(checkpoint, scan="reference").model
+    reference = predict(model, torch.from_numpy(images)).numpy()
+    metrics = summarise(engine, reference, labels, params.evaluate.ece_bins)
+    metrics["model"] = {
+        "parameters": model.n_parameters,
+        "file_bytes": paths.MODEL.stat().st_size,
+    }
+    write_json(paths.METRICS / "eval.json", metrics)
+    predictions = engine.argmax(axis=1)
+    pairs = zip(labels, predictions, strict=True)
+    rows = [f"{i},{label},{predicted}\n" for i, (label, predicted) in enumerate(pairs)]
+    write_text(paths.PREDICTIONS, "index,label,predicted\n" + "".join(rows))
+    probabilities = softmax(engine)
+    figures.draw_predictions(paths.PLOTS / "predictions.png", images, labels, probabilities)
+    figures.draw_misclassified(paths.PLOTS / "misclassified.png", images, labels, probabilities)
+    check(metrics, report, params)
+    logger.info(
+        "C engine: %d of %d right (%.4f); logits within %.1e of PyTorch's, %d predictions differ",
+        metrics["correct"],
+        metrics["n_test"],
+        metrics["accuracy"],
+        metrics["parity"]["max_abs_logit_diff"],
+        metrics["parity"]["prediction_mismatches"],
+    )
+
+
+if __name__ == "__main__":
+    stage.run(main)

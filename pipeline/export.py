@@ -1,0 +1,79 @@
+"""Stage `export`: a checkpoint becomes the file that the C engine maps, an image its input."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+
+import numpy as np
+
+from mnist_mamba.data.idx import read_images, read_labels
+from mnist_mamba.engine.format import write_model
+from mnist_mamba.files import write_bytes
+from mnist_mamba.training.checkpoint import load_checkpoint
+from pipeline import paths, stage
+from pipeline.params import load_params
+
+logger = logging.getLogger(__name__)
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line: what to export, from where, to where."""
+    parser = stage.parser(
+        "Write what the C engine reads: a model file, or one image as raw float32.",
+        [
+            "python -m pipeline.export model --checkpoint checkpoints/best_model.pth "
+            "--output mnist_mamba.bin",
+            "python -m pipeline.export image --index 0 --output input.bin",
+            "./mamba mnist_mamba.bin input.bin",
+        ],
+    )
+    what = parser.add_subparsers(dest="what", required=True)
+    model = what.add_parser("model", help="a checkpoint as the engine's model file")
+    model.add_argument(
+        "--checkpoint", type=Path, help="default: the one that params.yaml's export names"
+    )
+    model.add_argument(
+        "--output", type=Path, default=Path("mnist_mamba.bin"), help="default: %(default)s"
+    )
+    image = what.add_parser("image", help="one image as height x width float32 in [0, 1]")
+    image.add_argument("--index", type=int, default=0, help="counted from 0; default: %(default)s")
+    image.add_argument("--split", choices=("train", "val", "test"), default="test")
+    image.add_argument("--output", type=Path, default=Path("input.bin"), help="%(default)s")
+    return parser.parse_args()
+
+
+def export_model(checkpoint: Path, output: Path) -> None:
+    """Write a checkpoint's model file."""
+    model = load_checkpoint(checkpoint, scan="reference").model
+    write_model(output, model)
+    logger.info("%s: %d parameters from %s", output, model.n_parameters, checkpoint)
+
+
+def export_image(split: str, index: int, output: Path) -> None:
+    """Write one image of the prepared data as little-endian float32.
+
+    Raises:
+        ValueError: no such index.
+    """
+    images = read_images(paths.images(paths.PREPARED, split))
+    if not 0 <= index < len(images):
+        raise ValueError(f"--index {index}: the {split} split has images 0 to {len(images) - 1}")
+    label = read_labels(paths.labels(paths.PREPARED, split))[index]
+    write_bytes(output, (images[index] / np.float32(255)).astype("<f4").tobytes())
+    logger.info("%s: image %d of %s, a %d", output, index, split, label)
+
+
+def main() -> None:
+    """Export a model or an image."""
+    arguments = parse_arguments()
+    if arguments.what == "image":
+        export_image(arguments.split, arguments.index, arguments.output)
+        return
+    default = paths.CHECKPOINTS / f"{load_params().export.checkpoint}.pth"
+    export_model(arguments.checkpoint or default, arguments.output)
+
+
+if __name__ == "__main__":
+    stage.run(main)

@@ -1,0 +1,198 @@
+"""params.yaml, typed and range-checked; unknown keys are refused."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from mnist_mamba.config import AugmentConfig, ConfigError, ModelConfig, TrainConfig
+
+PARAMS_FILE = Path("params.yaml")
+"""Relative: DVC runs an experiment's stages in a copy of the project."""
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Side = Annotated[int, Field(ge=1, le=4096)]
+
+
+class ParamsError(ValueError):
+    """params.yaml does not make sense; the message names key, value and range."""
+
+
+class Section(BaseModel):
+    """A part of params.yaml that refuses unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataParams(Section):
+    """Which data, and how it is split."""
+
+    dataset: Literal["mnist", "digits", "idx"]
+    idx_dir: str
+    resize: Side | tuple[Side, Side] | None
+    val_fraction: Annotated[float, Field(gt=0, lt=1)]
+    split_seed: Annotated[int, Field(ge=0)]
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """(height, width) to resample to, or None to keep."""
+        return (self.resize, self.resize) if isinstance(self.resize, int) else self.resize
+
+    @property
+    def known_size(self) -> tuple[int, int] | None:
+        """The images' size as far as the params tell it."""
+        native = {"mnist": (28, 28), "digits": (8, 8), "idx": None}
+        return self.size or native[self.dataset]
+
+
+class ModelParams(Section):
+    """The model's choices; `ModelConfig` holds the ranges."""
+
+    stem: str
+    patch: tuple[int, int]
+    stem_width: int
+    pos_embed: bool
+    direction: str
+    pool: str
+    d_model: int
+    n_layers: int
+    d_state: int
+    d_conv: int
+    expand: int
+    dt_rank: int | Literal["auto"]
+    a: str
+    dt_min: float
+    dt_max: float
+    dt_init_floor: float
+    dt_scale: float
+
+    def config(self, height: int, width: int, n_classes: int, **statistics: float) -> ModelConfig:
+        """The model's config for images of a data set.
+
+        Raises:
+            ConfigError: a value out of range or one that does not fit the images.
+        """
+        values = {"height": height, "width": width, "n_classes": n_classes, **statistics}
+        return ModelConfig.from_dict({**self.model_dump(), **values})
+
+
+class AugmentParams(Section):
+    """Largest random changes of an image."""
+
+    rotate: Annotated[float, Field(ge=0, le=180)]
+    scale: Annotated[float, Field(ge=0, lt=1)]
+    shear: Annotated[float, Field(ge=0, lt=90)]
+    shift: Fraction
+
+
+class TrainParams(Section):
+    """How the model is trained."""
+
+    epochs: Annotated[int, Field(ge=1)]
+    batch_size: Annotated[int, Field(ge=1)]
+    lr: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    warmup: Fraction
+    lr_end: Fraction
+    weight_decay: NonNegative
+    beta1: Annotated[float, Field(ge=0, lt=1)]
+    beta2: Annotated[float, Field(ge=0, lt=1)]
+    clip_norm: NonNegative
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)]
+    ema_decay: Annotated[float, Field(ge=0, lt=1)]
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    augment: AugmentParams
+    scan: Literal["auto", "reference", "cpu", "cuda"]
+    device: Literal["auto", "cpu", "cuda"]
+    threads: Annotated[int, Field(ge=0, le=1024)]
+
+    def config(self) -> TrainConfig:
+        """The library's settings, without those that only choose hardware."""
+        names = {field.name for field in dataclasses.fields(TrainConfig)} - {"augment"}
+        augment = AugmentConfig(**self.augment.model_dump())
+        return TrainConfig(**self.model_dump(include=names), augment=augment)
+
+
+class ExportParams(Section):
+    """What becomes the model file."""
+
+    checkpoint: Literal["last", "best_model"]
+
+
+class EvaluateParams(Section):
+    """How the C engine is judged."""
+
+    max_abs_logit_diff: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    ece_bins: Annotated[int, Field(ge=1, le=1000)]
+
+
+class BenchmarkParams(Section):
+    """How it is timed."""
+
+    rounds: Annotated[int, Field(ge=1, le=10_000)]
+
+
+class TrackingParams(Section):
+    """Where runs are shown."""
+
+    enabled: bool
+    experiment: Annotated[str, Field(min_length=1)]
+
+
+class Params(Section):
+    """All of params.yaml."""
+
+    data: DataParams
+    model: ModelParams
+    train: TrainParams
+    export: ExportParams
+    evaluate: EvaluateParams
+    benchmark: BenchmarkParams
+    tracking: TrackingParams
+
+    @model_validator(mode="after")
+    def _model_fits(self) -> Params:
+        # Sizes that only the data will tell are checked again when they are known (train).
+        height, width = self.data.known_size or self.model.patch
+        try:
+            self.model.config(height, width, n_classes=2)
+        except ConfigError as error:
+            raise ValueError(f"model.{error}") from error
+        return self
+
+
+def load_params(path: Path = PARAMS_FILE) -> Params:
+    """Read and check params.yaml of the current folder.
+
+    Raises:
+        ParamsError: the file is missing, is not YAML, or holds a value that cannot be used.
+    """
+    try:
+        content = yaml.safe_load(path.read_text())
+    except FileNotFoundError as error:
+        raise ParamsError(f"{path} is missing: run from the project's folder") from error
+    except yaml.YAMLError as error:
+        raise ParamsError(f"{path} is not valid YAML: {error}") from error
+    return parse_params(content, str(path))
+
+
+def parse_params(content: Any, source: str = "params.yaml") -> Params:
+    """`load_params` on parsed YAML."""
+    try:
+        return Params.model_validate(content)
+    except ValidationError as error:
+        lines = [_explain(source, problem) for problem in error.errors()]
+        raise ParamsError("\n".join(lines)) from error
+
+
+def _explain(source: str, problem: Any) -> str:
+    key = ".".join(str(part) for part in problem["loc"])
+    if not key:  # a check of our own, which names its key itself
+        return f"{source}: {problem['msg'].removeprefix('Value error, ')}"
+    if problem["type"] == "extra_forbidden":
+        return f"{source}: {key}: unknown key, got {problem['input']!r}; expected no such key"
+    return f"{source}: {key}: got {problem['input']!r}; {problem['msg'].lower()}"

@@ -1,0 +1,25 @@
+"""Where the stages read and write, relative to the project's folder; dvc.yaml says the same."""
+
+from pathlib import Path
+
+RAW = Path("data/raw")
+PREPARED = Path("data/prepared")
+DATA_INFO = PREPARED / "info.json"
+CHECKPOINTS = Path("checkpoints")
+MODEL = Path("artifacts/mnist_mamba.bin")
+ENGINE = Path("build/dvc/mamba")
+METRICS = Path("metrics")
+PLOTS = Path("plots")
+CURVES = PLOTS / "curves.json"
+PREDICTIONS = PLOTS / "predictions.csv"
+TRACKING_KEY = Path("artifacts/tracking_key.txt")
+
+
+def images(folder: Path, part: str) -> Path:
+    """Images of a part of the data."""
+    return folder / f"{part}-images.idx"
+
+
+def labels(folder: Path, part: str) -> Path:
+    """Labels of a part of the data."""
+    return folder / f"{part}-labels.idx"
