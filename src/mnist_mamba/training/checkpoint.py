@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import pickle
 from pathlib import Path
 from typing import Any
@@ -50,9 +51,10 @@ def load_checkpoint(path: Path, scan: str = "auto") -> Checkpoint:
     """
     if not path.is_file():
         raise CheckpointError(f"{path} is no file: train first (python -m pipeline.train)")
+    data = path.read_bytes()
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
+        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, LookupError) as error:
         raise CheckpointError(f"{path} is no checkpoint, or a damaged one: {error}") from error
     return _parse(path, content, scan)
 

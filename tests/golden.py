@@ -1,0 +1,104 @@
+"""Golden activations: what PyTorch computes layer by layer, for the C tests to replay.
+
+`python -m tests.golden` (`make golden`) renews csrc/tests/golden/: one model file and one file of
+activations for each architecture. The C test compares them tensor by tensor, without Python.
+"""
+
+from __future__ import annotations
+
+import struct
+import sys
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mnist_mamba.engine import write_model
+from mnist_mamba.files import write_bytes
+from mnist_mamba.model import Block, MambaClassifier
+from mnist_mamba.scan import selective_scan
+from tests.models import ARCHITECTURES, make_images, make_model
+
+FOLDER = Path(__file__).parents[1] / "csrc" / "tests" / "golden"
+MAGIC = b"MNGOLD1\n"
+
+Record = tuple[str, int, Tensor]
+"""Name, layer (-1 outside the layers), (rows, columns) in the order of the image's tokens."""
+
+
+def trace_block(block: Block, layer: int, residual: Tensor) -> tuple[list[Record], Tensor]:
+    """One layer's activations of (length, d_model), and its output."""
+    mixer = block.mixer
+    x, z = mixer.in_proj(block.norm(residual)).chunk(2, dim=-1)
+    records = [("in_proj.x", layer, x), ("in_proj.z", layer, z)]
+    y = torch.zeros_like(x)
+    for suffix in mixer.suffixes:
+        reverse = block.reverse or suffix == "_b"
+
+        def ordered(rows: Tensor, reverse: bool = reverse) -> Tensor:
+            """To the scan's order, or back from it; (length, n)."""
+            return rows.flip(0) if reverse else rows
+
+        u, dt, B, C = mixer.scan_inputs(ordered(x).T[None], suffix)
+        delta = F.softplus(dt + mixer.get_submodule(f"dt_proj{suffix}").bias[:, None])
+        A, D = mixer.state_matrix(suffix), mixer.get_parameter(f"D{suffix}")
+        z_scan = ordered(z).T[None]
+        out = selective_scan(u, delta, A, B, C, D=D, z=z_scan, backend="reference")
+        projected = mixer.get_submodule(f"x_proj{suffix}")(u.transpose(1, 2))[0]
+        records += [
+            (f"conv{suffix}", layer, ordered(u[0].T)),
+            (f"x_proj{suffix}", layer, ordered(projected)),
+            (f"delta{suffix}", layer, ordered(delta[0].T)),
+            (f"scan{suffix}", layer, ordered(out[0].T)),
+        ]
+        y = y + ordered(out[0].T)
+    residual = residual + mixer.out_proj(y / len(mixer.suffixes))
+    return [*records, ("residual", layer, residual)], residual
+
+
+@torch.no_grad()
+def trace(model: MambaClassifier, pixels: Tensor) -> list[Record]:
+    """All activations for one image (height, width), and a check that they lead to its logits."""
+    residual = model.tokens(pixels[None])[0]
+    records: list[Record] = [("input", -1, pixels), ("tokens", -1, residual)]
+    for i, block in enumerate(model.blocks):
+        layer, residual = trace_block(block, i, residual)
+        records += layer
+    # The file folds norm_f's weight into the head, so pooled stands before that weight.
+    weight = model.norm_f.weight
+    pooled = model.pooled(residual[None])
+    records += [("pooled", -1, pooled / weight), ("logits", -1, model.head(pooled))]
+    torch.testing.assert_close(records[-1][2], model(pixels[None]), rtol=1e-5, atol=1e-6)
+    return records
+
+
+def encode(records: list[Record]) -> bytes:
+    """The bytes of a .golden file (csrc/tests/test_golden.c reads them)."""
+    parts = [MAGIC, struct.pack("<I", len(records))]
+    for name, layer, rows in records:
+        values = rows.detach().contiguous().numpy().astype("<f4")
+        parts.append(struct.pack("<I", len(name)) + name.encode())
+        parts.append(struct.pack("<iII", layer, *values.shape) + values.tobytes())
+    return b"".join(parts)
+
+
+def write_golden(folder: Path, name: str) -> None:
+    """Write NAME.bin and NAME.golden for one architecture."""
+    model = make_model(name)
+    pixels = make_images(model.config, 3)[2].float() / 255
+    write_model(folder / f"{name}.bin", model)
+    write_bytes(folder / f"{name}.golden", encode(trace(model, pixels)))
+
+
+def main() -> int:
+    """Renew every golden file."""
+    for old in (*FOLDER.glob("*.bin"), *FOLDER.glob("*.golden")):
+        old.unlink()
+    for name in ARCHITECTURES:
+        write_golden(FOLDER, name)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,55 @@
+"""Small models of every architecture that the params allow, for the tests that need one of each."""
+
+from __future__ import annotations
+
+import torch
+
+from mnist_mamba.model import MambaClassifier, ModelConfig
+
+SMALL = {"height": 8, "width": 8, "n_classes": 10, "pixel_mean": 0.13, "pixel_std": 0.31}
+TINY = {"d_model": 8, "n_layers": 2, "d_state": 4, "patch": (4, 4)}
+
+ARCHITECTURES: dict[str, ModelConfig] = {
+    name: ModelConfig(**{**SMALL, **TINY, **changes})
+    for name, changes in {
+        "patch_forward_mean": {"direction": "forward"},
+        "patch_alternate_last": {"direction": "alternate", "pool": "last", "n_layers": 3},
+        "patch_bidirectional": {"direction": "bidirectional"},
+        "patch_tied": {"a": "tied"},
+        "patch_bidirectional_tied": {"direction": "bidirectional", "a": "tied"},
+        "patch_no_positions": {"pos_embed": False, "n_layers": 1},
+        "conv_alternate": {"stem": "conv", "stem_width": 5},
+        "conv_tied_odd_image": {"stem": "conv", "stem_width": 3, "a": "tied", "height": 9},
+        "pixels_last": {"patch": (1, 1), "direction": "forward", "pool": "last", "n_layers": 1},
+        "rows_odd_dims": {
+            "patch": (1, 8),
+            "d_model": 5,
+            "expand": 3,
+            "d_state": 3,
+            "dt_rank": 2,
+            "d_conv": 3,
+            "n_classes": 3,
+        },
+        "wide_panels": {"d_model": 20, "d_state": 8, "d_conv": 2, "n_classes": 17, "width": 12},
+        "state_one_conv_one": {"d_state": 1, "d_conv": 1, "expand": 1},
+    }.items()
+}
+
+
+def make_model(name: str, seed: int = 0, scan: str = "reference") -> MambaClassifier:
+    """An architecture's model in evaluation mode; no value is left at a telling 0 or 1."""
+    torch.manual_seed(seed)
+    model = MambaClassifier(ARCHITECTURES[name], scan=scan).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def make_images(config: ModelConfig, n: int, seed: int = 1) -> torch.Tensor:
+    """(n, height, width) uint8 images; the first is black, the second white, the rest noise."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (n, config.height, config.width)
+    images = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+    images[:1], images[1:2] = 0, 255
+    return images

@@ -1,0 +1,60 @@
+"""What a model's config allows, and how it says no."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from mnist_mamba.config import ConfigError, ModelConfig
+
+IMAGE = {"height": 28, "width": 28, "n_classes": 10}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"d_conv": 0}, "d_conv = 0: expected a whole number in 1..16"),
+        ({"d_state": 257}, "d_state = 257"),
+        ({"d_model": 64.0}, "d_model = 64.0"),
+        ({"n_layers": True}, "n_layers = True"),
+        ({"dt_rank": 0}, "dt_rank = 0"),
+        ({"n_classes": 1}, "n_classes = 1"),
+        ({"channels": 3}, "channels = 3"),
+        ({"pixel_std": 0.0}, "pixel_std = 0.0"),
+        ({"pixel_mean": float("nan")}, "pixel_mean = nan"),
+        ({"dt_min": 0.2}, "dt_min = 0.2 is above dt_max = 0.1"),
+        ({"stem": "vit"}, "stem = 'vit': expected one of patch, conv"),
+        ({"direction": "up"}, "direction = 'up'"),
+        ({"a": "shared"}, "a = 'shared'"),
+        ({"patch": (5, 4)}, "patch = [5, 4] does not divide the image, which is 28 x 28"),
+        ({"patch": (0, 4)}, "patch = [0, 4]"),
+        ({"patch": (4,)}, "patch = [4]"),
+        ({"height": 4096, "width": 4096, "patch": (1, 1)}, "16777216 tokens"),
+        ({"d_model": 2048, "expand": 8}, "d_inner = 16384"),
+    ],
+)
+def test_values_that_cannot_work_are_refused_by_name(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        ModelConfig(**{**IMAGE, **changes})
+    assert message in str(error.value)
+
+
+def test_patch_need_not_divide_when_the_stem_is_a_convolution() -> None:
+    config = ModelConfig(**{**IMAGE, "stem": "conv", "height": 9, "width": 30})
+    assert config.grid == (3, 8)
+    assert config.length == 24
+
+
+def test_derived_dims() -> None:
+    config = ModelConfig(**IMAGE, d_model=33, expand=3)
+    assert (config.d_inner, config.resolved_dt_rank, config.length) == (99, 3, 49)
+
+
+def test_dict_round_trip() -> None:
+    config = ModelConfig(**IMAGE, direction="bidirectional", a="tied", dt_rank=5)
+    assert ModelConfig.from_dict(config.to_dict()) == config
+    with pytest.raises(ConfigError, match="unknown model settings: depth"):
+        ModelConfig.from_dict({**config.to_dict(), "depth": 3})
+    with pytest.raises(ConfigError, match="missing model settings: height, width"):
+        ModelConfig.from_dict({"n_classes": 10})

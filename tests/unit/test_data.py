@@ -1,0 +1,278 @@
+"""IDX files, sources, splits and augmentation."""
+
+from __future__ import annotations
+
+import gzip
+import shutil
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from mnist_mamba.config import AugmentConfig
+from mnist_mamba.data.augment import augment
+from mnist_mamba.data.idx import IdxError, read_images, read_labels, write_idx
+from mnist_mamba.data.sources import IDX_NAMES, load_digits, load_idx, load_mnist
+from mnist_mamba.data.splits import DataError, LabelledImages, Splits, describe, resize, split
+from mnist_mamba.data.torchvision_compat import import_torchvision
+
+
+def make_data(n: int = 60, n_classes: int = 3, size: tuple[int, int] = (5, 7)) -> LabelledImages:
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 256, (n, *size), dtype=np.uint8)
+    return LabelledImages(images, (np.arange(n) % n_classes).astype(np.uint8))
+
+
+def write_folder(folder: Path, train: LabelledImages, test: LabelledImages) -> None:
+    folder.mkdir(exist_ok=True)
+    write_idx(folder / IDX_NAMES["train_images"], train.images)
+    write_idx(folder / IDX_NAMES["train_labels"], train.labels)
+    write_idx(folder / IDX_NAMES["test_images"], test.images)
+    write_idx(folder / IDX_NAMES["test_labels"], test.labels)
+
+
+@given(
+    images=hnp.arrays(np.uint8, st.tuples(st.integers(1, 5), st.integers(1, 9), st.integers(1, 9))),
+    packed=st.booleans(),
+)
+def test_idx_round_trip(
+    tmp_path_factory: pytest.TempPathFactory, images: np.ndarray, packed: bool
+) -> None:
+    path = tmp_path_factory.mktemp("idx") / "images"
+    write_idx(path, images)
+    if packed:
+        path.write_bytes(gzip.compress(path.read_bytes()))
+    np.testing.assert_array_equal(read_images(path), images)
+
+
+GOOD = bytes((0, 0, 8, 3)) + struct.pack(">3I", 1, 2, 2) + b"abcd"
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "got 0 bytes, expected an IDX header of 16"),
+        (GOOD[:15], "got 15 bytes"),
+        (GOOD[:-1], "got 19 bytes, expected 20 for 1 x 2 x 2"),
+        (GOOD + b"e", "got 21 bytes, expected 20"),
+        (bytes((0, 0, 8, 1)) + GOOD[4:], "magic: got 00 00 08 01, expected 00 00 08 03"),
+        (bytes((0, 0, 13, 3)) + GOOD[4:], "magic: got 00 00 0d 03"),
+        (bytes((0, 0, 8, 3)) + struct.pack(">3I", 0, 2, 2), "expected none to be 0"),
+        (bytes((0, 0, 8, 3)) + b"\xff" * 12, "expected 79228162458924105385300197391"),
+        (gzip.compress(GOOD)[:-4], "damaged gzip"),
+    ],
+)
+def test_damaged_idx_is_refused_by_name(tmp_path: Path, data: bytes, message: str) -> None:
+    path = tmp_path / "images"
+    path.write_bytes(data)
+    with pytest.raises(IdxError) as error:
+        read_images(path)
+    assert str(path) in str(error.value)
+    assert message in str(error.value)
+
+
+def test_idx_folder(tmp_path: Path) -> None:
+    train, test = make_data(30), make_data(9)
+    write_folder(tmp_path, train, test)
+    labels = tmp_path / IDX_NAMES["test_labels"]
+    (tmp_path / f"{labels.name}.gz").write_bytes(gzip.compress(labels.read_bytes()))
+    labels.unlink()
+    loaded = load_idx(tmp_path)
+    np.testing.assert_array_equal(loaded[0].images, train.images)
+    np.testing.assert_array_equal(loaded[1].labels, test.labels)
+
+
+def test_idx_folder_with_a_missing_or_unfitting_file(tmp_path: Path) -> None:
+    write_folder(tmp_path, make_data(30), make_data(9))
+    write_idx(tmp_path / IDX_NAMES["test_labels"], np.zeros(8, np.uint8))
+    with pytest.raises(DataError, match="9 test images but 8 labels"):
+        load_idx(tmp_path)
+    (tmp_path / IDX_NAMES["train_labels"]).unlink()
+    with pytest.raises(DataError, match="train-labels-idx1-ubyte is missing"):
+        load_idx(tmp_path)
+
+
+def test_digits_are_the_real_ones_in_a_fixed_split() -> None:
+    train, test = load_digits()
+    assert (len(train.images), len(test.images)) == (1438, 359)
+    assert train.images.shape[1:] == (8, 8)
+    assert train.images.max() == 255
+    again = load_digits()
+    np.testing.assert_array_equal(test.images, again[1].images)
+    assert set(test.labels.tolist()) == set(range(10))
+
+
+@pytest.fixture
+def mnist_like(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A mirror with small files, whose checksums torchvision is told to expect."""
+    import_torchvision()
+    from torchvision.datasets import MNIST
+    from torchvision.datasets.utils import calculate_md5
+
+    plain = tmp_path / "plain"
+    write_folder(plain, make_data(30, 10, (28, 28)), make_data(20, 10, (28, 28)))
+    mirror = tmp_path / "mirror"
+    mirror.mkdir()
+    resources = []
+    for name in IDX_NAMES.values():
+        packed = mirror / f"{name}.gz"
+        packed.write_bytes(gzip.compress((plain / name).read_bytes(), mtime=0))
+        resources.append((packed.name, calculate_md5(str(packed))))
+    monkeypatch.setattr(MNIST, "resources", resources)
+    monkeypatch.setattr(MNIST, "mirrors", ["http://127.0.0.1:9/"])  # nobody listens there
+    return mirror
+
+
+@pytest.mark.parametrize("as_url", [False, True])
+def test_mnist_comes_from_the_mirror(mnist_like: Path, as_url: bool) -> None:
+    train, test = load_mnist(mnist_like.as_uri() if as_url else str(mnist_like))
+    assert (train.images.shape, len(test.labels)) == ((30, 28, 28), 20)
+
+
+def test_mnist_without_network_or_mirror_names_both_ways_out(mnist_like: Path) -> None:
+    with pytest.raises(DataError) as error:
+        load_mnist(None)
+    message = str(error.value)
+    assert "connect to the network" in message
+    assert "MNIST_MIRROR" in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("damage", ["truncated", "altered", "missing"])
+def test_a_damaged_mirror_is_refused(mnist_like: Path, damage: str) -> None:
+    victim = mnist_like / "t10k-images-idx3-ubyte.gz"
+    data = victim.read_bytes()
+    match damage:
+        case "truncated":
+            victim.write_bytes(data[:-10])
+        case "altered":
+            victim.write_bytes(data[:50] + bytes([data[50] ^ 1]) + data[51:])
+        case "missing":
+            victim.unlink()
+    with pytest.raises(DataError, match=r"t10k-images-idx3-ubyte\.gz"):
+        load_mnist(str(mnist_like))
+
+
+def test_a_mirror_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="MNIST_MIRROR = .*nowhere"):
+        load_mnist(str(tmp_path / "nowhere"))
+    shutil.rmtree(tmp_path)
+
+
+def test_resize_is_identity_at_the_same_size_and_smooth_otherwise() -> None:
+    images = make_data(4).images
+    assert resize(images, (5, 7)) is images
+    flat = np.full((2, 8, 8), 200, np.uint8)
+    np.testing.assert_array_equal(resize(flat, (28, 20)), np.full((2, 28, 20), 200))
+
+
+@given(fraction=st.floats(0.01, 0.99), seed=st.integers(0, 5))
+def test_split_is_a_stratified_partition(fraction: float, seed: int) -> None:
+    data = make_data(60)
+    data = data._replace(images=np.arange(60, dtype=np.uint8).reshape(60, 1, 1))
+    rest, held = split(data, fraction, seed)
+    everything = np.concatenate([rest.images, held.images]).ravel()
+    assert sorted(everything.tolist()) == list(range(60))
+    counts = np.bincount(held.labels, minlength=3)
+    assert counts.min() == counts.max() == min(max(1, round(fraction * 20)), 19)
+    np.testing.assert_array_equal(split(data, fraction, seed)[1].images, held.images)
+
+
+def test_a_class_with_one_image_cannot_be_split() -> None:
+    data = make_data(10, 3)
+    lonely = data._replace(labels=np.array([0] * 9 + [2], np.uint8))
+    with pytest.raises(DataError, match="class 2 has 1 image"):
+        split(lonely, 0.5, 0)
+
+
+def test_describe_counts_and_measures_the_training_pixels() -> None:
+    train, val, test = make_data(60), make_data(30), make_data(9)
+    info = describe(Splits(train, val, test))
+    assert (info["height"], info["width"], info["n_classes"]) == (5, 7, 3)
+    assert info["splits"]["test"] == {"n": 9, "per_class": [3, 3, 3]}
+    assert info["pixel_mean"] == pytest.approx(train.images.mean() / 255, abs=1e-6)
+    assert info["pixel_std"] == pytest.approx(train.images.std() / 255, abs=1e-6)
+
+
+def test_describe_refuses_what_cannot_be_learned() -> None:
+    train, other = make_data(60), make_data(9, 4)
+    with pytest.raises(DataError, match=r"test split has labels \[3\]"):
+        describe(Splits(train, train, other))
+    with pytest.raises(DataError, match="image sizes differ"):
+        describe(Splits(train, train, make_data(9, 3, (5, 8))))
+    black = train._replace(images=np.zeros_like(train.images))
+    with pytest.raises(DataError, match="all training pixels are the same"):
+        describe(Splits(black, train, train))
+
+
+def blob(height: int = 20, width: int = 30) -> torch.Tensor:
+    """One soft dot, right of and above the middle."""
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    return torch.exp(-((x - 20.0) ** 2 + (y - 7.0) ** 2) / 8)[None]
+
+
+def centre(image: torch.Tensor) -> tuple[float, float]:
+    y, x = torch.meshgrid(*(torch.arange(n) for n in image.shape), indexing="ij")
+    return float((image * x).sum() / image.sum()), float((image * y).sum() / image.sum())
+
+
+NOTHING = AugmentConfig(rotate=0, scale=0, shear=0, shift=0)
+
+
+def test_augmentation_of_nothing_is_the_identity() -> None:
+    images = blob()
+    assert augment(images, NOTHING, torch.Generator()) is images
+    tiny = AugmentConfig(rotate=1e-9, scale=0, shear=0, shift=0)
+    torch.testing.assert_close(augment(images, tiny, torch.Generator()), images, atol=1e-5, rtol=0)
+
+
+def test_shift_moves_at_most_its_fraction_of_each_side() -> None:
+    config = AugmentConfig(rotate=0, scale=0, shear=0, shift=0.1)
+    images = blob().expand(200, -1, -1)
+    x0, y0 = centre(images[0])
+    moves = [centre(image) for image in augment(images, config, torch.Generator().manual_seed(0))]
+    dx, dy = (torch.tensor([move[i] for move in moves]) - (x0, y0)[i] for i in (0, 1))
+    assert dx.abs().max() <= 3.05
+    assert dy.abs().max() <= 2.05
+    assert dx.abs().max() > 2.5
+    assert dy.abs().max() > 1.7
+
+
+def test_rotation_keeps_the_distance_to_the_middle_on_images_that_are_not_square() -> None:
+    config = AugmentConfig(rotate=30, scale=0, shear=0, shift=0)
+    images = blob().expand(100, -1, -1)
+    rotated = augment(images, config, torch.Generator().manual_seed(0))
+
+    def polar(image: torch.Tensor) -> tuple[float, float]:
+        x, y = centre(image)
+        z = complex(x - 14.5, y - 9.5)
+        return abs(z), float(np.degrees(np.angle(z)))
+
+    radius, angle = polar(images[0])
+    polars = [polar(image) for image in rotated]
+    assert max(abs(r - radius) for r, _ in polars) < 0.1
+    turns = [a - angle for _, a in polars]
+    assert 25 < max(turns) <= 30.5
+    assert -30.5 <= min(turns) < -25
+
+
+def test_augmentation_depends_on_its_generator_alone() -> None:
+    images = make_data(8, size=(9, 9)).images
+    pixels = torch.from_numpy(images).float() / 255
+    a, b = (augment(pixels, AugmentConfig(), torch.Generator().manual_seed(7)) for _ in range(2))
+    assert torch.equal(a, b)
+    assert not torch.equal(a, augment(pixels, AugmentConfig(), torch.Generator().manual_seed(8)))
+
+
+def test_labels_reader_wants_labels(tmp_path: Path) -> None:
+    write_idx(tmp_path / "labels", np.arange(9, dtype=np.uint8))
+    np.testing.assert_array_equal(read_labels(tmp_path / "labels"), np.arange(9))
+    with pytest.raises(IdxError, match="magic"):
+        read_images(tmp_path / "labels")
+    with pytest.raises(TypeError, match="float32"):
+        write_idx(tmp_path / "labels", np.zeros(3, np.float32))  # type: ignore[arg-type]

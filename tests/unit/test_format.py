@@ -1,0 +1,148 @@
+"""The model file's writer and reader against each other, and against damage."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mnist_mamba.engine import FormatError, format, read_model, write_model
+from tests.models import ARCHITECTURES, make_model
+
+
+@pytest.fixture(scope="module")
+def model_bytes(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    path = tmp_path_factory.mktemp("format") / "model.bin"
+    write_model(path, make_model("patch_forward_mean"))
+    return path.read_bytes()
+
+
+def reseal(data: bytes) -> bytes:
+    """Make the checksum right again, so that checks behind it are reached."""
+    crc = zlib.crc32(data[format.CHECKED_FROM :])
+    return data[: format.CRC_OFFSET] + struct.pack("<I", crc) + data[format.CHECKED_FROM :]
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_architecture_survives_the_file(name: str, tmp_path: Path) -> None:
+    model = make_model(name)
+    path = tmp_path / "model.bin"
+    write_model(path, model)
+    file = read_model(path)
+    assert file.header["d_inner"] == model.config.d_inner
+    assert format.sequence_length(file.header) == model.config.length
+    expected = format.folded_tensors(model)
+    assert list(file.tensors) == [spec.name for spec in format.tensor_specs(file.header)]
+    assert file.tensors.keys() == expected.keys()
+    for tensor, values in expected.items():
+        np.testing.assert_array_equal(file.tensors[tensor], values, err_msg=tensor)
+
+
+@given(
+    kind=st.sampled_from(["vector", "table", "panels"]),
+    rows=st.integers(1, 40),
+    columns=st.integers(1, 40),
+)
+def test_packing_is_reversible_and_aligned(kind: str, rows: int, columns: int) -> None:
+    shape = (columns,) if kind == "vector" else (rows, columns)
+    spec = format.TensorSpec("t", kind, shape)  # type: ignore[arg-type]
+    values = np.arange(1, 1 + np.prod(shape), dtype=np.float32).reshape(shape)
+    packed = spec.pack(values)
+    assert len(packed) == 4 * spec.stored_floats
+    assert len(packed) % 64 == 0
+    np.testing.assert_array_equal(spec.unpack(packed), values)
+    # Padding is zeros, so that the sum over the file is the sum over the values.
+    assert np.frombuffer(packed, "<f4").sum(dtype=np.float64) == values.sum(dtype=np.float64)
+
+
+def test_panel_element_stands_where_the_specification_says() -> None:
+    values = np.arange(40 * 3, dtype=np.float32).reshape(40, 3)
+    stored = np.frombuffer(format.TensorSpec("t", "panels", (40, 3)).pack(values), "<f4")
+    for o, i in ((0, 0), (17, 2), (39, 1)):
+        assert stored[((o // 16) * 3 + i) * 16 + o % 16] == values[o, i]
+
+
+def test_every_truncation_is_refused(model_bytes: bytes) -> None:
+    for length in range(0, len(model_bytes), 61):
+        with pytest.raises(FormatError):
+            format.decode(model_bytes[:length])
+    with pytest.raises(FormatError, match="file size"):
+        format.decode(model_bytes + b"\0")
+
+
+@given(position=st.integers(0, 9855), bit=st.integers(0, 7))
+def test_every_flipped_bit_is_refused(model_bytes: bytes, position: int, bit: int) -> None:
+    assert position < len(model_bytes)
+    damaged = bytearray(model_bytes)
+    damaged[position] ^= 1 << bit
+    with pytest.raises(FormatError):
+        format.decode(bytes(damaged))
+
+
+@pytest.mark.parametrize(
+    ("offset", "value", "message"),
+    [
+        (0, 0, "magic"),
+        (8, 2, "version: got 2, expected 1"),
+        (16, 4, "flags"),
+        (20, 0, "height: got 0"),
+        (28, 3, "channels: got 3"),
+        (32, 257, "n_classes: got 257"),
+        (36, 2, "stem: got 2"),
+        (40, 3, "patch_height: got 3, expected a divisor of 8"),
+        (44, 0, "patch_width: got 0"),
+        (48, 1, "stem_width: got 1, expected 0"),
+        (52, 4000, "d_model: got 4000"),
+        (56, 65, "n_layers: got 65"),
+        (60, 0, "d_state: got 0"),
+        (64, 17, "d_conv: got 17"),
+        (68, 0xFFFFFFFF, "d_inner: got 4294967295"),
+        (72, 0, "dt_rank: got 0"),
+        (76, 3, "direction: got 3"),
+        (80, 2, "pool: got 2"),
+        (84, 0x7FC00000, "norm_eps: got nan"),
+        (88, 0x40000000, "pixel_mean: got 2.0"),
+        (92, 0, "pixel_std: got 0.0"),
+        (100, 1, "reserved bytes"),
+        (60, 5, "file size"),
+        (256, 0x7F800000, "weights: got NaN or infinite"),
+    ],
+)
+def test_each_check_names_its_field(
+    model_bytes: bytes, offset: int, value: int, message: str
+) -> None:
+    damaged = bytearray(model_bytes)
+    struct.pack_into("<I", damaged, offset, value)
+    with pytest.raises(FormatError) as error:
+        format.decode(reseal(bytes(damaged)))
+    assert message in str(error.value)
+
+
+def test_the_header_table_matches_the_specification() -> None:
+    """docs/format.md's offsets are those that the code computes."""
+    text = (Path(__file__).parents[2] / "docs" / "format.md").read_text()
+    offset = format.CHECKED_FROM
+    for field in format.FIELDS:
+        kind = {"I": "u32", "f": "f32"}[field.code]
+        assert f"| {offset} | {kind} | {field.name} |" in text
+        offset += 4
+    assert offset == format.RESERVED_FROM
+    assert f"| {offset} | {256 - offset} bytes | reserved |" in text
+
+
+def test_a_diverged_model_is_not_written(tmp_path: Path) -> None:
+    model = make_model("patch_forward_mean")
+    with torch.no_grad():
+        model.head.weight[0, 0] = float("nan")
+    path = tmp_path / "model.bin"
+    path.write_bytes(b"the old one")
+    with pytest.raises(FormatError, match=r"head\.weight holds NaN"):
+        write_model(path, model)
+    assert path.read_bytes() == b"the old one"
+    assert list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,124 @@
+"""The model's keys, shapes, initial values and behaviour."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from mnist_mamba.model import MambaClassifier, MambaMixer, ModelConfig
+from tests.models import ARCHITECTURES, make_images, make_model
+
+
+def test_mixer_has_the_keys_and_shapes_of_mamba_ssm() -> None:
+    mixer = MambaMixer(d_model=20, d_state=8, d_conv=3, expand=3)
+    shapes = {name: tuple(value.shape) for name, value in mixer.state_dict().items()}
+    assert shapes == {
+        "in_proj.weight": (120, 20),
+        "conv1d.weight": (60, 1, 3),
+        "conv1d.bias": (60,),
+        "x_proj.weight": (2 + 2 * 8, 60),
+        "dt_proj.weight": (60, 2),
+        "dt_proj.bias": (60,),
+        "A_log": (60, 8),
+        "D": (60,),
+        "out_proj.weight": (20, 60),
+    }
+
+
+def test_bidirectional_mixer_adds_the_keys_of_vision_mamba() -> None:
+    plain = set(MambaMixer(8).state_dict())
+    extra = set(MambaMixer(8, bidirectional=True).state_dict()) - plain
+    assert extra == {
+        "conv1d_b.weight",
+        "conv1d_b.bias",
+        "x_proj_b.weight",
+        "dt_proj_b.weight",
+        "dt_proj_b.bias",
+        "A_b_log",
+        "D_b",
+    }
+
+
+def test_classifier_keys() -> None:
+    keys = set(make_model("patch_forward_mean").state_dict())
+    assert {"layers.1.mixer.A_log", "layers.1.norm.weight", "norm_f.weight", "head.bias"} <= keys
+
+
+def test_initial_values_follow_the_paper() -> None:
+    torch.manual_seed(0)
+    mixer = MambaMixer(64, d_state=16, dt_rank=16, dt_min=0.01, dt_max=0.1, dt_scale=0.5)
+    torch.testing.assert_close(
+        mixer.get_parameter("A_log"), torch.log(torch.arange(1.0, 17)).expand(128, 16)
+    )
+    assert torch.equal(mixer.get_parameter("D"), torch.ones(128))
+    dt = torch.nn.functional.softplus(mixer.get_parameter("dt_proj.bias"))
+    assert float(dt.min().detach()) >= 0.01 * 0.999
+    assert float(dt.max().detach()) <= 0.1 * 1.001
+    bound = 16**-0.5 * 0.5
+    weight = mixer.get_parameter("dt_proj.weight").detach().abs()
+    assert 0.95 * bound <= float(weight.max()) <= bound
+
+
+def test_dt_init_floor_is_the_least_step() -> None:
+    mixer = MambaMixer(64, dt_min=1e-6, dt_max=1e-5, dt_init_floor=1e-3)
+    dt = torch.nn.functional.softplus(mixer.get_parameter("dt_proj.bias"))
+    torch.testing.assert_close(dt, torch.full_like(dt, 1e-3))
+
+
+def test_residual_branches_start_smaller_in_deeper_models() -> None:
+    config = ModelConfig(height=8, width=8, n_classes=3, d_model=32, n_layers=9)
+    bound = 1 / math.sqrt(config.d_inner) / math.sqrt(9)
+    for block in MambaClassifier(config).blocks:
+        largest = float(block.mixer.out_proj.weight.detach().abs().max())
+        assert 0.95 * bound <= largest <= bound
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_parameter_of_every_architecture_learns(name: str) -> None:
+    model = make_model(name)
+    pixels = make_images(model.config, 4).float() / 255
+    logits = model(pixels)
+    assert logits.shape == (4, model.config.n_classes)
+    torch.nn.functional.cross_entropy(logits, torch.tensor([0, 1, 2, 0])).backward()
+    for parameter_name, parameter in model.named_parameters():
+        assert parameter.grad is not None, parameter_name
+        # One token has no past that a tap of the convolution could reach.
+        assert torch.isfinite(parameter.grad).all(), parameter_name
+        assert parameter.grad.abs().max() > 0, parameter_name
+
+
+def test_tied_a_equals_the_free_model_with_that_a() -> None:
+    tied = make_model("patch_tied")
+    free = make_model("patch_forward_mean")
+    config = ModelConfig(**{**tied.config.to_dict(), "a": "free"})
+    free = MambaClassifier(config, scan="reference")
+    state = {k: v for k, v in tied.state_dict().items() if not k.endswith("a_log")}
+    for i, block in enumerate(tied.blocks):
+        state[f"layers.{i}.mixer.A_log"] = block.mixer.untied_state_dict()["A_log"]
+    free.load_state_dict(state, strict=True)
+    pixels = make_images(config, 3).float() / 255
+    torch.testing.assert_close(free(pixels), tied(pixels), rtol=1e-5, atol=1e-6)
+
+
+def test_the_scan_is_causal_and_reversed_layers_are_not() -> None:
+    """A change of the last token reaches the first one only through a reversed layer."""
+    for direction, leaks in (("forward", False), ("alternate", True), ("bidirectional", True)):
+        torch.manual_seed(0)
+        config = ModelConfig(
+            height=4, width=4, n_classes=2, patch=(1, 4), d_model=8, n_layers=2, direction=direction
+        )
+        model = MambaClassifier(config, scan="reference")
+        with torch.no_grad():
+            tokens = model.tokens(torch.rand(1, 4, 4))
+            changed = tokens.clone()
+            changed[:, -1] += 1
+            for block in model.blocks:
+                tokens, changed = block(tokens), block(changed)
+        assert bool((tokens[:, 0] != changed[:, 0]).any()) is leaks, direction
+
+
+def test_images_of_another_size_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"shape \(2, 8, 9\), expected \(batch, 8, 8\)"):
+        make_model("patch_forward_mean")(torch.zeros(2, 8, 9))

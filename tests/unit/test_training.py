@@ -1,0 +1,170 @@
+"""The loop, its parts, and what it leaves behind."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mnist_mamba.config import AugmentConfig, ModelConfig, TrainConfig
+from mnist_mamba.data.splits import LabelledImages
+from mnist_mamba.model import MambaClassifier
+from mnist_mamba.training.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    load_checkpoint,
+    save_checkpoint,
+)
+from mnist_mamba.training.ema import Ema
+from mnist_mamba.training.evaluation import predict, score
+from mnist_mamba.training.loop import EpochReport, TrainingError, train
+from mnist_mamba.training.optimizer import learning_rate, parameter_groups
+from tests.models import ARCHITECTURES, make_images, make_model
+
+MODEL = ModelConfig(
+    height=8, width=8, n_classes=3, d_model=16, n_layers=2, d_state=4, pixel_mean=0.5, pixel_std=0.3
+)
+PLAIN = AugmentConfig(rotate=0, scale=0, shear=0, shift=0)
+
+
+def bars(n: int, seed: int) -> LabelledImages:
+    """Three classes that a look tells apart: a bright band at the top, middle or bottom, in noise."""
+    generator = np.random.default_rng(seed)
+    labels = (np.arange(n) % 3).astype(np.uint8)
+    images = generator.integers(0, 120, (n, 8, 8), dtype=np.uint8)
+    for image, label in zip(images, labels, strict=True):
+        image[3 * label : 3 * label + 2] += 100
+    return LabelledImages(images, labels)
+
+
+def run(
+    config: TrainConfig, model: ModelConfig = MODEL, seed: int = 0
+) -> tuple[MambaClassifier, list[EpochReport]]:
+    torch.manual_seed(seed)
+    classifier = MambaClassifier(model, scan="reference")
+    reports = train(classifier, bars(96, 1), bars(48, 2), config, progress=False)
+    return classifier, list(reports)
+
+
+def test_it_learns() -> None:
+    config = TrainConfig(epochs=8, batch_size=16, lr=5e-3, augment=PLAIN)
+    _, reports = run(config)
+    assert reports[-1].val_accuracy >= 0.95
+    assert reports[-1].train_loss < reports[0].train_loss
+    assert [report.epoch for report in reports] == list(range(1, 9))
+
+
+def test_same_seed_same_bits_and_another_seed_others() -> None:
+    config = TrainConfig(epochs=2, batch_size=32)
+    (a, first), (b, second) = run(config), run(config)
+    for name, value in a.state_dict().items():
+        assert torch.equal(value, b.state_dict()[name]), name
+    assert [r.curve_point() for r in first] == [r.curve_point() for r in second]
+    other, _ = run(dataclasses.replace(config, seed=1))
+    assert any(not torch.equal(v, other.state_dict()[k]) for k, v in a.state_dict().items())
+
+
+def test_an_infinite_loss_stops_at_once_with_step_and_rate() -> None:
+    with pytest.raises(TrainingError, match=r"step \d+ of 12 .*learning rate") as error:
+        run(TrainConfig(epochs=4, batch_size=32, lr=1e18, clip_norm=0, augment=PLAIN))
+    assert "train.lr" in str(error.value)
+
+
+def test_learning_rate_rises_then_falls_to_its_end() -> None:
+    config = TrainConfig(lr=2.0, warmup=0.2, lr_end=0.1)
+    rates = [learning_rate(step, 100, config) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert max(rates) == rates[19] == rates[20] == pytest.approx(2.0)
+    assert rates[20:] == sorted(rates[20:], reverse=True)
+    assert rates[-1] == pytest.approx(0.2)
+    assert learning_rate(0, 1, TrainConfig(lr=1.0)) == 1.0
+
+
+@pytest.mark.parametrize("name", ["patch_bidirectional_tied", "conv_alternate"])
+def test_weight_decay_spares_everything_but_matrices(name: str) -> None:
+    model = make_model(name)
+    decayed, spared = parameter_groups(model, 0.1)
+    assert (decayed["weight_decay"], spared["weight_decay"]) == (0.1, 0.0)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    spared_names = {names[id(p)].split(".", 2)[-1] for p in spared["params"]}
+    decayed_names = {names[id(p)] for p in decayed["params"]}
+    assert {"mixer.D", "norm.weight", "mixer.dt_proj.bias", "mixer.conv1d.bias"} <= spared_names
+    assert not any(n.endswith(("log", "bias", "D", "D_b", "pos_embed")) for n in decayed_names)
+    assert "head.weight" in decayed_names
+    assert "layers.0.mixer.in_proj.weight" in decayed_names
+    assert len(spared["params"]) + len(decayed["params"]) == len(names)
+
+
+def test_ema_follows_with_a_warm_up() -> None:
+    model = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.zeros_(model.weight)
+    ema = Ema(model, decay=0.5)
+    torch.nn.init.ones_(model.weight)
+    expected = 0.0
+    for step in range(1, 30):
+        ema.update(model)
+        decay = min(0.5, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay)
+        assert float(ema.model.weight.detach()) == pytest.approx(expected, rel=1e-5)
+
+
+def test_scores_by_hand() -> None:
+    model = make_model("patch_forward_mean")
+    images = make_images(model.config, 7)
+    logits = predict(model, images, batch_size=3)
+    torch.testing.assert_close(logits, model(images.float() / 255).detach())
+    labels = logits.argmax(dim=1)
+    labels[0] = (labels[0] + 1) % 10
+    scores = score(model, images, labels, batch_size=4)
+    assert scores.accuracy == pytest.approx(6 / 7)
+    log_p = logits.double().log_softmax(dim=1)
+    assert scores.loss == pytest.approx(-float(log_p[torch.arange(7), labels].mean()))
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_checkpoint_round_trip(name: str, tmp_path: Path) -> None:
+    model = make_model(name)
+    save_checkpoint(tmp_path / "a.pth", Checkpoint(model, 3, 0.5))
+    loaded = load_checkpoint(tmp_path / "a.pth", scan="reference")
+    assert (loaded.epoch, loaded.val_accuracy) == (3, 0.5)
+    pixels = make_images(model.config, 2).float() / 255
+    assert torch.equal(loaded.model(pixels), model(pixels))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.pth"]
+
+
+def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
+    good = tmp_path / "good.pth"
+    save_checkpoint(good, Checkpoint(make_model("patch_forward_mean"), 1, 0.1))
+    with pytest.raises(CheckpointError, match="train first"):
+        load_checkpoint(tmp_path / "missing.pth")
+    bad = tmp_path / "bad.pth"
+    for data in (b"", b"hello", good.read_bytes()[:5000]):
+        bad.write_bytes(data)
+        with pytest.raises(CheckpointError, match="no checkpoint, or a damaged one"):
+            load_checkpoint(bad)
+    torch.save({"format": 2}, bad)
+    with pytest.raises(CheckpointError, match="not a checkpoint of this project"):
+        load_checkpoint(bad)
+    content = torch.load(good, weights_only=True)
+    del content["model"]["head.bias"]
+    torch.save(content, bad)
+    with pytest.raises(CheckpointError, match=r"head\.bias"):
+        load_checkpoint(bad)
+
+
+class Evil:
+    """What a pickle can do when it is loaded."""
+
+    def __reduce__(self) -> tuple[object, tuple[str, ...]]:
+        return Path.touch, (Path("pwned"),)  # type: ignore[return-value]
+
+
+def test_a_checkpoint_runs_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"format": 1, "config": Evil()}, tmp_path / "evil.pth")
+    with pytest.raises(CheckpointError):
+        load_checkpoint(tmp_path / "evil.pth")
+    assert not Path("pwned").exists()
