@@ -1,0 +1,275 @@
+"""Compiles the project's C sources on first use and caches the shared libraries."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import logging
+import os
+import platform
+import shlex
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+CACHE_VARIABLE = "MNIST_MAMBA_CACHE"
+_OPTIONAL_FLAGS = ("-fopenmp", "-march=native")
+_HEADER_SUFFIXES = (".h", ".inc")
+_STDERR_TAIL = 2000
+_COMPILE_TIMEOUT_S = 300
+
+
+class NativeBuildError(RuntimeError):
+    """A C library could not be built; the message says what was run and what it answered."""
+
+
+def csrc_dir() -> Path:
+    """Return the folder of the C sources: a checkout's csrc/, or the copy inside a wheel.
+
+    Raises:
+        NativeBuildError: neither exists.
+    """
+    package = Path(__file__).resolve().parent
+    candidates = (package.parents[1] / "csrc", package / "_csrc")
+    for candidate in candidates:
+        if (candidate / "scan").is_dir():
+            return candidate
+    tried = " and ".join(str(candidate) for candidate in candidates)
+    raise NativeBuildError(f"no C sources: neither of {tried} has a folder scan/")
+
+
+def build_library(
+    name: str,
+    sources: Sequence[Path],
+    include_dirs: Sequence[Path] = (),
+    cflags: Sequence[str] = (),
+) -> Path:
+    """Compile C sources into a shared library, or find it in the cache.
+
+    The compiler is ``$CC``, else ``cc``. ``-fopenmp`` is added where the compiler knows it, and
+    ``-march=native`` is dropped where it does not. The cache key covers the contents of the sources
+    and of every header (.h, .inc) in ``include_dirs``, the flags, the compiler's version and, with
+    ``-march=native``, the processor. Concurrent builds are safe: each writes its own temporary file
+    and renames it.
+
+    Args:
+        name: short name of the library, the start of its file name.
+        sources: the C files.
+        include_dirs: folders for ``-I``; all headers below them belong to the key.
+        cflags: further compiler flags, for instance ``-O3``.
+
+    Returns:
+        The path of the shared library, in ``$MNIST_MAMBA_CACHE``, else
+        ``$XDG_CACHE_HOME/mnist_mamba``, else ``~/.cache/mnist_mamba``, else a private folder below
+        the temporary one.
+
+    Raises:
+        NativeBuildError: no compiler, a compile error, a missing source or an unusable cache.
+    """
+    compiler = _compiler_command()
+    version = _compiler_version(compiler)
+    flags = (*cflags, "-fopenmp")
+    key = _build_key(compiler, version, flags, sources, include_dirs)
+    folder = _cache_dir()
+    library = folder / f"{name}-{key[:24]}{_library_suffix()}"
+    if library.is_file():
+        return library
+    _compile(compiler, _supported_flags(compiler, flags), sources, include_dirs, library)
+    return library
+
+
+def _library_suffix() -> str:
+    return ".dylib" if sys.platform == "darwin" else ".so"
+
+
+def _compiler_command() -> tuple[str, ...]:
+    named = os.environ.get("CC", "")
+    try:
+        return tuple(shlex.split(named)) or ("cc",)
+    except ValueError as error:
+        raise NativeBuildError(f"CC={named} is no command: {error}") from error
+
+
+@functools.lru_cache(maxsize=16)
+def _compiler_version(compiler: tuple[str, ...]) -> str:
+    """What the compiler says of itself; lru_cache keeps no exceptions, so a failure is retried."""
+    return _run([*compiler, "--version"]).stdout
+
+
+def _supported_flags(compiler: tuple[str, ...], flags: Sequence[str]) -> tuple[str, ...]:
+    """Drop the optional flags that this compiler cannot build a library with.
+
+    They stay in the cache key all the same: the outcome follows from the compiler's version.
+    """
+    return tuple(
+        flag for flag in flags if flag not in _OPTIONAL_FLAGS or _flag_works(compiler, flag)
+    )
+
+
+def _flag_works(compiler: tuple[str, ...], flag: str) -> bool:
+    with tempfile.TemporaryDirectory(prefix="mnist_mamba-") as folder:
+        source = Path(folder) / "probe.c"
+        source.write_text("int probe(void);\nint probe(void) { return 0; }\n", encoding="utf-8")
+        output = Path(folder) / f"probe{_library_suffix()}"
+        try:
+            _run([*compiler, flag, "-shared", "-fPIC", str(source), "-o", str(output)])
+        except NativeBuildError as error:
+            logger.debug("flag %s is left out: %s", flag, error)
+            return False
+    return True
+
+
+def _build_key(
+    compiler: tuple[str, ...],
+    version: str,
+    flags: Sequence[str],
+    sources: Sequence[Path],
+    include_dirs: Sequence[Path],
+) -> str:
+    digest = hashlib.sha256()
+
+    def add(*fields: bytes) -> None:
+        for field in fields:  # the length keeps fields apart
+            digest.update(len(field).to_bytes(8, "little"))
+            digest.update(field)
+
+    add(platform.machine().encode(), version.encode())
+    add(*(part.encode() for part in (*compiler, "", *flags)))
+    if "-march=native" in flags:
+        add(_processor().encode())
+    for source in sources:
+        add(b"source", source.name.encode(), _read(source))
+    for folder in include_dirs:
+        for header in sorted(folder.rglob("*")):
+            if header.suffix in _HEADER_SUFFIXES and header.is_file():
+                add(b"header", str(header.relative_to(folder)).encode(), _read(header))
+    return digest.hexdigest()
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise NativeBuildError(f"cannot read the C source {path}: {error}") from error
+
+
+@functools.lru_cache(maxsize=1)
+def _processor() -> str:
+    """What -march=native depends on: the instruction sets that the kernel lists, else a name."""
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        wanted = ("flags", "Features", "model name", "CPU part", "isa")
+        found = {line.partition(":")[0].strip(): line for line in reversed(lines)}
+        fields = [found[field] for field in wanted if field in found]
+        if fields:
+            return "\n".join(fields)
+    return f"{platform.processor()} {platform.node()}"
+
+
+def _cache_dir() -> Path:
+    """Return the cache folder, created and writable."""
+    named = os.environ.get(CACHE_VARIABLE)
+    if named:
+        folder = Path(named)
+        if not _make_writable(folder):
+            raise NativeBuildError(f"{CACHE_VARIABLE}={named} is no folder that can be written to")
+        return folder
+    for parent in _user_cache_parents():
+        if _make_writable(parent / "mnist_mamba"):
+            return parent / "mnist_mamba"
+    return _private_temp_dir()
+
+
+def _user_cache_parents() -> Iterator[Path]:
+    xdg = os.environ.get("XDG_CACHE_HOME")
+    if xdg and Path(xdg).is_absolute():  # the XDG standard: relative paths are to be ignored
+        yield Path(xdg)
+    with contextlib.suppress(RuntimeError):  # no home at all
+        yield Path.home() / ".cache"
+
+
+def _make_writable(folder: Path) -> bool:
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
+
+
+def _private_temp_dir() -> Path:
+    """A folder below the shared temporary one that nobody else could have put a library into."""
+    user = os.getuid() if hasattr(os, "getuid") else 0
+    folder = Path(tempfile.gettempdir()) / f"mnist_mamba-{user}"
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+    except OSError as error:
+        raise NativeBuildError(
+            f"no cache folder can be written to, not even {folder}: {error}; set {CACHE_VARIABLE}"
+        ) from error
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != user or found.st_mode & 0o077:
+        raise NativeBuildError(
+            f"{folder} is not a private folder of this user (mode 0700); set {CACHE_VARIABLE}"
+        )
+    return folder
+
+
+def _compile(
+    compiler: tuple[str, ...],
+    flags: Sequence[str],
+    sources: Sequence[Path],
+    include_dirs: Sequence[Path],
+    library: Path,
+) -> None:
+    handle, temporary_name = tempfile.mkstemp(
+        prefix=f".{library.stem}-", suffix=library.suffix, dir=library.parent
+    )
+    os.close(handle)
+    temporary = Path(temporary_name)
+    includes = [f"-I{folder}" for folder in include_dirs]
+    files = [str(source) for source in sources]
+    output = ["-shared", "-fPIC", "-o", temporary_name]
+    command = [*compiler, *flags, *output, *includes, *files, "-lm"]  # -lm behind its users
+    try:
+        logger.info("building %s: %s", library.name, shlex.join(command))
+        _run(command)
+        temporary.chmod(0o755)
+        with temporary.open("rb") as built:
+            os.fsync(built.fileno())
+        temporary.replace(library)
+    except OSError as error:
+        raise NativeBuildError(f"cannot store {library}: {error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """Run a compiler command; a failure becomes a NativeBuildError with the end of its stderr."""
+    shown = shlex.join(command)
+    try:
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+            timeout=_COMPILE_TIMEOUT_S,
+            env={**os.environ, "LC_ALL": "C"},
+        )
+    except FileNotFoundError as error:
+        raise NativeBuildError(
+            f"no C compiler: {command[0]!r} is not there; install one (gcc or clang) or set CC"
+        ) from error
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise NativeBuildError(f"the compiler could not run: {shown}: {error}") from error
+    if done.returncode != 0:
+        tail = done.stderr.strip()[-_STDERR_TAIL:]
+        raise NativeBuildError(f"the compiler failed ({done.returncode}): {shown}\n{tail}")
+    return done

@@ -1,0 +1,141 @@
+"""The selective scan of Mamba-1 (Gu & Dao 2023, arXiv 2312.00752) and the choice of its backend.
+
+Three backends compute the same thing: ``reference`` (plain torch, the definition), ``cpu`` (our C
+kernel) and ``cuda`` (mamba-ssm's kernel). ``auto`` takes the fastest that works on the tensors'
+device.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from mnist_mamba.scan import cpu, cuda
+from mnist_mamba.scan.checks import check_arguments
+from mnist_mamba.scan.errors import ScanBackendError
+from mnist_mamba.scan.reference import selective_scan_reference
+
+__all__ = ["BACKENDS", "ScanBackendError", "available_backends", "choose", "selective_scan"]
+
+logger = logging.getLogger(__name__)
+
+BACKENDS = ("auto", "reference", "cpu", "cuda")
+
+_FUNCTIONS: dict[str, Callable[..., Tensor]] = {
+    "reference": selective_scan_reference,
+    "cpu": cpu.selective_scan_cpu,
+    "cuda": cuda.selective_scan_cuda,
+}
+
+
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    backend: str = "auto",
+) -> Tensor:
+    """Run a selective state space model over a sequence; differentiable in every tensor.
+
+    With delta = softplus(delta + delta_bias), both optional, and D and z optional:
+
+        h_t = exp(delta_t A) h_{t-1} + delta_t B_t u_t
+        out_t = (C_t . h_t + D u_t) silu(z_t)
+
+    Gu & Dao 2023, arXiv 2312.00752; order and layout of the arguments are mamba_ssm's.
+
+    Args:
+        u: (batch, d_inner, length), float32, float64, float16 or bfloat16.
+        delta: (batch, d_inner, length), dtype of u.
+        A: (d_inner, d_state), dtype of u, or float32 where that is a half type; also D, delta_bias.
+        B: (batch, d_state, length), dtype of u.
+        C: (batch, d_state, length), dtype of u.
+        D: (d_inner) or None.
+        z: (batch, d_inner, length) or None, dtype of u.
+        delta_bias: (d_inner) or None.
+        delta_softplus: whether delta goes through a softplus.
+        backend: auto, reference, cpu or cuda.
+
+    Returns:
+        (batch, d_inner, length), dtype of u.
+
+    Raises:
+        TypeError: an argument is not a tensor or has the wrong dtype.
+        ValueError: a wrong shape, tensors on different devices, or an unknown backend.
+        ScanBackendError: the backend asked for cannot run here.
+    """
+    check_arguments(u, delta, A, B, C, D, z, delta_bias)
+    name = choose(backend, u.device)
+    if name == "cuda" and backend == "auto":
+        reason = cuda.why_unfit(u, A)
+        if reason is not None:
+            _warn_once(f"selective scan on {u.device}: the slow reference runs, because {reason}")
+            name = "reference"
+    return _FUNCTIONS[name](u, delta, A, B, C, D, z, delta_bias, delta_softplus)
+
+
+def choose(backend: str, device: torch.device | str) -> str:
+    """Return the backend that runs for tensors on this device: reference, cpu or cuda.
+
+    Where ``auto`` has to fall back to the reference, one warning is logged.
+
+    Raises:
+        ValueError: an unknown backend.
+        ScanBackendError: a backend was asked for by name and cannot run here.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"scan backend: got {backend!r}, expected one of {', '.join(BACKENDS)}")
+    device = torch.device(device)
+    if backend == "reference":
+        return backend
+    name = backend
+    if backend == "auto":
+        name = "cuda" if device.type == "cuda" else "cpu"
+    reason = _why_unavailable(name, device)
+    if reason is None:
+        _log_once(f"selective scan on {device}: backend {name}")
+        return name
+    if backend != "auto":
+        raise ScanBackendError(f"scan backend {name!r}: {reason}")
+    _warn_once(f"selective scan on {device}: the slow reference runs, because {reason}")
+    return "reference"
+
+
+def available_backends() -> tuple[str, ...]:
+    """Return the backends that work on this machine, ``reference`` always among them.
+
+    The first call builds the C kernel and, on a machine with a GPU, checks mamba-ssm's.
+    """
+    names = ["reference"]
+    if _why_unavailable("cpu", torch.device("cpu")) is None:
+        names.append("cpu")
+    if torch.cuda.is_available() and _why_unavailable("cuda", torch.device("cuda")) is None:
+        names.append("cuda")
+    return tuple(names)
+
+
+def _why_unavailable(name: str, device: torch.device) -> str | None:
+    if name == "cuda":
+        return cuda.why_unavailable(device)
+    if device.type != "cpu":
+        return f"the C kernel needs tensors on the CPU, got tensors on {device}"
+    return cpu.why_unavailable()
+
+
+@functools.lru_cache(maxsize=64)
+def _warn_once(message: str) -> None:
+    logger.warning("%s", message)
+
+
+@functools.lru_cache(maxsize=64)
+def _log_once(message: str) -> None:
+    logger.info("%s", message)

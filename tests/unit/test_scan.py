@@ -1,0 +1,584 @@
+"""The selective scan: the C kernel against the reference, and the choice of the backend."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from mnist_mamba import scan
+from mnist_mamba.native import CACHE_VARIABLE, build_library, csrc_dir
+from mnist_mamba.scan import ScanBackendError, available_backends, choose, cpu, cuda, selective_scan
+from mnist_mamba.scan.reference import selective_scan_reference
+
+OPTIONAL = ("D", "z", "delta_bias")
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
+
+
+def make_inputs(
+    batch: int,
+    d_inner: int,
+    d_state: int,
+    length: int,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    without: tuple[str, ...] = (),
+    transposed: bool = False,
+) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    def sequence(channels: int) -> Tensor:
+        if transposed:
+            return draw(batch, length, channels).transpose(1, 2)
+        return draw(batch, channels, length)
+
+    inputs = {
+        "u": sequence(d_inner),
+        "delta": sequence(d_inner),
+        "A": -torch.exp(draw(d_inner, d_state)),
+        "B": sequence(d_state),
+        "C": sequence(d_state),
+        "D": draw(d_inner),
+        "z": sequence(d_inner),
+        "delta_bias": draw(d_inner),
+    }
+    return {name: value for name, value in inputs.items() if name not in without}
+
+
+def run(
+    inputs: dict[str, Any], backend: str, softplus: bool = True, seed: int = 1
+) -> dict[str, Any]:
+    """Return the output and the gradient of each input under a random gradient of the output."""
+    leaves = {name: value.detach().requires_grad_() for name, value in inputs.items()}
+    out = selective_scan(**leaves, delta_softplus=softplus, backend=backend)
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(out.shape, generator=generator, dtype=torch.float64).to(out.dtype)
+    grads = torch.autograd.grad(out, list(leaves.values()), weight)
+    return {"out": out.detach(), **dict(zip(leaves, grads, strict=True))}
+
+
+def assert_matches_reference(inputs: dict[str, Any], softplus: bool = True) -> None:
+    """Compare tensor by tensor with the reference in float64, which has no rounding of its own."""
+    tolerance = TOLERANCE[inputs["u"].dtype]
+    got = run(inputs, "cpu", softplus)
+    exact = {name: value.double() for name, value in inputs.items()}
+    for name, expected in run(exact, "reference", softplus).items():
+        assert got[name].shape == expected.shape
+        assert got[name].dtype == inputs["u"].dtype
+        error = float((got[name].double() - expected).norm())
+        assert error <= tolerance * float(expected.norm()), name
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    shape=st.tuples(st.integers(1, 4), st.integers(1, 40), st.integers(1, 18), st.integers(1, 40)),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    without=st.sets(st.sampled_from(OPTIONAL)),
+    softplus=st.booleans(),
+    transposed=st.booleans(),
+)
+def test_cpu_is_the_reference(
+    shape: tuple[int, int, int, int],
+    dtype: torch.dtype,
+    without: set[str],
+    softplus: bool,
+    transposed: bool,
+) -> None:
+    inputs = make_inputs(*shape, dtype, without=tuple(without), transposed=transposed)
+    if not softplus:  # delta must be positive for the state to decay
+        inputs["delta"] = inputs["delta"].abs()
+        if "delta_bias" in inputs:
+            inputs["delta_bias"] = inputs["delta_bias"].abs()
+    assert_matches_reference(inputs, softplus)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (1, 1, 1, 1),
+        (2, 16, 16, 16),  # exactly one block, one chunk
+        (2, 17, 3, 17),  # one more than a block, a chunk
+        (1, 200, 4, 35),  # channels split among tasks
+        (33, 40, 2, 5),  # one task an item, no split
+        (70, 3, 2, 5),  # several items a task
+        (2, 5, 256, 3),
+        (1, 2, 4, 300),
+    ],
+    ids=str,
+)
+def test_shapes_at_the_borders(shape: tuple[int, int, int, int]) -> None:
+    assert_matches_reference(make_inputs(*shape))
+
+
+@pytest.mark.parametrize("without", [(), *((name,) for name in OPTIONAL), OPTIONAL], ids=str)
+def test_each_optional_argument(without: tuple[str, ...]) -> None:
+    assert_matches_reference(make_inputs(3, 20, 5, 21, without=without))
+
+
+def test_the_reference_is_the_formula() -> None:
+    """Two steps of a one-channel, one-state scan, worked out by hand."""
+    one = torch.ones(1, 1, 2, dtype=torch.float64)
+    decay = torch.log(torch.tensor([[0.5]], dtype=torch.float64))
+    out = selective_scan_reference(
+        3 * one, one, decay, 2 * one, 10 * one, D=torch.tensor([1.0], dtype=torch.float64)
+    )
+    assert out.flatten().tolist() == pytest.approx([63.0, 93.0])  # h = 6, then 0.5 * 6 + 6
+
+
+@pytest.mark.parametrize("without", [(), OPTIONAL], ids=str)
+@pytest.mark.parametrize("softplus", [True, False])
+def test_gradcheck(without: tuple[str, ...], softplus: bool) -> None:
+    inputs = make_inputs(2, 3, 2, 4, torch.float64, without=without)
+    names = list(inputs)
+    leaves = tuple(value.requires_grad_() for value in inputs.values())
+
+    def function(*values: Tensor) -> Tensor:
+        named = dict(zip(names, values, strict=True))
+        return selective_scan(**named, delta_softplus=softplus, backend="cpu")
+
+    assert torch.autograd.gradcheck(function, leaves)
+
+
+def test_gradcheck_over_blocks_and_chunks() -> None:
+    inputs = make_inputs(2, 18, 2, 19, torch.float64)
+    names = list(inputs)
+
+    def function(*values: Tensor) -> Tensor:
+        named = dict(zip(names, values, strict=True))
+        return selective_scan(**named, delta_softplus=True, backend="cpu")
+
+    leaves = tuple(value.requires_grad_() for value in inputs.values())
+    assert torch.autograd.gradcheck(function, leaves, fast_mode=True)
+
+
+@pytest.mark.parametrize("shape", [(5, 40, 9, 70), (1, 200, 9, 70), (70, 20, 17, 8)], ids=str)
+def test_same_bits_for_every_thread_count(shape: tuple[int, int, int, int]) -> None:
+    inputs = make_inputs(*shape)
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 1, 2, 3, 8):
+            torch.set_num_threads(threads)
+            results.append(run(inputs, "cpu"))
+    finally:
+        torch.set_num_threads(before)
+    for result in results[1:]:
+        assert all(torch.equal(result[name], results[0][name]) for name in result)
+
+
+def test_the_layout_does_not_change_the_bits() -> None:
+    plain = make_inputs(3, 33, 5, 20)
+    strided = {
+        name: value.transpose(1, 2).contiguous().transpose(1, 2) if value.dim() == 3 else value
+        for name, value in plain.items()
+    }
+    expected = run(plain, "cpu")
+    got = run(strided, "cpu")
+    assert all(torch.equal(got[name], expected[name]) for name in expected)
+    assert got["out"].stride() == strided["delta"].stride()  # the layout of delta
+
+
+def test_slices_and_odd_strides() -> None:
+    """Inputs as they come out of one projection: slices of it, every second step of it."""
+    generator = torch.Generator().manual_seed(0)
+    wide = torch.randn(2, 2 * 9, 3 * 20 + 2 * 4, generator=generator).transpose(1, 2)
+    u, delta, z, b, c = (part[:, :, ::2] for part in wide.split((20, 20, 20, 4, 4), dim=1))
+    inputs = make_inputs(2, 20, 4, 9)
+    inputs |= {"u": u, "delta": delta, "z": z, "B": b, "C": c}
+    inputs["A"] = inputs["A"].T.contiguous().T
+    inputs["D"] = torch.stack([inputs["D"], inputs["D"]], dim=1)[:, 0]
+    assert_matches_reference(inputs)
+
+
+def test_broadcast_inputs() -> None:
+    inputs = make_inputs(3, 18, 4, 17, torch.float64)
+    full = {name: value.shape for name, value in inputs.items()}
+    small = {
+        "u": inputs["u"][:1],
+        "delta": inputs["delta"][:, :1],
+        "A": inputs["A"][:1],
+        "B": inputs["B"][:, :, :1],
+        "C": inputs["C"][:1, :1, :1],
+        "D": inputs["D"][:1],
+        "z": inputs["z"][:, :, :1],
+        "delta_bias": inputs["delta_bias"][:1],
+    }
+    results = []
+    for backend in ("cpu", "reference"):
+        leaves = {name: value.detach().requires_grad_() for name, value in small.items()}
+        expanded = {name: value.expand(full[name]) for name, value in leaves.items()}
+        out = selective_scan(**expanded, delta_softplus=True, backend=backend)
+        out.sum().backward()  # its gradient is a broadcast too
+        results.append([out.detach(), *(leaf.grad for leaf in leaves.values())])
+    for got, expected in zip(*results, strict=True):
+        assert got.shape == expected.shape
+        assert float((got - expected).norm()) <= 1e-12 * float(expected.norm())
+
+
+@pytest.mark.parametrize("value", [-200.0, -60.0, -20.0, 19.99, 20.0, 20.01, 60.0, 1e4])
+def test_extreme_deltas(value: float) -> None:
+    inputs = make_inputs(2, 17, 3, 18)
+    inputs["delta"] = torch.full_like(inputs["delta"], value)
+    inputs["delta_bias"] = torch.zeros_like(inputs["delta_bias"])
+    got, expected = run(inputs, "cpu"), run(inputs, "reference")
+    for name in expected:
+        assert bool(torch.isfinite(got[name]).all()), name
+        error = float((got[name] - expected[name]).norm())
+        assert error <= 1e-5 * float(expected[name].norm()) + 1e-30, name
+
+
+@pytest.mark.parametrize("value", [-1e4, -90.0, 90.0, 1e4])
+def test_extreme_gates(value: float) -> None:
+    inputs = make_inputs(2, 17, 3, 18)
+    inputs["z"] = torch.full_like(inputs["z"], value)
+    got, expected = run(inputs, "cpu"), run(inputs, "reference")
+    for name in expected:
+        error = float((got[name] - expected[name]).norm())
+        assert error <= 1e-5 * float(expected[name].norm()) + 1e-30, name
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_not_finite_stays_so(bad: float) -> None:
+    """A diverging run must be seen: its own channel and time are poisoned, the past is not."""
+    inputs = make_inputs(2, 17, 3, 18)
+    inputs["delta"][1, 4, 9] = bad
+    out = run(inputs, "cpu")["out"]
+    reference = run(inputs, "reference")["out"]
+    assert not bool(torch.isfinite(out[1, 4, 9]))
+    assert torch.equal(torch.isfinite(out), torch.isfinite(reference))
+
+
+def test_without_gradients_the_same_output() -> None:
+    inputs = make_inputs(2, 20, 4, 35)
+    with torch.no_grad():
+        plain = selective_scan(**inputs, delta_softplus=True, backend="cpu")
+    assert plain.grad_fn is None
+    assert torch.equal(plain, run(inputs, "cpu")["out"])
+
+
+def test_only_the_gradients_asked_for() -> None:
+    inputs = make_inputs(2, 4, 3, 5)
+    inputs["A"].requires_grad_()
+    selective_scan(**inputs, backend="cpu").sum().backward()
+    assert inputs["A"].grad is not None
+    assert inputs["u"].grad is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_half_types_compute_in_float32(dtype: torch.dtype, backend: str) -> None:
+    inputs = make_inputs(2, 17, 3, 9)
+    half = {
+        name: value if name in ("A", "D", "delta_bias") else value.to(dtype)
+        for name, value in inputs.items()
+    }
+    got = run(half, backend)
+    assert got["out"].dtype == dtype
+    assert got["u"].dtype == dtype
+    assert got["A"].dtype == torch.float32
+    exact = run({name: value.float() for name, value in half.items()}, "reference")["out"]
+    assert torch.allclose(got["out"].float(), exact, rtol=torch.finfo(dtype).eps, atol=1e-6)
+
+
+def test_second_derivatives_are_refused() -> None:
+    inputs = make_inputs(1, 2, 2, 3)
+    inputs["u"].requires_grad_()
+    out = selective_scan(**inputs, backend="cpu")
+    with pytest.raises(RuntimeError, match=r"no second derivatives.*backend='reference'"):
+        torch.autograd.grad(out.sum(), inputs["u"], create_graph=True)
+
+
+# Arguments
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "error", "message"),
+    [
+        ("u", lambda t: t[0], ValueError, r"u: got shape \(6, 5\), expected \(batch"),
+        ("u", lambda t: t[:, :, :0], ValueError, r"u: got shape \(2, 6, 0\)"),
+        ("delta", lambda t: t[:, :5], ValueError, r"delta: got .*expected .*= \(2, 6, 5\)"),
+        ("A", lambda t: t[:4], ValueError, r"A: got shape \(4, 3\), expected \(d_inner=6"),
+        ("A", lambda t: t[:, :0], ValueError, r"A: got shape \(6, 0\)"),
+        ("B", lambda t: t[:, :2], ValueError, r"B: got shape \(2, 2, 5\), expected .*\(2, 3, 5\)"),
+        ("C", lambda t: t[:, :, None], ValueError, r"C: got shape \(2, 3, 1, 5\)"),
+        ("D", lambda t: t[:2], ValueError, r"D: got shape \(2,\), expected \(d_inner\)"),
+        ("z", lambda t: t[:1], ValueError, r"z: got shape \(1, 6, 5\)"),
+        ("delta_bias", lambda t: t[None], ValueError, r"delta_bias: got shape \(1, 6\)"),
+        ("u", lambda t: t.int(), TypeError, r"u: got dtype torch\.int32, expected one of"),
+        ("B", lambda t: t.double(), TypeError, r"B: got dtype torch\.float64, expected .*float32"),
+        ("A", lambda t: t.double(), TypeError, r"A: got dtype torch\.float64"),
+        ("D", lambda t: t.bfloat16(), TypeError, r"D: got dtype torch\.bfloat16"),
+        ("C", lambda t: t.to("meta"), ValueError, r"C: got device meta, expected cpu"),
+        ("C", lambda t: t.numpy(), TypeError, r"C: got ndarray, expected a tensor"),
+        ("A", lambda t: None, TypeError, r"A: got NoneType, expected a tensor"),
+    ],
+)
+def test_wrong_arguments(
+    name: str, change: Callable[[Tensor], object], error: type[Exception], message: str
+) -> None:
+    inputs = make_inputs(2, 6, 3, 5)
+    inputs[name] = change(inputs[name])
+    with pytest.raises(error, match=message):
+        selective_scan(**inputs)
+
+
+def test_the_kernel_refuses_bad_calls() -> None:
+    library = cpu._library()
+    dims = cpu._Dims(0, 1, 1, 1, 1, 0)
+    for count in ("checkpoint", "forward_workspace", "backward_workspace"):
+        assert getattr(library, f"selective_scan_{count}_count")(dims) == 0
+    tensors = ctypes.byref(cpu._Tensors())
+    out = ctypes.byref(cpu._Tensor3())
+    forward = library.selective_scan_forward_f32
+    assert forward(ctypes.byref(dims), tensors, out, None, None) == 1
+    dims.batch = 1
+    assert forward(ctypes.byref(dims), tensors, out, None, None) == 2
+    backward = library.selective_scan_backward_f64
+    assert backward(ctypes.byref(dims), tensors, out, None, tensors, None) == 2
+    with pytest.raises(RuntimeError, match="a pointer is NULL"):
+        cpu._check(2)
+
+
+# The C code itself
+
+
+def test_exp_and_log1p_are_accurate(tmp_path: Path) -> None:
+    source = tmp_path / "probe.c"
+    source.write_text(
+        '#include <stddef.h>\n#include "scan_math.h"\n'
+        "void probe_exp(const float *x, float *y, ptrdiff_t n);\n"
+        "void probe_log1p(const float *x, float *y, ptrdiff_t n);\n"
+        "void probe_exp(const float *x, float *y, ptrdiff_t n)\n"
+        "{ for (ptrdiff_t i = 0; i < n; i++) y[i] = scan_exp_f32(x[i]); }\n"
+        "void probe_log1p(const float *x, float *y, ptrdiff_t n)\n"
+        "{ for (ptrdiff_t i = 0; i < n; i++) y[i] = scan_log1p_f32(x[i]); }\n",
+        encoding="utf-8",
+    )
+    library = ctypes.CDLL(str(build_library("probe", [source], [csrc_dir() / "scan"], cpu.CFLAGS)))
+
+    def apply(name: str, x: np.ndarray) -> np.ndarray:
+        y = np.empty_like(x)
+        pointer = ctypes.POINTER(ctypes.c_float)
+        function = getattr(library, name)
+        function.argtypes = [pointer, pointer, ctypes.c_ssize_t]
+        function(x.ctypes.data_as(pointer), y.ctypes.data_as(pointer), x.size)
+        return y
+
+    def ulps(got: np.ndarray, exact: np.ndarray) -> float:
+        return float(np.max(np.abs(got - exact) / np.spacing(np.abs(exact).astype(np.float32))))
+
+    random = np.random.default_rng(0)
+    x = np.concatenate(
+        [random.uniform(-87.33, 88.72, 1_000_000), random.normal(0, 1e-3, 1000), [0.0, -0.0]]
+    ).astype(np.float32)
+    assert ulps(apply("probe_exp", x), np.exp(x.astype(np.float64))) <= 2.0
+    w = np.concatenate([random.uniform(0, 1, 300_000), 10 ** random.uniform(-37, 0, 100_000)])
+    w = w.astype(np.float32)
+    assert ulps(apply("probe_log1p", w), np.log1p(w.astype(np.float64))) <= 2.0
+
+    special = np.array([np.nan, np.inf, -np.inf, 89.0, 1e30, -88.0, -1e30], dtype=np.float32)
+    expected = [np.nan, np.inf, 0.0, np.inf, np.inf, 0.0, 0.0]
+    np.testing.assert_array_equal(apply("probe_exp", special), np.array(expected, np.float32))
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc is not there")
+def test_the_kernel_compiles_without_a_warning() -> None:
+    warnings = ["-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Wshadow", "-Werror"]
+    source = csrc_dir() / "scan" / "selective_scan.c"
+    for openmp in ([], ["-fopenmp"]):
+        command = ["gcc", "-std=c11", "-fsyntax-only", *openmp, *warnings, str(source)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+
+# The choice of the backend
+
+
+@pytest.fixture
+def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Forget what earlier tests found out and warned of, and forget again afterwards."""
+
+    def forget() -> None:
+        memos = (cpu._load, cuda._interface, cuda._self_check, scan._warn_once, scan._log_once)
+        for memo in memos:
+            memo.cache_clear()
+
+    forget()
+    yield
+    monkeypatch.undo()
+    forget()
+
+
+def fake_mamba_ssm(monkeypatch: pytest.MonkeyPatch, outcome: object) -> None:
+    """Make the import of mamba-ssm give this module, or raise this exception."""
+
+    def import_module(name: str) -> object:
+        assert name == "mamba_ssm.ops.selective_scan_interface"
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    monkeypatch.setattr(cuda, "importlib", SimpleNamespace(import_module=import_module))
+
+
+def working_mamba_ssm(function: Callable[..., Tensor] = selective_scan_reference) -> object:
+    return SimpleNamespace(selective_scan_cuda=object(), selective_scan_fn=function)
+
+
+def test_auto_takes_the_kernel_on_the_cpu(fresh: None, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="mnist_mamba.scan")
+    assert choose("auto", "cpu") == "cpu"
+    assert choose("auto", torch.device("cpu")) == "cpu"
+    assert choose("reference", "cuda") == "reference"
+    assert caplog.text.count("backend cpu") == 1
+    assert available_backends()[:2] == ("reference", "cpu")
+
+
+def test_an_unknown_backend() -> None:
+    with pytest.raises(ValueError, match="got 'tpu', expected one of auto, reference, cpu, cuda"):
+        choose("tpu", "cpu")
+
+
+def test_a_backend_for_other_tensors(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ScanBackendError, match="needs tensors on the CPU, got tensors on cuda"):
+        choose("cpu", "cuda:0")
+    with pytest.raises(ScanBackendError, match="needs CUDA tensors, got tensors on cpu"):
+        choose("cuda", "cpu")
+    with pytest.raises(ScanBackendError, match="needs CUDA tensors, got tensors on cpu"):
+        cuda.selective_scan_cuda(**make_inputs(1, 2, 2, 3))
+
+
+def test_without_a_compiler_one_warning_and_the_reference(
+    fresh: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv("CC", "/nonexistent/cc")
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
+    inputs = make_inputs(2, 3, 2, 4)
+    for _ in range(3):
+        out = selective_scan(**inputs)
+    assert torch.equal(out, selective_scan_reference(**inputs))
+    warnings = [r for r in caplog.records if r.levelno == logging.WARNING]
+    assert len(warnings) == 1
+    assert "/nonexistent/cc" in warnings[0].getMessage()
+    assert "reference" in warnings[0].getMessage()
+    assert available_backends() == ("reference",)
+    with pytest.raises(ScanBackendError, match=r"'/nonexistent/cc'.*set CC"):
+        selective_scan(**inputs, backend="cpu")
+    with pytest.raises(ScanBackendError, match="cannot be built"):
+        cpu.selective_scan_cpu(**inputs)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "message"),
+    [
+        (ImportError("no module"), r"cannot be imported \(ImportError: no module\).*pip install"),
+        (RuntimeError("no driver"), r"cannot be imported \(RuntimeError: no driver\)"),
+        (SimpleNamespace(selective_scan_cuda=None), r"without its CUDA kernel.*pip install"),
+        (SimpleNamespace(), r"without its CUDA kernel"),
+    ],
+    ids=["absent", "broken", "pure", "older"],
+)
+def test_without_mamba_ssm(
+    fresh: None,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    outcome: object,
+    message: str,
+) -> None:
+    fake_mamba_ssm(monkeypatch, outcome)
+    with pytest.raises(ScanBackendError, match=message):
+        choose("cuda", "cuda")
+    assert [choose("auto", "cuda") for _ in range(3)] == ["reference"] * 3
+    assert len([r for r in caplog.records if r.levelno == logging.WARNING]) == 1
+
+
+def test_a_working_mamba_ssm_is_taken(
+    fresh: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The self-check runs on the CPU here, on a fake kernel: there is no GPU to run a real one."""
+    caplog.set_level(logging.INFO, logger="mnist_mamba.scan")
+    fake_mamba_ssm(monkeypatch, working_mamba_ssm())
+    assert cuda._self_check(torch.device("cpu")) is None
+    assert "self-check passed" in caplog.text
+    monkeypatch.setattr(cuda, "_self_check", lambda device: None)
+    assert choose("auto", "cuda") == "cuda"
+    assert choose("cuda", "cuda:0") == "cuda"
+
+
+def test_the_kernel_gets_float32_parameters(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, torch.dtype] = {}
+
+    def kernel(*arguments: Any) -> Any:
+        u, delta, a, b, c, d, z, bias, softplus = arguments
+        assert softplus is True
+        for name, value in {"u": u, "A": a, "D": d, "delta_bias": bias, "z": z}.items():
+            seen[name] = value.dtype
+        return selective_scan_reference(u, delta, a, b, c, d, z, bias, softplus)
+
+    fake_mamba_ssm(monkeypatch, working_mamba_ssm(kernel))
+    monkeypatch.setattr(cuda, "why_unavailable", lambda device: None)
+    inputs = {name: value.bfloat16() for name, value in make_inputs(1, 2, 2, 3).items()}
+    out = cuda.selective_scan_cuda(**inputs, delta_softplus=True)
+    assert out.dtype == torch.bfloat16
+    assert [seen[name] for name in ("A", "D", "delta_bias")] == [torch.float32] * 3
+    assert [seen[name] for name in ("u", "z")] == [torch.bfloat16] * 2
+
+
+def test_a_wrong_kernel_is_found_out(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong_forward(**inputs: Any) -> Tensor:
+        return 1.01 * selective_scan_reference(**inputs)
+
+    def wrong_backward(**inputs: Any) -> Any:
+        out = selective_scan_reference(**inputs)
+        skip = inputs["A"].sum()
+        return out + (skip - skip.detach())  # the right output, a wrong gradient of A
+
+    def failing(**inputs: Any) -> Tensor:
+        raise RuntimeError("no kernel image is available")
+
+    device = torch.device("cpu")
+    for function, message in (
+        (wrong_forward, "wrong output"),
+        (wrong_backward, "wrong gradient of A"),
+        (failing, "RuntimeError: no kernel image is available"),
+    ):
+        cuda._interface.cache_clear()
+        cuda._self_check.cache_clear()
+        fake_mamba_ssm(monkeypatch, working_mamba_ssm(function))
+        assert message in str(cuda._self_check(device))
+
+
+def test_what_the_cuda_kernel_does_not_take(
+    fresh: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    big = make_inputs(1, 1, 257, 2)
+    double = make_inputs(1, 2, 2, 3, torch.float64)
+    monkeypatch.setattr(cuda, "why_unavailable", lambda device: None)
+    with pytest.raises(ScanBackendError, match="d_state <= 256, got 257"):
+        cuda.selective_scan_cuda(**big)
+    with pytest.raises(ScanBackendError, match="no float64"):
+        cuda.selective_scan_cuda(**double)
+    # auto steps back to the reference instead, and says so once
+    monkeypatch.setattr(scan, "choose", lambda backend, device: "cuda")
+    for _ in range(2):
+        out = selective_scan(**double)
+    assert torch.equal(out, selective_scan_reference(**double))
+    assert len([r for r in caplog.records if r.levelno == logging.WARNING]) == 1
