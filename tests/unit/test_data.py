@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import shutil
 import struct
 from pathlib import Path
 
@@ -159,9 +158,8 @@ def test_a_damaged_mirror_is_refused(mnist_like: Path, damage: str) -> None:
 
 
 def test_a_mirror_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="MNIST_MIRROR = .*nowhere"):
+    with pytest.raises(DataError, match=r"MNIST_MIRROR = .*nowhere"):
         load_mnist(str(tmp_path / "nowhere"))
-    shutil.rmtree(tmp_path)
 
 
 def test_resize_is_identity_at_the_same_size_and_smooth_otherwise() -> None:

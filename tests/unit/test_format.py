@@ -12,7 +12,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mnist_mamba.engine import FormatError, format, read_model, write_model
+from mnist_mamba.engine import FormatError, read_model, write_model
+from mnist_mamba.engine import format as model_format
 from tests.models import ARCHITECTURES, make_model
 
 
@@ -25,8 +26,8 @@ def model_bytes(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 def reseal(data: bytes) -> bytes:
     """Make the checksum right again, so that checks behind it are reached."""
-    crc = zlib.crc32(data[format.CHECKED_FROM :])
-    return data[: format.CRC_OFFSET] + struct.pack("<I", crc) + data[format.CHECKED_FROM :]
+    crc = zlib.crc32(data[model_format.CHECKED_FROM :])
+    return data[: model_format.CRC_OFFSET] + struct.pack("<I", crc) + data[model_format.CHECKED_FROM :]
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -36,9 +37,9 @@ def test_every_architecture_survives_the_file(name: str, tmp_path: Path) -> None
     write_model(path, model)
     file = read_model(path)
     assert file.header["d_inner"] == model.config.d_inner
-    assert format.sequence_length(file.header) == model.config.length
-    expected = format.folded_tensors(model)
-    assert list(file.tensors) == [spec.name for spec in format.tensor_specs(file.header)]
+    assert model_format.sequence_length(file.header) == model.config.length
+    expected = model_format.folded_tensors(model)
+    assert list(file.tensors) == [spec.name for spec in model_format.tensor_specs(file.header)]
     assert file.tensors.keys() == expected.keys()
     for tensor, values in expected.items():
         np.testing.assert_array_equal(file.tensors[tensor], values, err_msg=tensor)
@@ -51,7 +52,7 @@ def test_every_architecture_survives_the_file(name: str, tmp_path: Path) -> None
 )
 def test_packing_is_reversible_and_aligned(kind: str, rows: int, columns: int) -> None:
     shape = (columns,) if kind == "vector" else (rows, columns)
-    spec = format.TensorSpec("t", kind, shape)  # type: ignore[arg-type]
+    spec = model_format.TensorSpec("t", kind, shape)  # type: ignore[arg-type]
     values = np.arange(1, 1 + np.prod(shape), dtype=np.float32).reshape(shape)
     packed = spec.pack(values)
     assert len(packed) == 4 * spec.stored_floats
@@ -63,7 +64,7 @@ def test_packing_is_reversible_and_aligned(kind: str, rows: int, columns: int) -
 
 def test_panel_element_stands_where_the_specification_says() -> None:
     values = np.arange(40 * 3, dtype=np.float32).reshape(40, 3)
-    stored = np.frombuffer(format.TensorSpec("t", "panels", (40, 3)).pack(values), "<f4")
+    stored = np.frombuffer(model_format.TensorSpec("t", "panels", (40, 3)).pack(values), "<f4")
     for o, i in ((0, 0), (17, 2), (39, 1)):
         assert stored[((o // 16) * 3 + i) * 16 + o % 16] == values[o, i]
 
@@ -71,9 +72,9 @@ def test_panel_element_stands_where_the_specification_says() -> None:
 def test_every_truncation_is_refused(model_bytes: bytes) -> None:
     for length in range(0, len(model_bytes), 61):
         with pytest.raises(FormatError):
-            format.decode(model_bytes[:length])
+            model_format.decode(model_bytes[:length])
     with pytest.raises(FormatError, match="file size"):
-        format.decode(model_bytes + b"\0")
+        model_format.decode(model_bytes + b"\0")
 
 
 @given(position=st.integers(0, 9855), bit=st.integers(0, 7))
@@ -82,7 +83,7 @@ def test_every_flipped_bit_is_refused(model_bytes: bytes, position: int, bit: in
     damaged = bytearray(model_bytes)
     damaged[position] ^= 1 << bit
     with pytest.raises(FormatError):
-        format.decode(bytes(damaged))
+        model_format.decode(bytes(damaged))
 
 
 @pytest.mark.parametrize(
@@ -120,19 +121,19 @@ def test_each_check_names_its_field(
     damaged = bytearray(model_bytes)
     struct.pack_into("<I", damaged, offset, value)
     with pytest.raises(FormatError) as error:
-        format.decode(reseal(bytes(damaged)))
+        model_format.decode(reseal(bytes(damaged)))
     assert message in str(error.value)
 
 
 def test_the_header_table_matches_the_specification() -> None:
     """docs/format.md's offsets are those that the code computes."""
     text = (Path(__file__).parents[2] / "docs" / "format.md").read_text()
-    offset = format.CHECKED_FROM
-    for field in format.FIELDS:
+    offset = model_format.CHECKED_FROM
+    for field in model_format.FIELDS:
         kind = {"I": "u32", "f": "f32"}[field.code]
         assert f"| {offset} | {kind} | {field.name} |" in text
         offset += 4
-    assert offset == format.RESERVED_FROM
+    assert offset == model_format.RESERVED_FROM
     assert f"| {offset} | {256 - offset} bytes | reserved |" in text
 
 

@@ -31,7 +31,7 @@ PLAIN = AugmentConfig(rotate=0, scale=0, shear=0, shift=0)
 
 
 def bars(n: int, seed: int) -> LabelledImages:
-    """Three classes that a look tells apart: a bright band at the top, middle or bottom, in noise."""
+    """Three classes that a look tells apart: a bright band at the top, middle or bottom."""
     generator = np.random.default_rng(seed)
     labels = (np.arange(n) % 3).astype(np.uint8)
     images = generator.integers(0, 120, (n, 8, 8), dtype=np.uint8)

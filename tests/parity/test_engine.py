@@ -1,0 +1,165 @@
+"""The C engine against PyTorch, through the command and through the binding."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mnist_mamba.config import ModelConfig
+from mnist_mamba.data.idx import write_idx
+from mnist_mamba.engine import Engine, EngineError, write_model
+from mnist_mamba.model import MambaClassifier
+from mnist_mamba.training.evaluation import predict
+from tests import golden
+from tests.models import ARCHITECTURES, make_images, make_model
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="session")
+def mamba(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The command, built as the pipeline builds it."""
+    out = tmp_path_factory.mktemp("engine")
+    make = ["make", "-s", "-f", "csrc/engine.mk", "dvc-engine", f"OUT={out}"]
+    subprocess.run(make, cwd=ROOT, check=True)
+    return out / "mamba"
+
+
+def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([str(word) for word in command], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_command_agrees_with_pytorch(name: str, mamba: Path, tmp_path: Path) -> None:
+    model = make_model(name)
+    images = make_images(model.config, 40)
+    expected = predict(model, images).numpy()
+    labels = expected.argmax(axis=1).astype(np.uint8)
+    labels[0] = (labels[0] + 1) % model.config.n_classes
+    write_model(tmp_path / "model.bin", model)
+    write_idx(tmp_path / "images.idx", images.numpy())
+    write_idx(tmp_path / "labels.idx", labels)
+    files = [tmp_path / file for file in ("model.bin", "images.idx", "labels.idx")]
+    done = run(mamba, "eval", *files, "--json", "--logits", tmp_path / "logits")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert (report["n"], report["correct"]) == (40, 39)
+    assert report["accuracy"] == pytest.approx(39 / 40)
+    logits = np.fromfile(tmp_path / "logits", "<f4").reshape(expected.shape)
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=2e-6)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    height=st.integers(1, 13),
+    width=st.integers(1, 13),
+    stem=st.sampled_from(["patch", "conv"]),
+    direction=st.sampled_from(["forward", "alternate", "bidirectional"]),
+    pool=st.sampled_from(["mean", "last"]),
+    a=st.sampled_from(["free", "tied"]),
+    pos_embed=st.booleans(),
+    d_model=st.integers(1, 35),
+    expand=st.integers(1, 3),
+    n_layers=st.integers(1, 3),
+    d_state=st.integers(1, 19),
+    d_conv=st.integers(1, 5),
+    n_classes=st.integers(2, 20),
+    seed=st.integers(0, 99),
+)
+def test_any_model_agrees_with_pytorch(
+    tmp_path_factory: pytest.TempPathFactory, seed: int, **dims: int | str | bool
+) -> None:
+    config = ModelConfig(patch=(1, dims["width"]), stem_width=3, **dims)
+    torch.manual_seed(seed)
+    model = MambaClassifier(config, scan="reference").eval()
+    images = make_images(config, 5, seed)
+    path = tmp_path_factory.mktemp("model") / "model.bin"
+    write_model(path, model)
+    with Engine(path, threads=2) as engine:
+        logits = engine.logits(images.numpy())
+    np.testing.assert_allclose(logits, predict(model, images).numpy(), rtol=0, atol=2e-6)
+
+
+def test_one_image_through_the_command(mamba: Path, tmp_path: Path) -> None:
+    model = make_model("patch_alternate_last")
+    image = make_images(model.config, 3)[2:]
+    logits = predict(model, image)[0]
+    write_model(tmp_path / "model.bin", model)
+    (tmp_path / "input.bin").write_bytes((image.numpy() / np.float32(255)).astype("<f4").tobytes())
+    done = run(mamba, tmp_path / "model.bin", tmp_path / "input.bin", "--json")
+    answer = json.loads(done.stdout)
+    assert answer["prediction"] == int(logits.argmax())
+    np.testing.assert_allclose(answer["probabilities"], logits.softmax(0), atol=1e-6)
+    people = run(mamba, tmp_path / "model.bin", tmp_path / "input.bin")
+    assert people.returncode == 0
+    assert str(answer["prediction"]) in people.stdout.splitlines()[0]
+
+
+def test_info_tells_the_dims(mamba: Path) -> None:
+    for name in ("conv_tied_odd_image", "rows_odd_dims"):
+        config = ARCHITECTURES[name]
+        info = json.loads(run(mamba, "info", golden.FOLDER / f"{name}.bin", "--json").stdout)
+        assert (info["height"], info["width"]) == (config.height, config.width)
+        assert (info["d_inner"], info["length"]) == (config.d_inner, config.length)
+
+
+def test_batches_and_threads_give_the_same_bits(tmp_path: Path) -> None:
+    model = make_model("wide_panels")
+    write_model(tmp_path / "model.bin", model)
+    images = make_images(model.config, 17).numpy()
+    with Engine(tmp_path / "model.bin", threads=1) as engine:
+        one_by_one = np.concatenate([engine.logits(images[i : i + 1]) for i in range(17)])
+        floats = engine.logits((images / np.float32(255)).astype(np.float32))
+    for threads in (1, 2, 5):
+        with Engine(tmp_path / "model.bin", threads=threads) as engine:
+            np.testing.assert_array_equal(engine.logits(images), one_by_one)
+    np.testing.assert_array_equal(floats, one_by_one)
+
+
+def test_binding_says_what_is_wrong(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match="nowhere") as error:
+        Engine(tmp_path / "nowhere")
+    assert error.value.status == 3
+    (tmp_path / "bad.bin").write_bytes(b"x" * 300)
+    with pytest.raises(EngineError, match="magic") as error:
+        Engine(tmp_path / "bad.bin")
+    assert error.value.status == 4
+    with pytest.raises(EngineError, match="expected a built libmamba"):
+        Engine(golden.FOLDER / "patch_tied.bin", library=tmp_path / "libmamba.so")
+    engine = Engine(golden.FOLDER / "patch_tied.bin")
+    with pytest.raises(ValueError, match=r"\(2, 8, 9\), expected \(n, 8, 8\)"):
+        engine.logits(np.zeros((2, 8, 9), np.uint8))
+    with pytest.raises(ValueError, match="float64"):
+        engine.logits(np.zeros((2, 8, 8)))
+    with pytest.raises(ValueError, match="outside"):
+        engine.logits(np.full((1, 8, 8), np.nan, np.float32))
+    assert engine.logits(np.zeros((0, 8, 8), np.uint8)).shape == (0, 10)
+    with pytest.raises(EngineError, match="threads = 5000"):
+        Engine(golden.FOLDER / "patch_tied.bin", threads=5000).logits(np.zeros((1, 8, 8), np.uint8))
+    engine.close()
+    engine.close()
+    with pytest.raises(EngineError, match="closed"):
+        engine.logits(np.zeros((1, 8, 8), np.uint8))
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_golden_files_are_what_pytorch_computes_today(name: str, tmp_path: Path) -> None:
+    """Or `make golden` has to be run; the values may differ in their last bits between machines."""
+    golden.write_golden(tmp_path, name)
+    fresh, kept = (
+        (folder / f"{name}.golden").read_bytes() for folder in (tmp_path, golden.FOLDER)
+    )
+    model, kept_model = (
+        (folder / f"{name}.bin").read_bytes() for folder in (tmp_path, golden.FOLDER)
+    )
+    assert model[16:256] == kept_model[16:256]
+    assert len(fresh) == len(kept)
+    weights, kept_weights = (np.frombuffer(m, "<f4", offset=256) for m in (model, kept_model))
+    np.testing.assert_allclose(weights, kept_weights, rtol=1e-6, atol=1e-7)

@@ -1,0 +1,86 @@
+"""params.yaml: what is refused, and in which words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from mnist_mamba.config import TrainConfig
+from pipeline.params import ParamsError, load_params, parse_params
+from tests.pipeline.imports import ROOT
+
+
+def changed(key: str, value: Any) -> dict[str, Any]:
+    """params.yaml's content with one value replaced or added."""
+    content: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())
+    *folders, name = key.split(".")
+    section = content
+    for folder in folders:
+        section = section[folder]
+    section[name] = value
+    return content
+
+
+def test_the_committed_params_are_valid() -> None:
+    params = load_params(ROOT / "params.yaml")
+    assert isinstance(params.train.config(), TrainConfig)
+    config = params.model.config(28, 28, 10, pixel_mean=0.1, pixel_std=0.3)
+    assert (config.d_model, config.pixel_std) == (64, 0.3)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("train.lr", "fast", ["train.lr", "'fast'", "number"]),
+        ("train.lr", -1, ["train.lr", "-1", "greater than 0"]),
+        ("train.lr", float("inf"), ["train.lr", "inf", "finite"]),
+        ("train.epochs", 2.5, ["train.epochs", "2.5", "integer"]),
+        ("train.momentum", 0.9, ["train.momentum", "unknown key"]),
+        ("train.augment.rotate", 500, ["train.augment.rotate", "500", "180"]),
+        ("train.scan", "gpu", ["train.scan", "'gpu'", "'cuda'"]),
+        ("data.dataset", "cifar", ["data.dataset", "'cifar'", "'digits'"]),
+        ("data.val_fraction", 1.0, ["data.val_fraction", "1.0", "less than 1"]),
+        ("model.patch", [5, 4], ["model.patch = [5, 4]", "28 x 28"]),
+        ("model.d_conv", 0, ["model.d_conv = 0", "1..16"]),
+        ("model.a", "mixed", ["model.a = 'mixed'", "free, tied"]),
+        ("evaluate", None, ["evaluate", "None"]),
+        ("export.checkpoint", "newest", ["export.checkpoint", "'best_model'"]),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_was_expected(
+    key: str, value: Any, words: list[str]
+) -> None:
+    with pytest.raises(ParamsError) as error:
+        parse_params(changed(key, value))
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_exponents_without_a_dot_are_numbers() -> None:
+    """PyYAML reads 1e-3 as text, DVC's YAML as a number: both must mean the same."""
+    content = yaml.safe_load((ROOT / "params.yaml").read_text().replace("lr: 0.001", "lr: 1e-3"))
+    assert content["train"]["lr"] == "1e-3"
+    assert parse_params(content).train.lr == 0.001
+
+
+def test_patch_is_checked_against_the_size_after_resampling() -> None:
+    content = changed("data.resize", [30, 20])
+    content["model"]["patch"] = [5, 4]
+    assert parse_params(content).data.size == (30, 20)
+    content["data"]["resize"] = 28
+    with pytest.raises(ParamsError, match="does not divide"):
+        parse_params(content)
+    # Sizes of a user's own files are known only when they are read.
+    content["data"] |= {"resize": None, "dataset": "idx"}
+    assert parse_params(content).data.known_size is None
+
+
+def test_missing_or_broken_file(tmp_path: Path) -> None:
+    with pytest.raises(ParamsError, match="run from the project's folder"):
+        load_params(tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").write_text("a: [")
+    with pytest.raises(ParamsError, match="not valid YAML"):
+        load_params(tmp_path / "params.yaml")
