@@ -1,0 +1,115 @@
+/* Many images: parallel over images, never inside one, so that the bits of a logit depend on its
+ * image alone. */
+#include <stdbool.h>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#include "error.h"
+#include "model.h"
+#include "version.h"
+
+enum { MAX_THREADS = 1024 };
+
+const char *mamba_version(void)
+{
+    return MAMBA_VERSION;
+}
+
+int mamba_max_threads(void)
+{
+#ifdef _OPENMP
+    int threads = omp_get_max_threads();
+    return threads > MAX_THREADS ? MAX_THREADS : threads;
+#else
+    return 1;
+#endif
+}
+
+/* Images of one of the two pixel types; the other pointer is NULL. */
+struct images {
+    const float *f32;  /* [n, pixels] */
+    const uint8_t *u8; /* [n, pixels] */
+    size_t n, pixels;
+};
+
+static void classify_one(mamba_context *context, const struct images *images, size_t i,
+                         float *logits)
+{
+    if (images->f32)
+        mamba_forward(context, images->f32 + i * images->pixels, logits);
+    else
+        mamba_forward_u8(context, images->u8 + i * images->pixels, logits);
+}
+
+size_t mamba_batch_bytes(const mamba_model *model, int threads)
+{
+    size_t one = mamba_context_bytes(model);
+    if (threads < 1 || threads > MAX_THREADS || one > SIZE_MAX / (size_t)threads)
+        return 0;
+    return one * (size_t)threads; /* each slice allows for its own alignment */
+}
+
+static mamba_status check_batch(const mamba_model *model, const void *arena, size_t arena_bytes,
+                                int threads, const struct images *images, const float *logits,
+                                mamba_error *error)
+{
+    if (!model || !arena)
+        return mamba_fail(error, MAMBA_ERR_ARGUMENT, NULL, "mamba_forward_batch: %s is NULL",
+                          model ? "arena" : "model");
+    if (images->n > 0 && ((!images->f32 && !images->u8) || !logits))
+        return mamba_fail(error, MAMBA_ERR_ARGUMENT, NULL, "mamba_forward_batch: %s is NULL",
+                          logits ? "images" : "logits");
+    size_t needed = mamba_batch_bytes(model, threads);
+    if (needed == 0)
+        return mamba_fail(error, MAMBA_ERR_ARGUMENT, NULL, "threads: got %d, expected 1..%d",
+                          threads, MAX_THREADS);
+    if (arena_bytes < needed)
+        return mamba_fail(error, MAMBA_ERR_ARGUMENT, NULL,
+                          "arena_bytes: got %zu, expected at least the %zu of mamba_batch_bytes",
+                          arena_bytes, needed);
+    return MAMBA_OK;
+}
+
+static mamba_status run_batch(const mamba_model *model, void *arena, size_t arena_bytes,
+                              int threads, struct images images, float *logits, mamba_error *error)
+{
+    mamba_status status = check_batch(model, arena, arena_bytes, threads, &images, logits, error);
+    if (status != MAMBA_OK)
+        return status;
+    const size_t slice = mamba_context_bytes(model), n_classes = mamba_model_info(model)->n_classes;
+    images.pixels = (size_t)mamba_model_info(model)->height * mamba_model_info(model)->width;
+#ifdef _OPENMP
+#pragma omp parallel num_threads(threads)
+#endif
+    {
+        size_t thread = 0;
+#ifdef _OPENMP
+        thread = (size_t)omp_get_thread_num();
+#endif
+        mamba_context *context;
+        mamba_context_init(&context, model, (char *)arena + thread * slice, slice, NULL);
+#ifdef _OPENMP
+#pragma omp for schedule(dynamic, 4)
+#endif
+        for (size_t i = 0; i < images.n; i++)
+            classify_one(context, &images, i, logits + i * n_classes);
+    }
+    return MAMBA_OK;
+}
+
+mamba_status mamba_forward_batch(const mamba_model *model, void *arena, size_t arena_bytes,
+                                 int threads, const float *images, size_t n, float *logits,
+                                 mamba_error *error)
+{
+    struct images all = {.f32 = images, .n = n};
+    return run_batch(model, arena, arena_bytes, threads, all, logits, error);
+}
+
+mamba_status mamba_forward_batch_u8(const mamba_model *model, void *arena, size_t arena_bytes,
+                                    int threads, const uint8_t *images, size_t n, float *logits,
+                                    mamba_error *error)
+{
+    struct images all = {.u8 = images, .n = n};
+    return run_batch(model, arena, arena_bytes, threads, all, logits, error);
+}

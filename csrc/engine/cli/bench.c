@@ -1,0 +1,146 @@
+/* How long an image takes: after a warm-up, several rounds of calls on synthetic images. */
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "commands.h"
+#include "error.h"
+
+enum { DISTINCT = 64 };      /* calls cycle through as many different batches */
+enum { DEFAULT_ROUNDS = 5 }; /* the median is taken over them */
+enum { MIN_CALLS = 5, MAX_CALLS = 10000 };
+static const double ROUND_SECONDS = 0.2;
+
+struct bench {
+    const mamba_model *model;
+    int batch, threads, rounds;
+    size_t calls;    /* in a round */
+    size_t pixels;   /* of an image */
+    uint8_t *images; /* [DISTINCT - 1 + batch, pixels]: batches begin at any of the first */
+    void *arena;
+    size_t arena_bytes;
+    float *logits;       /* [batch, n_classes] */
+    double *call_times;  /* [rounds * calls] seconds an image */
+    double *round_times; /* [rounds] */
+};
+
+/* Sparse like digits, and the same on every machine: xorshift (Marsaglia 2003), a fifth lit. */
+static void paint(uint8_t *images, size_t n)
+{
+    uint32_t x = 2463534242u;
+    for (size_t i = 0; i < n; i++) {
+        x ^= x << 13;
+        x ^= x >> 17;
+        x ^= x << 5;
+        images[i] = x >> 24 < 51 ? (uint8_t)(x & 0xFFu) : 0;
+    }
+}
+
+/* Seconds an image of call number `call`. */
+static double time_call(const struct bench *bench, size_t call)
+{
+    const double start = now_seconds();
+    mamba_forward_batch_u8(bench->model, bench->arena, bench->arena_bytes, bench->threads,
+                           bench->images + call % DISTINCT * bench->pixels, (size_t)bench->batch,
+                           bench->logits, NULL);
+    return (now_seconds() - start) / bench->batch;
+}
+
+static mamba_status prepare(struct bench *bench, mamba_error *error)
+{
+    const mamba_info *info = mamba_model_info(bench->model);
+    const size_t n_images = DISTINCT - 1 + (size_t)bench->batch;
+    bench->pixels = (size_t)info->height * info->width;
+    bench->arena_bytes = mamba_batch_bytes(bench->model, bench->threads);
+    bench->images = calloc(n_images, bench->pixels);
+    bench->arena = bench->arena_bytes ? malloc(bench->arena_bytes) : NULL;
+    bench->logits = calloc((size_t)bench->batch, info->n_classes * sizeof(float));
+    if (!bench->images || !bench->arena || !bench->logits)
+        return mamba_fail(error, MAMBA_ERR_MEMORY, NULL, "no memory for %zu images and %d threads",
+                          n_images, bench->threads);
+    paint(bench->images, n_images * bench->pixels);
+
+    time_call(bench, 0); /* the first call meets cold caches and starts the threads */
+    const double calls = ROUND_SECONDS / (time_call(bench, 1) * bench->batch + 1e-9);
+    bench->calls = calls < MIN_CALLS ? MIN_CALLS : (calls > MAX_CALLS ? MAX_CALLS : (size_t)calls);
+    bench->call_times = calloc((size_t)bench->rounds * bench->calls, sizeof(double));
+    bench->round_times = calloc((size_t)bench->rounds, sizeof(double));
+    if (!bench->call_times || !bench->round_times)
+        return mamba_fail(error, MAMBA_ERR_MEMORY, NULL, "no memory for the measured times");
+    return MAMBA_OK;
+}
+
+static void measure(struct bench *bench)
+{
+    for (size_t call = 0; call < bench->calls; call++) /* warm up: a round that does not count */
+        time_call(bench, call);
+    for (size_t round = 0; round < (size_t)bench->rounds; round++) {
+        double sum = 0.0;
+        for (size_t call = 0; call < bench->calls; call++) {
+            double seconds = time_call(bench, call);
+            bench->call_times[round * bench->calls + call] = seconds;
+            sum += seconds;
+        }
+        bench->round_times[round] = sum / (double)bench->calls;
+    }
+}
+
+static int ascending(const void *a, const void *b)
+{
+    double left = *(const double *)a, right = *(const double *)b;
+    return (left > right) - (left < right);
+}
+
+/* The value below which a fraction of the n sorted values lies, in microseconds. */
+static double quantile_us(const double *sorted, size_t n, double fraction)
+{
+    size_t index = (size_t)(fraction * (double)(n - 1) + 0.5);
+    return 1e6 * sorted[index];
+}
+
+static void report(struct bench *bench, double load_seconds, bool json)
+{
+    const size_t rounds = (size_t)bench->rounds, calls = rounds * bench->calls;
+    qsort(bench->round_times, rounds, sizeof(double), ascending);
+    qsort(bench->call_times, calls, sizeof(double), ascending);
+    const char *format =
+        json ? "{\"batch\":%d,\"threads\":%d,\"rounds\":%d,\"calls\":%zu,\"median_us\":%.3f,"
+               "\"p50_us\":%.3f,\"p99_us\":%.3f,\"min_us\":%.3f,\"load_us\":%.1f}\n"
+             : "batch %d, %d thread(s), %d rounds, %zu calls; microseconds an image:\n"
+               "median of rounds %10.3f\n"
+               "p50 of calls     %10.3f\n"
+               "p99 of calls     %10.3f\n"
+               "min of calls     %10.3f\n"
+               "loading          %10.1f (once: open, checksum, checks)\n";
+    printf(format, bench->batch, bench->threads, bench->rounds, calls,
+           quantile_us(bench->round_times, rounds, 0.5), quantile_us(bench->call_times, calls, 0.5),
+           quantile_us(bench->call_times, calls, 0.99), quantile_us(bench->call_times, calls, 0.0),
+           1e6 * load_seconds);
+}
+
+mamba_status command_bench(const struct options *options, mamba_error *error)
+{
+    mamba_model *model;
+    const double start = now_seconds();
+    mamba_status status = mamba_model_open(&model, options->positional[0], error);
+    const double load_seconds = now_seconds() - start;
+    if (status != MAMBA_OK)
+        return status;
+    struct bench bench = {
+        .model = model,
+        .batch = options->batch ? options->batch : 1,
+        .threads = choose_threads(options->threads, 1),
+        .rounds = options->rounds ? options->rounds : DEFAULT_ROUNDS,
+    };
+    status = prepare(&bench, error);
+    if (status == MAMBA_OK) {
+        measure(&bench);
+        report(&bench, load_seconds, options->json);
+    }
+    free(bench.round_times);
+    free(bench.call_times);
+    free(bench.logits);
+    free(bench.arena);
+    free(bench.images);
+    mamba_model_close(model);
+    return status;
+}

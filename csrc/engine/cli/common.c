@@ -1,0 +1,95 @@
+#define _POSIX_C_SOURCE 200809L
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "commands.h"
+#include "error.h"
+#include "finite.h"
+
+double now_seconds(void)
+{
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
+}
+
+mamba_status argmax(size_t *out, const float *logits, size_t n, size_t image, mamba_error *error)
+{
+    size_t best = 0;
+    for (size_t i = 0; i < n; i++) {
+        if (!mamba_is_finite(logits[i]))
+            return mamba_fail(error, MAMBA_ERR_MODEL, NULL,
+                              "logit %zu of image %zu: got %g, expected a finite number (the "
+                              "weights overflow)",
+                              i, image, (double)logits[i]);
+        if (logits[i] > logits[best])
+            best = i;
+    }
+    *out = best;
+    return MAMBA_OK;
+}
+
+int choose_threads(int wanted, int otherwise)
+{
+    if (wanted > 1 && mamba_max_threads() == 1) {
+        fprintf(stderr, "mamba: only one thread here (`make omp` builds the parallel engine)\n");
+        return 1;
+    }
+    return wanted ? wanted : otherwise;
+}
+
+static mamba_status write_all(int fd, const char *path, const void *data, size_t bytes,
+                              mamba_error *error)
+{
+    const char *at = data;
+    while (bytes > 0) {
+        ssize_t written = write(fd, at, bytes);
+        if (written < 0 && errno == EINTR)
+            continue;
+        if (written < 0)
+            return mamba_fail(error, MAMBA_ERR_IO, path, "cannot write: %s", strerror(errno));
+        at += written;
+        bytes -= (size_t)written;
+    }
+    if (fsync(fd) != 0)
+        return mamba_fail(error, MAMBA_ERR_IO, path, "cannot sync: %s", strerror(errno));
+    return MAMBA_OK;
+}
+
+static mamba_status write_and_rename(const char *path, const char *temporary, const void *data,
+                                     size_t bytes, mamba_error *error)
+{
+    int fd = open(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+    if (fd < 0)
+        return mamba_fail(error, MAMBA_ERR_IO, temporary, "cannot create: %s", strerror(errno));
+    mamba_status status = write_all(fd, temporary, data, bytes, error);
+    if (close(fd) != 0 && status == MAMBA_OK)
+        status = mamba_fail(error, MAMBA_ERR_IO, temporary, "cannot close: %s", strerror(errno));
+    if (status == MAMBA_OK && rename(temporary, path) != 0)
+        status = mamba_fail(error, MAMBA_ERR_IO, path, "cannot rename to it: %s", strerror(errno));
+    if (status != MAMBA_OK)
+        unlink(temporary);
+    return status;
+}
+
+mamba_status write_file(const char *path, const void *data, size_t bytes, mamba_error *error)
+{
+    struct stat existing; /* a rename over /dev/null would replace the device */
+    if (stat(path, &existing) == 0 && !S_ISREG(existing.st_mode))
+        return mamba_fail(error, MAMBA_ERR_IO, path, "not a regular file");
+    size_t size = strlen(path) + 32;
+    char *temporary = malloc(size);
+    if (!temporary)
+        return mamba_fail(error, MAMBA_ERR_MEMORY, path, "no memory for its temporary name");
+    snprintf(temporary, size, "%s.tmp.%ld", path, (long)getpid());
+    mamba_status status = write_and_rename(path, temporary, data, bytes, error);
+    free(temporary);
+    return status;
+}

@@ -1,0 +1,82 @@
+#include "options.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "error.h"
+
+enum { MAX_THREADS = 1024, MAX_BATCH = 65536, MAX_ROUNDS = 1000 };
+
+static mamba_status parse_count(int *out, const char *option, const char *text, int max,
+                                mamba_error *error)
+{
+    char *end;
+    errno = 0;
+    long value = strtol(text, &end, 10);
+    if (errno || end == text || *end || value < 1 || value > max)
+        return mamba_fail(error, MAMBA_ERR_ARGUMENT, NULL, "%s: got '%.60s', expected 1..%d",
+                          option, text, max);
+    *out = (int)value;
+    return MAMBA_OK;
+}
+
+/* An option with a value; `value` is NULL if the command line ended before it. */
+static mamba_status parse_valued(struct options *out, const char *option, const char *value,
+                                 int allowed, mamba_error *error)
+{
+    const struct {
+        const char *name;
+        int flag;
+        int *count; /* NULL: takes a file name */
+        int max;
+    } known[] = {
+        {"--logits", ALLOW_LOGITS, NULL, 0},
+        {"--threads", ALLOW_THREADS, &out->threads, MAX_THREADS},
+        {"--batch", ALLOW_BATCH, &out->batch, MAX_BATCH},
+        {"--rounds", ALLOW_ROUNDS, &out->rounds, MAX_ROUNDS},
+    };
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
+        if (strcmp(option, known[i].name) != 0 || !(allowed & known[i].flag))
+            continue;
+        if (!value)
+            return mamba_fail(error, MAMBA_ERR_ARGUMENT, NULL, "%s: a value must follow", option);
+        if (known[i].count)
+            return parse_count(known[i].count, option, value, known[i].max, error);
+        out->logits = value;
+        return MAMBA_OK;
+    }
+    return mamba_fail(error, MAMBA_ERR_ARGUMENT, NULL,
+                      "unknown option '%.60s' (a file name like that: write ./%.60s)", option,
+                      option);
+}
+
+mamba_status parse_options(struct options *out, int count, char *const *arguments, int n_positional,
+                           int allowed, mamba_error *error)
+{
+    *out = (struct options){0};
+    for (int i = 0; i < count; i++) {
+        const char *argument = arguments[i];
+        if (strcmp(argument, "--help") == 0 || strcmp(argument, "-h") == 0) {
+            out->help = true;
+            return MAMBA_OK;
+        }
+        if (strcmp(argument, "--json") == 0) {
+            out->json = true;
+        } else if (argument[0] == '-') {
+            const char *value = i + 1 < count ? arguments[++i] : NULL;
+            mamba_status status = parse_valued(out, argument, value, allowed, error);
+            if (status != MAMBA_OK)
+                return status;
+        } else if (out->n_positional < n_positional) {
+            out->positional[out->n_positional++] = argument;
+        } else {
+            return mamba_fail(error, MAMBA_ERR_ARGUMENT, NULL, "unexpected argument '%.100s'",
+                              argument);
+        }
+    }
+    if (out->n_positional < n_positional)
+        return mamba_fail(error, MAMBA_ERR_ARGUMENT, NULL, "got %d file name%s, expected %d",
+                          out->n_positional, out->n_positional == 1 ? "" : "s", n_positional);
+    return MAMBA_OK;
+}

@@ -1,0 +1,28 @@
+/* What the command line said. */
+#ifndef MAMBA_CLI_OPTIONS_H
+#define MAMBA_CLI_OPTIONS_H
+
+#include <stdbool.h>
+
+#include "mamba.h"
+
+enum { MAX_POSITIONAL = 3 };
+
+struct options {
+    const char *positional[MAX_POSITIONAL];
+    int n_positional;
+    bool help, json;
+    const char *logits; /* NULL: not given */
+    int threads;        /* these three: 0 if not given */
+    int batch;
+    int rounds;
+};
+
+/* Options that a command allows, besides --json and --help. */
+enum { ALLOW_LOGITS = 1, ALLOW_THREADS = 2, ALLOW_BATCH = 4, ALLOW_ROUNDS = 8 };
+
+/* Parses arguments [count] for a command that takes n_positional file names. */
+mamba_status parse_options(struct options *out, int count, char *const *arguments, int n_positional,
+                           int allowed, mamba_error *error);
+
+#endif

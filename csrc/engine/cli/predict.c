@@ -1,0 +1,84 @@
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "commands.h"
+#include "error.h"
+#include "idx.h"
+
+enum { MAX_CLASSES = 256 }; /* a model file has no more */
+
+static void print_array(const char *name, const float *values, size_t n)
+{
+    printf(",\"%s\":[", name);
+    for (size_t i = 0; i < n; i++)
+        printf("%s%.9g", i ? "," : "", (double)values[i]);
+    printf("]");
+}
+
+static void print_json(size_t class, const float *probabilities, const float *logits, size_t n)
+{
+    printf("{\"prediction\":%zu", class);
+    print_array("probabilities", probabilities, n);
+    print_array("logits", logits, n);
+    printf("}\n");
+}
+
+static void print_table(size_t class, const float *probabilities, size_t n)
+{
+    enum { BAR = 40 };
+    printf("class %zu\n", class);
+    for (size_t i = 0; i < n; i++) {
+        printf("%5zu  %8.4f %%  ", i, 100.0 * (double)probabilities[i]);
+        for (int step = 0; step < (int)(probabilities[i] * BAR + 0.5f); step++)
+            putchar('#');
+        putchar('\n');
+    }
+}
+
+static mamba_status classify(const mamba_model *model, const float *pixels, float *logits,
+                             mamba_error *error)
+{
+    const size_t bytes = mamba_context_bytes(model);
+    void *arena = malloc(bytes);
+    if (!arena)
+        return mamba_fail(error, MAMBA_ERR_MEMORY, NULL, "no memory for %zu bytes", bytes);
+    mamba_context *context;
+    mamba_status status = mamba_context_init(&context, model, arena, bytes, error);
+    if (status == MAMBA_OK)
+        status = mamba_forward(context, pixels, logits);
+    free(arena);
+    return status;
+}
+
+static mamba_status predict(const mamba_model *model, const float *pixels, bool json,
+                            mamba_error *error)
+{
+    const size_t n = mamba_model_info(model)->n_classes;
+    float logits[MAX_CLASSES], probabilities[MAX_CLASSES];
+    size_t class;
+    mamba_status status = classify(model, pixels, logits, error);
+    if (status != MAMBA_OK || (status = argmax(&class, logits, n, 0, error)) != MAMBA_OK)
+        return status;
+    mamba_softmax(logits, probabilities, n);
+    if (json)
+        print_json(class, probabilities, logits, n);
+    else
+        print_table(class, probabilities, n);
+    return MAMBA_OK;
+}
+
+mamba_status command_predict(const struct options *options, mamba_error *error)
+{
+    mamba_model *model;
+    mamba_status status = mamba_model_open(&model, options->positional[0], error);
+    if (status != MAMBA_OK)
+        return status;
+    const mamba_info *info = mamba_model_info(model);
+    struct raw_image image;
+    status = mamba_raw_image_open(&image, options->positional[1], info->height, info->width, error);
+    if (status == MAMBA_OK)
+        status = predict(model, image.pixels, options->json, error);
+    mamba_raw_image_close(&image);
+    mamba_model_close(model);
+    return status;
+}

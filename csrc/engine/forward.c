@@ -1,0 +1,274 @@
+/* The forward pass, top to bottom as in docs/format.md and the paper (Gu and Dao 2023, "Mamba:
+ * Linear-Time Sequence Modeling with Selective State Spaces", arXiv 2312.00752). */
+#include <math.h>
+#include <string.h>
+
+#include "context.h"
+#include "denormals.h"
+
+/* Shows the trace `length` rows, or one. */
+static void tap(const struct mamba_context *context, const char *name, int layer, const float *data,
+                size_t rows, size_t cols, size_t row_stride)
+{
+    if (context->trace)
+        context->trace(context->trace_user, name, layer, data, rows, cols, row_stride);
+}
+
+/* ---- stem -------------------------------------------------------------------------------- */
+
+/* One output row of the patch stem: its patches, each flattened row by row. */
+static void gather_patches(float *window, size_t window_stride, const float *image,
+                           const struct mamba_info *info, size_t patch_row)
+{
+    const size_t height = info->patch_height, width = info->patch_width;
+    for (size_t column = 0; column < info->width / width; column++) {
+        for (size_t row = 0; row < height; row++) {
+            const float *pixels = image + (patch_row * height + row) * info->width + column * width;
+            memcpy(window + column * window_stride + row * width, pixels, width * sizeof *pixels);
+        }
+    }
+}
+
+static void patch_stem(struct mamba_context *context)
+{
+    const struct mamba_model *model = context->model;
+    const struct mamba_info *info = &model->info;
+    const size_t columns = info->width / info->patch_width, stride = mamba_window_stride(info);
+    const size_t pixels = (size_t)info->patch_height * info->patch_width;
+    for (size_t row = 0; row < info->height / info->patch_height; row++) {
+        gather_patches(context->window, stride, context->image, info, row);
+        model->kernels->matmul(context->x + row * columns * context->d_model, context->d_model,
+                               context->window, stride, model->stem_weight, model->stem_bias,
+                               columns, pixels, info->d_model);
+    }
+}
+
+/* A picture whose pixels are vectors. */
+struct picture {
+    const float *data; /* [height, width, channels], pixels `stride` floats apart */
+    size_t height, width, channels, stride;
+};
+
+/* One output row of a 3x3 convolution, stride 2, zero padding 1: for each output pixel its nine
+ * inputs, in the order (ky, kx, channel). */
+static void gather_3x3(float *window, size_t window_stride, struct picture in, size_t out_row)
+{
+    const size_t bytes = in.channels * sizeof(float);
+    for (size_t column = 0; column < (in.width + 1) / 2; column++) {
+        float *to = window + column * window_stride;
+        for (size_t ky = 0; ky < 3; ky++) {
+            for (size_t kx = 0; kx < 3; kx++, to += in.channels) {
+                /* One more than the true coordinates, so that padding is 0, not negative. */
+                const size_t y1 = 2 * out_row + ky, x1 = 2 * column + kx;
+                if (y1 < 1 || y1 > in.height || x1 < 1 || x1 > in.width)
+                    memset(to, 0, bytes);
+                else
+                    memcpy(to, in.data + ((y1 - 1) * in.width + (x1 - 1)) * in.stride, bytes);
+            }
+        }
+    }
+}
+
+/* out [ceil(height / 2), ceil(width / 2), n_out], pixels out_stride apart. */
+static void conv_3x3(struct mamba_context *context, float *out, size_t out_stride, size_t n_out,
+                     struct picture in, const float *weight, const float *bias)
+{
+    const size_t columns = (in.width + 1) / 2;
+    const size_t window_stride = mamba_window_stride(&context->model->info);
+    for (size_t row = 0; row < (in.height + 1) / 2; row++) {
+        gather_3x3(context->window, window_stride, in, row);
+        context->model->kernels->matmul(out + row * columns * out_stride, out_stride,
+                                        context->window, window_stride, weight, bias, columns,
+                                        9 * in.channels, n_out);
+    }
+}
+
+static void conv_stem(struct mamba_context *context)
+{
+    const struct mamba_model *model = context->model;
+    const struct mamba_info *info = &model->info;
+    const size_t width = (size_t)mamba_pad(info->stem_width);
+    const struct picture image = {context->image, info->height, info->width, 1, 1};
+    const struct picture hidden = {context->stem_hidden, mamba_halved(info->height),
+                                   mamba_halved(info->width), info->stem_width, width};
+    conv_3x3(context, context->stem_hidden, width, info->stem_width, image, model->conv1_weight,
+             model->conv1_bias);
+    model->kernels->silu(context->stem_hidden, hidden.height * hidden.width * width);
+    conv_3x3(context, context->x, context->d_model, info->d_model, hidden, model->conv2_weight,
+             model->conv2_bias);
+}
+
+/* x = tokens of the image, plus their positions. */
+static void embed(struct mamba_context *context)
+{
+    const struct mamba_model *model = context->model;
+    const struct mamba_info *info = &model->info;
+    if (info->stem == STEM_PATCH)
+        patch_stem(context);
+    else
+        conv_stem(context);
+    if (model->pos_embed) {
+        for (size_t i = 0; i < info->length * context->d_model; i++)
+            context->x[i] += model->pos_embed[i];
+    }
+    tap(context, "tokens", -1, context->x, info->length, info->d_model, context->d_model);
+}
+
+/* ---- layers ------------------------------------------------------------------------------ */
+
+/* One scan of a layer, from xs and z to y [length, d_inner]: the convolution, the selection of
+ * delta, B and C by the input itself, and the recurrence. */
+static void mix_sequence(struct mamba_context *context, float *y, const struct scan_weights *scan,
+                         bool reverse, int layer, const char *const names[4])
+{
+    const struct mamba_kernels *kernels = context->model->kernels;
+    const struct mamba_info *info = &context->model->info;
+    const size_t length = info->length, d_inner = context->d_inner, x_width = context->x_width;
+    const size_t dt_rank = info->dt_rank, d_state = info->d_state;
+    const struct sequence sequence = {length, d_inner, reverse};
+
+    kernels->conv_silu(context->c, context->xs, scan->conv_weight, scan->conv_bias, info->d_conv,
+                       sequence);
+    tap(context, names[0], layer, context->c, length, info->d_inner, d_inner);
+
+    kernels->matmul(context->x_dbc, x_width, context->c, d_inner, scan->x_proj, NULL, length,
+                    info->d_inner, dt_rank + 2 * d_state);
+    tap(context, names[1], layer, context->x_dbc, length, dt_rank + 2 * d_state, x_width);
+
+    kernels->matmul(context->delta, d_inner, context->x_dbc, x_width, scan->dt_weight,
+                    scan->dt_bias, length, dt_rank, info->d_inner);
+    kernels->softplus(context->delta, length * d_inner);
+    tap(context, names[2], layer, context->delta, length, info->d_inner, d_inner);
+
+    const struct scan_inputs inputs = {
+        .c = context->c,
+        .z = context->z,
+        .delta = context->delta,
+        .b = context->x_dbc + dt_rank,
+        .c_out = context->x_dbc + dt_rank + d_state,
+        .bc_stride = x_width,
+        .a = scan->a,
+        .d = scan->d,
+        .d_state = d_state,
+        .tied = info->tied_a != 0,
+    };
+    kernels->scan(y, &inputs, context->state, sequence);
+    tap(context, names[3], layer, y, length, info->d_inner, d_inner);
+}
+
+/* y = the layer's scan, or the sum of its two. */
+static void mix(struct mamba_context *context, const struct layer_weights *layer, int index)
+{
+    static const char *const names[] = {"conv", "x_proj", "delta", "scan"};
+    static const char *const names_b[] = {"conv_b", "x_proj_b", "delta_b", "scan_b"};
+    const struct mamba_info *info = &context->model->info;
+    const bool reverse = info->direction == DIRECTION_ALTERNATE && index % 2 == 1;
+    mix_sequence(context, context->y, &layer->scan[0], reverse, index, names);
+    if (info->direction == DIRECTION_BIDIRECTIONAL) {
+        mix_sequence(context, context->y_b, &layer->scan[1], true, index, names_b);
+        for (size_t i = 0; i < info->length * context->d_inner; i++)
+            context->y[i] += context->y_b[i];
+    }
+}
+
+/* x = x + out_proj(mix(in_proj(rms(x)))) */
+static void run_layer(struct mamba_context *context, int index)
+{
+    const struct mamba_model *model = context->model;
+    const struct mamba_kernels *kernels = model->kernels;
+    const struct layer_weights *layer = &model->layers[index];
+    const size_t length = model->info.length, d_model = model->info.d_model;
+    const size_t d_inner = model->info.d_inner;
+
+    kernels->rms_norm(context->u, context->x, length, d_model, context->d_model,
+                      model->info.norm_eps);
+    kernels->matmul(context->xs, context->d_inner, context->u, context->d_model, layer->in_proj_x,
+                    NULL, length, d_model, d_inner);
+    kernels->matmul(context->z, context->d_inner, context->u, context->d_model, layer->in_proj_z,
+                    NULL, length, d_model, d_inner);
+    tap(context, "in_proj.x", index, context->xs, length, d_inner, context->d_inner);
+    tap(context, "in_proj.z", index, context->z, length, d_inner, context->d_inner);
+    mix(context, layer, index);
+    kernels->matmul_add(context->x, context->d_model, context->y, context->d_inner, layer->out_proj,
+                        length, d_inner, d_model);
+    tap(context, "residual", index, context->x, length, d_model, context->d_model);
+}
+
+/* ---- head -------------------------------------------------------------------------------- */
+
+static void pool(struct mamba_context *context)
+{
+    const struct mamba_info *info = &context->model->info;
+    const size_t length = info->length, stride = context->d_model;
+    const size_t first = info->pool == POOL_LAST ? length - 1 : 0, count = length - first;
+    context->model->kernels->rms_norm(context->u, context->x + first * stride, count, info->d_model,
+                                      stride, info->norm_eps);
+    memset(context->pooled, 0, stride * sizeof *context->pooled);
+    for (size_t t = 0; t < count; t++)
+        for (size_t i = 0; i < stride; i++)
+            context->pooled[i] += context->u[t * stride + i];
+    for (size_t i = 0; i < stride; i++)
+        context->pooled[i] /= (float)count;
+    tap(context, "pooled", -1, context->pooled, 1, info->d_model, stride);
+}
+
+static void classify(struct mamba_context *context)
+{
+    const struct mamba_model *model = context->model;
+    const struct mamba_info *info = &model->info;
+    const size_t stride = (size_t)mamba_pad(info->n_classes);
+    model->kernels->matmul(context->logits, stride, context->pooled, context->d_model,
+                           model->head_weight, model->head_bias, 1, info->d_model, info->n_classes);
+    tap(context, "logits", -1, context->logits, 1, info->n_classes, stride);
+}
+
+/* From context->image to `logits`. */
+static void run(struct mamba_context *context, float *logits)
+{
+    const struct mamba_info *info = &context->model->info;
+    const uint64_t saved = denormals_off();
+    embed(context);
+    for (int layer = 0; layer < (int)info->n_layers; layer++)
+        run_layer(context, layer);
+    pool(context);
+    classify(context);
+    denormals_restore(saved);
+    memcpy(logits, context->logits, info->n_classes * sizeof *logits);
+}
+
+/* ---- public ------------------------------------------------------------------------------ */
+
+mamba_status mamba_forward(mamba_context *context, const float *pixels, float *logits)
+{
+    if (!context || !pixels || !logits)
+        return MAMBA_ERR_ARGUMENT;
+    const struct mamba_info *info = &context->model->info;
+    for (size_t i = 0; i < (size_t)info->height * info->width; i++)
+        context->image[i] = (pixels[i] - info->pixel_mean) / info->pixel_std;
+    run(context, logits);
+    return MAMBA_OK;
+}
+
+mamba_status mamba_forward_u8(mamba_context *context, const uint8_t *pixels, float *logits)
+{
+    if (!context || !pixels || !logits)
+        return MAMBA_ERR_ARGUMENT;
+    const struct mamba_info *info = &context->model->info;
+    for (size_t i = 0; i < (size_t)info->height * info->width; i++)
+        context->image[i] = ((float)pixels[i] / 255.0f - info->pixel_mean) / info->pixel_std;
+    run(context, logits);
+    return MAMBA_OK;
+}
+
+void mamba_softmax(const float *logits, float *probabilities, size_t n)
+{
+    float max = -INFINITY, sum = 0.0f;
+    for (size_t i = 0; i < n; i++)
+        max = logits[i] > max ? logits[i] : max;
+    for (size_t i = 0; i < n; i++) {
+        probabilities[i] = expf(logits[i] - max); /* the largest is 1: nothing overflows */
+        sum += probabilities[i];
+    }
+    for (size_t i = 0; i < n; i++)
+        probabilities[i] /= sum;
+}

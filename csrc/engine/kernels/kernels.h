@@ -1,0 +1,69 @@
+/* The few loops in which all the time goes, behind one table, so that each instruction set can
+ * bring its own and the scalar ones stay as the oracle.
+ *
+ * Activations are row-major; a row is one token, its channels contiguous, padded to whole vectors
+ * of LANES floats. `stride` is a row's padded length. Padding lanes of results are written and
+ * never read by a sum. Arrays do not overlap unless a kernel says that it works in place. What is
+ * computed for a row depends on that row alone (in scans and convolutions: on the rows before
+ * it too), never on how many rows a call has. */
+#ifndef MAMBA_ENGINE_KERNELS_H
+#define MAMBA_ENGINE_KERNELS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+
+enum { LANES = 16 };
+
+/* What conv_silu and scan have in common: the order of the steps. Step s works on token s, or,
+ * reversed, on token length - 1 - s; rows of results stay in token order. */
+struct sequence {
+    size_t length; /* tokens */
+    size_t stride; /* d_inner, padded */
+    bool reverse;
+};
+
+struct scan_inputs {
+    const float *c;     /* [length, stride] the convolution's output */
+    const float *z;     /* [length, stride] the gate, before its SiLU */
+    const float *delta; /* [length, stride] step sizes, after softplus */
+    const float *b;     /* [length, d_state], rows bc_stride apart */
+    const float *c_out; /* [length, d_state], rows bc_stride apart: the C of the paper */
+    size_t bc_stride;
+    const float *a; /* [d_state, stride], or [1, stride] if tied; times log2(e) */
+    const float *d; /* [stride] */
+    size_t d_state;
+    bool tied;
+};
+
+struct mamba_kernels {
+    const char *name;
+
+    /* y [rows, out] = bias + W x for x [rows, in]. W is P(out, in); bias V(out), or NULL for 0. */
+    void (*matmul)(float *y, size_t y_stride, const float *x, size_t x_stride, const float *weight,
+                   const float *bias, size_t rows, size_t in, size_t out);
+
+    /* y [rows, out] += W x: the same without a bias, onto the residual. */
+    void (*matmul_add)(float *y, size_t y_stride, const float *x, size_t x_stride,
+                       const float *weight, size_t rows, size_t in, size_t out);
+
+    /* y [rows, n] = x / sqrt(mean(x^2) + eps), row by row. */
+    void (*rms_norm)(float *y, const float *x, size_t rows, size_t n, size_t stride, float eps);
+
+    /* y [length, stride] = silu(bias + causal depthwise convolution of x [length, stride]).
+     * weight is T(d_conv, d_inner), row k for the input d_conv - 1 - k steps back. */
+    void (*conv_silu)(float *y, const float *x, const float *weight, const float *bias,
+                      size_t d_conv, struct sequence sequence);
+
+    /* In place on x [n], n a multiple of LANES. */
+    void (*silu)(float *x, size_t n);
+    void (*softplus)(float *x, size_t n);
+
+    /* y [length, stride]: the selective scan, the skip through D and the gate silu(z).
+     * state [d_state, LANES] is scratch. */
+    void (*scan)(float *y, const struct scan_inputs *inputs, float *state,
+                 struct sequence sequence);
+};
+
+extern const struct mamba_kernels mamba_kernels_scalar;
+
+#endif

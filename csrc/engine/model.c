@@ -1,0 +1,402 @@
+#include "model.h"
+
+#include <float.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "crc32.h"
+#include "error.h"
+#include "finite.h"
+
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "model files are little-endian and used in place: a big-endian machine needs a converter"
+#endif
+_Static_assert(sizeof(float) == 4, "model files hold IEEE 754 binary32");
+
+static const uint8_t MAGIC[8] = {0x89, 'M', 'A', 'M', 'B', 'A', '\r', '\n'};
+enum { VERSION = 1, CRC_OFFSET = 12, CHECKED_FROM = 16, RESERVED_FROM = 96 };
+enum { FLAG_TIED_A = 1u << 0, FLAG_POS_EMBED = 1u << 1, FLAGS_KNOWN = (1u << 2) - 1 };
+
+/* ---- header ---------------------------------------------------------------------------- */
+
+static uint32_t get_u32(const uint8_t *data)
+{
+    uint32_t value;
+    memcpy(&value, data, sizeof value);
+    return value;
+}
+
+static float get_f32(const uint8_t *data)
+{
+    float value;
+    memcpy(&value, data, sizeof value);
+    return value;
+}
+
+static mamba_status check_identity(const struct file_map *file, const char *path,
+                                   mamba_error *error)
+{
+    if (file->size < HEADER_BYTES)
+        return mamba_fail(error, MAMBA_ERR_MODEL, path,
+                          "file size: got %zu bytes, expected at least the %d of a header",
+                          file->size, HEADER_BYTES);
+    if (memcmp(file->data, MAGIC, sizeof MAGIC) != 0) {
+        char got[3 * sizeof MAGIC];
+        for (size_t i = 0; i < sizeof MAGIC; i++) {
+            static const char hex[] = "0123456789ABCDEF";
+            got[3 * i] = hex[file->data[i] >> 4];
+            got[3 * i + 1] = hex[file->data[i] & 15];
+            got[3 * i + 2] = i + 1 < sizeof MAGIC ? ' ' : '\0';
+        }
+        return mamba_fail(error, MAMBA_ERR_MODEL, path,
+                          "magic: got %s, expected 89 4D 41 4D 42 41 0D 0A (not a model file?)",
+                          got);
+    }
+    uint32_t version = get_u32(file->data + 8);
+    if (version == 0x01000000u)
+        return mamba_fail(error, MAMBA_ERR_MODEL, path,
+                          "version: got %u, which is 1 in big-endian; expected little-endian",
+                          version);
+    if (version != VERSION)
+        return mamba_fail(error, MAMBA_ERR_MODEL, path, "version: got %u, expected %d", version,
+                          VERSION);
+    return MAMBA_OK;
+}
+
+static void read_header(struct mamba_info *info, const struct file_map *file)
+{
+    const uint8_t *h = file->data;
+    uint32_t flags = get_u32(h + 16);
+    *info = (struct mamba_info){
+        .version = get_u32(h + 8),
+        .crc32 = get_u32(h + CRC_OFFSET),
+        .tied_a = (flags & FLAG_TIED_A) != 0,
+        .pos_embed = (flags & FLAG_POS_EMBED) != 0,
+        .height = get_u32(h + 20),
+        .width = get_u32(h + 24),
+        .channels = get_u32(h + 28),
+        .n_classes = get_u32(h + 32),
+        .stem = get_u32(h + 36),
+        .patch_height = get_u32(h + 40),
+        .patch_width = get_u32(h + 44),
+        .stem_width = get_u32(h + 48),
+        .d_model = get_u32(h + 52),
+        .n_layers = get_u32(h + 56),
+        .d_state = get_u32(h + 60),
+        .d_conv = get_u32(h + 64),
+        .d_inner = get_u32(h + 68),
+        .dt_rank = get_u32(h + 72),
+        .direction = get_u32(h + 76),
+        .pool = get_u32(h + 80),
+        .norm_eps = get_f32(h + 84),
+        .pixel_mean = get_f32(h + 88),
+        .pixel_std = get_f32(h + 92),
+        .file_bytes = file->size,
+    };
+}
+
+static mamba_status check_dims(const struct mamba_info *info, const char *path, mamba_error *error)
+{
+    const bool conv = info->stem == STEM_CONV;
+    const struct {
+        const char *name;
+        uint32_t got, min, max;
+    } fields[] = {
+        {"height", info->height, 1, 4096},
+        {"width", info->width, 1, 4096},
+        {"channels", info->channels, 1, 1},
+        {"n_classes", info->n_classes, 2, 256},
+        {"stem", info->stem, STEM_PATCH, STEM_CONV},
+        {"patch_height", info->patch_height, !conv, conv ? 0 : info->height},
+        {"patch_width", info->patch_width, !conv, conv ? 0 : info->width},
+        {"stem_width", info->stem_width, conv, conv ? 512 : 0},
+        {"d_model", info->d_model, 1, 2048},
+        {"n_layers", info->n_layers, 1, MAX_LAYERS},
+        {"d_state", info->d_state, 1, 256},
+        {"d_conv", info->d_conv, 1, 16},
+        {"d_inner", info->d_inner, 1, 8192},
+        {"dt_rank", info->dt_rank, 1, 2048},
+        {"direction", info->direction, DIRECTION_FORWARD, DIRECTION_BIDIRECTIONAL},
+        {"pool", info->pool, POOL_MEAN, POOL_LAST},
+    };
+    for (size_t i = 0; i < sizeof fields / sizeof *fields; i++) {
+        if (fields[i].got < fields[i].min || fields[i].got > fields[i].max)
+            return mamba_fail(error, MAMBA_ERR_MODEL, path, "%s: got %u, expected %u..%u",
+                              fields[i].name, fields[i].got, fields[i].min, fields[i].max);
+    }
+    return MAMBA_OK;
+}
+
+static mamba_status check_floats(const struct mamba_info *info, const char *path,
+                                 mamba_error *error)
+{
+    const struct {
+        const char *name;
+        float got, min, max;
+    } fields[] = {
+        {"norm_eps", info->norm_eps, FLT_TRUE_MIN, 0.1f}, /* above 0 */
+        {"pixel_mean", info->pixel_mean, 0.0f, 1.0f},
+        {"pixel_std", info->pixel_std, 1e-6f, 1e6f},
+    };
+    for (size_t i = 0; i < sizeof fields / sizeof *fields; i++) {
+        const float got = fields[i].got;
+        if (!mamba_is_finite(got) || got < fields[i].min || got > fields[i].max)
+            return mamba_fail(error, MAMBA_ERR_MODEL, path, "%s: got %g, expected %g..%g",
+                              fields[i].name, (double)got, (double)fields[i].min,
+                              (double)fields[i].max);
+    }
+    return MAMBA_OK;
+}
+
+/* Sets info->length; the dims have been checked, so that no product here can overflow. */
+static mamba_status check_length(struct mamba_info *info, const char *path, mamba_error *error)
+{
+    if (info->stem == STEM_CONV) {
+        info->length =
+            mamba_halved(mamba_halved(info->height)) * mamba_halved(mamba_halved(info->width));
+    } else {
+        if (info->height % info->patch_height != 0)
+            return mamba_fail(error, MAMBA_ERR_MODEL, path,
+                              "patch_height: got %u, expected a divisor of height %u",
+                              info->patch_height, info->height);
+        if (info->width % info->patch_width != 0)
+            return mamba_fail(error, MAMBA_ERR_MODEL, path,
+                              "patch_width: got %u, expected a divisor of width %u",
+                              info->patch_width, info->width);
+        info->length = (info->height / info->patch_height) * (info->width / info->patch_width);
+    }
+    if (info->length > MAX_LENGTH)
+        return mamba_fail(error, MAMBA_ERR_MODEL, path,
+                          "sequence length: got %u tokens, expected up to %d", info->length,
+                          MAX_LENGTH);
+    return MAMBA_OK;
+}
+
+static mamba_status check_header(struct mamba_info *info, const struct file_map *file,
+                                 const char *path, mamba_error *error)
+{
+    mamba_status status = check_identity(file, path, error);
+    if (status != MAMBA_OK)
+        return status;
+    read_header(info, file);
+    uint32_t flags = get_u32(file->data + 16);
+    if (flags & ~(uint32_t)FLAGS_KNOWN)
+        return mamba_fail(error, MAMBA_ERR_MODEL, path,
+                          "flags: got 0x%X, expected only bits of 0x%X", flags,
+                          (unsigned)FLAGS_KNOWN);
+    if ((status = check_dims(info, path, error)) != MAMBA_OK ||
+        (status = check_length(info, path, error)) != MAMBA_OK ||
+        (status = check_floats(info, path, error)) != MAMBA_OK)
+        return status;
+    for (size_t i = RESERVED_FROM; i < HEADER_BYTES; i++) {
+        if (file->data[i] != 0)
+            return mamba_fail(error, MAMBA_ERR_MODEL, path, "reserved byte %zu: got %u, expected 0",
+                              i, file->data[i]);
+    }
+    return MAMBA_OK;
+}
+
+/* ---- tensors --------------------------------------------------------------------------- */
+
+/* A walk over the tensors in file order. One walk without a base measures the file, a second one
+ * with it sets the pointers: size and layout cannot disagree. */
+struct walk {
+    const float *base;   /* first tensor, or NULL to measure only */
+    uint64_t floats;     /* passed so far, with padding */
+    uint64_t parameters; /* passed so far, without */
+    bool overflow;       /* floats no longer holds the true count */
+    int layer, scan;     /* where the walk is, for messages; layer -1: outside */
+    char bad_tensor[64]; /* the first tensor with a NaN or infinity, or "" */
+    uint64_t bad_index;  /* its first bad float, counted in file order */
+};
+
+static uint64_t checked_multiply(struct walk *walk, uint64_t a, uint64_t b)
+{
+    if (b != 0 && a > UINT64_MAX / b) {
+        walk->overflow = true;
+        return 0;
+    }
+    return a * b;
+}
+
+static void checked_advance(struct walk *walk, uint64_t floats)
+{
+    /* Sizes are counted in bytes in the end: leave room for the factor and the header. */
+    if (floats > UINT64_MAX / 8 - walk->floats)
+        walk->overflow = true;
+    else
+        walk->floats += floats;
+}
+
+static void find_not_finite(struct walk *walk, const char *name, const float *data, uint64_t n)
+{
+    uint32_t any = 0; /* no early exit: this loop vectorises, and good files are the rule */
+    for (uint64_t i = 0; i < n; i++)
+        any |= !mamba_is_finite(data[i]);
+    if (!any || walk->bad_tensor[0])
+        return;
+    while (mamba_is_finite(data[walk->bad_index]))
+        walk->bad_index++;
+    static const char *const scans[] = {"", "_b"};
+    char *text = walk->bad_tensor;
+    if (walk->layer < 0)
+        snprintf(text, sizeof walk->bad_tensor, "%s", name);
+    else
+        snprintf(text, sizeof walk->bad_tensor, "layers.%d.%s%s", walk->layer, name,
+                 scans[walk->scan]);
+}
+
+static const float *pass(struct walk *walk, const char *name, uint64_t padded, uint64_t real)
+{
+    const float *tensor = walk->base ? walk->base + walk->floats : NULL;
+    if (tensor)
+        find_not_finite(walk, name, tensor, padded);
+    checked_advance(walk, padded);
+    walk->parameters += real;
+    return tensor;
+}
+
+/* T(rows, n) of format.md. */
+static const float *table(struct walk *walk, const char *name, uint64_t rows, uint64_t n)
+{
+    return pass(walk, name, checked_multiply(walk, rows, mamba_pad(n)), rows * n);
+}
+
+/* V(n) of format.md. */
+static const float *vector(struct walk *walk, const char *name, uint64_t n)
+{
+    return table(walk, name, 1, n);
+}
+
+/* P(out, in) of format.md. */
+static const float *panels(struct walk *walk, const char *name, uint64_t out, uint64_t in)
+{
+    return pass(walk, name, checked_multiply(walk, mamba_pad(out), in), out * in);
+}
+
+static void walk_stem(struct walk *walk, struct mamba_model *model)
+{
+    const struct mamba_info *info = &model->info;
+    const uint64_t width = info->stem_width, d_model = info->d_model;
+    if (info->stem == STEM_PATCH) {
+        const uint64_t pixels = (uint64_t)info->patch_height * info->patch_width;
+        model->stem_weight = panels(walk, "stem.weight", d_model, pixels);
+        model->stem_bias = vector(walk, "stem.bias", d_model);
+    } else {
+        model->conv1_weight = panels(walk, "stem.conv1.weight", width, 9);
+        model->conv1_bias = vector(walk, "stem.conv1.bias", width);
+        model->conv2_weight = panels(walk, "stem.conv2.weight", d_model, 9 * width);
+        model->conv2_bias = vector(walk, "stem.conv2.bias", d_model);
+    }
+    model->pos_embed = info->pos_embed ? table(walk, "pos_embed", info->length, d_model) : NULL;
+}
+
+static void walk_scan(struct walk *walk, const struct mamba_info *info, struct scan_weights *scan)
+{
+    const uint64_t d_inner = info->d_inner, d_state = info->d_state;
+    scan->conv_weight = table(walk, "conv1d.weight", info->d_conv, d_inner);
+    scan->conv_bias = vector(walk, "conv1d.bias", d_inner);
+    scan->x_proj = panels(walk, "x_proj", info->dt_rank + 2 * d_state, d_inner);
+    scan->dt_weight = panels(walk, "dt_proj.weight", d_inner, info->dt_rank);
+    scan->dt_bias = vector(walk, "dt_proj.bias", d_inner);
+    scan->a = table(walk, "A", info->tied_a ? 1 : d_state, d_inner);
+    scan->d = vector(walk, "D", d_inner);
+}
+
+static void walk_tensors(struct walk *walk, struct mamba_model *model)
+{
+    const struct mamba_info *info = &model->info;
+    const uint64_t d_model = info->d_model, d_inner = info->d_inner;
+    walk->layer = -1;
+    walk_stem(walk, model);
+    for (walk->layer = 0; walk->layer < (int)info->n_layers; walk->layer++) {
+        struct layer_weights *layer = &model->layers[walk->layer];
+        layer->in_proj_x = panels(walk, "in_proj.x", d_inner, d_model);
+        layer->in_proj_z = panels(walk, "in_proj.z", d_inner, d_model);
+        for (walk->scan = 0; walk->scan < (int)mamba_scans_per_layer(info); walk->scan++)
+            walk_scan(walk, info, &layer->scan[walk->scan]);
+        walk->scan = 0;
+        layer->out_proj = panels(walk, "out_proj", d_model, d_inner);
+    }
+    walk->layer = -1;
+    model->head_weight = panels(walk, "head.weight", info->n_classes, d_model);
+    model->head_bias = vector(walk, "head.bias", info->n_classes);
+}
+
+static mamba_status check_tensors(struct mamba_model *model, const char *path, mamba_error *error)
+{
+    const struct file_map *file = &model->file;
+    struct walk measure = {0};
+    walk_tensors(&measure, model);
+    uint64_t expected = HEADER_BYTES + measure.floats * sizeof(float);
+    if (measure.overflow)
+        return mamba_fail(error, MAMBA_ERR_MODEL, path, "dims: the size they demand overflows");
+    if (file->size != expected)
+        return mamba_fail(error, MAMBA_ERR_MODEL, path,
+                          "file size: got %zu bytes, expected exactly the %llu of its dims",
+                          file->size, (unsigned long long)expected);
+    model->info.parameters = measure.parameters;
+
+    uint32_t crc = mamba_crc32(file->data + CHECKED_FROM, file->size - CHECKED_FROM);
+    if (crc != model->info.crc32)
+        return mamba_fail(error, MAMBA_ERR_MODEL, path,
+                          "crc32: got %08X from its bytes, expected %08X (damaged file?)", crc,
+                          model->info.crc32);
+
+    struct walk place = {.base = (const float *)(const void *)(file->data + HEADER_BYTES)};
+    walk_tensors(&place, model);
+    if (place.bad_tensor[0])
+        return mamba_fail(error, MAMBA_ERR_MODEL, path,
+                          "tensor %s: float %llu is a NaN or infinity, expected finite",
+                          place.bad_tensor, (unsigned long long)place.bad_index);
+    return MAMBA_OK;
+}
+
+/* ---- public ---------------------------------------------------------------------------- */
+
+static mamba_status open_checked(struct mamba_model *model, const char *path, mamba_error *error)
+{
+    mamba_status status = mamba_map_file(&model->file, path, error);
+    if (status != MAMBA_OK ||
+        (status = check_header(&model->info, &model->file, path, error)) != MAMBA_OK ||
+        (status = check_tensors(model, path, error)) != MAMBA_OK)
+        return status;
+    model->kernels = &mamba_kernels_scalar;
+    if (mamba_context_bytes(model) == 0)
+        return mamba_fail(error, MAMBA_ERR_MEMORY, path,
+                          "its activations do not fit this machine's address space");
+    return MAMBA_OK;
+}
+
+mamba_status mamba_model_open(mamba_model **out, const char *path, mamba_error *error)
+{
+    if (out)
+        *out = NULL;
+    if (!out || !path)
+        return mamba_fail(error, MAMBA_ERR_ARGUMENT, NULL, "mamba_model_open: %s is NULL",
+                          out ? "path" : "out");
+    struct mamba_model *model = calloc(1, sizeof *model);
+    if (!model)
+        return mamba_fail(error, MAMBA_ERR_MEMORY, path, "no memory for the model's table");
+    mamba_status status = open_checked(model, path, error);
+    if (status != MAMBA_OK) {
+        mamba_model_close(model);
+        return status;
+    }
+    *out = model;
+    return MAMBA_OK;
+}
+
+void mamba_model_close(mamba_model *model)
+{
+    if (!model)
+        return;
+    mamba_unmap_file(&model->file);
+    free(model);
+}
+
+const mamba_info *mamba_model_info(const mamba_model *model)
+{
+    return &model->info;
+}

@@ -1,0 +1,6 @@
+#ifndef MAMBA_ENGINE_VERSION_H
+#define MAMBA_ENGINE_VERSION_H
+
+#define MAMBA_VERSION "0.1.0"
+
+#endif

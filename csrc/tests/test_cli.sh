@@ -1,0 +1,141 @@
+#!/bin/sh
+# The command: exit codes, what goes to which stream, files that are written completely or not at all.
+#   sh csrc/tests/test_cli.sh MAMBA        from the root of the repository
+mamba=$(realpath "$1")
+model=$(ls "$PWD"/csrc/tests/golden/*.bin | head -n 1)
+folder=$(mktemp -d) || exit 1
+trap 'rm -rf "$folder"' EXIT
+cd "$folder" || exit 1
+passed=0
+failed=0
+
+# check NAME CONDITION...: runs the condition
+check() {
+    name=$1
+    shift
+    if "$@"; then
+        passed=$((passed + 1))
+    else
+        failed=$((failed + 1))
+        echo "failed: $name"
+        cat out err
+    fi
+}
+
+# expect CODE ARGUMENTS...: runs mamba; an error must leave stdout empty and say something
+expect() {
+    code=$1
+    shift
+    "$mamba" "$@" >out 2>err
+    got=$?
+    check "exit code $got, expected $code: mamba $*" [ "$got" -eq "$code" ]
+    if [ "$code" -ne 0 ]; then
+        check "an error writes nothing on stdout: mamba $*" [ ! -s out ]
+        check "an error says something: mamba $*" [ -s err ]
+    fi
+}
+
+# says TEXT: the last error message holds it
+says() {
+    check "the message holds '$1'" grep -q -e "$1" err
+}
+
+field() {
+    "$mamba" info "$model" --json | sed "s/.*\"$1\":\([0-9]*\).*/\1/"
+}
+
+# byte N: one byte
+byte() {
+    printf "\\$(printf %03o "$1")"
+}
+
+be32() {
+    byte 0
+    byte 0
+    byte $(($1 / 256))
+    byte $(($1 % 256))
+}
+
+height=$(field height)
+width=$(field width)
+classes=$(field n_classes)
+pixels=$((height * width))
+head -c $((pixels * 4)) /dev/zero >input.bin
+{ be32 2051; be32 3; be32 "$height"; be32 "$width"; head -c $((3 * pixels)) /dev/zero; } >images.idx
+{ be32 2049; be32 3; byte 0; byte 1; byte 0; } >labels.idx
+
+expect 0 --help
+check "help on stdout" grep -q "Exit codes" out
+expect 0 eval --help
+expect 0 --version
+expect 2
+expect 2 "$model"
+expect 2 "$model" input.bin extra
+expect 2 "$model" input.bin --threads 2
+expect 2 "$model" input.bin --jsn
+expect 2 eval "$model" images.idx
+expect 2 eval "$model" images.idx labels.idx --logits
+expect 2 eval "$model" images.idx labels.idx --threads 0
+expect 2 bench "$model" --batch 1x
+expect 2 bench "$model" --rounds 99999999999999999999
+expect 2 info
+
+expect 0 "$model" input.bin
+check "a table" grep -q "^class [0-9]" out
+expect 0 "$model" input.bin --json
+check "prediction" grep -q '^{"prediction":[0-9]*,"probabilities":\[.*\],"logits":\[.*\]}$' out
+expect 0 info "$model"
+expect 0 info "$model" --json
+expect 0 bench "$model" --rounds 1 --batch 2 --json
+check "median" grep -q '"median_us":[0-9.]*,.*"load_us":' out
+
+expect 3 missing.bin input.bin
+expect 3 "$model" missing.bin
+expect 3 /dev/null input.bin
+expect 3 . input.bin
+expect 3 "$model" .
+: >empty
+expect 4 empty input.bin
+expect 4 input.bin input.bin
+expect 5 "$model" empty
+says "file size"
+cp "$model" eval
+expect 0 ./eval input.bin
+cp "$model" 7.bin
+expect 0 7.bin input.bin
+
+printf '\377\377\377\377' | dd of=input.bin bs=1 seek=8 conv=notrunc 2>err
+expect 5 "$model" input.bin
+says "pixel 2: got"
+
+expect 0 eval "$model" images.idx labels.idx --json --logits logits.f32
+check "counts" grep -q '^{"n":3,"correct":[0-3],"accuracy":[0-9.]*}$' out
+check "size of the logits" [ "$(wc -c <logits.f32)" -eq $((3 * classes * 4)) ]
+expect 0 eval "$model" images.idx labels.idx --threads 2 --logits logits2.f32
+check "the same logits on two threads" cmp logits.f32 logits2.f32
+expect 3 eval "$model" images.idx labels.idx --logits missing/logits
+expect 3 eval "$model" images.idx labels.idx --logits /dev/null
+expect 3 eval "$model" images.idx labels.idx --logits .
+check "no temporary file stays" [ -z "$(ls | grep tmp)" ]
+expect 5 eval "$model" labels.idx images.idx
+{ be32 2049; be32 2; byte 0; byte 1; } >short.idx
+expect 5 eval "$model" images.idx short.idx
+says "labels: got 2"
+{ be32 2049; be32 3; byte 0; byte "$classes"; byte 0; } >large.idx
+expect 5 eval "$model" images.idx large.idx
+says "label 1: got $classes"
+{ be32 2051; be32 3; be32 1; be32 1; byte 0; byte 0; byte 0; } >small.idx
+expect 5 eval "$model" small.idx labels.idx
+says "image size"
+
+if [ -w /dev/full ]; then
+    for arguments in "info $model" "$model zero.bin --json" "--help"; do
+        head -c $((pixels * 4)) /dev/zero >zero.bin
+        # shellcheck disable=SC2086 # the words are wanted
+        "$mamba" $arguments >/dev/full 2>err
+        check "a full disk is noticed: $arguments" [ $? -eq 3 ]
+    done
+fi
+
+echo "$passed passed, $failed failed"
+[ "$failed" -eq 0 ] && [ "$passed" -gt 0 ]

@@ -1,0 +1,536 @@
+/* The forward pass against a second one that is written in double precision, straight from the
+ * paper and docs/format.md, with none of the engine's code; and the promises of mamba.h. */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#if defined(__SSE__)
+#include <xmmintrin.h>
+#endif
+
+#include "check.h"
+#include "tiny_model.h"
+
+/* ---- the reference ------------------------------------------------------------------------- */
+
+/* All its arrays, given back at once. */
+static double pool_memory[1 << 20];
+static size_t pool_used;
+
+static double *array(size_t n)
+{
+    double *result = pool_memory + pool_used;
+    pool_used += n;
+    if (pool_used > sizeof pool_memory / sizeof *pool_memory)
+        abort();
+    memset(result, 0, n * sizeof *result);
+    return result;
+}
+
+/* Reads tensors in file order into plain arrays without padding. */
+struct reader {
+    const uint8_t *at;
+};
+
+static double next_float(struct reader *reader)
+{
+    float value;
+    memcpy(&value, reader->at, sizeof value);
+    reader->at += sizeof value;
+    return value;
+}
+
+/* [rows, n] */
+static double *read_table(struct reader *reader, size_t rows, size_t n)
+{
+    double *table = array(rows * n);
+    for (size_t row = 0; row < rows; row++)
+        for (size_t i = 0; i < (n + 15) / 16 * 16; i++) {
+            double value = next_float(reader);
+            if (i < n)
+                table[row * n + i] = value;
+        }
+    return table;
+}
+
+/* [out, in] */
+static double *read_matrix(struct reader *reader, size_t out, size_t in)
+{
+    double *matrix = array(out * in);
+    for (size_t panel = 0; panel < (out + 15) / 16; panel++)
+        for (size_t i = 0; i < in; i++)
+            for (size_t lane = 0; lane < 16; lane++) {
+                double value = next_float(reader);
+                if (panel * 16 + lane < out)
+                    matrix[(panel * 16 + lane) * in + i] = value;
+            }
+    return matrix;
+}
+
+/* [rows, out] = x [rows, in] times the transposed matrix [out, in], plus bias [out] or NULL. */
+static double *linear(const double *x, const double *matrix, const double *bias, size_t rows,
+                      size_t in, size_t out)
+{
+    double *y = array(rows * out);
+    for (size_t row = 0; row < rows; row++)
+        for (size_t o = 0; o < out; o++) {
+            double sum = bias ? bias[o] : 0.0;
+            for (size_t i = 0; i < in; i++)
+                sum += matrix[o * in + i] * x[row * in + i];
+            y[row * out + o] = sum;
+        }
+    return y;
+}
+
+static double silu(double x)
+{
+    return x / (1.0 + exp(-x));
+}
+
+static double softplus(double x)
+{
+    return x > 0.0 ? x + log1p(exp(-x)) : log1p(exp(x));
+}
+
+static double *rms(const double *x, size_t rows, size_t n, double eps)
+{
+    double *y = array(rows * n);
+    for (size_t row = 0; row < rows; row++) {
+        double sum = 0.0;
+        for (size_t i = 0; i < n; i++)
+            sum += x[row * n + i] * x[row * n + i];
+        for (size_t i = 0; i < n; i++)
+            y[row * n + i] = x[row * n + i] / sqrt(sum / (double)n + eps);
+    }
+    return y;
+}
+
+static double *reversed(const double *x, size_t rows, size_t n)
+{
+    double *y = array(rows * n);
+    for (size_t row = 0; row < rows; row++)
+        memcpy(y + row * n, x + (rows - 1 - row) * n, n * sizeof *y);
+    return y;
+}
+
+/* [ceil(h/2) * ceil(w/2), out] from in [h, w, channels]; weight [out, 9 * channels]. */
+static double *conv_3x3(const double *in, size_t h, size_t w, size_t channels, const double *weight,
+                        const double *bias, size_t out)
+{
+    const size_t out_h = (h + 1) / 2, out_w = (w + 1) / 2;
+    double *y = array(out_h * out_w * out);
+    for (size_t row = 0; row < out_h; row++)
+        for (size_t column = 0; column < out_w; column++)
+            for (size_t o = 0; o < out; o++) {
+                double sum = bias[o];
+                for (int ky = 0; ky < 3; ky++)
+                    for (int kx = 0; kx < 3; kx++) {
+                        long py = 2 * (long)row + ky - 1, px = 2 * (long)column + kx - 1;
+                        if (py < 0 || py >= (long)h || px < 0 || px >= (long)w)
+                            continue;
+                        for (size_t c = 0; c < channels; c++)
+                            sum += weight[(o * 9 + (size_t)(ky * 3 + kx)) * channels + c] *
+                                   in[((size_t)py * w + (size_t)px) * channels + c];
+                    }
+                y[(row * out_w + column) * out + o] = sum;
+            }
+    return y;
+}
+
+/* [length, d_model] */
+static double *reference_tokens(struct reader *reader, const mamba_info *m, const double *image)
+{
+    double *tokens;
+    if (m->stem == 0) {
+        const size_t ph = m->patch_height, pw = m->patch_width, across = m->width / pw;
+        double *patches = array((size_t)m->height * m->width);
+        for (size_t row = 0; row < m->height; row++)
+            for (size_t column = 0; column < m->width; column++)
+                patches[((row / ph) * across + column / pw) * ph * pw + row % ph * pw +
+                        column % pw] = image[row * m->width + column];
+        double *weight = read_matrix(reader, m->d_model, ph * pw);
+        double *bias = read_table(reader, 1, m->d_model);
+        tokens = linear(patches, weight, bias, m->length, ph * pw, m->d_model);
+    } else {
+        const size_t half_h = (m->height + 1) / 2, half_w = (m->width + 1) / 2, sw = m->stem_width;
+        double *weight1 = read_matrix(reader, sw, 9), *bias1 = read_table(reader, 1, sw);
+        double *weight2 = read_matrix(reader, m->d_model, 9 * sw);
+        double *bias2 = read_table(reader, 1, m->d_model);
+        double *hidden = conv_3x3(image, m->height, m->width, 1, weight1, bias1, sw);
+        for (size_t i = 0; i < half_h * half_w * sw; i++)
+            hidden[i] = silu(hidden[i]);
+        tokens = conv_3x3(hidden, half_h, half_w, sw, weight2, bias2, m->d_model);
+    }
+    if (m->pos_embed) {
+        double *position = read_table(reader, m->length, m->d_model);
+        for (size_t i = 0; i < (size_t)m->length * m->d_model; i++)
+            tokens[i] += position[i];
+    }
+    return tokens;
+}
+
+/* One scan, first token first: y [length, d_inner] from xs and z of the same shape. */
+static double *reference_scan(struct reader *reader, const mamba_info *m, const double *xs,
+                              const double *z)
+{
+    const size_t L = m->length, Di = m->d_inner, N = m->d_state, R = m->dt_rank, K = m->d_conv;
+    double *conv_weight = read_table(reader, K, Di), *conv_bias = read_table(reader, 1, Di);
+    double *x_proj = read_matrix(reader, R + 2 * N, Di), *dt_weight = read_matrix(reader, Di, R);
+    double *dt_bias = read_table(reader, 1, Di);
+    double *A = read_table(reader, m->tied_a ? 1 : N, Di), *D = read_table(reader, 1, Di);
+
+    double *c = array(L * Di), *y = array(L * Di), *dt = array(L * R);
+    for (size_t t = 0; t < L; t++)
+        for (size_t d = 0; d < Di; d++) {
+            double sum = conv_bias[d];
+            for (size_t k = 0; k < K; k++)
+                if (t + k + 1 >= K)
+                    sum += conv_weight[k * Di + d] * xs[(t + k + 1 - K) * Di + d];
+            c[t * Di + d] = silu(sum);
+        }
+    double *dbc = linear(c, x_proj, NULL, L, Di, R + 2 * N);
+    for (size_t t = 0; t < L; t++)
+        memcpy(dt + t * R, dbc + t * (R + 2 * N), R * sizeof *dt);
+    double *delta = linear(dt, dt_weight, dt_bias, L, R, Di);
+    for (size_t d = 0; d < Di; d++) {
+        double *h = array(N);
+        for (size_t t = 0; t < L; t++) {
+            const double step = softplus(delta[t * Di + d]), u = c[t * Di + d];
+            const double *B = dbc + t * (R + 2 * N) + R, *C = B + N;
+            double sum = D[d] * u;
+            for (size_t n = 0; n < N; n++) {
+                double a = m->tied_a ? (double)(n + 1) * A[d] : A[n * Di + d];
+                h[n] = exp2(step * a) * h[n] + step * u * B[n];
+                sum += C[n] * h[n];
+            }
+            y[t * Di + d] = sum * silu(z[t * Di + d]);
+        }
+    }
+    return y;
+}
+
+static void reference_layer(struct reader *reader, const mamba_info *m, double *x, size_t layer)
+{
+    const size_t L = m->length, Di = m->d_inner, Dm = m->d_model;
+    double *weight_x = read_matrix(reader, Di, Dm), *weight_z = read_matrix(reader, Di, Dm);
+    double *u = rms(x, L, Dm, (double)m->norm_eps);
+    double *xs = linear(u, weight_x, NULL, L, Dm, Di), *z = linear(u, weight_z, NULL, L, Dm, Di);
+    double *y = array(L * Di);
+    for (int scan = 0; scan < (m->direction == 2 ? 2 : 1); scan++) {
+        const bool reverse = scan == 1 || (m->direction == 1 && layer % 2 == 1);
+        double *one = reference_scan(reader, m, reverse ? reversed(xs, L, Di) : xs,
+                                     reverse ? reversed(z, L, Di) : z);
+        one = reverse ? reversed(one, L, Di) : one;
+        for (size_t i = 0; i < L * Di; i++)
+            y[i] += one[i];
+    }
+    double *out = linear(y, read_matrix(reader, Dm, Di), NULL, L, Di, Dm);
+    for (size_t i = 0; i < L * Dm; i++)
+        x[i] += out[i];
+}
+
+/* logits [n_classes] for pixels [height, width]. */
+static double *reference(const struct tiny_model *tiny, const float *pixels)
+{
+    const mamba_info *m = &tiny->dims;
+    const size_t n = (size_t)m->height * m->width, L = m->length, Dm = m->d_model;
+    pool_used = 0;
+    struct reader reader = {tiny->bytes + TINY_HEADER};
+    double *image = array(n), *q = array(Dm);
+    for (size_t i = 0; i < n; i++)
+        image[i] = ((double)pixels[i] - (double)m->pixel_mean) / (double)m->pixel_std;
+    double *x = reference_tokens(&reader, m, image);
+    for (size_t layer = 0; layer < m->n_layers; layer++)
+        reference_layer(&reader, m, x, layer);
+    double *normed = rms(x, L, Dm, (double)m->norm_eps);
+    for (size_t t = 0; t < L; t++)
+        for (size_t i = 0; i < Dm; i++)
+            q[i] += m->pool == 0 ? normed[t * Dm + i] / (double)L
+                                 : (t + 1 == L ? normed[t * Dm + i] : 0.0);
+    double *head = read_matrix(&reader, m->n_classes, Dm);
+    double *bias = read_table(&reader, 1, m->n_classes);
+    CHECK(reader.at == tiny->bytes + tiny->size, "the reference read another size");
+    return linear(q, head, bias, 1, Dm, m->n_classes);
+}
+
+/* ---- tests --------------------------------------------------------------------------------- */
+
+enum { MAX_CLASSES = 256, MAX_PIXELS = 1024 };
+
+static void *must(void *memory)
+{
+    if (!memory)
+        abort();
+    return memory;
+}
+
+static void fill_pixels(uint8_t *pixels, size_t n, uint32_t seed)
+{
+    for (size_t i = 0; i < n; i++)
+        pixels[i] = (uint8_t)(fabsf(tiny_random(&seed)) * 255.0f);
+}
+
+static void forward_once(const mamba_model *model, const float *pixels, float *logits)
+{
+    const size_t bytes = mamba_context_bytes(model);
+    void *arena = must(malloc(bytes));
+    memset(arena, 0xFF, bytes); /* NaNs: nothing may be read before it was written */
+    mamba_context *context;
+    CHECK(mamba_context_init(&context, model, arena, bytes, NULL) == MAMBA_OK, "init");
+    CHECK(mamba_forward(context, pixels, logits) == MAMBA_OK, "forward");
+    free(arena);
+}
+
+/* Dims that change with `i`, odd ones among them, for architecture number i of 48. */
+static mamba_info varied(uint32_t i)
+{
+    static const uint32_t states[] = {1, 8, 16}, inners[] = {3, 16, 29, 40, 64};
+    static const uint32_t models[] = {5, 16, 17, 33, 1, 24}, classes[] = {2, 10, 17};
+    static const uint32_t patches[][2] = {{1, 1}, {1, 9}, {7, 3}, {7, 9}};
+    mamba_info dims = tiny_dims();
+    dims.tied_a = i & 1;
+    dims.pos_embed = i >> 1 & 1;
+    dims.pool = i >> 2 & 1;
+    dims.stem = i >> 3 & 1;
+    dims.direction = i >> 4;
+    dims.height = 7;
+    dims.width = 9;
+    dims.patch_height = dims.stem ? 0 : patches[i / 3 % 4][0];
+    dims.patch_width = dims.stem ? 0 : patches[i / 3 % 4][1];
+    dims.stem_width = dims.stem ? 1 + i % 19 : 0;
+    dims.n_layers = 1 + i % 3;
+    dims.d_conv = 1 + (i / 2) % 4;
+    dims.d_state = states[i % 3];
+    dims.d_inner = inners[i % 5];
+    dims.d_model = models[i / 2 % 6];
+    dims.dt_rank = 1 + i % 4;
+    dims.n_classes = classes[i / 5 % 3];
+    return dims;
+}
+
+static void compare_with_reference(mamba_info dims, uint32_t seed)
+{
+    struct tiny_model tiny = tiny_build(dims, seed);
+    mamba_model *model;
+    mamba_error error;
+    if (!CHECK(tiny_open(&model, &tiny, &error) == MAMBA_OK, "%s", error.message))
+        return;
+    float pixels[MAX_PIXELS], logits[MAX_CLASSES];
+    uint32_t state = seed;
+    for (size_t i = 0; i < (size_t)dims.height * dims.width; i++)
+        pixels[i] = fabsf(tiny_random(&state));
+    forward_once(model, pixels, logits);
+    const double *expected = reference(&tiny, pixels);
+    double difference = 0.0, size = 0.0;
+    for (size_t i = 0; i < dims.n_classes; i++) {
+        difference += pow((double)logits[i] - expected[i], 2.0);
+        size += pow(expected[i], 2.0);
+    }
+    CHECK(sqrt(difference / size) <= 1e-5, "architecture %u: relative difference %g", seed,
+          sqrt(difference / size));
+    mamba_model_close(model);
+    tiny_free(&tiny);
+}
+
+static void test_against_reference(void)
+{
+    for (uint32_t i = 0; i < 48; i++)
+        for (uint32_t round = 0; round < 3; round++)
+            compare_with_reference(varied(i), i + 48 * round);
+    mamba_info wide = varied(0); /* limits that the small ones do not touch */
+    wide.d_conv = 16;
+    wide.d_state = 256;
+    wide.n_classes = 256;
+    wide.dt_rank = 20;
+    compare_with_reference(wide, 1000);
+}
+
+/* Batches of every size on every number of threads give the bits of single calls. */
+static void test_batches(void)
+{
+    enum { N = 11 };
+    mamba_info dims = varied(42);
+    struct tiny_model tiny = tiny_build(dims, 7);
+    const size_t pixels = (size_t)dims.height * dims.width, classes = dims.n_classes;
+    mamba_model *model;
+    CHECK(tiny_open(&model, &tiny, NULL) == MAMBA_OK, "does not open");
+    uint8_t bytes[N * MAX_PIXELS];
+    float floats[N * MAX_PIXELS], single[N * MAX_CLASSES], batch[N * MAX_CLASSES];
+    fill_pixels(bytes, N * pixels, 3);
+    for (size_t i = 0; i < N * pixels; i++)
+        floats[i] = (float)bytes[i] / 255.0f;
+    for (size_t i = 0; i < N; i++)
+        forward_once(model, floats + i * pixels, single + i * classes);
+    for (int threads = 1; threads <= 5; threads++) {
+        const size_t arena_bytes = mamba_batch_bytes(model, threads);
+        void *arena = must(malloc(arena_bytes));
+        for (size_t n = 0; n <= N; n++) {
+            const size_t result = n * classes * sizeof(float);
+            memset(batch, 0xFF, sizeof batch);
+            CHECK(mamba_forward_batch_u8(model, arena, arena_bytes, threads, bytes, n, batch,
+                                         NULL) == MAMBA_OK &&
+                      memcmp(batch, single, result) == 0,
+                  "u8, %zu images on %d threads", n, threads);
+            memset(batch, 0xFF, sizeof batch);
+            CHECK(mamba_forward_batch(model, arena, arena_bytes, threads, floats, n, batch, NULL) ==
+                          MAMBA_OK &&
+                      memcmp(batch, single, result) == 0,
+                  "float, %zu images on %d threads", n, threads);
+        }
+        free(arena);
+    }
+    mamba_model_close(model);
+    tiny_free(&tiny);
+}
+
+/* An arena may begin anywhere; exactly the promised bytes are enough (the sanitizers watch). */
+static void test_arena(void)
+{
+    mamba_info dims = varied(21);
+    struct tiny_model tiny = tiny_build(dims, 9);
+    mamba_model *model;
+    mamba_error error;
+    CHECK(tiny_open(&model, &tiny, NULL) == MAMBA_OK, "does not open");
+    const size_t bytes = mamba_context_bytes(model);
+    float pixels[MAX_PIXELS] = {0.5f}, expected[MAX_CLASSES], logits[MAX_CLASSES];
+    forward_once(model, pixels, expected);
+    for (size_t offset = 0; offset < 64; offset++) {
+        char *memory = must(malloc(offset + bytes));
+        mamba_context *context;
+        CHECK(mamba_context_init(&context, model, memory + offset, bytes, NULL) == MAMBA_OK,
+              "offset %zu", offset);
+        mamba_forward(context, pixels, logits);
+        CHECK(memcmp(logits, expected, dims.n_classes * sizeof *logits) == 0, "offset %zu", offset);
+        CHECK(mamba_context_init(&context, model, memory + offset, bytes - 1, &error) ==
+                      MAMBA_ERR_ARGUMENT &&
+                  !context && strstr(error.message, "arena_bytes"),
+              "too small: %s", error.message);
+        free(memory);
+    }
+    mamba_model_close(model);
+    tiny_free(&tiny);
+}
+
+static void test_arguments(void)
+{
+    struct tiny_model tiny = tiny_build(tiny_dims(), 10);
+    mamba_model *model;
+    CHECK(tiny_open(&model, &tiny, NULL) == MAMBA_OK, "does not open");
+    const size_t bytes = mamba_batch_bytes(model, 1);
+    char *arena = must(malloc(bytes));
+    float pixels[24] = {0}, logits[3];
+    mamba_context *context;
+    mamba_error error;
+    CHECK(mamba_context_init(NULL, model, arena, bytes, NULL) == MAMBA_ERR_ARGUMENT, "out");
+    CHECK(mamba_context_init(&context, NULL, arena, bytes, NULL) == MAMBA_ERR_ARGUMENT, "model");
+    CHECK(mamba_context_init(&context, model, NULL, bytes, NULL) == MAMBA_ERR_ARGUMENT, "arena");
+    CHECK(mamba_context_init(&context, model, arena, bytes, NULL) == MAMBA_OK, "good");
+    CHECK(mamba_forward(NULL, pixels, logits) == MAMBA_ERR_ARGUMENT, "context");
+    CHECK(mamba_forward(context, NULL, logits) == MAMBA_ERR_ARGUMENT, "pixels");
+    CHECK(mamba_forward_u8(context, NULL, logits) == MAMBA_ERR_ARGUMENT, "pixels");
+    CHECK(mamba_forward(context, pixels, NULL) == MAMBA_ERR_ARGUMENT, "logits");
+    CHECK(mamba_batch_bytes(model, 0) == 0 && mamba_batch_bytes(model, -1) == 0 &&
+              mamba_batch_bytes(model, 1025) == 0,
+          "threads");
+    CHECK(mamba_forward_batch(model, arena, bytes, 0, pixels, 1, logits, &error) ==
+                  MAMBA_ERR_ARGUMENT &&
+              strstr(error.message, "threads"),
+          "%s", error.message);
+    CHECK(mamba_forward_batch(model, arena, bytes - 1, 1, pixels, 1, logits, &error) ==
+                  MAMBA_ERR_ARGUMENT &&
+              strstr(error.message, "arena_bytes"),
+          "%s", error.message);
+    CHECK(mamba_forward_batch(model, arena, bytes, 1, NULL, 1, logits, &error) ==
+              MAMBA_ERR_ARGUMENT,
+          "images");
+    CHECK(mamba_max_threads() >= 1 && mamba_version()[0], "threads, version");
+    free(arena);
+    mamba_model_close(model);
+    tiny_free(&tiny);
+}
+
+#if defined(__SSE__)
+/* Called from inside a pass. */
+static void check_mode(void *calls, const char *name, int layer, const float *data, size_t rows,
+                       size_t cols, size_t row_stride)
+{
+    const unsigned flush_and_zero = 0x8040u;
+    ++*(int *)calls;
+    CHECK((_mm_getcsr() & flush_and_zero) == flush_and_zero, "%s, layer %d: denormals count", name,
+          layer);
+    (void)data, (void)rows, (void)cols, (void)row_stride;
+}
+
+/* Denormals are zero during a pass, and the caller's floating point mode is back after it. */
+static void test_denormals(void)
+{
+    const unsigned original = _mm_getcsr();
+    _mm_setcsr(original | 0x8040u);
+    const bool kept = (_mm_getcsr() & 0x8040u) == 0x8040u;
+    _mm_setcsr(original);
+    if (!kept) { /* valgrind has no such mode */
+        printf("denormals: not tested here\n");
+        return;
+    }
+    struct tiny_model tiny = tiny_build(tiny_dims(), 11);
+    mamba_model *model;
+    mamba_context *context;
+    float black[24] = {0}, logits[3];
+    int calls = 0;
+    CHECK(tiny_open(&model, &tiny, NULL) == MAMBA_OK, "does not open");
+    const size_t bytes = mamba_context_bytes(model);
+    void *arena = must(malloc(bytes));
+    CHECK(mamba_context_init(&context, model, arena, bytes, NULL) == MAMBA_OK, "init");
+    mamba_set_trace(context, check_mode, &calls);
+    const unsigned control_bits = ~0x3Fu; /* the rest are sticky exception flags */
+    const unsigned before = _mm_getcsr() & control_bits;
+    mamba_forward(context, black, logits);
+    CHECK((_mm_getcsr() & control_bits) == before, "MXCSR is %X, was %X", _mm_getcsr(), before);
+    CHECK(calls == 17, "%d trace calls", calls); /* 3, and 7 a layer */
+    free(arena);
+    mamba_model_close(model);
+    tiny_free(&tiny);
+}
+#endif
+
+/* Pixels of a legal model can still drive every activation function to its ends. */
+static void test_extremes(void)
+{
+    mamba_info dims = varied(16);
+    dims.pixel_std = 1e-6f;
+    struct tiny_model tiny = tiny_build(dims, 12);
+    mamba_model *model;
+    float pixels[MAX_PIXELS], logits[MAX_CLASSES];
+    CHECK(tiny_open(&model, &tiny, NULL) == MAMBA_OK, "does not open");
+    for (size_t i = 0; i < MAX_PIXELS; i++)
+        pixels[i] = (float)(i % 2);
+    forward_once(model, pixels, logits);
+    for (size_t i = 0; i < dims.n_classes; i++)
+        CHECK(isfinite(logits[i]), "logit %zu is %g", i, (double)logits[i]);
+    mamba_model_close(model);
+    tiny_free(&tiny);
+}
+
+static void test_softmax(void)
+{
+    float x[] = {1000.0f, 999.0f, -1000.0f}, p[3];
+    mamba_softmax(x, p, 3);
+    CHECK(fabsf(p[0] - 0.731058579f) < 1e-6f && fabsf(p[1] - 0.268941421f) < 1e-6f && p[2] == 0.0f,
+          "got %g %g %g", (double)p[0], (double)p[1], (double)p[2]);
+    mamba_softmax(x, x, 3);
+    CHECK(memcmp(x, p, sizeof x) == 0, "in place");
+    mamba_softmax(x, x, 0);
+}
+
+int main(void)
+{
+    test_against_reference();
+    test_batches();
+    test_arena();
+    test_arguments();
+#if defined(__SSE__)
+    test_denormals();
+#endif
+    test_extremes();
+    test_softmax();
+    return check_summary();
+}

@@ -1,0 +1,132 @@
+/* The readers of image, label and input files. */
+#define _POSIX_C_SOURCE 200809L
+
+#include <math.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "check.h"
+#include "idx.h"
+#include "tiny_model.h"
+
+enum { IMAGES, LABELS, RAW };
+
+/* Reads `bytes` as a file of one kind; raw images are 2 x 3. */
+static mamba_status read_as(int kind, const void *bytes, size_t size, mamba_error *error)
+{
+    struct idx_images images = {0};
+    struct idx_labels labels = {0};
+    struct raw_image raw = {0};
+    const char *path = tiny_path();
+    tiny_write(path, bytes, size);
+    mamba_status status = kind == IMAGES   ? mamba_idx_images_open(&images, path, error)
+                          : kind == LABELS ? mamba_idx_labels_open(&labels, path, error)
+                                           : mamba_raw_image_open(&raw, path, 2, 3, error);
+    mamba_idx_images_close(&images);
+    mamba_idx_labels_close(&labels);
+    mamba_raw_image_close(&raw);
+    unlink(path);
+    return status;
+}
+
+static void expect_refused(int kind, const void *bytes, size_t size, const char *field)
+{
+    mamba_error error = {MAMBA_OK, ""};
+    mamba_status status = read_as(kind, bytes, size, &error);
+    CHECK(status == MAMBA_ERR_INPUT && strstr(error.message, field),
+          "%zu bytes: %d, '%s' not in %s", size, status, field, error.message);
+}
+
+static void test_images(void)
+{
+    const uint8_t good[] = {0, 0, 8, 3, 0, 0, 0, 2, 0, 0, 0, 1, 0, 0, 0, 3, 1, 2, 3, 4, 5, 6};
+    struct idx_images images;
+    tiny_write(tiny_path(), good, sizeof good);
+    CHECK(mamba_idx_images_open(&images, tiny_path(), NULL) == MAMBA_OK, "good file refused");
+    CHECK(images.n == 2 && images.height == 1 && images.width == 3, "dims");
+    CHECK(memcmp(images.pixels, good + 16, 6) == 0, "pixels");
+    mamba_idx_images_close(&images);
+    unlink(tiny_path());
+
+    for (size_t size = 0; size < sizeof good; size++)
+        expect_refused(IMAGES, good, size, "file size");
+    uint8_t bad[sizeof good + 1] = {0};
+    memcpy(bad, good, sizeof good);
+    expect_refused(IMAGES, bad, sizeof bad, "file size"); /* a trailing byte */
+    for (size_t i = 0; i < 4; i++) {
+        bad[i] ^= 1;
+        expect_refused(IMAGES, bad, sizeof good, "magic");
+        bad[i] ^= 1;
+    }
+    bad[0] = 0x1F;
+    bad[1] = 0x8B;
+    expect_refused(IMAGES, bad, sizeof good, "gzip");
+    for (size_t dim = 0; dim < 3; dim++) {
+        memcpy(bad, good, sizeof good);
+        memset(bad + 4 + 4 * dim, 0, 4);
+        expect_refused(IMAGES, bad, sizeof good, "dim");
+        memset(bad + 4 + 4 * dim, 0xFF, 4);
+        expect_refused(IMAGES, bad, sizeof good, dim ? "dim" : "file size");
+    }
+    memset(bad + 4, 0xFF, 12); /* 2^96 pixels: the product must not wrap to what is there */
+    expect_refused(IMAGES, bad, sizeof good, "dim");
+}
+
+static void test_labels(void)
+{
+    const uint8_t good[] = {0, 0, 8, 1, 0, 0, 0, 3, 7, 8, 9};
+    struct idx_labels labels;
+    tiny_write(tiny_path(), good, sizeof good);
+    CHECK(mamba_idx_labels_open(&labels, tiny_path(), NULL) == MAMBA_OK, "good file refused");
+    CHECK(labels.n == 3 && labels.labels[0] == 7 && labels.labels[2] == 9, "labels");
+    mamba_idx_labels_close(&labels);
+    unlink(tiny_path());
+
+    for (size_t size = 0; size < sizeof good; size++)
+        expect_refused(LABELS, good, size, "file size");
+    uint8_t bad[sizeof good + 1] = {0};
+    memcpy(bad, good, sizeof good);
+    expect_refused(LABELS, bad, sizeof bad, "file size");
+    bad[3] = 3;
+    expect_refused(LABELS, bad, sizeof bad, "magic"); /* images */
+    bad[2] = 0x0D;
+    bad[3] = 1;
+    expect_refused(LABELS, bad, sizeof good, "magic"); /* floats */
+    memcpy(bad, good, sizeof good);
+    memset(bad + 4, 0, 4);
+    expect_refused(LABELS, bad, 8, "dim"); /* no labels at all */
+}
+
+static void test_raw(void)
+{
+    float pixels[7] = {0.0f, 1.0f, 0.5f, 0.25f, -0.0f, 1e-40f, 0.0f};
+    mamba_error error;
+    CHECK(read_as(RAW, pixels, 24, &error) == MAMBA_OK, "%s", error.message);
+    for (size_t size = 0; size <= sizeof pixels; size++) {
+        if (size != 24)
+            expect_refused(RAW, pixels, size, "file size");
+    }
+    const float bad[] = {NAN, -NAN, INFINITY, -INFINITY, -1e-6f, 1.000001f, 255.0f};
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        pixels[3] = bad[i];
+        expect_refused(RAW, pixels, 24, "pixel 3");
+    }
+}
+
+static void test_not_files(void)
+{
+    struct idx_images images;
+    struct raw_image raw;
+    CHECK(mamba_idx_images_open(&images, "/dev/null", NULL) == MAMBA_ERR_IO, "a device");
+    CHECK(mamba_idx_images_open(&images, "/nonexistent", NULL) == MAMBA_ERR_IO, "missing");
+    CHECK(mamba_raw_image_open(&raw, "/tmp", 2, 3, NULL) == MAMBA_ERR_IO, "a folder");
+}
+
+int main(void)
+{
+    test_images();
+    test_labels();
+    test_raw();
+    test_not_files();
+    return check_summary();
+}

@@ -1,0 +1,325 @@
+/* The loader: accepts what format.md describes, refuses everything else and says why. */
+#define _POSIX_C_SOURCE 200809L
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "check.h"
+#include "crc32.h"
+#include "tiny_model.h"
+
+/* `tiny` must be refused with a message that holds `field`. */
+static void expect_refused(const struct tiny_model *tiny, const char *field)
+{
+    mamba_model *model;
+    mamba_error error = {MAMBA_OK, ""};
+    mamba_status status = tiny_open(&model, tiny, &error);
+    CHECK(status == MAMBA_ERR_MODEL && error.status == status, "%s: status %d", field, status);
+    CHECK(!model, "%s: a model came back", field);
+    CHECK(strstr(error.message, field), "expected '%s' in: %s", field, error.message);
+    mamba_model_close(model);
+}
+
+/* Every architecture opens, and its info is what was written. */
+static void test_accepts(void)
+{
+    for (uint32_t bits = 0; bits < 48; bits++) {
+        mamba_info dims = tiny_dims();
+        dims.tied_a = bits & 1;
+        dims.pos_embed = bits >> 1 & 1;
+        dims.pool = bits >> 2 & 1;
+        dims.direction = bits >> 4;
+        if (bits >> 3 & 1) {
+            dims.stem = 1;
+            dims.patch_height = dims.patch_width = 0;
+            dims.stem_width = 3;
+        }
+        struct tiny_model tiny = tiny_build(dims, bits);
+        mamba_model *model;
+        mamba_error error;
+        if (CHECK(tiny_open(&model, &tiny, &error) == MAMBA_OK, "%s", error.message)) {
+            mamba_info expected = tiny.dims, got = *mamba_model_info(model);
+            expected.version = 1;
+            expected.crc32 = tiny_get_u32(&tiny, TINY_CRC);
+            expected.file_bytes = tiny.size;
+            expected.parameters = got.parameters; /* test_parameters */
+            CHECK(memcmp(&expected, &got, sizeof got) == 0, "info differs, architecture %u", bits);
+        }
+        mamba_model_close(model);
+        tiny_free(&tiny);
+    }
+}
+
+/* Counted by hand for tiny_dims(). */
+static void test_parameters(void)
+{
+    struct tiny_model tiny = tiny_build(tiny_dims(), 1);
+    mamba_model *model;
+    CHECK(tiny_open(&model, &tiny, NULL) == MAMBA_OK, "does not open");
+    const uint64_t stem = 5 * 6 + 5, head = 3 * 5 + 3;
+    const uint64_t scan = 3 * 7 + 7 + 10 * 7 + 7 * 2 + 7 + 4 * 7 + 7;
+    const uint64_t expected = stem + 2 * (2 * 7 * 5 + scan + 5 * 7) + head;
+    CHECK(mamba_model_info(model)->parameters == expected, "got %llu, expected %llu",
+          (unsigned long long)mamba_model_info(model)->parameters, (unsigned long long)expected);
+    mamba_model_close(model);
+    tiny_free(&tiny);
+}
+
+static void test_every_truncation(void)
+{
+    struct tiny_model tiny = tiny_build(tiny_dims(), 2);
+    tiny_write(tiny_path(), tiny.bytes, tiny.size);
+    for (size_t size = tiny.size; size-- > 0;) {
+        mamba_model *model;
+        mamba_error error;
+        if (truncate(tiny_path(), (off_t)size) != 0)
+            abort();
+        mamba_status status = mamba_model_open(&model, tiny_path(), &error);
+        CHECK(status == MAMBA_ERR_MODEL && strstr(error.message, "file size"), "%zu bytes: %d, %s",
+              size, status, error.message);
+        mamba_model_close(model);
+    }
+    unlink(tiny_path());
+    tiny_free(&tiny);
+}
+
+static void test_trailing_bytes(void)
+{
+    for (size_t extra = 1; extra <= 64; extra += 21) {
+        struct tiny_model tiny = tiny_build(tiny_dims(), 3);
+        tiny.bytes = realloc(tiny.bytes, tiny.size + extra);
+        if (!tiny.bytes)
+            abort();
+        memset(tiny.bytes + tiny.size, 0, extra);
+        tiny.size += extra;
+        tiny_seal(&tiny);
+        expect_refused(&tiny, "file size");
+        tiny_free(&tiny);
+    }
+}
+
+static void test_identity(void)
+{
+    struct tiny_model tiny = tiny_build(tiny_dims(), 4);
+    for (size_t i = 0; i < 8; i++) {
+        tiny.bytes[i] ^= 0x20;
+        expect_refused(&tiny, "magic");
+        tiny.bytes[i] ^= 0x20;
+    }
+    const uint32_t versions[] = {0, 2, 0x01000000u, UINT32_MAX};
+    for (size_t i = 0; i < sizeof versions / sizeof *versions; i++) {
+        tiny_put_u32(&tiny, 8, versions[i]);
+        expect_refused(&tiny, versions[i] == 0x01000000u ? "big-endian" : "version");
+    }
+    tiny_free(&tiny);
+}
+
+/* Each integer of the header, just outside its range and far outside. */
+static void test_integer_fields(void)
+{
+    const struct {
+        const char *name;
+        size_t offset;
+        uint32_t bad[3];
+    } fields[] = {
+        {"flags", 16, {4, 0x80000000u, UINT32_MAX}},
+        {"height", 20, {0, 4097, UINT32_MAX}},
+        {"width", 24, {0, 4097, UINT32_MAX}},
+        {"channels", 28, {0, 2, UINT32_MAX}},
+        {"n_classes", 32, {1, 257, UINT32_MAX}},
+        {"stem", 36, {2, 3, UINT32_MAX}},
+        {"patch_height", 40, {0, 3, 5}},
+        {"patch_width", 44, {0, 4, 7}},
+        {"stem_width", 48, {1, 512, UINT32_MAX}},
+        {"d_model", 52, {0, 2049, UINT32_MAX}},
+        {"n_layers", 56, {0, 65, UINT32_MAX}},
+        {"d_state", 60, {0, 257, UINT32_MAX}},
+        {"d_conv", 64, {0, 17, UINT32_MAX}},
+        {"d_inner", 68, {0, 8193, UINT32_MAX}},
+        {"dt_rank", 72, {0, 2049, UINT32_MAX}},
+        {"direction", 76, {3, 4, UINT32_MAX}},
+        {"pool", 80, {2, 3, UINT32_MAX}},
+    };
+    struct tiny_model tiny = tiny_build(tiny_dims(), 5);
+    for (size_t i = 0; i < sizeof fields / sizeof *fields; i++) {
+        uint32_t good = tiny_get_u32(&tiny, fields[i].offset);
+        for (size_t j = 0; j < 3; j++) {
+            tiny_put_u32(&tiny, fields[i].offset, fields[i].bad[j]);
+            tiny_seal(&tiny);
+            expect_refused(&tiny, fields[i].name);
+        }
+        tiny_put_u32(&tiny, fields[i].offset, good);
+    }
+    tiny_free(&tiny);
+}
+
+static void test_conv_stem_fields(void)
+{
+    mamba_info dims = tiny_dims();
+    dims.stem = 1;
+    dims.patch_height = dims.patch_width = 0;
+    dims.stem_width = 3;
+    struct tiny_model tiny = tiny_build(dims, 6);
+    tiny_put_u32(&tiny, 40, 2);
+    expect_refused(&tiny, "patch_height");
+    tiny_put_u32(&tiny, 40, 0);
+    tiny_put_u32(&tiny, 44, 2);
+    expect_refused(&tiny, "patch_width");
+    tiny_put_u32(&tiny, 44, 0);
+    tiny_put_u32(&tiny, 48, 0);
+    expect_refused(&tiny, "stem_width");
+    tiny_put_u32(&tiny, 48, 513);
+    expect_refused(&tiny, "stem_width");
+    tiny_free(&tiny);
+}
+
+static void test_float_fields(void)
+{
+    const struct {
+        const char *name;
+        size_t offset;
+        float bad[5];
+    } fields[] = {
+        {"norm_eps", 84, {0.0f, -1e-5f, 0.11f, INFINITY, NAN}},
+        {"pixel_mean", 88, {-0.1f, 1.1f, INFINITY, -INFINITY, NAN}},
+        {"pixel_std", 92, {0.0f, -1.0f, 2e6f, INFINITY, NAN}},
+    };
+    struct tiny_model tiny = tiny_build(tiny_dims(), 7);
+    for (size_t i = 0; i < sizeof fields / sizeof *fields; i++) {
+        uint32_t good = tiny_get_u32(&tiny, fields[i].offset);
+        for (size_t j = 0; j < 5; j++) {
+            tiny_put_f32(&tiny, fields[i].offset, fields[i].bad[j]);
+            tiny_seal(&tiny);
+            expect_refused(&tiny, fields[i].name);
+        }
+        tiny_put_u32(&tiny, fields[i].offset, good);
+    }
+    tiny_free(&tiny);
+}
+
+static void test_reserved(void)
+{
+    struct tiny_model tiny = tiny_build(tiny_dims(), 8);
+    for (size_t i = 96; i < TINY_HEADER; i++) {
+        tiny.bytes[i] = 1;
+        tiny_seal(&tiny);
+        expect_refused(&tiny, "reserved");
+        tiny.bytes[i] = 0;
+    }
+    tiny_free(&tiny);
+}
+
+/* Dims that are allowed one by one, and together demand a length or a size that is not there. */
+static void test_huge_claims(void)
+{
+    struct tiny_model tiny = tiny_build(tiny_dims(), 9);
+    tiny_put_u32(&tiny, 20, 4096);
+    tiny_put_u32(&tiny, 24, 4096);
+    tiny_put_u32(&tiny, 40, 1);
+    tiny_put_u32(&tiny, 44, 1);
+    expect_refused(&tiny, "sequence length");
+    tiny_put_u32(&tiny, 40, 4096);
+    tiny_put_u32(&tiny, 44, 4096);
+    const size_t offsets[] = {52, 56, 60, 64, 68, 72};
+    const uint32_t most[] = {2048, 64, 256, 16, 8192, 2048};
+    for (size_t i = 0; i < sizeof most / sizeof *most; i++)
+        tiny_put_u32(&tiny, offsets[i], most[i]);
+    tiny_seal(&tiny);
+    expect_refused(&tiny, "file size");
+    tiny_free(&tiny);
+}
+
+/* One changed bit anywhere behind the checksum. */
+static void test_every_byte_damaged(void)
+{
+    struct tiny_model tiny = tiny_build(tiny_dims(), 10);
+    for (size_t i = TINY_CRC; i < tiny.size; i++) {
+        mamba_model *model;
+        tiny.bytes[i] ^= (uint8_t)(1u << i % 8);
+        CHECK(tiny_open(&model, &tiny, NULL) == MAMBA_ERR_MODEL, "byte %zu", i);
+        mamba_model_close(model);
+        tiny.bytes[i] ^= (uint8_t)(1u << i % 8);
+    }
+    tiny_free(&tiny);
+}
+
+static void test_not_finite_weights(void)
+{
+    const float bad[] = {NAN, INFINITY, -INFINITY};
+    mamba_info dims = tiny_dims();
+    dims.direction = 2;
+    struct tiny_model tiny = tiny_build(dims, 11);
+    for (size_t offset = TINY_HEADER; offset < tiny.size; offset += 4) {
+        uint32_t good = tiny_get_u32(&tiny, offset);
+        tiny_put_f32(&tiny, offset, bad[offset / 4 % 3]);
+        tiny_seal(&tiny);
+        expect_refused(&tiny, "tensor ");
+        tiny_put_u32(&tiny, offset, good);
+    }
+    tiny_put_f32(&tiny, TINY_HEADER + 4 * 3, NAN);
+    tiny_seal(&tiny);
+    expect_refused(&tiny, "stem.weight: float 3 ");
+    tiny_free(&tiny);
+}
+
+static void expect_io_error(const char *path)
+{
+    mamba_model *model;
+    mamba_error error;
+    CHECK(mamba_model_open(&model, path, &error) == MAMBA_ERR_IO, "%s: %s", path, error.message);
+    CHECK(!model, "%s: a model came back", path);
+}
+
+static void test_not_files(void)
+{
+    expect_io_error("/nonexistent/model.bin");
+    expect_io_error("/tmp");
+    expect_io_error("/dev/null");
+    expect_io_error("");
+    unlink(tiny_path());
+    if (mkfifo(tiny_path(), 0600) == 0)
+        expect_io_error(tiny_path()); /* and does not wait for a writer */
+    unlink(tiny_path());
+
+    char path[1000];
+    memset(path, 'x', sizeof path - 1);
+    path[sizeof path - 1] = '\0';
+    mamba_model *model;
+    mamba_error error;
+    CHECK(mamba_model_open(&model, path, &error) == MAMBA_ERR_IO &&
+              strstr(error.message, "cannot open"),
+          "long path: %s", error.message);
+    CHECK(mamba_model_open(NULL, path, NULL) == MAMBA_ERR_ARGUMENT, "out NULL");
+    CHECK(mamba_model_open(&model, NULL, &error) == MAMBA_ERR_ARGUMENT, "path NULL");
+    mamba_model_close(NULL);
+}
+
+static void test_crc(void)
+{
+    const uint8_t text[] = "123456789The quick brown fox jumps over the lazy dog";
+    CHECK(mamba_crc32(text, 0) == 0, "of nothing");
+    CHECK(mamba_crc32(text, 9) == 0xCBF43926u, "zlib's check value");
+    CHECK(mamba_crc32(text + 9, 43) == 0x414FA339u, "longer than a slice, unaligned");
+}
+
+int main(void)
+{
+    test_crc();
+    test_accepts();
+    test_parameters();
+    test_every_truncation();
+    test_trailing_bytes();
+    test_identity();
+    test_integer_fields();
+    test_conv_stem_fields();
+    test_float_fields();
+    test_reserved();
+    test_huge_claims();
+    test_every_byte_damaged();
+    test_not_finite_weights();
+    test_not_files();
+    return check_summary();
+}

@@ -1,0 +1,226 @@
+#define _POSIX_C_SOURCE 200809L
+
+#include "tiny_model.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+mamba_info tiny_dims(void)
+{
+    return (mamba_info){
+        .height = 4,
+        .width = 6,
+        .channels = 1,
+        .n_classes = 3,
+        .patch_height = 2,
+        .patch_width = 3,
+        .d_model = 5,
+        .n_layers = 2,
+        .d_state = 4,
+        .d_conv = 3,
+        .d_inner = 7,
+        .dt_rank = 2,
+        .norm_eps = 1e-5f,
+        .pixel_mean = 0.13f,
+        .pixel_std = 0.3f,
+    };
+}
+
+float tiny_random(uint32_t *state)
+{
+    *state = *state * 1664525u + 1013904223u;
+    return (float)(*state >> 8) / 8388608.0f - 1.0f;
+}
+
+/* A growing file. */
+struct writer {
+    uint8_t *bytes;
+    size_t size, capacity;
+    uint32_t random;
+};
+
+static void append(struct writer *writer, const void *data, size_t size)
+{
+    if (writer->size + size > writer->capacity) {
+        writer->capacity = 2 * (writer->size + size);
+        writer->bytes = realloc(writer->bytes, writer->capacity);
+        if (!writer->bytes)
+            abort();
+    }
+    memcpy(writer->bytes + writer->size, data, size);
+    writer->size += size;
+}
+
+static void append_float(struct writer *writer, float value)
+{
+    append(writer, &value, sizeof value);
+}
+
+static size_t padded(size_t n)
+{
+    return (n + 15) / 16 * 16;
+}
+
+/* T(rows, n) around `center`, within `spread`. */
+static void append_table(struct writer *writer, size_t rows, size_t n, float center, float spread)
+{
+    for (size_t row = 0; row < rows; row++)
+        for (size_t i = 0; i < padded(n); i++)
+            append_float(writer, i < n ? center + spread * tiny_random(&writer->random) : 0.0f);
+}
+
+/* P(out, in), scaled so that outputs are of the size of inputs. */
+static void append_panels(struct writer *writer, size_t out, size_t in)
+{
+    const float spread = 1.7f / sqrtf((float)in);
+    for (size_t panel = 0; panel < padded(out); panel += 16)
+        for (size_t i = 0; i < in; i++)
+            for (size_t lane = 0; lane < 16; lane++)
+                append_float(writer,
+                             panel + lane < out ? spread * tiny_random(&writer->random) : 0.0f);
+}
+
+static void append_header(struct writer *writer, const mamba_info *dims)
+{
+    static const uint8_t magic[8] = {0x89, 0x4D, 0x41, 0x4D, 0x42, 0x41, 0x0D, 0x0A};
+    const uint32_t fields[] = {
+        1,
+        0, /* crc32: sealed later */
+        dims->tied_a | dims->pos_embed << 1,
+        dims->height,
+        dims->width,
+        dims->channels,
+        dims->n_classes,
+        dims->stem,
+        dims->patch_height,
+        dims->patch_width,
+        dims->stem_width,
+        dims->d_model,
+        dims->n_layers,
+        dims->d_state,
+        dims->d_conv,
+        dims->d_inner,
+        dims->dt_rank,
+        dims->direction,
+        dims->pool,
+    };
+    const float floats[] = {dims->norm_eps, dims->pixel_mean, dims->pixel_std};
+    const uint8_t reserved[160] = {0};
+    append(writer, magic, sizeof magic);
+    append(writer, fields, sizeof fields);
+    append(writer, floats, sizeof floats);
+    append(writer, reserved, sizeof reserved);
+}
+
+static void append_scan(struct writer *writer, const mamba_info *dims)
+{
+    const size_t rows_of_a = dims->tied_a ? 1 : dims->d_state;
+    append_table(writer, dims->d_conv, dims->d_inner, 0.0f, 0.6f);
+    append_table(writer, 1, dims->d_inner, 0.0f, 0.3f);
+    append_panels(writer, dims->dt_rank + 2 * dims->d_state, dims->d_inner);
+    append_panels(writer, dims->d_inner, dims->dt_rank);
+    append_table(writer, 1, dims->d_inner, -2.0f, 2.0f);
+    for (size_t n = 0; n < rows_of_a; n++)
+        append_table(writer, 1, dims->d_inner, -1.4427f * (float)(n + 1), 0.3f);
+    append_table(writer, 1, dims->d_inner, 1.0f, 0.2f);
+}
+
+static void append_tensors(struct writer *writer, const mamba_info *dims, size_t length)
+{
+    if (dims->stem == 0) {
+        append_panels(writer, dims->d_model, (size_t)dims->patch_height * dims->patch_width);
+    } else {
+        append_panels(writer, dims->stem_width, 9);
+        append_table(writer, 1, dims->stem_width, 0.0f, 0.2f);
+        append_panels(writer, dims->d_model, 9 * (size_t)dims->stem_width);
+    }
+    append_table(writer, 1, dims->d_model, 0.0f, 0.2f);
+    if (dims->pos_embed)
+        append_table(writer, length, dims->d_model, 0.0f, 0.2f);
+    for (size_t layer = 0; layer < dims->n_layers; layer++) {
+        append_panels(writer, dims->d_inner, dims->d_model);
+        append_panels(writer, dims->d_inner, dims->d_model);
+        for (int scan = 0; scan < (dims->direction == 2 ? 2 : 1); scan++)
+            append_scan(writer, dims);
+        append_panels(writer, dims->d_model, dims->d_inner);
+    }
+    append_panels(writer, dims->n_classes, dims->d_model);
+    append_table(writer, 1, dims->n_classes, 0.0f, 0.2f);
+}
+
+struct tiny_model tiny_build(mamba_info dims, uint32_t seed)
+{
+    if (dims.stem == 0)
+        dims.length = dims.height / dims.patch_height * (dims.width / dims.patch_width);
+    else
+        dims.length = (dims.height + 3) / 4 * ((dims.width + 3) / 4);
+    struct writer writer = {.random = seed};
+    append_header(&writer, &dims);
+    append_tensors(&writer, &dims, dims.length);
+    struct tiny_model tiny = {dims, writer.bytes, writer.size};
+    tiny_seal(&tiny);
+    return tiny;
+}
+
+void tiny_free(struct tiny_model *tiny)
+{
+    free(tiny->bytes);
+    *tiny = (struct tiny_model){0};
+}
+
+uint32_t tiny_get_u32(const struct tiny_model *tiny, size_t offset)
+{
+    uint32_t value;
+    memcpy(&value, tiny->bytes + offset, sizeof value);
+    return value;
+}
+
+void tiny_put_u32(struct tiny_model *tiny, size_t offset, uint32_t value)
+{
+    memcpy(tiny->bytes + offset, &value, sizeof value);
+}
+
+void tiny_put_f32(struct tiny_model *tiny, size_t offset, float value)
+{
+    memcpy(tiny->bytes + offset, &value, sizeof value);
+}
+
+/* The CRC bit by bit, as it is defined. */
+void tiny_seal(struct tiny_model *tiny)
+{
+    uint32_t crc = 0xFFFFFFFFu;
+    for (size_t i = TINY_FLAGS; i < tiny->size; i++) {
+        crc ^= tiny->bytes[i];
+        for (int bit = 0; bit < 8; bit++)
+            crc = crc >> 1 ^ (crc & 1 ? 0xEDB88320u : 0);
+    }
+    tiny_put_u32(tiny, TINY_CRC, ~crc);
+}
+
+const char *tiny_path(void)
+{
+    static char path[200];
+    const char *folder = getenv("TMPDIR");
+    snprintf(path, sizeof path, "%.150s/mamba_test_%ld", folder ? folder : "/tmp", (long)getpid());
+    return path;
+}
+
+void tiny_write(const char *path, const void *bytes, size_t size)
+{
+    FILE *file = fopen(path, "wb");
+    if (!file || fwrite(bytes, 1, size, file) != size || fclose(file) != 0) {
+        perror(path);
+        exit(1);
+    }
+}
+
+mamba_status tiny_open(mamba_model **out, const struct tiny_model *tiny, mamba_error *error)
+{
+    tiny_write(tiny_path(), tiny->bytes, tiny->size);
+    mamba_status status = mamba_model_open(out, tiny_path(), error);
+    unlink(tiny_path());
+    return status;
+}
