@@ -153,9 +153,7 @@ def test_binding_says_what_is_wrong(tmp_path: Path) -> None:
 def test_golden_files_are_what_pytorch_computes_today(name: str, tmp_path: Path) -> None:
     """Or `make golden` has to be run; the values may differ in their last bits between machines."""
     golden.write_golden(tmp_path, name)
-    fresh, kept = (
-        (folder / f"{name}.golden").read_bytes() for folder in (tmp_path, golden.FOLDER)
-    )
+    fresh, kept = ((folder / f"{name}.golden").read_bytes() for folder in (tmp_path, golden.FOLDER))
     model, kept_model = (
         (folder / f"{name}.bin").read_bytes() for folder in (tmp_path, golden.FOLDER)
     )

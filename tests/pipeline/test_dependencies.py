@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from tests.pipeline.imports import ROOT, imported_files
 STAGES: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 
 WATCHERS = {"pipeline/tracking.py", "pipeline/content_key.py"}
-"""They show a training to MLflow and change nothing in it, so a change of theirs retrains nothing."""
+"""They show a training to MLflow and change nothing in it: their changes retrain nothing."""
 
 
 def project_files(pattern: str) -> set[str]:
@@ -73,9 +74,10 @@ def test_every_param_is_used_by_a_stage_and_commented() -> None:
     named = {param for stage in STAGES.values() for param in stage.get("params", [])}
     for section, values in content.items():
         for key in values:
-            assert section in named or f"{section}.{key}" in named, f"{section}.{key} is in no stage"
+            known = section in named or f"{section}.{key}" in named
+            assert known, f"{section}.{key} is in no stage"
     lines = text.splitlines()
-    for before, line in zip(lines, lines[1:], strict=False):
+    for before, line in itertools.pairwise(lines):
         # A second key may share its neighbour's comment where the comment speaks of both.
         if re.match(r" +\w+: ", line):
             shared = re.match(r" +(beta2|dt_max|dt_init_floor):", line)

@@ -27,7 +27,9 @@ def model_bytes(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 def reseal(data: bytes) -> bytes:
     """Make the checksum right again, so that checks behind it are reached."""
     crc = zlib.crc32(data[model_format.CHECKED_FROM :])
-    return data[: model_format.CRC_OFFSET] + struct.pack("<I", crc) + data[model_format.CHECKED_FROM :]
+    resealed = bytearray(data)
+    struct.pack_into("<I", resealed, model_format.CRC_OFFSET, crc)
+    return bytes(resealed)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

@@ -15,6 +15,16 @@ from mnist_mamba.model import ConfigError, MambaClassifier, ModelConfig
 
 FORMAT = 1
 
+_DAMAGED = (
+    RuntimeError,
+    pickle.UnpicklingError,
+    EOFError,
+    OSError,
+    ValueError,
+    LookupError,
+)
+"""What torch.load raises on bytes that are no checkpoint."""
+
 
 class CheckpointError(ValueError):
     """A file that is not one of our checkpoints; the message says what is off."""
@@ -54,7 +64,7 @@ def load_checkpoint(path: Path, scan: str = "auto") -> Checkpoint:
     data = path.read_bytes()
     try:
         content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, LookupError) as error:
+    except _DAMAGED as error:
         raise CheckpointError(f"{path} is no checkpoint, or a damaged one: {error}") from error
     return _parse(path, content, scan)
 
