@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mnist_mamba.engine import write_model
+from mnist_mamba.engine.format import write_model
 from mnist_mamba.files import write_bytes
 from mnist_mamba.model import Block, MambaClassifier
 from mnist_mamba.scan import selective_scan

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,8 @@ from hypothesis import strategies as st
 
 from mnist_mamba.config import ModelConfig
 from mnist_mamba.data.idx import write_idx
-from mnist_mamba.engine import Engine, EngineError, write_model
+from mnist_mamba.engine import Engine, EngineError
+from mnist_mamba.engine.format import write_model
 from mnist_mamba.model import MambaClassifier
 from mnist_mamba.training.evaluation import predict
 from tests import golden
@@ -147,6 +149,17 @@ def test_binding_says_what_is_wrong(tmp_path: Path) -> None:
     engine.close()
     with pytest.raises(EngineError, match="closed"):
         engine.logits(np.zeros((1, 8, 8), np.uint8))
+
+
+def test_the_engine_needs_no_pytorch() -> None:
+    program = (
+        "import sys; sys.path.insert(0, 'src'); sys.modules['torch'] = None; import numpy as np;"
+        "from mnist_mamba.engine import Engine;"
+        f"engine = Engine({str(golden.FOLDER / 'patch_tied.bin')!r});"
+        "print(engine.predict(np.zeros((1, 8, 8), np.uint8)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

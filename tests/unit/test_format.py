@@ -12,8 +12,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mnist_mamba.engine import FormatError, read_model, write_model
 from mnist_mamba.engine import format as model_format
+from mnist_mamba.engine.format import FormatError, read_model, write_model
 from tests.models import ARCHITECTURES, make_model
 
 

@@ -1,6 +1,8 @@
-"""The shipped side: the model file, and the C engine from Python."""
+"""The shipped side: the C engine from Python here, the model file in `mnist_mamba.engine.format`.
+
+Only the engine is imported here, so that using it needs no PyTorch.
+"""
 
 from mnist_mamba.engine.binding import Engine, EngineError
-from mnist_mamba.engine.format import FormatError, ModelFile, read_model, write_model
 
-__all__ = ["Engine", "EngineError", "FormatError", "ModelFile", "read_model", "write_model"]
+__all__ = ["Engine", "EngineError"]

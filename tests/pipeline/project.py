@@ -1,0 +1,98 @@
+"""A copy of the project with small params and small data, to run stages in."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from mnist_mamba.data.idx import write_idx
+from mnist_mamba.data.sources import IDX_NAMES
+from tests.pipeline.imports import ROOT
+
+PARTS = ("pipeline", "src", "csrc", "params.yaml", "dvc.yaml", ".dvc", ".dvcignore", ".gitignore")
+
+SMALL: dict[str, Any] = {
+    "data.dataset": "idx",
+    "data.val_fraction": 0.2,
+    "model.patch": [3, 4],
+    "model.d_model": 16,
+    "model.n_layers": 2,
+    "model.d_state": 4,
+    "train.epochs": 3,
+    "train.batch_size": 16,
+    "train.lr": 0.005,
+    "train.augment.rotate": 0,
+    "train.threads": 1,
+    "benchmark.rounds": 2,
+}
+
+
+def copy_project(folder: Path, changes: Mapping[str, Any] = SMALL) -> Path:
+    """Copy the pipeline, its sources and settings to `folder`, with changed params."""
+    ignore = shutil.ignore_patterns("__pycache__", "tmp", "cache", "config.local")
+    for name in PARTS:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, folder / name, ignore=ignore)
+        else:
+            shutil.copy(source, folder / name)
+    set_params(folder, changes)
+    write_bars(folder / "data" / "idx")
+    return folder
+
+
+def set_params(folder: Path, changes: Mapping[str, Any]) -> None:
+    """Change params.yaml by dotted keys."""
+    content = yaml.safe_load((ROOT / "params.yaml").read_text())
+    for key, value in changes.items():
+        *path, name = key.split(".")
+        section = content
+        for part in path:
+            section = section[part]
+        assert name in section, key
+        section[name] = value
+    (folder / "params.yaml").write_text(yaml.safe_dump(content))
+
+
+def write_bars(folder: Path) -> None:
+    """Images of 9 x 12 in four classes: a bright band at one of four places, in noise."""
+    folder.mkdir(parents=True, exist_ok=True)
+    generator = np.random.default_rng(0)
+    for part, n in (("train", 200), ("test", 40)):
+        labels = (np.arange(n) % 4).astype(np.uint8)
+        images = generator.integers(0, 120, (n, 9, 12), dtype=np.uint8)
+        for image, label in zip(images, labels, strict=True):
+            image[:, 3 * label : 3 * label + 3] += 110
+        write_idx(folder / IDX_NAMES[f"{part}_images"], images)
+        write_idx(folder / IDX_NAMES[f"{part}_labels"], labels)
+
+
+def run_module(
+    folder: Path, module: str, *arguments: str | Path, **env: str
+) -> subprocess.CompletedProcess[str]:
+    """`python -m MODULE` in the project, with its output captured."""
+    command = [sys.executable, "-m", module, *map(str, arguments)]
+    return run(folder, command, **env)
+
+
+def run(folder: Path, command: list[str], **env: str) -> subprocess.CompletedProcess[str]:
+    """A command in the project; stages find this Python first in PATH."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    quiet = {"DVC_NO_ANALYTICS": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    hidden = ("MLFLOW_TRACKING_URI", "PYTHONPATH", "DVC_ROOT", "MNIST_MIRROR")
+    kept = {name: value for name, value in os.environ.items() if name not in hidden}
+    return subprocess.run(
+        command,
+        cwd=folder,
+        env={**kept, **quiet, "PATH": path, **env},
+        capture_output=True,
+        text=True,
+    )

@@ -1,0 +1,156 @@
+"""DVC and the stages together, in a Git repository of its own, from an empty HOME."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sqlite3
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.pipeline.imports import ROOT
+from tests.pipeline.project import copy_project, run
+
+pytestmark = pytest.mark.slow
+
+DIGITS = {
+    "data.dataset": "digits",
+    "data.resize": 28,
+    "model.patch": [7, 7],
+    "model.d_model": 16,
+    "model.n_layers": 2,
+    "model.d_state": 4,
+    "train.epochs": 2,
+    "train.lr": 0.01,
+    "train.batch_size": 32,
+    "benchmark.rounds": 2,
+}
+IDENTITY = {
+    f"GIT_{role}_{field}": value
+    for role in ("AUTHOR", "COMMITTER")
+    for field, value in (("NAME", "test"), ("EMAIL", "test@localhost"))
+}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(tmp_path_factory.mktemp("home"))
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory, home: str) -> Path:
+    """A committed project in which `dvc repro` has run once."""
+    folder = copy_project(tmp_path_factory.mktemp("dvc"), DIGITS)
+    for words in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "start"]):
+        done = run(folder, ["git", *words], HOME=home, **IDENTITY)
+        assert done.returncode == 0, done.stderr
+    done = dvc(folder, home, "repro")
+    assert "Running stage 'track'" in done.stdout
+    return folder
+
+
+def dvc(folder: Path, home: str, *words: str) -> subprocess.CompletedProcess[str]:
+    done = run(folder, ["dvc", *words], HOME=home, **IDENTITY)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def n_runs(folder: Path) -> int:
+    with sqlite3.connect(folder / "mlflow.db") as database:
+        count: int = database.execute("select count(*) from runs").fetchone()[0]
+        return count
+
+
+def test_every_stage_left_its_outputs_and_git_sees_no_binaries(repository: Path) -> None:
+    lock = yaml.safe_load((repository / "dvc.lock").read_text())
+    assert list(lock["stages"]) == [
+        *("download", "prepare", "train", "export", "compile", "evaluate", "benchmark", "track")
+    ]
+    status = run(repository, ["git", "status", "--porcelain", "-uall"]).stdout.split("\n")
+    new = {line[3:] for line in status if line}
+    assert new == {
+        "dvc.lock",
+        "artifacts/tracking_key.txt",
+        *(f"metrics/{name}.json" for name in ("train", "eval", "benchmark")),
+        *(f"plots/{name}" for name in ("curves.json", "predictions.csv", "predictions.png")),
+        "plots/misclassified.png",
+    }
+
+
+def test_a_second_repro_runs_nothing(repository: Path, home: str) -> None:
+    done = dvc(repository, home, "repro")
+    assert "Running stage" not in done.stdout
+    assert "Data and pipelines are up to date" in done.stdout
+
+
+def test_one_complete_run_is_in_mlflow_and_comes_back(repository: Path, home: str) -> None:
+    assert n_runs(repository) == 1
+    (repository / "mlflow.db").unlink()
+    shutil.rmtree(repository / "mlartifacts")
+    dvc(repository, home, "repro", "--single-item", "--force", "track")
+    assert n_runs(repository) == 1
+    with sqlite3.connect(repository / "mlflow.db") as database:
+        steps = database.execute(
+            "select step from metrics where key = 'curve/val_accuracy' order by step"
+        ).fetchall()
+    assert steps == [(1,), (2,)]
+    assert list((repository / "mlartifacts").rglob("mnist_mamba.bin"))
+    assert "Running stage" not in dvc(repository, home, "repro").stdout
+
+
+def test_the_dataset_s_digest_is_dvc_s_md5(repository: Path) -> None:
+    lock = yaml.safe_load((repository / "dvc.lock").read_text())
+    outs = {out["path"]: out["md5"] for out in lock["stages"]["prepare"]["outs"]}
+    with sqlite3.connect(repository / "mlflow.db") as database:
+        digests = dict(database.execute("select name, digest from datasets").fetchall())
+    for part in ("train", "val", "test"):
+        assert digests[part] == outs[f"data/prepared/{part}-images.idx"]
+
+
+def test_plots_render(repository: Path, home: str, tmp_path: Path) -> None:
+    dvc(repository, home, "plots", "show", "--out", str(tmp_path / "html"))
+    page = (tmp_path / "html" / "index.html").read_text()
+    for title in ("Loss", "Accuracy", "Confusion", "misclassified.png", "predictions.png"):
+        assert title in page
+
+
+def test_a_comment_in_the_engine_retrains_nothing(repository: Path, home: str) -> None:
+    source = repository / "csrc/engine/forward.c"
+    text = source.read_text()
+    source.write_text(text + "/* a remark */\n")
+    try:
+        done = dvc(repository, home, "repro", "--dry")
+        running = {line for line in done.stdout.splitlines() if line.startswith("Running stage")}
+        assert "Running stage 'compile':" in running
+        assert not any("train" in line or "download" in line for line in running)
+    finally:
+        source.write_text(text)
+
+
+def test_a_temp_experiment_leaves_the_work_tree_as_it_was(repository: Path, home: str) -> None:
+    done = run(repository, ["git", "add", "-A"])
+    done = run(repository, ["git", "commit", "-qm", "results"], HOME=home, **IDENTITY)
+    assert done.returncode == 0, done.stderr
+    before = n_runs(repository)
+    words = ("exp", "run", "--temp", "--name", "faster", "-S", "train.lr=0.02")
+    dvc(repository, home, *words)
+    assert run(repository, ["git", "status", "--porcelain"]).stdout == ""
+    shown = json.loads(dvc(repository, home, "exp", "show", "--json").stdout)
+    assert "faster" in json.dumps(shown)
+    assert n_runs(repository) == before + 1
+
+
+def test_params_keep_their_comments_through_set_param(tmp_path: Path, home: str) -> None:
+    """`-S` rewrites params.yaml; what people read in it has to stay."""
+    folder = copy_project(tmp_path)
+    shutil.copy(ROOT / "params.yaml", folder / "params.yaml")
+    from dvc.utils.serialize import modify_yaml
+
+    with modify_yaml(str(folder / "params.yaml")) as content:
+        content["train"]["lr"] = 3e-3
+    old, new = ((p / "params.yaml").read_text() for p in (ROOT, folder))
+    assert new.count("#") == old.count("#")
+    assert "lr: 0.003" in new

@@ -1,0 +1,235 @@
+"""The stages one after the other, on a user's own data of an odd size and class count."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mnist_mamba.engine.format import read_model
+from tests.pipeline.imports import ROOT
+from tests.pipeline.project import SMALL, copy_project, run, run_module, set_params
+
+STAGES = ("download", "prepare", "train", "export", "evaluate", "benchmark", "track")
+UNTRACKED = {**SMALL, "tracking.enabled": False}
+
+
+def run_stage(folder: Path, stage: str) -> None:
+    words = ["model", "--output", "artifacts/mnist_mamba.bin"] if stage == "export" else []
+    done = run_module(folder, f"pipeline.{stage}", *words)
+    assert done.returncode == 0, f"{stage}: {done.stderr}"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project whose stages have all run, without MLflow."""
+    folder = copy_project(tmp_path_factory.mktemp("stages"), UNTRACKED)
+    done = run(folder, ["make", "-s", "-f", "csrc/engine.mk", "dvc-engine", "OUT=build/dvc"])
+    assert done.returncode == 0, done.stderr
+    for stage in STAGES:
+        run_stage(folder, stage)
+    return folder
+
+
+def load(folder: Path, name: str) -> dict:
+    return json.loads((folder / name).read_text())
+
+
+def test_evaluate_measures_the_engine_and_its_parity(finished: Path) -> None:
+    metrics = load(finished, "metrics/eval.json")
+    assert metrics["n_test"] == 40
+    assert metrics["accuracy"] == metrics["correct"] / 40 >= 0.9
+    assert metrics["parity"]["prediction_mismatches"] == 0
+    assert 0 < metrics["parity"]["max_abs_logit_diff"] <= 1e-4
+    assert metrics["nll"] > 0
+    assert 0 <= metrics["ece"] <= 1
+    assert set(metrics["per_class"]) == {"0", "1", "2", "3"}
+    assert sum(figures["support"] for figures in metrics["per_class"].values()) == 40
+    assert metrics["model"]["file_bytes"] == (finished / "artifacts/mnist_mamba.bin").stat().st_size
+
+
+def test_predictions_are_in_a_file_that_says_the_same(finished: Path) -> None:
+    lines = (finished / "plots/predictions.csv").read_text().splitlines()
+    assert lines[0] == "index,label,predicted"
+    rows = [[int(word) for word in line.split(",")] for line in lines[1:]]
+    assert [row[0] for row in rows] == list(range(40))
+    correct = sum(label == predicted for _, label, predicted in rows)
+    assert correct == load(finished, "metrics/eval.json")["correct"]
+
+
+def test_train_leaves_curves_metrics_and_both_checkpoints(finished: Path) -> None:
+    curves = json.loads((finished / "plots/curves.json").read_text())
+    metrics = load(finished, "metrics/train.json")
+    assert [point["epoch"] for point in curves] == [1, 2, 3]
+    assert metrics["val"]["accuracy"] == curves[-1]["val_accuracy"]
+    assert metrics["val"]["best_accuracy"] == max(point["val_accuracy"] for point in curves)
+    last, best = (
+        torch.load(finished / f"checkpoints/{name}.pth", weights_only=True)
+        for name in ("last", "best_model")
+    )
+    assert last["epoch"] == 3
+    assert best["epoch"] == metrics["val"]["best_epoch"]
+    assert last["config"]["n_classes"] == 4
+    assert (last["config"]["height"], last["config"]["width"]) == (9, 12)
+
+
+def test_normalisation_comes_from_the_training_images_and_is_in_the_file(finished: Path) -> None:
+    info = load(finished, "data/prepared/info.json")
+    header = read_model(finished / "artifacts/mnist_mamba.bin").header
+    assert header["pixel_mean"] == pytest.approx(info["pixel_mean"])
+    assert header["pixel_std"] == pytest.approx(info["pixel_std"])
+    assert (header["height"], header["width"], header["n_classes"]) == (9, 12, 4)
+
+
+def test_figures_are_pictures(finished: Path) -> None:
+    for name in ("predictions.png", "misclassified.png"):
+        data = (finished / "plots" / name).read_bytes()
+        assert data[:8] == b"\x89PNG\r\n\x1a\n"
+        assert len(data) > 2000
+
+
+def test_benchmark_times_both_engines(finished: Path) -> None:
+    metrics = load(finished, "metrics/benchmark.json")
+    for runner in ("engine", "pytorch_eager"):
+        assert all(metrics["us_per_image"][runner][batch] > 0 for batch in ("b1", "b100"))
+    assert metrics["load_us"] > 0
+
+
+def test_commands_that_people_know(finished: Path, tmp_path: Path) -> None:
+    model, image = tmp_path / "mnist_mamba.bin", tmp_path / "input.bin"
+    best = finished / "checkpoints" / "best_model.pth"
+    done = run_module(finished, "pipeline.export", "model", "--checkpoint", best, "--output", model)
+    assert done.returncode == 0, done.stderr
+    done = run_module(finished, "pipeline.export", "image", "--index", "5", "--output", image)
+    assert done.returncode == 0, done.stderr
+    pixels = np.fromfile(image, "<f4")
+    assert pixels.shape == (108,)
+    assert 0 <= pixels.min() <= pixels.max() <= 1
+    said = run(finished, ["build/dvc/mamba", str(model), str(image), "--json"])
+    assert json.loads(said.stdout)["prediction"] in range(4)
+    done = run_module(finished, "pipeline.export", "image", "--index", "40", "--output", image)
+    assert done.returncode == 1
+    assert done.stderr.strip() == "error: --index 40: the test split has images 0 to 39"
+
+
+def test_training_with_options_of_ones_own_leaves_the_pipeline_s_results_alone(
+    finished: Path, tmp_path: Path
+) -> None:
+    before = (finished / "metrics/train.json").read_bytes()
+    done = run_module(
+        finished,
+        "pipeline.train",
+        *("--epochs", "1", "--batch-size", "50", "--learning-rate", "1e-3"),
+        *("--save-dir", tmp_path / "mine"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in (tmp_path / "mine").iterdir()} == {
+        "best_model.pth",
+        "last.pth",
+        "metrics.json",
+        "curves.json",
+    }
+    assert load(tmp_path / "mine", "metrics.json")["epochs"] == 1
+    assert (finished / "metrics/train.json").read_bytes() == before
+
+
+def test_same_seed_same_files(finished: Path, tmp_path: Path) -> None:
+    again = tmp_path / "again"
+    shutil.copytree(finished, again)
+    for stage in ("train", "export", "evaluate"):
+        run_stage(again, stage)
+    for name in (
+        "artifacts/mnist_mamba.bin",
+        "plots/curves.json",
+        "metrics/train.json",
+        "metrics/eval.json",
+        "plots/predictions.csv",
+        "plots/predictions.png",
+        "plots/misclassified.png",
+    ):
+        assert (again / name).read_bytes() == (finished / name).read_bytes(), name
+
+
+def test_a_broken_engine_fails_evaluate_but_leaves_the_evidence(
+    finished: Path, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(finished, broken)
+    set_params(broken, {**UNTRACKED, "evaluate.max_abs_logit_diff": 1e-12})
+    done = run_module(broken, "pipeline.evaluate")
+    assert done.returncode == 1
+    assert "allowed are 1e-12 (evaluate.max_abs_logit_diff)" in done.stderr
+    assert load(broken, "metrics/eval.json")["n_test"] == 40
+    (broken / "artifacts/mnist_mamba.bin").write_bytes(b"no model")
+    done = run_module(broken, "pipeline.evaluate")
+    assert done.returncode == 1
+    assert "file size: got 8 bytes" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data.dataset": "mnist", "model.patch": [4, 4]}, "MNIST_MIRROR = /nowhere"),
+        ({"data.idx_dir": "data/nothing"}, "train-images-idx3-ubyte is missing"),
+        ({"train.lr": "fast"}, "params.yaml: train.lr: got 'fast'"),
+    ],
+)
+def test_errors_are_one_clear_line(
+    tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    folder = copy_project(tmp_path, {**UNTRACKED, **changes})
+    done = run_module(folder, "pipeline.download", MNIST_MIRROR="/nowhere")
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: ")
+    assert message in done.stderr
+    assert not (folder / "data/raw").exists()
+
+
+def test_a_patch_that_does_not_fit_the_user_s_images_is_named(
+    finished: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "unfit"
+    shutil.copytree(finished, folder)
+    set_params(folder, {**UNTRACKED, "model.patch": [4, 4]})
+    done = run_module(folder, "pipeline.train")
+    assert done.returncode == 1
+    assert "patch = [4, 4] does not divide the image, which is 9 x 12 pixels" in done.stderr
+
+
+def test_asking_for_a_gpu_that_is_not_there_is_an_error(finished: Path, tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    folder = tmp_path / "gpu"
+    shutil.copytree(finished, folder)
+    for setting, message in (
+        ({"train.device": "cuda"}, "train.device = cuda: PyTorch sees no GPU here"),
+        ({"train.scan": "cuda"}, "scan backend 'cuda': mamba-ssm needs CUDA tensors"),
+    ):
+        set_params(folder, {**UNTRACKED, **setting})
+        done = run_module(folder, "pipeline.train")
+        assert done.returncode == 1
+        assert message in done.stderr
+
+
+def test_the_stage_s_own_library_wins_over_an_installed_one(tmp_path: Path) -> None:
+    """In a DVC temp copy an editable install would import the original's src/."""
+    folder = copy_project(tmp_path)
+    program = "import pipeline, mnist_mamba; print(mnist_mamba.__file__)"
+    done = run(
+        folder, [shutil.which("python3") or "python3", "-c", program], PYTHONPATH=str(ROOT / "src")
+    )
+    assert done.stdout.strip() == str(folder / "src/mnist_mamba/__init__.py")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_help_says_what_a_stage_does(stage: str) -> None:
+    done = run_module(ROOT, f"pipeline.{stage}", "--help")
+    assert done.returncode == 0
+    assert "usage:" in done.stdout
+    if stage in ("train", "export"):
+        assert "examples:" in done.stdout

@@ -1,0 +1,207 @@
+"""MLflow as a projection of files: whole, idempotent, and never in a training's way."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mnist_mamba.data.idx import write_idx
+from mnist_mamba.files import write_json
+from pipeline import paths, tracking
+from pipeline.content_key import content_key
+from pipeline.params import Params, load_params
+from tests.pipeline.project import SMALL, copy_project, set_params
+
+POINTS = [
+    {"epoch": 1, "lr": 0.1, "train_loss": 2.0, "val_accuracy": 0.5},
+    {"epoch": 2, "lr": 0.2, "train_loss": 1.0, "val_accuracy": 0.75},
+]
+
+
+@pytest.fixture(scope="module")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database with MLflow's tables and nothing in them, which takes it seconds to make."""
+    from mlflow import MlflowClient
+
+    path = tmp_path_factory.mktemp("database") / "mlflow.db"
+    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def project(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project folder with the files of a finished run, as the current folder."""
+    folder = copy_project(tmp_path)
+    shutil.copy(empty_database, folder / "mlflow.db")
+    monkeypatch.chdir(folder)
+    for variable in ("DVC_ROOT", "MLFLOW_TRACKING_URI", "DVC_EXP_NAME"):
+        monkeypatch.delenv(variable, raising=False)
+    write_json(paths.CURVES, POINTS)
+    write_json(paths.METRICS / "train.json", {"val": {"accuracy": 0.75}})
+    write_json(paths.METRICS / "eval.json", {"accuracy": 0.7, "parity": {"max": 1e-6}})
+    splits = {part: {"n": 3, "per_class": [2, 1]} for part in ("train", "val", "test")}
+    write_json(paths.DATA_INFO, {"splits": splits})
+    for i, part in enumerate(splits):
+        write_idx(paths.images(paths.PREPARED, part), np.full((3, 2, 2), i, np.uint8))
+    for file in (paths.MODEL, paths.PLOTS / "predictions.png", paths.PREDICTIONS):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"content of " + file.name.encode())
+    Path("dvc.lock").write_text("schema: '2.0'\n")
+    return folder
+
+
+def runs(params: Params) -> list[Any]:
+    client, experiment = tracking._client(params)
+    return client.search_runs([experiment])
+
+
+def curve(params: Params, run_id: str, name: str) -> list[tuple[int, float]]:
+    client, _ = tracking._client(params)
+    return [(m.step, m.value) for m in client.get_metric_history(run_id, f"curve/{name}")]
+
+
+def artifact_names(params: Params, run_id: str) -> set[str]:
+    client, _ = tracking._client(params)
+    found = set()
+    waiting = [""]
+    while waiting:
+        for entry in client.list_artifacts(run_id, waiting.pop() or None):
+            (waiting.append if entry.is_dir else found.add)(entry.path)
+    return found
+
+
+def test_a_run_is_whole_and_a_second_upsert_changes_nothing(project: Path) -> None:
+    params = load_params()
+    with tracking.live_run(params) as log_point:
+        log_point(POINTS[0])
+    assert [run.info.status for run in runs(params)] == ["FINISHED"]
+    key = tracking.upsert(params)
+    assert tracking.upsert(params) == key == content_key(params)
+    (run,) = runs(params)
+    assert run.data.tags["content_key"] == key
+    assert run.data.params["model.d_model"] == "16"
+    assert run.data.params["train.augment.rotate"] == "0.0"
+    assert run.data.metrics["eval/accuracy"] == 0.7
+    assert run.data.metrics["eval/parity/max"] == 1e-6
+    assert run.data.metrics["train/val/accuracy"] == 0.75
+    assert curve(params, run.info.run_id, "train_loss") == [(1, 2.0), (2, 1.0)]
+    assert curve(params, run.info.run_id, "val_accuracy") == [(1, 0.5), (2, 0.75)]
+    inputs = {entry.dataset.name: entry.dataset.digest for entry in run.inputs.dataset_inputs}
+    images = paths.images(paths.PREPARED, "test")
+    assert inputs["test"] == hashlib.md5(images.read_bytes()).hexdigest()
+    assert set(inputs) == {"train", "val", "test"}
+    assert artifact_names(params, run.info.run_id) == {
+        "params.yaml",
+        "dvc.yaml",
+        "dvc.lock",
+        "metrics/train.json",
+        "metrics/eval.json",
+        "figures/predictions.png",
+        "plots/curves.json",
+        "plots/predictions.csv",
+        "model/mnist_mamba.bin",
+    }
+
+
+def test_everything_is_back_after_the_database_is_deleted(project: Path) -> None:
+    params = load_params()
+    tracking.upsert(params)
+    before = runs(params)[0]
+    (project / "mlflow.db").rename(project / "old.db")
+    # A new process would open the new file; this one has to be pointed at it.
+    uri = f"sqlite:///{project}/./mlflow.db"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", uri)
+        tracking.upsert(params)
+        (after,) = runs(params)
+        assert after.info.run_id != before.info.run_id
+        assert after.data.params == before.data.params
+        assert after.data.metrics == before.data.metrics
+        assert curve(params, after.info.run_id, "lr") == [(1, 0.1), (2, 0.2)]
+
+
+def test_other_content_is_another_run(project: Path) -> None:
+    params = load_params()
+    key = tracking.upsert(params)
+    set_params(project, {**SMALL, "train.lr": 0.1})
+    assert tracking.upsert(load_params()) != key
+    assert len(runs(params)) == 2
+    source = project / "src/mnist_mamba/model/mixer.py"
+    source.write_text(source.read_text() + "\n")
+    set_params(project, SMALL)
+    assert content_key(load_params()) != key
+
+
+def test_what_does_not_touch_results_does_not_touch_the_key(project: Path) -> None:
+    key = content_key(load_params())
+    set_params(project, {**SMALL, "benchmark.rounds": 3, "tracking.experiment": "other"})
+    (project / "pipeline/benchmark.py").write_text("# another way to measure\n")
+    assert content_key(load_params()) == key
+
+
+def test_the_user_s_own_data_is_part_of_the_key(project: Path) -> None:
+    key = content_key(load_params())
+    images = project / "data/idx/train-images-idx3-ubyte"
+    images.write_bytes(images.read_bytes()[:-1] + b"\7")
+    assert content_key(load_params()) != key
+
+
+def test_training_goes_on_where_mlflow_cannot(
+    project: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////dev/null/mlflow.db")
+    with tracking.live_run(load_params()) as log_point:
+        log_point(POINTS[0])
+    assert "training goes on without MLflow" in caplog.text
+
+
+def test_a_training_that_fails_is_shown_as_failed(project: Path) -> None:
+    params = load_params()
+
+    def diverge() -> None:
+        with tracking.live_run(params) as log_point:
+            log_point(POINTS[0])
+            raise RuntimeError("diverged")
+
+    with pytest.raises(RuntimeError, match="diverged"):
+        diverge()
+    (run,) = runs(params)
+    assert run.info.status == "FAILED"
+    # The same content trained again, this time to its end, completes that run.
+    with tracking.live_run(params) as log_point:
+        for point in POINTS:
+            log_point(point)
+    (again,) = runs(params)
+    assert again.info.run_id == run.info.run_id
+    assert again.info.status == "FINISHED"
+    assert curve(params, run.info.run_id, "lr") == [(1, 0.1), (2, 0.2)]
+
+
+def test_disabled_tracking_makes_no_database(project: Path) -> None:
+    (project / "mlflow.db").unlink()
+    set_params(project, {**SMALL, "tracking.enabled": False})
+    with tracking.live_run(load_params()) as log_point:
+        log_point(POINTS[0])
+    assert not (project / "mlflow.db").exists()
+
+
+def test_experiments_in_temp_copies_share_the_parent_s_database(
+    project: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (project / "mlflow.db").unlink()
+    parent = tmp_path_factory.mktemp("parent")
+    monkeypatch.setenv("DVC_ROOT", str(parent))
+    monkeypatch.setenv("DVC_EXP_NAME", "wavy-hare")
+    tracking.upsert(load_params())
+    assert (parent / "mlflow.db").exists()
+    assert not (project / "mlflow.db").exists()
+    (run,) = runs(load_params())
+    assert run.info.run_name == "wavy-hare"
+    assert run.info.artifact_uri.startswith((parent / "mlartifacts").as_uri())
+    assert json.loads(next((parent / "mlartifacts").rglob("eval.json")).read_text())["accuracy"]
