@@ -128,13 +128,17 @@ says "label 1: got $classes"
 expect 5 eval "$model" small.idx labels.idx
 says "image size"
 
+# full ARGUMENTS...: stdout on a full disk
+full() {
+    "$mamba" "$@" >/dev/full 2>err
+    check "a full disk is noticed: $*" [ $? -eq 3 ]
+}
+
 if [ -w /dev/full ]; then
-    for arguments in "info $model" "$model zero.bin --json" "--help"; do
-        head -c $((pixels * 4)) /dev/zero >zero.bin
-        # shellcheck disable=SC2086 # the words are wanted
-        "$mamba" $arguments >/dev/full 2>err
-        check "a full disk is noticed: $arguments" [ $? -eq 3 ]
-    done
+    head -c $((pixels * 4)) /dev/zero >zero.bin
+    full info "$model"
+    full "$model" zero.bin --json
+    full --help
 fi
 
 echo "$passed passed, $failed failed"

@@ -1,0 +1,79 @@
+"""Every way to build the engine gives one that works: make, CMake, an installed wheel."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+MODEL = ROOT / "csrc" / "tests" / "golden" / "wide_panels.bin"
+
+pytestmark = pytest.mark.slow
+
+
+def run(*command: str | Path, cwd: Path) -> str:
+    words = [str(word) for word in command]
+    done = subprocess.run(words, cwd=cwd, capture_output=True, text=True)
+    assert done.returncode == 0, f"{words}: {done.stdout}{done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """The C sources and the Makefile in a folder whose name is as awkward as a user's."""
+    folder = tmp_path / "my project"
+    ignore = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "csrc", folder / "csrc", ignore=ignore)
+    for name in ("Makefile", "constraints.txt", "requirements.txt"):
+        shutil.copy(ROOT / name, folder / name)
+    return folder
+
+
+def test_make_variants_follow_each_other(checkout: Path) -> None:
+    for target in ([], ["omp"], ["debug"], ["fast"], ["engine"]):
+        run("make", "-j2", *target, cwd=checkout)
+        info = json.loads(run("./mamba", "info", MODEL, "--json", cwd=checkout))
+        assert info["d_model"] == 20
+        linked = run("ldd", "./mamba", cwd=checkout)
+        assert ("libgomp" in linked) == (target == ["omp"])
+        assert ("asan" in linked) == (target == ["debug"])
+    run("make", "clean", cwd=checkout)
+    assert not (checkout / "mamba").exists()
+    assert not (checkout / "build").exists()
+
+
+def test_cmake_builds_tests_and_installs_the_same_engine(checkout: Path, tmp_path: Path) -> None:
+    if shutil.which("cmake") is None:
+        pytest.skip("cmake is not installed")
+    build, prefix = tmp_path / "build", tmp_path / "prefix"
+    run("cmake", "-S", "csrc", "-B", build, f"-DCMAKE_INSTALL_PREFIX={prefix}", cwd=checkout)
+    run("cmake", "--build", build, "-j2", cwd=checkout)
+    run("ctest", "--test-dir", build, "--output-on-failure", cwd=checkout)
+    run("cmake", "--install", build, cwd=checkout)
+    assert json.loads(run(prefix / "bin/mamba", "info", MODEL, "--json", cwd=tmp_path))
+    assert (prefix / "include/mamba.h").is_file()
+
+
+def test_an_installed_wheel_carries_its_kernels(tmp_path: Path) -> None:
+    """The package index is needed for the build backend alone."""
+    pip = (sys.executable, "-m", "pip", "-q")
+    run(*pip, "wheel", "--no-deps", "-w", tmp_path, ROOT, cwd=tmp_path)
+    (wheel,) = tmp_path.glob("*.whl")
+    site = tmp_path / "site"
+    run(*pip, "install", "--no-deps", "--target", site, wheel, cwd=tmp_path)
+    program = (
+        f"import sys; sys.path.insert(0, {str(site)!r})\n"
+        "import numpy as np\n"
+        "from mnist_mamba.engine import Engine\n"
+        "from mnist_mamba.scan import available_backends\n"
+        f"engine = Engine({str(MODEL)!r})\n"
+        "images = np.zeros((3, int(engine.info['height']), int(engine.info['width'])), np.uint8)\n"
+        "print(engine.logits(images).shape, 'cpu' in available_backends())\n"
+    )
+    env_free = run(sys.executable, "-I", "-c", program, cwd=tmp_path)
+    assert env_free.split("\n")[0] == "(3, 17) True"
