@@ -30,7 +30,9 @@ $(INSTALLED): requirements.txt constraints.txt
 	  { echo "error: $(PYTHON) is $$($(PYTHON) --version 2>&1), expected 3.11 or newer: make PYTHON=python3.12 $@" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	@if [ -n "$(TORCH_INDEX)" ]; then $(BIN)/pip install --index-url "$(TORCH_INDEX)" "$(TORCH)"; \
-	else $(BIN)/pip install "$(TORCH)+cpu" 2>/dev/null || $(BIN)/pip install "$(TORCH)"; fi
+	else $(BIN)/pip install "$(TORCH)+cpu" || { \
+	  echo "no CPU build of $(TORCH) here (above): taking the general one; TORCH_INDEX names another index"; \
+	  $(BIN)/pip install "$(TORCH)"; }; fi
 	$(BIN)/pip install -r requirements.txt
 	@touch $@
 
@@ -47,8 +49,8 @@ ui: $(INSTALLED) ## open MLflow on this project's runs
 	@$(ENV) mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}"
 
 models: $(INSTALLED) ## renew models/ from the pipeline's results
-	@$(ENV) python -m pipeline.export image --index 0 --output models/example_input.bin
 	cp artifacts/mnist_mamba.bin models/mnist_mamba.bin.tmp && mv models/mnist_mamba.bin.tmp models/mnist_mamba.bin
+	@$(ENV) python -m pipeline.export image --index 0 --output models/example_input.bin
 
 golden: $(INSTALLED) ## renew the activations that the C tests replay
 	@$(ENV) PYTHONPATH=src python -m tests.golden

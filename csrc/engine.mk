@@ -82,7 +82,7 @@ $(foreach variant,plain omp debug fast,$(eval $(call engine_variant,$(variant),b
 $(eval $(call engine_variant,dvc,$(OUT)))
 
 # $(call engine_install,FOLDER): ./mamba changes in one step, also while another one runs.
-engine_install = cp $(1)/mamba .mamba.tmp && mv -f .mamba.tmp mamba
+engine_install = cp $(1)/mamba .mamba.$@.tmp && mv -f .mamba.$@.tmp mamba
 
 .PHONY: engine omp debug fast dvc-engine test-c engine-clean ENGINE_FORCE
 engine: build/plain/mamba build/plain/libmamba.so ## ./mamba, one thread
@@ -103,4 +103,4 @@ dvc-engine: $(OUT)/mamba $(OUT)/libmamba.so
 test-c: test-c-plain test-c-omp test-c-debug ## the C tests: plain, OpenMP, sanitizers
 
 engine-clean:
-	rm -rf build/plain build/omp build/debug build/fast build/dvc mamba .mamba.tmp
+	rm -rf build/plain build/omp build/debug build/fast build/dvc mamba

@@ -13,7 +13,10 @@ import yaml
 from pipeline.params import Params
 
 LAST_STAGE = "evaluate"
-"""The stages up to this one make the results that a run stands for; timings are no content."""
+"""Its results, and those of the stages before it, are what a run stands for; timings are not."""
+
+SECTIONS = ("data", "model", "train", "export", "evaluate")
+"""The params that those results depend on."""
 
 
 def file_md5(path: Path) -> str:
@@ -23,7 +26,7 @@ def file_md5(path: Path) -> str:
 
 
 def content_key(params: Params, pipeline: Path = Path("dvc.yaml")) -> str:
-    """A hash of the params and of every source file that stages up to evaluate depend on.
+    """A hash of the params and of every source file that evaluate rests on, however far back.
 
     It comes from files alone (no dvc.lock, which has no entry of a stage that is still running),
     so that `train` while it runs and `track` after it find the same run.
@@ -32,30 +35,35 @@ def content_key(params: Params, pipeline: Path = Path("dvc.yaml")) -> str:
         ValueError: dvc.yaml has no such stages.
     """
     values = params.model_dump(mode="json")
-    relevant = {name: values[name] for name in ("data", "model", "train", "export", "evaluate")}
     content = {
-        "params": relevant,
+        "params": {name: values[name] for name in SECTIONS},
         "files": {str(path): file_md5(path) for path in source_files(values, pipeline)},
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def source_files(values: dict[str, Any], pipeline: Path = Path("dvc.yaml")) -> list[Path]:
-    """Every dependency of the stages up to evaluate that no stage makes; folders as their files."""
+    """What evaluate and the stages before it depend on and no stage makes; folders as files."""
     stages: dict[str, Any] = yaml.safe_load(pipeline.read_text())["stages"]
     if LAST_STAGE not in stages:
         raise ValueError(f"{pipeline} has no stage {LAST_STAGE}")
-    names = list(stages)[: list(stages).index(LAST_STAGE) + 1]
-    made = {_path(out) for name in names for out in _outputs(stages[name])}
-    needed = {_fill(dep, values) for name in names for dep in stages[name].get("deps", [])}
-    files: set[Path] = set()
-    for path in map(Path, sorted(needed - made)):
-        files.update(_files_in(path) if path.is_dir() else [path])
-    return sorted(files)
+    maker = {_path(out): name for name, stage in stages.items() for out in _outputs(stage)}
+    needed, waiting, seen = set(), [LAST_STAGE], {LAST_STAGE}
+    while waiting:
+        for dep in stages[waiting.pop()].get("deps", []):
+            path = _fill(dep, values)
+            if path not in maker:
+                needed.add(Path(path))
+            elif maker[path] not in seen:
+                seen.add(maker[path])
+                waiting.append(maker[path])
+    return sorted(
+        file for path in needed for file in (_files_in(path) if path.is_dir() else [path])
+    )
 
 
 def _files_in(folder: Path) -> list[Path]:
-    return [path for path in folder.rglob("*") if path.is_file() and path.name != ".gitignore"]
+    return [path for path in folder.rglob("*") if path.is_file()]
 
 
 def _outputs(stage: dict[str, Any]) -> list[Any]:

@@ -63,31 +63,46 @@ def run_experiment(env: dict[str, str]) -> None:
         raise RuntimeError(f"the pipeline failed: {' '.join(command)}")
 
 
-def result(path: str, env: dict[str, str]) -> Any:
-    """A JSON file as the experiment committed it."""
-    refs = subprocess.run(
-        ["git", "for-each-ref", "--format=%(refname)", "refs/exps/"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    ref = next(line for line in refs.stdout.splitlines() if line.endswith(f"/{NAME}"))
-    shown = subprocess.run(
-        ["git", "show", f"{ref}:{path}"], capture_output=True, text=True, check=True, env=env
-    )
-    return json.loads(shown.stdout)
+def result(path: str) -> Any:
+    """A JSON file as the demo of the current commit left it.
+
+    Raises:
+        RuntimeError: there is no such experiment.
+    """
+    head = _git("rev-parse", "HEAD")
+    # DVC files an experiment under the commit that it started from.
+    return json.loads(_git("show", f"refs/exps/{head[:2]}/{head[2:]}/{NAME}:{path}"))
+
+
+def _git(*words: str) -> str:
+    done = subprocess.run(["git", *words], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"git {' '.join(words)}: {done.stderr.strip()}")
+    return done.stdout.strip()
+
+
+def check_repository() -> None:
+    """DVC keeps an experiment as a commit, which takes a repository with its history.
+
+    Raises:
+        RuntimeError: this is no such repository.
+    """
+    if _git("rev-parse", "--is-shallow-repository") == "true":
+        raise RuntimeError(
+            "this is a shallow clone, in which DVC keeps no experiments: git fetch --unshallow"
+        )
 
 
 def main() -> None:
     """Run the demo and say what came of it."""
     stage.parser(__doc__ or "").parse_args()
     started = time.monotonic()
-    env = environment()
-    run_experiment(env)
+    check_repository()
+    run_experiment(environment())
     print(
         SUMMARY.format(
-            scores=result("metrics/eval.json", env),
-            us=result("metrics/benchmark.json", env)["us_per_image"],
+            scores=result("metrics/eval.json"),
+            us=result("metrics/benchmark.json")["us_per_image"],
             seconds=time.monotonic() - started,
             name=NAME,
         )

@@ -77,7 +77,8 @@ def check(metrics: dict[str, Any], report: dict[str, Any], params: Params) -> No
     """Fail loudly where the engine is wrong.
 
     Raises:
-        ParityError: logits too far from PyTorch's, or an engine that miscounts its own results.
+        ParityError: logits too far from PyTorch's, predictions that differ, or an engine that
+            miscounts its own results.
     """
     difference, ceiling = (
         metrics["parity"]["max_abs_logit_diff"],
@@ -88,6 +89,8 @@ def check(metrics: dict[str, Any], report: dict[str, Any], params: Params) -> No
             f"the C engine's logits differ from PyTorch's by {difference:.3g}, "
             f"allowed are {ceiling:.3g} (evaluate.max_abs_logit_diff)"
         )
+    if mismatches := metrics["parity"]["prediction_mismatches"]:
+        raise ParityError(f"{mismatches} predictions of the C engine are not PyTorch's, expected 0")
     if report["correct"] != metrics["correct"]:
         raise ParityError(
             f"mamba eval counts {report['correct']} correct, its logits say {metrics['correct']}"

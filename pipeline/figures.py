@@ -37,7 +37,9 @@ def draw_predictions(
     images (n, height, width), labels (n,), probabilities (n, n_classes).
     """
     firsts = [int(np.flatnonzero(labels == label)[0]) for label in np.unique(labels)]
-    doubtful = [int(i) for i in np.argsort(probabilities.max(axis=1)) if i not in firsts]
+    doubtful = [
+        int(i) for i in np.argsort(probabilities.max(axis=1), kind="stable") if i not in firsts
+    ]
     shown = (firsts + doubtful)[: 2 * columns]
     rows = -(-len(shown) // columns)
     figure, grid = plt.subplots(

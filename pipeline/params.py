@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from mnist_mamba.config import AugmentConfig, ConfigError, ModelConfig, TrainConfig
 
@@ -28,6 +36,17 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_bool_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        # YAML's yes, on and true would count as 1.
+        if (
+            isinstance(value, bool)
+            and cls.model_fields[str(info.field_name)].annotation is not bool
+        ):
+            raise ValueError("expected something else than true or false")
+        return value
+
 
 class DataParams(Section):
     """Which data, and how it is split."""
@@ -43,18 +62,12 @@ class DataParams(Section):
         """(height, width) to resample to, or None to keep."""
         return (self.resize, self.resize) if isinstance(self.resize, int) else self.resize
 
-    @property
-    def known_size(self) -> tuple[int, int] | None:
-        """The images' size as far as the params tell it."""
-        native = {"mnist": (28, 28), "digits": (8, 8), "idx": None}
-        return self.size or native[self.dataset]
-
 
 class ModelParams(Section):
     """The model's choices; `ModelConfig` holds the ranges."""
 
     stem: str
-    patch: tuple[int, int]
+    patch: tuple[Side, Side]
     stem_width: int
     pos_embed: bool
     direction: str
@@ -133,7 +146,7 @@ class EvaluateParams(Section):
 class BenchmarkParams(Section):
     """How it is timed."""
 
-    rounds: Annotated[int, Field(ge=1, le=10_000)]
+    rounds: Annotated[int, Field(ge=1, le=1000)]
 
 
 class TrackingParams(Section):
@@ -156,8 +169,8 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _model_fits(self) -> Params:
-        # Sizes that only the data will tell are checked again when they are known (train).
-        height, width = self.data.known_size or self.model.patch
+        # A size that only the data will tell is checked when it is known (train).
+        height, width = self.data.size or self.model.patch
         try:
             self.model.config(height, width, n_classes=2)
         except ConfigError as error:
@@ -195,4 +208,5 @@ def _explain(source: str, problem: Any) -> str:
         return f"{source}: {problem['msg'].removeprefix('Value error, ')}"
     if problem["type"] == "extra_forbidden":
         return f"{source}: {key}: unknown key, got {problem['input']!r}; expected no such key"
-    return f"{source}: {key}: got {problem['input']!r}; {problem['msg'].lower()}"
+    reason = problem["msg"].removeprefix("Value error, ").lower()
+    return f"{source}: {key}: got {problem['input']!r}; {reason}"

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import paths
-from pipeline.content_key import content_key, file_md5
+from pipeline.content_key import SECTIONS, content_key, file_md5
 from pipeline.params import Params
 
 if TYPE_CHECKING:
@@ -29,6 +29,10 @@ logger = logging.getLogger(__name__)
 KEY_TAG = "content_key"
 EPOCH = "epoch"
 CurvePoint = Mapping[str, float | int]
+
+
+class TrackingError(RuntimeError):
+    """MLflow cannot be written; the message says what to do."""
 
 
 def root() -> Path:
@@ -66,20 +70,25 @@ def _find(client: MlflowClient, experiment: str, key: str) -> Run | None:
 
 
 def _find_or_create(client: MlflowClient, experiment: str, params: Params, key: str) -> Run:
-    if (run := _find(client, experiment, key)) is not None:
-        return run
-    tags = {KEY_TAG: key}
-    for tag, variable in {
-        "dvc.experiment": "DVC_EXP_NAME",
-        "dvc.baseline": "DVC_EXP_BASELINE_REV",
-    }.items():
-        if value := os.environ.get(variable):
-            tags[tag] = value
-    name = os.environ.get("DVC_EXP_NAME") or f"{params.data.dataset}-{key[:8]}"
-    run = client.create_run(experiment, run_name=name, tags=tags)
-    for key_, value in _flatten(params.model_dump(mode="json")).items():
-        client.log_param(run.info.run_id, key_, value)
+    """The content's run, with its params; a run that was left half-made is completed."""
+    from mlflow.entities import Param
+
+    run = _find(client, experiment, key)
+    if run is None:
+        name = os.environ.get("DVC_EXP_NAME") or f"{params.data.dataset}-{key[:8]}"
+        run = client.create_run(experiment, run_name=name, tags={KEY_TAG: key, **_origin()})
+    # The other params may differ between two runs of the same content.
+    values = params.model_dump(mode="json", include=set(SECTIONS))
+    missing = {k: v for k, v in _flatten(values).items() if k not in run.data.params}
+    if missing:
+        client.log_batch(run.info.run_id, params=[Param(k, str(v)) for k, v in missing.items()])
     return run
+
+
+def _origin() -> dict[str, str]:
+    """Tags that say which experiment of DVC's a run is."""
+    names = {"dvc.experiment": "DVC_EXP_NAME", "dvc.baseline": "DVC_EXP_BASELINE_REV"}
+    return {tag: os.environ[name] for tag, name in names.items() if os.environ.get(name)}
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -94,21 +103,21 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _log_points(client: MlflowClient, run_id: str, points: list[CurvePoint]) -> None:
-    """Add the points of the curves that the run does not have yet."""
+    """Add the points of the curves that the run does not have, or has with another value."""
     from mlflow.entities import Metric
 
     names = {name for point in points for name in point if name != EPOCH}
     known = {
-        (name, metric.step)
-        for name in (f"curve/{name}" for name in names)
-        for metric in client.get_metric_history(run_id, name)
+        (metric.key, metric.step): metric.value
+        for name in names
+        for metric in client.get_metric_history(run_id, f"curve/{name}")
     }
     now = int(time.time() * 1000)
     metrics = [
         Metric(f"curve/{name}", float(value), now, int(point[EPOCH]))
         for point in points
         for name, value in point.items()
-        if name != EPOCH and (f"curve/{name}", int(point[EPOCH])) not in known
+        if name != EPOCH and known.get((f"curve/{name}", int(point[EPOCH]))) != float(value)
     ]
     if metrics:
         client.log_batch(run_id, metrics=metrics)
@@ -156,8 +165,25 @@ def upsert(params: Params) -> str:
 
     Returns:
         The content key, which is the same whenever the content is.
+
+    Raises:
+        TrackingError: MLflow did not take it; the results themselves are there.
     """
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
     key = content_key(params)
+    try:
+        _upsert(params, key)
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        raise TrackingError(
+            f"MLflow did not take the run: {error}. The results are in their files; mend "
+            "MLFLOW_TRACKING_URI, or set tracking.enabled to false, and `make track`"
+        ) from error
+    return key
+
+
+def _upsert(params: Params, key: str) -> None:
     client, experiment = _client(params)
     run_id = _find_or_create(client, experiment, params, key).info.run_id
     _log_points(client, run_id, json.loads(paths.CURVES.read_text()))
@@ -167,7 +193,6 @@ def upsert(params: Params) -> str:
         for file in files:
             client.log_artifact(run_id, str(file), folder)
     client.set_terminated(run_id, "FINISHED")
-    return key
 
 
 def artifacts() -> dict[str, list[Path]]:
@@ -198,20 +223,27 @@ def _log_datasets(client: MlflowClient, run_id: str) -> None:
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     inputs = client.get_run(run_id).inputs
-    known = {entry.dataset.digest for entry in inputs.dataset_inputs} if inputs else set()
+    entries = inputs.dataset_inputs if inputs else []
+    known = {(entry.dataset.name, entry.dataset.digest) for entry in entries}
     info = json.loads(paths.DATA_INFO.read_text())
     new = []
     for part, counts in info["splits"].items():
         file = paths.images(paths.PREPARED, part)
         digest = file_md5(file)
-        if digest in known:
+        if (part, digest) in known:
             continue
         dataset = Dataset(
             name=part,
             digest=digest,
             source_type="local",
             source=json.dumps({"uri": str(file)}),
-            profile=json.dumps({"num_rows": counts["n"], "per_class": counts["per_class"]}),
+            profile=json.dumps(
+                {
+                    "num_rows": counts["n"],
+                    "per_class": counts["per_class"],
+                    "labels_md5": file_md5(paths.labels(paths.PREPARED, part)),
+                }
+            ),
         )
         new.append(DatasetInput(dataset, [InputTag("mlflow.data.context", part)]))
     if new:

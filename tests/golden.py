@@ -10,6 +10,7 @@ import struct
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -81,6 +82,23 @@ def encode(records: list[Record]) -> bytes:
         parts.append(struct.pack("<I", len(name)) + name.encode())
         parts.append(struct.pack("<iII", layer, *values.shape) + values.tobytes())
     return b"".join(parts)
+
+
+def decode(data: bytes) -> list[Record]:
+    """The records of a .golden file."""
+    assert data.startswith(MAGIC)
+    (count,) = struct.unpack_from("<I", data, len(MAGIC))
+    at, records = len(MAGIC) + 4, []
+    for _ in range(count):
+        (length,) = struct.unpack_from("<I", data, at)
+        name = data[at + 4 : at + 4 + length].decode()
+        at += 4 + length
+        layer, rows, columns = struct.unpack_from("<iII", data, at)
+        values = np.frombuffer(data, "<f4", count=rows * columns, offset=at + 12)
+        records.append((name, layer, torch.tensor(values).reshape(rows, columns)))
+        at += 12 + 4 * rows * columns
+    assert at == len(data)
+    return records
 
 
 def write_golden(folder: Path, name: str) -> None:

@@ -22,6 +22,7 @@ PARTS = ("pipeline", "src", "csrc", "params.yaml", "dvc.yaml", ".dvc", ".dvcigno
 SMALL: dict[str, Any] = {
     "data.dataset": "idx",
     "data.val_fraction": 0.2,
+    "model.stem": "patch",
     "model.patch": [3, 4],
     "model.d_model": 16,
     "model.n_layers": 2,

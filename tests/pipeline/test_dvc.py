@@ -19,6 +19,7 @@ pytestmark = pytest.mark.slow
 DIGITS = {
     "data.dataset": "digits",
     "data.resize": 28,
+    "model.stem": "patch",
     "model.patch": [7, 7],
     "model.d_model": 16,
     "model.n_layers": 2,

@@ -43,7 +43,11 @@ def test_the_committed_params_are_valid() -> None:
         ("train.scan", "gpu", ["train.scan", "'gpu'", "'cuda'"]),
         ("data.dataset", "cifar", ["data.dataset", "'cifar'", "'digits'"]),
         ("data.val_fraction", 1.0, ["data.val_fraction", "1.0", "less than 1"]),
-        ("model.patch", [5, 4], ["model.patch = [5, 4]", "28 x 28"]),
+        ("model.n_layers", True, ["model.n_layers", "True"]),
+        ("train.lr", True, ["train.lr", "True"]),
+        ("model.pos_embed", "maybe", ["model.pos_embed", "'maybe'"]),
+        ("benchmark.rounds", 1001, ["benchmark.rounds", "1001", "1000"]),
+        ("model.patch", [0, 4], ["model.patch.0", "0", "greater than or equal to 1"]),
         ("model.d_conv", 0, ["model.d_conv = 0", "1..16"]),
         ("model.a", "mixed", ["model.a = 'mixed'", "free, tied"]),
         ("evaluate", None, ["evaluate", "None"]),
@@ -68,14 +72,14 @@ def test_exponents_without_a_dot_are_numbers() -> None:
 
 def test_patch_is_checked_against_the_size_after_resampling() -> None:
     content = changed("data.resize", [30, 20])
-    content["model"]["patch"] = [5, 4]
+    content["model"] |= {"stem": "patch", "patch": [5, 4]}
     assert parse_params(content).data.size == (30, 20)
     content["data"]["resize"] = 28
     with pytest.raises(ParamsError, match="does not divide"):
         parse_params(content)
-    # Sizes of a user's own files are known only when they are read.
-    content["data"] |= {"resize": None, "dataset": "idx"}
-    assert parse_params(content).data.known_size is None
+    # A size that is not set is known only when the data is read.
+    content["data"]["resize"] = None
+    assert parse_params(content).data.size is None
 
 
 def test_missing_or_broken_file(tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from mnist_mamba.engine.format import read_model
+from pipeline.evaluate import ParityError, check
+from pipeline.params import load_params
 from tests.pipeline.imports import ROOT
 from tests.pipeline.project import SMALL, copy_project, run, run_module, set_params
 
@@ -143,6 +145,8 @@ def test_same_seed_same_files(finished: Path, tmp_path: Path) -> None:
     for stage in ("train", "export", "evaluate"):
         run_stage(again, stage)
     for name in (
+        "checkpoints/last.pth",
+        "checkpoints/best_model.pth",
         "artifacts/mnist_mamba.bin",
         "plots/curves.json",
         "metrics/train.json",
@@ -170,10 +174,23 @@ def test_a_broken_engine_fails_evaluate_but_leaves_the_evidence(
     assert "file size: got 8 bytes" in done.stderr
 
 
+def test_predictions_that_differ_fail_evaluate() -> None:
+    metrics: dict = {
+        "correct": 9,
+        "parity": {"max_abs_logit_diff": 1e-6, "prediction_mismatches": 0},
+    }
+    params = load_params(ROOT / "params.yaml")
+    check(metrics, {"correct": 9}, params)
+    with pytest.raises(ParityError, match="counts 8 correct, its logits say 9"):
+        check(metrics, {"correct": 8}, params)
+    metrics["parity"]["prediction_mismatches"] = 1
+    with pytest.raises(ParityError, match="1 predictions of the C engine are not PyTorch's"):
+        check(metrics, {"correct": 9}, params)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"data.dataset": "mnist", "model.patch": [4, 4]}, "MNIST_MIRROR = /nowhere"),
         ({"data.idx_dir": "data/nothing"}, "train-images-idx3-ubyte is missing"),
         ({"train.lr": "fast"}, "params.yaml: train.lr: got 'fast'"),
     ],

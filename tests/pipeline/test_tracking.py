@@ -49,6 +49,7 @@ def project(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatc
     write_json(paths.DATA_INFO, {"splits": splits})
     for i, part in enumerate(splits):
         write_idx(paths.images(paths.PREPARED, part), np.full((3, 2, 2), i, np.uint8))
+        write_idx(paths.labels(paths.PREPARED, part), np.array([0, 0, 1], np.uint8))
     for file in (paths.MODEL, paths.PLOTS / "predictions.png", paths.PREDICTIONS):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(b"content of " + file.name.encode())
@@ -124,6 +125,34 @@ def test_everything_is_back_after_the_database_is_deleted(project: Path) -> None
         assert after.data.params == before.data.params
         assert after.data.metrics == before.data.metrics
         assert curve(params, after.info.run_id, "lr") == [(1, 0.1), (2, 0.2)]
+
+
+def test_a_run_that_was_left_half_made_is_completed(project: Path) -> None:
+    params = load_params()
+    client, experiment = tracking._client(params)
+    client.create_run(experiment, tags={"content_key": content_key(params)})
+    tracking.upsert(params)
+    (run,) = runs(params)
+    assert run.data.params["model.d_model"] == "16"
+    assert run.info.status == "FINISHED"
+
+
+def test_curves_of_a_retraining_with_other_bits_are_corrected(project: Path) -> None:
+    params = load_params()
+    tracking.upsert(params)
+    write_json(paths.CURVES, [POINTS[0], {**POINTS[1], "train_loss": 1.5}])
+    tracking.upsert(params)
+    (run,) = runs(params)
+    assert curve(params, run.info.run_id, "train_loss") == [(1, 2.0), (2, 1.0), (2, 1.5)]
+    assert run.data.metrics["curve/train_loss"] == 1.5
+
+
+def test_track_says_in_one_line_where_mlflow_cannot_be_written(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////dev/null/mlflow.db")
+    with pytest.raises(tracking.TrackingError, match="`make track`"):
+        tracking.upsert(load_params())
 
 
 def test_other_content_is_another_run(project: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import struct
 import zlib
 from pathlib import Path
@@ -12,8 +13,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mnist_mamba.engine import Engine
 from mnist_mamba.engine import format as model_format
 from mnist_mamba.engine.format import FormatError, read_model, write_model
+from mnist_mamba.model import MambaClassifier
 from tests.models import ARCHITECTURES, make_model
 
 
@@ -69,6 +72,17 @@ def test_panel_element_stands_where_the_specification_says() -> None:
     stored = np.frombuffer(model_format.TensorSpec("t", "panels", (40, 3)).pack(values), "<f4")
     for o, i in ((0, 0), (17, 2), (39, 1)):
         assert stored[((o // 16) * 3 + i) * 16 + o % 16] == values[o, i]
+
+
+@pytest.mark.parametrize("extreme", [{"norm_eps": 0.1}, {"pixel_std": 1e-6, "pixel_mean": 1.0}])
+def test_limits_themselves_are_allowed(extreme: dict[str, float], tmp_path: Path) -> None:
+    config = dataclasses.replace(ARCHITECTURES["patch_forward_mean"], **extreme)
+    path = tmp_path / "model.bin"
+    write_model(path, MambaClassifier(config, scan="reference"))
+    header = read_model(path).header
+    with Engine(path) as engine:
+        for name, value in extreme.items():
+            assert header[name] == engine.info[name] == pytest.approx(value)
 
 
 def test_every_truncation_is_refused(model_bytes: bytes) -> None:

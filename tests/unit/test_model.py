@@ -122,3 +122,13 @@ def test_the_scan_is_causal_and_reversed_layers_are_not() -> None:
 def test_images_of_another_size_are_refused() -> None:
     with pytest.raises(ValueError, match=r"shape \(2, 8, 9\), expected \(batch, 8, 8\)"):
         make_model("patch_forward_mean")(torch.zeros(2, 8, 9))
+
+
+def test_the_residual_stays_in_fp32_when_the_weights_do_not() -> None:
+    model = make_model("patch_forward_mean").bfloat16()
+    dtypes = []
+    for block in model.blocks:
+        block.register_forward_hook(lambda _, inputs, output: dtypes.append(output.dtype))
+    logits = model(make_images(model.config, 2).bfloat16() / 255)
+    assert dtypes == [torch.float32, torch.float32]
+    assert logits.dtype == torch.bfloat16

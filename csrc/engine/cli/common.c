@@ -66,7 +66,8 @@ static mamba_status write_all(int fd, const char *path, const void *data, size_t
 static mamba_status write_and_rename(const char *path, const char *temporary, const void *data,
                                      size_t bytes, mamba_error *error)
 {
-    int fd = open(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+    unlink(temporary); /* of a process that was killed; O_EXCL follows no link planted since */
+    int fd = open(temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
     if (fd < 0)
         return mamba_fail(error, MAMBA_ERR_IO, temporary, "cannot create: %s", strerror(errno));
     mamba_status status = write_all(fd, temporary, data, bytes, error);

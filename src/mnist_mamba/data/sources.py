@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import shutil
 import tempfile
-import urllib.error
 import urllib.request
+from http.client import HTTPException
 from pathlib import Path
 
 import numpy as np
@@ -74,11 +74,11 @@ def load_mnist(mirror: str | None) -> tuple[LabelledImages, LabelledImages]:
     """MNIST through torchvision, which checks the MD5 of each file.
 
     Args:
-        mirror: folder or URL that holds the four .gz files and is tried first; None for the
-            public mirrors alone.
+        mirror: folder or URL that holds the four .gz files and is tried before the public
+            mirrors; None for those alone.
 
     Raises:
-        DataError: neither the mirror nor the network gave files with the right checksums.
+        DataError: nobody has the files, or the mirror has a truncated or altered one.
     """
     from mnist_mamba.data.torchvision_compat import import_torchvision
 
@@ -93,38 +93,49 @@ def load_mnist(mirror: str | None) -> tuple[LabelledImages, LabelledImages]:
         try:
             # Files that are there with the right checksum are not downloaded again.
             MNIST(scratch, download=True)
-        except (RuntimeError, OSError) as error:
+        except (RuntimeError, OSError, HTTPException) as error:
+            asked = f"MNIST_MIRROR = {mirror} and the" if mirror else "The"
             raise DataError(
-                "MNIST cannot be had: no mirror of it answers. Either connect to the network, or "
-                f"set MNIST_MIRROR to a folder or URL with the four .gz files ({_last(error)})"
+                f"{asked} public mirrors gave no good copy of MNIST ({_last(error)}). Connect to "
+                "the network, or set MNIST_MIRROR to a folder or URL with its four .gz files"
             ) from error
         return load_idx(raw)
 
 
 def _last(error: BaseException) -> str:
     """An error's last line: the one that says why."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1].rstrip(".")
 
 
 def _copy_from_mirror(mirror: str, raw: Path, md5s: dict[str, str]) -> None:
-    """Copy the .gz files from a folder or URL, refusing altered ones."""
+    """Copy what the mirror has of the .gz files.
+
+    Raises:
+        DataError: a file whose checksum is wrong; a mirror that lacks files is only warned of.
+    """
     from torchvision.datasets.utils import check_md5
 
     for name, md5 in md5s.items():
         target = raw / name
         try:
-            if "://" in mirror:
-                url = f"{mirror.rstrip('/')}/{name}"
-                with urllib.request.urlopen(url, timeout=60) as response, target.open("wb") as file:
-                    shutil.copyfileobj(response, file)
-            else:
-                shutil.copyfile(Path(mirror).expanduser() / name, target)
-        except (OSError, urllib.error.URLError, ValueError) as error:
+            _copy(mirror, name, target)
+        except (OSError, ValueError, HTTPException) as error:
             target.unlink(missing_ok=True)
-            raise DataError(f"MNIST_MIRROR = {mirror}: {name} cannot be had: {error}") from error
+            logger.warning("MNIST_MIRROR = %s: %s cannot be had: %s", mirror, name, error)
+            return
         if not check_md5(str(target), md5):
             raise DataError(
                 f"MNIST_MIRROR = {mirror}: {name} is truncated or altered "
                 f"(its MD5 is not {md5}); replace it, or unset MNIST_MIRROR"
             )
     logger.info("MNIST from the mirror %s", mirror)
+
+
+def _copy(mirror: str, name: str, target: Path) -> None:
+    """One file from a folder or URL."""
+    if "://" not in mirror:
+        shutil.copyfile(Path(mirror).expanduser() / name, target)
+        return
+    url = f"{mirror.rstrip('/')}/{name}"
+    with urllib.request.urlopen(url, timeout=60) as response, target.open("wb") as file:
+        shutil.copyfileobj(response, file)

@@ -50,6 +50,13 @@ class Field:
     low: float
     high: float
 
+    @property
+    def limits(self) -> tuple[float, float]:
+        """The range as the file's type holds it."""
+        if self.code == "I":
+            return self.low, self.high
+        return float(np.float32(self.low)), float(np.float32(self.high))
+
 
 FIELDS = (
     Field("flags", "I", 0, FLAG_TIED_A | FLAG_POS_EMBED),
@@ -69,7 +76,7 @@ FIELDS = (
     Field("dt_rank", "I", 1, 2048),
     Field("direction", "I", 0, len(DIRECTIONS) - 1),
     Field("pool", "I", 0, len(POOLS) - 1),
-    Field("norm_eps", "f", math.ulp(0.0), 0.1),
+    Field("norm_eps", "f", 2**-149, 0.1),
     Field("pixel_mean", "f", 0.0, 1.0),
     Field("pixel_std", "f", 1e-6, 1e6),
 )
@@ -321,7 +328,8 @@ def _decode_header(data: bytes) -> Header:
     values = FIELDS_STRUCT.unpack_from(data, CHECKED_FROM)
     header: Header = {}
     for field, value in zip(FIELDS, values, strict=True):
-        if not field.low <= value <= field.high:  # also refuses NaN
+        low, high = field.limits
+        if not low <= value <= high:  # also refuses NaN
             raise FormatError(f"{field.name}: got {value}, expected {field.low} to {field.high}")
         header[field.name] = value
     _check_stem(header)

@@ -41,7 +41,7 @@ class ConvStem(nn.Module):
 
 
 class Block(nn.Module):
-    """x + mixer(norm(x)), optionally over the reversed sequence; residual in fp32 at least."""
+    """x + mixer(norm(x)), optionally over the reversed sequence; x may be wider than weights."""
 
     def __init__(self, config: ModelConfig, reverse: bool, scan: str) -> None:
         super().__init__()
@@ -130,7 +130,7 @@ class MambaClassifier(nn.Module):
 
     def pooled(self, residual: Tensor) -> Tensor:
         """Final norm and pool: (batch, length, d_model) to (batch, d_model)."""
-        hidden: Tensor = self.norm_f(residual)
+        hidden: Tensor = self.norm_f(residual.to(self.norm_f.weight.dtype))
         return hidden.mean(dim=1) if self.config.pool == "mean" else hidden[:, -1]
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -139,7 +139,8 @@ class MambaClassifier(nn.Module):
         Raises:
             ValueError: pixels of another shape.
         """
-        residual = self.tokens(pixels)
+        tokens = self.tokens(pixels)
+        residual = tokens.to(torch.promote_types(tokens.dtype, torch.float32))
         for block in self.layers:
             residual = block(residual)
         logits: Tensor = self.head(self.pooled(residual))

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from mnist_mamba.files import replacing
+from mnist_mamba.files import write_bytes
 from mnist_mamba.model import ConfigError, MambaClassifier, ModelConfig
 
 FORMAT = 1
@@ -40,7 +40,7 @@ class Checkpoint:
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint, whole or not at all."""
+    """Write a checkpoint, whole or not at all; the same content gives the same bytes."""
     content = {
         "format": FORMAT,
         "config": checkpoint.model.config.to_dict(),
@@ -48,8 +48,10 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "epoch": checkpoint.epoch,
         "val_accuracy": checkpoint.val_accuracy,
     }
-    with replacing(path) as temporary:
-        torch.save(content, temporary)
+    # Not straight to the file: torch.save writes the file's name, a temporary one, into it.
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write_bytes(path, buffer.getvalue())
 
 
 def load_checkpoint(path: Path, scan: str = "auto") -> Checkpoint:

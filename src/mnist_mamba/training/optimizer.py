@@ -37,6 +37,6 @@ def learning_rate(step: int, total_steps: int, config: TrainConfig) -> float:
     warmup_steps = math.ceil(config.warmup * total_steps)
     if step < warmup_steps:
         return config.lr * (step + 1) / warmup_steps
-    progress = (step - warmup_steps) / max(1, total_steps - 1 - warmup_steps)
-    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    progress = (step - warmup_steps + 1) / (total_steps - warmup_steps)
+    cosine = 0.5 * (1 + math.cos(math.pi * progress))
     return config.lr * (config.lr_end + (1 - config.lr_end) * cosine)

@@ -1,0 +1,82 @@
+"""The demo's own parts; `make demo` itself runs in CI."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from pipeline import demo
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A Git repository with one commit, of a user whom Git does not know."""
+    home = tmp_path / "home"
+    home.mkdir()
+    for variable in ("GIT_AUTHOR_NAME", "GIT_AUTHOR_EMAIL", "GIT_COMMITTER_NAME"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(home))
+    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
+    folder = tmp_path / "project"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    git("init", "-q")
+    commit("first")
+    return folder
+
+
+def git(*words: str) -> str:
+    identity = ("-c", "user.name=t", "-c", "user.email=t@localhost")
+    done = subprocess.run(["git", *identity, *words], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def commit(message: str) -> str:
+    git("commit", "-q", "--allow-empty", "-m", message)
+    return git("rev-parse", "HEAD")
+
+
+def make_experiment(head: str, value: int) -> None:
+    """What DVC leaves of an experiment: a commit under a ref that names its baseline."""
+    Path("metrics.json").write_text(json.dumps({"value": value}))
+    git("add", "metrics.json")
+    git("commit", "-q", "-m", "experiment")
+    git("update-ref", f"refs/exps/{head[:2]}/{head[2:]}/{demo.NAME}", "HEAD")
+    git("reset", "-q", "--hard", head)
+
+
+def test_results_are_those_of_the_current_commit(repository: Path) -> None:
+    for value in range(4):
+        head = commit(f"state {value}")
+        make_experiment(head, value)
+        assert demo.result("metrics.json") == {"value": value}
+
+
+def test_a_missing_experiment_is_an_error_that_says_so(repository: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"git show refs/exps/.*demo"):
+        demo.result("metrics.json")
+
+
+def test_git_gets_an_identity_only_where_it_has_none(repository: Path) -> None:
+    env = demo.environment()
+    assert env["GIT_AUTHOR_NAME"] == env["GIT_COMMITTER_NAME"] == demo.IDENTITY["NAME"]
+    done = subprocess.run(["git", "commit", "-q", "--allow-empty", "-m", "x"], env=env)
+    assert done.returncode == 0
+    subprocess.run(["git", "config", "user.name", "Ada"], check=True)
+    subprocess.run(["git", "config", "user.email", "ada@localhost"], check=True)
+    assert "GIT_AUTHOR_NAME" not in demo.environment()
+
+
+def test_a_shallow_clone_is_refused_with_the_way_out(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    demo.check_repository()
+    commit("second")
+    git("clone", "-q", "--depth", "1", repository.as_uri(), str(tmp_path / "shallow"))
+    monkeypatch.chdir(tmp_path / "shallow")
+    with pytest.raises(RuntimeError, match="git fetch --unshallow"):
+        demo.check_repository()
