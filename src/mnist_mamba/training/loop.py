@@ -73,78 +73,82 @@ def train(
     Raises:
         TrainingError: a loss that is NaN or infinite.
     """
-    model.to(device).train()
-    ema = Ema(model, config.ema_decay)
-    optimizer = make_optimizer(model, config)
-    images, labels = _tensors(train_set)
+    trainer = _Trainer(model, train_set, config, device)
     val_images, val_labels = _tensors(val_set)
-    steps_per_epoch = math.ceil(len(images) / config.batch_size)
-    total_steps = config.epochs * steps_per_epoch
     for epoch in range(1, config.epochs + 1):
         started = time.perf_counter()
-        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
-        order = torch.randperm(len(images), generator=generator)
-        total_loss, correct, lr = 0.0, 0, 0.0
-        bar = tqdm(
-            order.split(config.batch_size),
-            desc=f"epoch {epoch}/{config.epochs}",
-            unit="step",
-            disable=not progress,
-            mininterval=1.0,
-            leave=False,
-        )
-        for i, chosen in enumerate(bar):
-            step = (epoch - 1) * steps_per_epoch + i
-            lr = learning_rate(step, total_steps, config)
-            pixels = augment(images[chosen].float() / 255, config.augment, generator)
-            batch = pixels.to(device), labels[chosen].to(device)
-            loss, hits = _step(model, optimizer, batch, lr, config)
-            if not math.isfinite(loss):
-                raise TrainingError(
-                    f"the loss is {loss} at step {step + 1} of {total_steps} (epoch {epoch}), "
-                    f"learning rate {lr:.3g}: try a lower train.lr or train.clip_norm"
-                )
-            ema.update(model)
-            total_loss += loss * len(chosen)
-            correct += hits
-            seen = i * config.batch_size + len(chosen)
-            bar.set_postfix_str(
-                f"loss {total_loss / seen:.4f}, accuracy {correct / seen:.4f}", refresh=False
-            )
-        images_per_s = len(images) / (time.perf_counter() - started)
-        scores = score(ema.model, val_images, val_labels)
+        loss, accuracy, lr = trainer.run_epoch(epoch, progress)
+        seconds = time.perf_counter() - started
+        scores = score(trainer.ema.model, val_images, val_labels)
         yield EpochReport(
             epoch=epoch,
             lr=lr,
-            train_loss=total_loss / len(images),
-            train_accuracy=correct / len(images),
+            train_loss=loss,
+            train_accuracy=accuracy,
             val_loss=scores.loss,
             val_accuracy=scores.accuracy,
-            images_per_s=images_per_s,
-            model=ema.model,
+            images_per_s=len(train_set.labels) / seconds,
+            model=trainer.ema.model,
         )
+
+
+class _Trainer:
+    """What changes while a model is trained: its weights, their average, the optimizer's state."""
+
+    def __init__(
+        self, model: MambaClassifier, data: LabelledImages, config: TrainConfig, device: str
+    ) -> None:
+        self.model = model.to(device).train()
+        self.ema = Ema(model, config.ema_decay)
+        self.optimizer = make_optimizer(model, config)
+        self.images, self.labels = _tensors(data)
+        self.config, self.device = config, device
+        self.steps_per_epoch = math.ceil(len(data.labels) / config.batch_size)
+
+    def run_epoch(self, epoch: int, progress: bool) -> tuple[float, float, float]:
+        """One pass over the images; its mean loss, accuracy and last learning rate."""
+        config = self.config
+        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
+        order = torch.randperm(len(self.images), generator=generator)
+        total_loss, correct, seen, lr = 0.0, 0, 0, 0.0
+        title = f"epoch {epoch}/{config.epochs}"
+        batches = order.split(config.batch_size)
+        bar = tqdm(batches, title, unit="step", disable=not progress, mininterval=1, leave=False)
+        for i, chosen in enumerate(bar):
+            step = (epoch - 1) * self.steps_per_epoch + i
+            lr = learning_rate(step, config.epochs * self.steps_per_epoch, config)
+            pixels = augment(self.images[chosen].float() / 255, config.augment, generator)
+            loss, hits = self.step(pixels, self.labels[chosen], lr)
+            if not math.isfinite(loss):
+                raise TrainingError(
+                    f"the loss is {loss} at step {step + 1} (epoch {epoch}), learning rate "
+                    f"{lr:.3g}: try a lower train.lr or train.clip_norm"
+                )
+            total_loss += loss * len(chosen)
+            correct += hits
+            seen += len(chosen)
+            figures = f"loss {total_loss / seen:.4f}, accuracy {correct / seen:.4f}"
+            bar.set_postfix_str(figures, refresh=False)
+        return total_loss / seen, correct / seen, lr
+
+    def step(self, pixels: Tensor, labels: Tensor, lr: float) -> tuple[float, int]:
+        """One optimisation step; its loss, and how many images were right before it.
+
+        pixels (batch, height, width) in [0, 1], labels (batch,) int64, both on the CPU.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        labels = labels.to(self.device)
+        logits = self.model(pixels.to(self.device))
+        loss = F.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if self.config.clip_norm:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+        self.optimizer.step()
+        self.ema.update(self.model)
+        return float(loss.detach()), int((logits.detach().argmax(dim=1) == labels).sum())
 
 
 def _tensors(data: LabelledImages) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(data.images), torch.from_numpy(data.labels).long()
-
-
-def _step(
-    model: MambaClassifier,
-    optimizer: torch.optim.Optimizer,
-    batch: tuple[Tensor, Tensor],
-    lr: float,
-    config: TrainConfig,
-) -> tuple[float, int]:
-    """One optimisation step; its loss, and how many images were right before it."""
-    pixels, labels = batch
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    logits = model(pixels)
-    loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    if config.clip_norm:
-        torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
-    optimizer.step()
-    return float(loss.detach()), int((logits.detach().argmax(dim=1) == labels).sum())
