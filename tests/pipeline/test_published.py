@@ -1,0 +1,100 @@
+"""What the repository publishes belongs together: lock, metrics, shipped model, README."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from mnist_mamba.engine import Engine
+from pipeline.content_key import file_md5
+from tests.pipeline.imports import ROOT
+
+
+def metrics(name: str) -> Any:
+    return json.loads((ROOT / "metrics" / f"{name}.json").read_text())
+
+
+def locked_md5s() -> dict[str, str]:
+    stages = yaml.safe_load((ROOT / "dvc.lock").read_text())["stages"].values()
+    return {out["path"]: out["md5"] for stage in stages for out in stage["outs"]}
+
+
+def predictions() -> list[dict[str, str]]:
+    with (ROOT / "plots/predictions.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_committed_results_are_those_of_the_lock() -> None:
+    for path, md5 in locked_md5s().items():
+        if path.startswith(("metrics/", "plots/")) or path.endswith("tracking_key.txt"):
+            assert file_md5(ROOT / path) == md5, path
+
+
+def test_the_shipped_model_is_the_pipeline_s() -> None:
+    assert file_md5(ROOT / "models/mnist_mamba.bin") == locked_md5s()["artifacts/mnist_mamba.bin"]
+
+
+def test_the_shipped_model_reads_the_shipped_digit() -> None:
+    with Engine(ROOT / "models/mnist_mamba.bin") as engine:
+        size = int(engine.info["height"]), int(engine.info["width"])
+        pixels = np.fromfile(ROOT / "models/example_input.bin", "<f4").reshape(1, *size)
+        digit = int(engine.predict(pixels.astype(np.float32))[0])
+    first = predictions()[0]
+    assert digit == int(first["predicted"]) == int(first["label"])
+
+
+def test_metrics_agree_with_the_predictions() -> None:
+    rows = predictions()
+    scores = metrics("eval")
+    correct = sum(row["label"] == row["predicted"] for row in rows)
+    assert (len(rows), correct) == (scores["n_test"], scores["correct"])
+    assert scores["parity"]["prediction_mismatches"] == 0
+    assert scores["parity"]["max_abs_logit_diff"] <= 1e-4
+
+
+def published() -> dict[str, str]:
+    """The results table of the README: figure to value."""
+    text = (ROOT / "README.md").read_text()
+    table = text[text.index("## Results") : text.index("## How it fits together")]
+    return dict(re.findall(r"^\| ([^|]+?) \| ([^|]+?) \| `metrics", table, re.MULTILINE))
+
+
+def test_every_number_of_the_readme_is_in_the_metrics() -> None:
+    scores, training, times = (metrics(name) for name in ("eval", "train", "benchmark"))
+    us = times["us_per_image"]
+    assert published() == {
+        "accuracy on the 10,000 test digits": f"{scores['accuracy']:.2%}",
+        "predictions that differ from PyTorch's": str(scores["parity"]["prediction_mismatches"]),
+        "largest difference of a logit": f"{scores['parity']['max_abs_logit_diff']:.1e}",
+        "negative log-likelihood (nats)": f"{scores['nll']:.4f}",
+        "expected calibration error": f"{scores['ece']:.4f}",
+        "validation accuracy": f"{training['val']['accuracy']:.2%}",
+        "parameters": f"{training['parameters']:,}",
+        "model file (bytes)": f"{scores['model']['file_bytes']:,}",
+        "C engine, one image (µs)": f"{us['engine']['b1']:,.0f}",
+        "PyTorch eager, one image (µs)": f"{us['pytorch_eager']['b1']:,.0f}",
+        "C engine, per image of 100 (µs)": f"{us['engine']['b100']:,.0f}",
+        "PyTorch eager, per image of 100 (µs)": f"{us['pytorch_eager']['b100']:,.0f}",
+        "opening and checking the model file (µs)": f"{times['load_us']:,.0f}",
+    }
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/your-own-data.md", "csrc/README.md"])
+def test_links_lead_somewhere(document: str) -> None:
+    path = ROOT / document
+    for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
+        if "://" not in target:
+            assert (path.parent / target).exists(), target
+
+
+def test_versions_agree() -> None:
+    header = (ROOT / "csrc/engine/version.h").read_text()
+    package = (ROOT / "src/mnist_mamba/__init__.py").read_text()
+    number = re.compile(r'"(\d+\.\d+\.\d+)"')
+    assert number.search(header)[1] == number.search(package)[1]  # type: ignore[index]
