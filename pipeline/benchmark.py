@@ -6,7 +6,6 @@ import json
 import logging
 import platform
 import statistics
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from mnist_mamba.files import write_json
 from mnist_mamba.model import MambaClassifier
 from mnist_mamba.training.checkpoint import load_checkpoint
 from pipeline import paths, stage
+from pipeline.engine import run_engine
 from pipeline.params import load_params
 
 logger = logging.getLogger(__name__)
@@ -25,19 +25,10 @@ BATCHES = (1, 100)
 
 
 def engine_bench(batch: int, threads: int, rounds: int) -> dict[str, Any]:
-    """What `mamba bench` reports: microseconds an image.
-
-    Raises:
-        RuntimeError: the engine refused; its message is passed on.
-    """
+    """What `mamba bench` reports: microseconds an image."""
     options = {"--batch": batch, "--threads": threads, "--rounds": rounds}
-    command = [str(paths.ENGINE), "bench", str(paths.MODEL), "--json"]
-    command += [str(word) for option in options.items() for word in option]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"mamba bench failed ({done.returncode}): {done.stderr.strip()}")
-    report: dict[str, Any] = json.loads(done.stdout)
-    return report
+    words = [word for option in options.items() for word in option]
+    return run_engine("bench", paths.MODEL, *words)
 
 
 @torch.inference_mode()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import subprocess
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from mnist_mamba.metrics import (
 from mnist_mamba.training.checkpoint import load_checkpoint
 from mnist_mamba.training.evaluation import predict
 from pipeline import figures, paths, stage
+from pipeline.engine import run_engine
 from pipeline.params import Params, load_params
 
 logger = logging.getLogger(__name__)
@@ -41,11 +40,7 @@ def engine_logits(images: Path, labels: Path) -> tuple[NDArray[np.float32], dict
     """
     with tempfile.TemporaryDirectory() as scratch:
         logits = Path(scratch) / "logits.f32"
-        command = [paths.ENGINE, "eval", paths.MODEL, images, labels, "--json", "--logits", logits]
-        done = subprocess.run([str(c) for c in command], capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(f"mamba eval failed ({done.returncode}): {done.stderr.strip()}")
-        report = json.loads(done.stdout)
+        report = run_engine("eval", paths.MODEL, images, labels, "--logits", logits)
         return np.fromfile(logits, dtype="<f4").reshape(report["n"], -1), report
 
 

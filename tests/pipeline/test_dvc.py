@@ -144,6 +144,17 @@ def test_a_temp_experiment_leaves_the_work_tree_as_it_was(repository: Path, home
     assert n_runs(repository) == before + 1
 
 
+def test_a_clone_without_any_cache_runs_an_experiment(
+    repository: Path, home: str, tmp_path: Path
+) -> None:
+    """What `make demo` meets on a fresh machine: a lock whose outputs are nowhere to be had."""
+    clone = tmp_path / "clone"
+    done = run(tmp_path, ["git", "clone", "-q", str(repository), str(clone)], HOME=home)
+    assert done.returncode == 0, done.stderr
+    dvc(clone, home, "exp", "run", "--temp", "--name", "fresh", "-S", "train.epochs=1")
+    assert run(clone, ["git", "status", "--porcelain"]).stdout == ""
+
+
 def test_params_keep_their_comments_through_set_param(tmp_path: Path, home: str) -> None:
     """`-S` rewrites params.yaml; what people read in it has to stay."""
     folder = copy_project(tmp_path)
