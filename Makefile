@@ -13,7 +13,7 @@ TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 ENV := PATH="$(CURDIR)/$(BIN):$$PATH" DVC_NO_ANALYTICS=1 MLFLOW_DISABLE_TELEMETRY=true
 PYTEST := $(ENV) python -m pytest
 
-.PHONY: help clean setup demo repro track ui models golden test test-slow test-python lint format check-lock
+.PHONY: help clean setup demo repro track ui publish golden test test-slow test-python lint format check-lock
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -48,9 +48,8 @@ track: $(INSTALLED) ## put the current results into MLflow again
 ui: $(INSTALLED) ## open MLflow on this project's runs
 	@$(ENV) mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}"
 
-models: $(INSTALLED) ## renew models/ from the pipeline's results
-	cp artifacts/mnist_mamba.bin models/mnist_mamba.bin.tmp && mv models/mnist_mamba.bin.tmp models/mnist_mamba.bin
-	@$(ENV) python -m pipeline.export image --index 0 --output models/example_input.bin
+publish: $(INSTALLED) ## renew models/ and the README's results from what the pipeline has made
+	@$(ENV) python -m pipeline.publish
 
 golden: $(INSTALLED) ## renew the activations that the C tests replay
 	@$(ENV) PYTHONPATH=src python -m tests.golden

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from mnist_mamba.engine import Engine
+from pipeline import publish
 from pipeline.content_key import file_md5
 from tests.pipeline.imports import ROOT
 
@@ -58,31 +59,16 @@ def test_metrics_agree_with_the_predictions() -> None:
     assert scores["parity"]["max_abs_logit_diff"] <= 1e-4
 
 
-def published() -> dict[str, str]:
-    """The results table of the README: figure to value."""
-    text = (ROOT / "README.md").read_text()
-    table = text[text.index("## Results") : text.index("## How it fits together")]
-    return dict(re.findall(r"^\| ([^|]+?) \| ([^|]+?) \| `metrics", table, re.MULTILINE))
-
-
 def test_every_number_of_the_readme_is_in_the_metrics() -> None:
-    scores, training, times = (metrics(name) for name in ("eval", "train", "benchmark"))
-    us = times["us_per_image"]
-    assert published() == {
-        "accuracy on the 10,000 test digits": f"{scores['accuracy']:.2%}",
-        "predictions that differ from PyTorch's": str(scores["parity"]["prediction_mismatches"]),
-        "largest difference of a logit": f"{scores['parity']['max_abs_logit_diff']:.1e}",
-        "negative log-likelihood (nats)": f"{scores['nll']:.4f}",
-        "expected calibration error": f"{scores['ece']:.4f}",
-        "validation accuracy": f"{training['val']['accuracy']:.2%}",
-        "parameters": f"{training['parameters']:,}",
-        "model file (bytes)": f"{scores['model']['file_bytes']:,}",
-        "C engine, one image (µs)": f"{us['engine']['b1']:,.0f}",
-        "PyTorch eager, one image (µs)": f"{us['pytorch_eager']['b1']:,.0f}",
-        "C engine, per image of 100 (µs)": f"{us['engine']['b100']:,.0f}",
-        "PyTorch eager, per image of 100 (µs)": f"{us['pytorch_eager']['b100']:,.0f}",
-        "opening and checking the model file (µs)": f"{times['load_us']:,.0f}",
-    }
+    text = (ROOT / "README.md").read_text()
+    table = publish.results_table(ROOT / "metrics")
+    assert publish.with_table(text, table) == text, "run `make publish`"
+    assert f"| {metrics('eval')['accuracy']:.2%} |" in text
+
+
+def test_a_document_without_the_marks_is_refused() -> None:
+    with pytest.raises(ValueError, match="lacks the lines"):
+        publish.with_table("# a document", "table")
 
 
 @pytest.mark.parametrize("document", ["README.md", "docs/your-own-data.md", "csrc/README.md"])
