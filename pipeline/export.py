@@ -56,7 +56,13 @@ def export_image(split: str, index: int, output: Path) -> None:
 
     Raises:
         ValueError: no such index.
+        FileNotFoundError: the data has not been prepared.
     """
+    if not paths.images(paths.PREPARED, split).is_file():
+        raise FileNotFoundError(
+            f"{paths.PREPARED} holds no {split} images: python -m pipeline.download and "
+            "python -m pipeline.prepare come first"
+        )
     images = read_images(paths.images(paths.PREPARED, split))
     if not 0 <= index < len(images):
         raise ValueError(f"--index {index}: the {split} split has images 0 to {len(images) - 1}")

@@ -26,6 +26,10 @@ def main() -> None:
     """Read data/raw, write data/prepared."""
     stage.parser(__doc__ or "").parse_args()
     params = load_params()
+    if not paths.images(paths.RAW, "train").is_file():
+        raise FileNotFoundError(
+            f"{paths.RAW} holds no data: python -m pipeline.download comes first"
+        )
     raw = [
         LabelledImages(
             read_images(paths.images(paths.RAW, part)), read_labels(paths.labels(paths.RAW, part))

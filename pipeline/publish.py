@@ -45,7 +45,7 @@ def _rows(
         ("negative log-likelihood (nats)", f"{eval['nll']:.4f}", "eval"),
         ("expected calibration error", f"{eval['ece']:.4f}", "eval"),
         ("validation accuracy", f"{train['val']['accuracy']:.2%}", "train"),
-        ("parameters", f"{train['parameters']:,}", "train"),
+        ("parameters learned", f"{train['parameters']:,}", "train"),
         ("model file (bytes)", f"{eval['model']['file_bytes']:,}", "eval"),
         ("C engine, one image (µs)", f"{us['engine']['b1']:,.0f}", "benchmark"),
         ("PyTorch eager, one image (µs)", f"{us['pytorch_eager']['b1']:,.0f}", "benchmark"),

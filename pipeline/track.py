@@ -18,7 +18,6 @@ def main() -> None:
     params = load_params()
     if params.tracking.enabled:
         key = tracking.upsert(params)
-        logger.info("MLflow has run %s; `make ui` shows it", key[:8])
     else:
         key = content_key(params)
         logger.info("tracking.enabled is false: nothing was sent to MLflow")

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 KEY_TAG = "content_key"
+PROGRESS_TAG = "pipeline"
+"""How far a run has come: a training whose later stages never ran is not whole."""
 EPOCH = "epoch"
 CurvePoint = Mapping[str, float | int]
 
@@ -136,6 +138,7 @@ def live_run(params: Params, enabled: bool = True) -> Iterator[Callable[[CurvePo
             client, experiment = _client(params)
             run_id = _find_or_create(client, experiment, params, content_key(params)).info.run_id
             client.update_run(run_id, status="RUNNING")
+            client.set_tag(run_id, PROGRESS_TAG, "training alone")
 
             def log_live(point: CurvePoint) -> None:
                 try:
@@ -185,14 +188,17 @@ def upsert(params: Params) -> str:
 
 def _upsert(params: Params, key: str) -> None:
     client, experiment = _client(params)
-    run_id = _find_or_create(client, experiment, params, key).info.run_id
+    run = _find_or_create(client, experiment, params, key)
+    run_id = run.info.run_id
     _log_points(client, run_id, json.loads(paths.CURVES.read_text()))
     _log_metrics(client, run_id)
     _log_datasets(client, run_id)
     for folder, files in artifacts().items():
         for file in files:
             client.log_artifact(run_id, str(file), folder)
+    client.set_tag(run_id, PROGRESS_TAG, "whole")
     client.set_terminated(run_id, "FINISHED")
+    logger.info("MLflow: run %s of %s", run.info.run_name, params.tracking.experiment)
 
 
 def artifacts() -> dict[str, list[Path]]:

@@ -209,6 +209,17 @@ def test_errors_are_one_clear_line(
     assert not (folder / "data/raw").exists()
 
 
+@pytest.mark.parametrize("words", [("prepare",), ("export", "image")])
+def test_a_stage_without_its_data_says_which_one_comes_first(
+    tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    folder = copy_project(tmp_path, UNTRACKED)
+    done = run_module(folder, f"pipeline.{words[0]}", *words[1:])
+    assert done.returncode == 1
+    assert "python -m pipeline.download" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 def test_a_patch_that_does_not_fit_the_user_s_images_is_named(
     finished: Path, tmp_path: Path
 ) -> None:

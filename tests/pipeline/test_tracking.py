@@ -82,10 +82,12 @@ def test_a_run_is_whole_and_a_second_upsert_changes_nothing(project: Path) -> No
     with tracking.live_run(params) as log_point:
         log_point(POINTS[0])
     assert [run.info.status for run in runs(params)] == ["FINISHED"]
+    assert runs(params)[0].data.tags["pipeline"] == "training alone"
     key = tracking.upsert(params)
     assert tracking.upsert(params) == key == content_key(params)
     (run,) = runs(params)
     assert run.data.tags["content_key"] == key
+    assert run.data.tags["pipeline"] == "whole"
     assert run.data.params["model.d_model"] == "16"
     assert run.data.params["train.augment.rotate"] == "0.0"
     assert run.data.metrics["eval/accuracy"] == 0.7
