@@ -13,7 +13,7 @@ TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 ENV := PATH="$(CURDIR)/$(BIN):$$PATH" DVC_NO_ANALYTICS=1 MLFLOW_DISABLE_TELEMETRY=true
 PYTEST := $(ENV) python -m pytest
 
-.PHONY: help clean setup demo repro track ui publish golden test test-slow test-python lint format check-lock
+.PHONY: help clean setup demo repro track ui publish kernels golden test test-slow test-python lint format check-lock
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -50,6 +50,9 @@ ui: $(INSTALLED) ## open MLflow on this project's runs
 
 publish: $(INSTALLED) ## renew models/ and the README's results from what the pipeline has made
 	@$(ENV) python -m pipeline.publish
+
+kernels: $(INSTALLED) ## build the training kernels now (else they are built on first use)
+	@$(ENV) PYTHONPATH=src python -c 'from mnist_mamba.scan import kernel; print(kernel.library_path(), kernel.isa())'
 
 golden: $(INSTALLED) ## renew the activations that the C tests replay
 	@$(ENV) PYTHONPATH=src python -m tests.golden

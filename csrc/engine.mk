@@ -84,6 +84,37 @@ $(eval $(call engine_variant,dvc,$(OUT)))
 # $(call engine_install,FOLDER): ./mamba changes in one step, also while another one runs.
 engine_install = cp $(1)/mamba .mamba.$@.tmp && mv -f .mamba.$@.tmp mamba
 
+# The training kernels, which Python builds for itself (src/mnist_mamba/scan/kernel.py, whose flags
+# these are); here for their test, with OpenMP and with sanitizers.
+SCAN_FLAGS := -std=c11 -Wall -Wextra -Wpedantic -Wconversion -Wshadow -Werror -Icsrc/scan \
+    -ffp-contract=fast -fno-math-errno -fno-trapping-math
+SCAN_CFLAGS_omp := -O3 -fopenmp
+SCAN_CFLAGS_debug := -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined \
+    -fno-sanitize-recover=all
+SCAN_OBJECTS := $(patsubst csrc/scan/%.c,%.o,$(sort $(wildcard csrc/scan/*.c)))
+ifneq ($(filter x86_64 amd64,$(shell uname -m)),)
+build/scan-%/kernel_avx2.o: SCAN_ISA := -mavx2 -mfma
+build/scan-%/kernel_avx512.o: SCAN_ISA := -mavx512f -mavx512dq -mfma
+endif
+
+# $(call scan_variant,NAME)
+define scan_variant
+build/scan-$(1)/%.o: csrc/scan/%.c $$(wildcard csrc/scan/*.h csrc/scan/*.inc) csrc/engine.mk
+	@mkdir -p $$(@D)
+	@echo '  cc scan-$(1) $$<'
+	$$(ENGINE_QUIET)$$(CC) $$(SCAN_FLAGS) $$(SCAN_CFLAGS_$(1)) $$(SCAN_ISA) -c $$< -o $$@
+
+build/scan-$(1)/test_scan: csrc/tests/test_scan.c $$(addprefix build/scan-$(1)/,$$(SCAN_OBJECTS))
+	@echo '  link $$@'
+	$$(ENGINE_QUIET)$$(CC) $$(SCAN_FLAGS) $$(SCAN_CFLAGS_$(1)) $$^ -lm -o $$@
+
+.PHONY: test-scan-$(1)
+test-scan-$(1): build/scan-$(1)/test_scan
+	@echo "== $$<"
+	@$$<
+endef
+$(foreach variant,omp debug,$(eval $(call scan_variant,$(variant))))
+
 .PHONY: engine omp debug fast dvc-engine test-c engine-clean ENGINE_FORCE
 engine: build/plain/mamba build/plain/libmamba.so ## ./mamba, one thread
 	@$(call engine_install,build/plain)
@@ -100,7 +131,7 @@ fast: build/fast/mamba build/fast/libmamba.so ## ./mamba with -Ofast for this ve
 
 dvc-engine: $(OUT)/mamba $(OUT)/libmamba.so
 
-test-c: test-c-plain test-c-omp test-c-debug ## the C tests: plain, OpenMP, sanitizers
+test-c: test-c-plain test-c-omp test-c-debug test-scan-omp test-scan-debug ## the C tests: plain, OpenMP, sanitizers
 
 engine-clean:
-	rm -rf build/plain build/omp build/debug build/fast build/dvc mamba
+	rm -rf build/plain build/omp build/debug build/fast build/dvc build/scan-omp build/scan-debug mamba

@@ -13,7 +13,8 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 logger = logging.getLogger(__name__)
@@ -49,6 +50,7 @@ def build_library(
     sources: Sequence[Path],
     include_dirs: Sequence[Path] = (),
     cflags: Sequence[str] = (),
+    file_cflags: Mapping[str, Sequence[str]] | None = None,
 ) -> Path:
     """Compile C sources into a shared library, or find it in the cache.
 
@@ -63,6 +65,8 @@ def build_library(
         sources: the C files.
         include_dirs: folders for ``-I``; all headers below them belong to the key.
         cflags: further compiler flags, for instance ``-O3``.
+        file_cflags: more flags for single sources, by file name: an instruction set that only code
+            behind a run-time check may use.
 
     Returns:
         The path of the shared library, in ``$MNIST_MAMBA_CACHE``, else
@@ -75,12 +79,29 @@ def build_library(
     compiler = _compiler_command()
     version = _compiler_version(compiler)
     flags = (*cflags, "-fopenmp")
-    key = _build_key(compiler, version, flags, sources, include_dirs)
+    special = {name: tuple(more) for name, more in (file_cflags or {}).items()}
+    key = _build_key(compiler, version, flags, special, sources, include_dirs)
     folder = _cache_dir()
     library = folder / f"{name}-{key[:24]}{_library_suffix()}"
     if library.is_file():
         return library
-    _compile(compiler, _supported_flags(compiler, flags), sources, include_dirs, library)
+    supported = _supported_flags(compiler, flags)
+    includes = tuple(f"-I{folder}" for folder in include_dirs)
+    logger.info("building %s: %s", library.name, shlex.join((*compiler, *supported)))
+    with tempfile.TemporaryDirectory(prefix="mnist_mamba-") as objects:
+
+        def compile_one(index: int) -> str:
+            source = sources[index]
+            target = str(Path(objects) / f"{index}.o")
+            more = special.get(source.name, ())
+            _run(
+                [*compiler, *supported, *more, *includes, "-fPIC", "-c", str(source), "-o", target]
+            )
+            return target
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            files = list(pool.map(compile_one, range(len(sources))))
+        _link([*compiler, *supported], files, library)
     return library
 
 
@@ -129,6 +150,7 @@ def _build_key(
     compiler: tuple[str, ...],
     version: str,
     flags: Sequence[str],
+    file_flags: Mapping[str, Sequence[str]],
     sources: Sequence[Path],
     include_dirs: Sequence[Path],
 ) -> str:
@@ -144,7 +166,8 @@ def _build_key(
     if "-march=native" in flags:
         add(_processor().encode())
     for source in sources:
-        add(b"source", source.name.encode(), _read(source))
+        more = " ".join(file_flags.get(source.name, ()))
+        add(b"source", source.name.encode(), more.encode(), _read(source))
     for folder in include_dirs:
         for header in sorted(folder.rglob("*")):
             if header.suffix in _HEADER_SUFFIXES and header.is_file():
@@ -221,25 +244,18 @@ def _private_temp_dir() -> Path:
     return folder
 
 
-def _compile(
-    compiler: tuple[str, ...],
-    flags: Sequence[str],
-    sources: Sequence[Path],
-    include_dirs: Sequence[Path],
-    library: Path,
-) -> None:
-    handle, temporary_name = tempfile.mkstemp(
-        prefix=f".{library.stem}-", suffix=library.suffix, dir=library.parent
-    )
-    os.close(handle)
-    temporary = Path(temporary_name)
-    includes = [f"-I{folder}" for folder in include_dirs]
-    files = [str(source) for source in sources]
-    output = ["-shared", "-fPIC", "-o", temporary_name]
-    command = [*compiler, *flags, *output, *includes, *files, "-lm"]  # -lm behind its users
+def _link(command: Sequence[str], files: Sequence[str], library: Path) -> None:
+    """Make the library under a temporary name, then rename it."""
     try:
-        logger.info("building %s: %s", library.name, shlex.join(command))
-        _run(command)
+        handle, temporary_name = tempfile.mkstemp(
+            prefix=f".{library.stem}-", suffix=library.suffix, dir=library.parent
+        )
+        os.close(handle)
+    except OSError as error:
+        raise NativeBuildError(f"cannot store {library}: {error}") from error
+    temporary = Path(temporary_name)
+    try:
+        _run([*command, "-shared", "-o", temporary_name, *files, "-lm"])  # -lm behind its users
         temporary.chmod(0o755)
         with temporary.open("rb") as built:
             os.fsync(built.fileno())

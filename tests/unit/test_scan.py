@@ -19,8 +19,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mnist_mamba import scan
+from mnist_mamba.model import MambaMixer
 from mnist_mamba.native import CACHE_VARIABLE, build_library, csrc_dir
-from mnist_mamba.scan import ScanBackendError, available_backends, choose, cpu, cuda, selective_scan
+from mnist_mamba.scan import (
+    ScanBackendError,
+    available_backends,
+    choose,
+    cpu,
+    cuda,
+    kernel,
+    selective_scan,
+)
 from mnist_mamba.scan.reference import selective_scan_reference
 
 OPTIONAL = ("D", "z", "delta_bias")
@@ -338,38 +347,151 @@ def test_wrong_arguments(
 
 
 def test_the_kernel_refuses_bad_calls() -> None:
-    library = cpu._library()
-    dims = cpu._Dims(0, 1, 1, 1, 1, 0)
-    for count in ("checkpoint", "forward_workspace", "backward_workspace"):
-        assert getattr(library, f"selective_scan_{count}_count")(dims) == 0
-    tensors = ctypes.byref(cpu._Tensors())
-    out = ctypes.byref(cpu._Tensor3())
-    forward = library.selective_scan_forward_f32
-    assert forward(ctypes.byref(dims), tensors, out, None, None) == 1
-    dims.batch = 1
-    assert forward(ctypes.byref(dims), tensors, out, None, None) == 2
-    backward = library.selective_scan_backward_f64
-    assert backward(ctypes.byref(dims), tensors, out, None, tensors, None) == 2
-    with pytest.raises(RuntimeError, match="a pointer is NULL"):
-        cpu._check(2)
+    with pytest.raises(RuntimeError, match="refused its arguments: a pointer is NULL"):
+        kernel._check(2)
+    inputs: dict[str, Tensor | None] = {**make_inputs(1, 2, 2, 3), "W": None}
+    empty = {**inputs, "u": torch.empty(0, 2, 3)}
+    with pytest.raises(RuntimeError, match="a dimension or the thread count is smaller than 1"):
+        kernel.scan_forward(empty, True, False, torch.empty(0, 2, 3), False)
+
+
+# Instruction sets
+
+
+WORKING_ISAS = [isa for i, isa in enumerate(kernel.ISAS) if kernel.load().scan_isa_works(i)]
+
+
+@pytest.fixture(params=WORKING_ISAS)
+def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv(kernel.ISA_VARIABLE, request.param)
+    assert kernel.isa() == request.param
+    return str(request.param)
+
+
+@pytest.mark.parametrize("shape", [(2, 17, 3, 17), (3, 70, 16, 49), (65, 5, 2, 33)])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_each_instruction_set_is_the_reference(
+    isa: str, shape: tuple[int, int, int, int], transposed: bool
+) -> None:
+    assert_matches_reference(make_inputs(*shape, transposed=transposed))
+
+
+def test_the_best_instruction_set_is_taken() -> None:
+    assert kernel.isa() == WORKING_ISAS[-1]
+
+
+def test_an_instruction_set_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    missing = next(isa for isa in kernel.ISAS if isa not in WORKING_ISAS)
+    for wanted in (missing, "sse9"):
+        monkeypatch.setenv(kernel.ISA_VARIABLE, wanted)
+        with pytest.raises(ScanBackendError, match=f"MAMBA_ISA={wanted}: expected one .*scalar"):
+            kernel.isa()
+
+
+# The fused mixer
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    batch=st.integers(1, 4),
+    length=st.integers(1, 40),
+    d_model=st.integers(1, 20),
+    d_state=st.integers(1, 18),
+    d_conv=st.integers(1, 6),
+    dt_rank=st.integers(1, 5),
+    a=st.sampled_from(["free", "tied"]),
+    reverse=st.booleans(),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+)
+def test_the_fused_mixer_is_the_composed_one(
+    batch: int,
+    length: int,
+    d_model: int,
+    d_state: int,
+    d_conv: int,
+    dt_rank: int,
+    a: Any,
+    reverse: bool,
+    dtype: torch.dtype,
+) -> None:
+    torch.manual_seed(0)
+    mixer = MambaMixer(d_model, d_state, d_conv, 2, dt_rank, a=a, scan="cpu").to(dtype)
+    hidden = torch.randn(batch, length, d_model, dtype=dtype)
+    weight = torch.randn_like(hidden)
+
+    def outcome(model: MambaMixer, value: Tensor) -> list[Tensor]:
+        leaf = value.detach().requires_grad_()
+        out = model(leaf, reverse=reverse)
+        grads = torch.autograd.grad(out, [leaf, *model.parameters()], weight.to(value.dtype))
+        return [out.detach(), *grads]
+
+    got = outcome(mixer, hidden)
+    mixer.scan_backend = "reference"
+    for mine, exact in zip(got, outcome(mixer.double(), hidden.double()), strict=True):
+        error = float((mine.double() - exact).norm())
+        assert error <= TOLERANCE[dtype] * float(exact.norm())
+
+
+@pytest.mark.parametrize("a", ["free", "tied"])
+def test_the_fused_mixer_has_the_right_gradient(a: Any) -> None:
+    torch.manual_seed(0)
+    mixer = MambaMixer(3, d_state=3, d_conv=2, dt_rank=2, a=a, scan="cpu").double()
+    hidden = torch.randn(2, 5, 3, dtype=torch.float64, requires_grad=True)
+    for reverse in (False, True):
+        assert torch.autograd.gradcheck(
+            lambda *leaves, reverse=reverse: mixer(leaves[0], reverse=reverse),
+            (hidden, *mixer.parameters()),
+        )
+
+
+def test_no_checkpoints_without_a_backward(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[bool] = []
+    forward = kernel.scan_forward
+
+    def watched(*arguments: Any) -> Any:
+        kept.append(arguments[-1])
+        return forward(*arguments)
+
+    monkeypatch.setattr(kernel, "scan_forward", watched)
+    mixer = MambaMixer(4, scan="cpu")
+    hidden = torch.randn(1, 5, 4)
+    mixer(hidden)
+    with torch.no_grad():
+        mixer(hidden)
+    with torch.inference_mode():
+        mixer(hidden)
+    assert kept == [True, False, False]
 
 
 # The C code itself
 
 
-def test_exp_and_log1p_are_accurate(tmp_path: Path) -> None:
-    source = tmp_path / "probe.c"
-    source.write_text(
-        '#include <stddef.h>\n#include "scan_math.h"\n'
-        "void probe_exp(const float *x, float *y, ptrdiff_t n);\n"
-        "void probe_log1p(const float *x, float *y, ptrdiff_t n);\n"
-        "void probe_exp(const float *x, float *y, ptrdiff_t n)\n"
-        "{ for (ptrdiff_t i = 0; i < n; i++) y[i] = scan_exp_f32(x[i]); }\n"
-        "void probe_log1p(const float *x, float *y, ptrdiff_t n)\n"
-        "{ for (ptrdiff_t i = 0; i < n; i++) y[i] = scan_log1p_f32(x[i]); }\n",
-        encoding="utf-8",
-    )
-    library = ctypes.CDLL(str(build_library("probe", [source], [csrc_dir() / "scan"], cpu.CFLAGS)))
+PROBE = """
+#include <stddef.h>
+#include "vector_math.h"
+void probe_exp2(const float *x, float *y, ptrdiff_t n);
+void probe_log1p(const float *x, float *y, ptrdiff_t n);
+void probe_softplus(const float *x, float *y, ptrdiff_t n);
+void probe_slope(const float *x, float *y, ptrdiff_t n);
+void probe_sigmoid(const float *x, float *y, ptrdiff_t n);
+static vreal slope_of(vreal x) { vreal slope; v_softplus(x, &slope); return slope; }
+static vreal softplus_of(vreal x) { vreal slope; return v_softplus(x, &slope); }
+#define EACH(name, function) void name(const float *x, float *y, ptrdiff_t n) \
+    { for (ptrdiff_t i = 0; i < n; i += LANES) v_store(y + i, function(v_load(x + i))); }
+EACH(probe_exp2, v_exp2)
+EACH(probe_log1p, v_log1p)
+EACH(probe_softplus, softplus_of)
+EACH(probe_slope, slope_of)
+EACH(probe_sigmoid, v_sigmoid)
+"""
+PROBE_FLAGS = {"avx2": ("-mavx2", "-mfma"), "avx512": ("-mavx512f", "-mavx512dq", "-mfma")}
+
+
+def test_the_elementary_functions_are_accurate(isa: str, tmp_path: Path) -> None:
+    source = tmp_path / f"probe_{isa}.c"
+    source.write_text(f"#define SIMD_{isa.upper()}\n{PROBE}", encoding="utf-8")
+    flags = [*kernel.CFLAGS, *PROBE_FLAGS.get(isa, ())]
+    library = ctypes.CDLL(str(build_library("probe", [source], [csrc_dir() / "scan"], flags)))
 
     def apply(name: str, x: np.ndarray) -> np.ndarray:
         y = np.empty_like(x)
@@ -383,27 +505,40 @@ def test_exp_and_log1p_are_accurate(tmp_path: Path) -> None:
         return float(np.max(np.abs(got - exact) / np.spacing(np.abs(exact).astype(np.float32))))
 
     random = np.random.default_rng(0)
-    x = np.concatenate(
-        [random.uniform(-87.33, 88.72, 1_000_000), random.normal(0, 1e-3, 1000), [0.0, -0.0]]
-    ).astype(np.float32)
-    assert ulps(apply("probe_exp", x), np.exp(x.astype(np.float64))) <= 2.0
+    x = np.concatenate([random.uniform(-126, 127.99, 1_000_000), random.normal(0, 1e-3, 1024)])
+    x = x.astype(np.float32)
+    assert ulps(apply("probe_exp2", x), np.exp2(x.astype(np.float64))) <= 1.5
     w = np.concatenate([random.uniform(0, 1, 300_000), 10 ** random.uniform(-37, 0, 100_000)])
     w = w.astype(np.float32)
     assert ulps(apply("probe_log1p", w), np.log1p(w.astype(np.float64))) <= 2.0
 
-    special = np.array([np.nan, np.inf, -np.inf, 89.0, 1e30, -88.0, -1e30], dtype=np.float32)
-    expected = [np.nan, np.inf, 0.0, np.inf, np.inf, 0.0, 0.0]
-    np.testing.assert_array_equal(apply("probe_exp", special), np.array(expected, np.float32))
+    # The rounding of -x log2(e) grows with x; it is that of any float exp of a rounded argument.
+    x = random.uniform(-20, 20, 400_000).astype(np.float32)
+    exact = x.astype(np.float64)
+    sigmoid = 1 / (1 + np.exp(-exact))
+    softplus = np.maximum(exact, 0) + np.log1p(np.exp(-np.abs(exact)))
+    for name, expected in (("sigmoid", sigmoid), ("slope", sigmoid), ("softplus", softplus)):
+        relative = np.abs(apply(f"probe_{name}", x) - expected) / expected
+        assert np.max(relative) <= 4e-6, name
+
+    tiny = np.float32(2.0**-126)
+    special = np.zeros(16, np.float32)
+    special[:9] = [np.nan, np.inf, -np.inf, 128.0, 1e30, -126.0, -127.0, -1e30, 0.0]
+    expected = np.ones(16, np.float32)
+    expected[:9] = [np.nan, np.inf, tiny, np.inf, np.inf, tiny, tiny, tiny, 1.0]
+    np.testing.assert_array_equal(apply("probe_exp2", special), expected)
 
 
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc is not there")
 def test_the_kernel_compiles_without_a_warning() -> None:
     warnings = ["-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Wshadow", "-Werror"]
-    source = csrc_dir() / "scan" / "selective_scan.c"
+    folder = csrc_dir() / "scan"
     for openmp in ([], ["-fopenmp"]):
-        command = ["gcc", "-std=c11", "-fsyntax-only", *openmp, *warnings, str(source)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
+        for name in kernel.SOURCES:
+            more = kernel._file_flags().get(name, ())
+            command = ["gcc", "-std=c11", "-fsyntax-only", *openmp, *warnings, *more, folder / name]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stderr
 
 
 # The choice of the backend
@@ -414,7 +549,7 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Forget what earlier tests found out and warned of, and forget again afterwards."""
 
     def forget() -> None:
-        memos = (cpu._load, cuda._interface, cuda._self_check, scan._warn_once, scan._log_once)
+        memos = (kernel._load, cuda._interface, cuda._self_check, scan._warn_once, scan._log_once)
         for memo in memos:
             memo.cache_clear()
 

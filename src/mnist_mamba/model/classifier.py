@@ -64,11 +64,7 @@ class Block(nn.Module):
 
     def forward(self, residual: Tensor) -> Tensor:
         hidden = self.norm(residual.to(self.norm.weight.dtype))
-        if self.reverse:
-            hidden = hidden.flip(1)
-        mixed: Tensor = self.mixer(hidden)
-        if self.reverse:
-            mixed = mixed.flip(1)
+        mixed: Tensor = self.mixer(hidden, reverse=self.reverse)
         return residual + mixed
 
 

@@ -9,7 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mnist_mamba.scan import selective_scan
+from mnist_mamba.scan import choose, selective_scan
+from mnist_mamba.scan.cpu import mamba_inner_cpu
+
+_FUSED_DTYPES = (torch.float32, torch.float64)
 
 
 class MambaMixer(nn.Module):
@@ -138,12 +141,46 @@ class MambaMixer(nn.Module):
         delta = F.linear(dt, dt_proj.weight)  # the scan adds the bias
         return u, delta.transpose(1, 2), B.transpose(1, 2), C.transpose(1, 2)
 
-    def run_scan(self, x: Tensor, z: Tensor, suffix: str = "") -> Tensor:
-        """One direction from in_proj's outputs to the gated y; all (batch, Di, length)."""
+    def inner(self, xz: Tensor, suffix: str = "", reverse: bool = False) -> Tensor:
+        """One direction from in_proj's output (batch, length, 2 Di) to the gated y.
+
+        Args:
+            xz: x, then z.
+            suffix: which direction's parameters.
+            reverse: whether to run from the last token to the first.
+
+        Returns:
+            (batch, length, Di).
+        """
+        fused = choose(self.scan_backend, xz.device) == "cpu" and xz.dtype in _FUSED_DTYPES
+        return (self._fused if fused else self._composed)(xz, suffix, reverse)
+
+    def _fused(self, xz: Tensor, suffix: str, reverse: bool) -> Tensor:
+        conv1d = self.get_submodule(f"conv1d{suffix}")
+        dt_proj = self.get_submodule(f"dt_proj{suffix}")
+        x_proj = self.get_submodule(f"x_proj{suffix}")
+        assert isinstance(conv1d, nn.Conv1d)
+        assert conv1d.bias is not None
+        assert isinstance(dt_proj, nn.Linear)
+        assert isinstance(x_proj, nn.Linear)
+        return mamba_inner_cpu(
+            xz,
+            conv1d.weight.squeeze(1),
+            conv1d.bias,
+            x_proj.weight,
+            dt_proj.weight,
+            self.state_matrix(suffix),
+            self.get_parameter(f"D{suffix}"),
+            dt_proj.bias,
+            reverse,
+        )
+
+    def _composed(self, xz: Tensor, suffix: str, reverse: bool) -> Tensor:
+        if reverse:
+            xz = xz.flip(1)
+        x, z = xz.transpose(1, 2).chunk(2, dim=1)
         u, delta, B, C = self.scan_inputs(x, suffix)
-        bias = self.get_submodule(f"dt_proj{suffix}").bias
-        assert isinstance(bias, Tensor)
-        return selective_scan(
+        y = selective_scan(
             u,
             delta,
             self.state_matrix(suffix),
@@ -151,17 +188,17 @@ class MambaMixer(nn.Module):
             C,
             D=self.get_parameter(f"D{suffix}"),
             z=z,
-            delta_bias=bias,
+            delta_bias=self.get_parameter(f"dt_proj{suffix}.bias"),
             delta_softplus=True,
             backend=self.scan_backend,
-        )
+        ).transpose(1, 2)
+        return y.flip(1) if reverse else y
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        """(batch, length, d_model) to the same shape."""
-        x, z = self.in_proj(hidden).transpose(1, 2).chunk(2, dim=1)
-        y = self.run_scan(x, z)
+    def forward(self, hidden: Tensor, reverse: bool = False) -> Tensor:
+        """(batch, length, d_model) to the same shape; reverse: from the last token to the first."""
+        xz = self.in_proj(hidden)
+        y = self.inner(xz, reverse=reverse)
         if self.bidirectional:
-            backward = self.run_scan(x.flip(-1), z.flip(-1), "_b")
-            y = (y + backward.flip(-1)) / 2
-        out: Tensor = self.out_proj(y.transpose(1, 2))
+            y = (y + self.inner(xz, "_b", not reverse)) / 2
+        out: Tensor = self.out_proj(y)
         return out

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from mnist_mamba.scan import cpu, cuda
+from mnist_mamba.scan import cpu, cuda, kernel
 from mnist_mamba.scan.checks import check_arguments
 from mnist_mamba.scan.errors import ScanBackendError
 from mnist_mamba.scan.reference import selective_scan_reference
@@ -102,7 +102,8 @@ def choose(backend: str, device: torch.device | str) -> str:
         name = "cuda" if device.type == "cuda" else "cpu"
     reason = _why_unavailable(name, device)
     if reason is None:
-        _log_once(f"selective scan on {device}: backend {name}")
+        detail = f", {kernel.isa()}" if name == "cpu" else ""
+        _log_once(f"selective scan on {device}: backend {name}{detail}")
         return name
     if backend != "auto":
         raise ScanBackendError(f"scan backend {name!r}: {reason}")
@@ -128,7 +129,7 @@ def _why_unavailable(name: str, device: torch.device) -> str | None:
         return cuda.why_unavailable(device)
     if device.type != "cpu":
         return f"the C kernel needs tensors on the CPU, got tensors on {device}"
-    return cpu.why_unavailable()
+    return kernel.why_unavailable()
 
 
 @functools.lru_cache(maxsize=64)

@@ -1,107 +1,15 @@
-"""The selective scan on the CPU: an autograd function around the C kernel in csrc/scan."""
+"""The scan and the inner part of the mixer on the CPU: autograd functions around csrc/scan."""
 
 from __future__ import annotations
 
-import ctypes
-import functools
-import threading
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mnist_mamba.native import NativeBuildError, build_library, csrc_dir
-from mnist_mamba.scan.errors import ScanBackendError
+from mnist_mamba.scan import kernel
 
-# No -ffast-math: NaN, infinity and the order of sums keep their meaning. -ffp-contract=fast allows
-# fused multiply-adds, which -std=c11 forbids. -fno-trapping-math says that nobody reads the
-# floating-point exception flags; without it gcc leaves selects as branches, and the AVX2 code, not
-# vectorised then, is seven times slower.
-CFLAGS = (
-    "-std=c11",
-    "-O3",
-    "-march=native",
-    "-ffp-contract=fast",
-    "-fno-math-errno",
-    "-fno-trapping-math",
-)
-
-_SUFFIX = {torch.float32: "f32", torch.float64: "f64"}
-_STATUS = {1: "a dimension or the thread count is smaller than 1", 2: "a pointer is NULL"}
-# About 15 microseconds of work; for less, waking another thread costs more than it saves.
-_UPDATES_PER_THREAD = 16384
-_lock = threading.Lock()
-
-
-class _Dims(ctypes.Structure):
-    _fields_ = [
-        (field, ctypes.c_ssize_t)
-        for field in ("batch", "channels", "length", "states", "threads", "delta_softplus")
-    ]
-
-
-class _Tensor3(ctypes.Structure):
-    """ScanTensor and ScanMutableTensor, which differ in const only."""
-
-    _fields_ = [("data", ctypes.c_void_p), ("stride", ctypes.c_ssize_t * 3)]
-
-
-class _Tensors(ctypes.Structure):
-    """ScanInputs and ScanGradients, whose fields stand in the same order."""
-
-    _fields_ = [
-        ("u", _Tensor3),
-        ("delta", _Tensor3),
-        ("B", _Tensor3),
-        ("C", _Tensor3),
-        ("z", _Tensor3),
-        ("A", ctypes.c_void_p),
-        ("D", ctypes.c_void_p),
-        ("delta_bias", ctypes.c_void_p),
-    ]
-
-
-def library_path() -> Path:
-    """Build the C kernel, or find it in the cache, and return its path."""
-    folder = csrc_dir() / "scan"
-    return build_library("selective_scan", [folder / "selective_scan.c"], [folder], CFLAGS)
-
-
-@functools.lru_cache(maxsize=1)
-def _load() -> ctypes.CDLL | str:
-    """The kernel, or why there is none; remembered, so that a failing compiler runs once."""
-    try:
-        library = ctypes.CDLL(str(library_path()))
-    except (NativeBuildError, OSError) as error:
-        return str(error)
-    for count in ("checkpoint", "forward_workspace", "backward_workspace"):
-        function = getattr(library, f"selective_scan_{count}_count")
-        function.argtypes = [ctypes.POINTER(_Dims)]
-        function.restype = ctypes.c_ssize_t
-    for suffix in _SUFFIX.values():
-        forward = getattr(library, f"selective_scan_forward_{suffix}")
-        forward.argtypes = [ctypes.c_void_p] * 5
-        forward.restype = ctypes.c_int
-        backward = getattr(library, f"selective_scan_backward_{suffix}")
-        backward.argtypes = [ctypes.c_void_p] * 6
-        backward.restype = ctypes.c_int
-    return library
-
-
-def why_unavailable() -> str | None:
-    """Return None where the C kernel can be used, else the reason why not."""
-    with _lock:
-        loaded = _load()
-    return loaded if isinstance(loaded, str) else None
-
-
-def _library() -> ctypes.CDLL:
-    with _lock:
-        loaded = _load()
-    if isinstance(loaded, str):
-        raise ScanBackendError(f"the C kernel of the selective scan cannot be built: {loaded}")
-    return loaded
+_SCAN_NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
 
 
 def selective_scan_cpu(
@@ -131,11 +39,54 @@ def selective_scan_cpu(
         None if tensor is None else tensor.to(dtype)
         for tensor in (u, delta, A, B, C, D, z, delta_bias)
     ]
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-        out: Tensor = _SelectiveScan.apply(*tensors, delta_softplus)  # type: ignore[no-untyped-call]
-    else:
-        out = _forward(tensors, delta_softplus, keep_checkpoints=False)[0]
+    out: Tensor = _SelectiveScan.apply(  # type: ignore[no-untyped-call]
+        *tensors, delta_softplus, _backward_may_follow(*tensors)
+    )
     return out.to(u.dtype)
+
+
+def mamba_inner_cpu(
+    xz: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor,
+    x_proj_weight: Tensor,
+    dt_proj_weight: Tensor,
+    A: Tensor,
+    D: Tensor,
+    delta_bias: Tensor,
+    reverse: bool = False,
+) -> Tensor:
+    """Run the mixer between its outer projections, fused: from in_proj's output to the gated y.
+
+    u = silu(conv(x)); dt, B, C = x_proj(u); y = scan(u, softplus(dt_proj(dt)), A, B, C, D, z).
+    All of one dtype, float32 or float64. Nothing of size d_state x length is kept for the backward.
+
+    Args:
+        xz: (batch, length, 2 Di): x, then z.
+        conv_weight: (Di, K); conv_bias: (Di).
+        x_proj_weight: (R + 2 N, Di).
+        dt_proj_weight: (Di, R); delta_bias: (Di).
+        A: (Di, N); D: (Di).
+        reverse: whether to run from the last step to the first.
+
+    Returns:
+        (batch, length, Di).
+
+    Raises:
+        ScanBackendError: the kernel cannot be built.
+
+    Source: `mamba_inner_fn` of mamba_ssm has the same boundaries, but for out_proj.
+    """
+    tensors = (xz, conv_weight, conv_bias, x_proj_weight, dt_proj_weight, A, D, delta_bias)
+    out: Tensor = _MambaInner.apply(  # type: ignore[no-untyped-call]
+        *tensors, reverse, _backward_may_follow(*tensors)
+    )
+    return out
+
+
+def _backward_may_follow(*tensors: Tensor | None) -> bool:
+    """Asked outside of an autograd function, where gradients are always off."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 class _SelectiveScan(torch.autograd.Function):
@@ -143,108 +94,123 @@ class _SelectiveScan(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
-        *tensors, delta_softplus = arguments
-        out, checkpoints = _forward(tensors, delta_softplus, keep_checkpoints=True)
+        *tensors, delta_softplus, keep = arguments
+        inputs = {**dict(zip(_SCAN_NAMES, tensors, strict=True)), "W": None}
+        out = torch.empty_like(inputs["delta"])
+        checkpoints = kernel.scan_forward(inputs, delta_softplus, False, out, keep)
         ctx.save_for_backward(*tensors, checkpoints)
         ctx.delta_softplus = delta_softplus
         return out
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():  # create_graph=True; torch's own check looks at grad_out only
-            raise RuntimeError(
-                "the C kernel of the selective scan has no second derivatives (create_graph=True); "
-                "use backend='reference'"
-            )
+        _refuse_second_derivatives()
         *tensors, checkpoints = ctx.saved_tensors
-        grads = _backward(tensors, ctx.delta_softplus, grad_out, checkpoints)
-        needed = ctx.needs_input_grad
-        return (*(grad if need else None for grad, need in zip(grads, needed, strict=False)), None)
+        inputs = {**dict(zip(_SCAN_NAMES, tensors, strict=True)), "W": None}
+        # empty_like gives an expanded input a gradient of its full size; autograd sums it.
+        grads = {
+            name: None if t is None else torch.empty_like(t) if t.dim() == 3 else _parameter_grad(t)
+            for name, t in inputs.items()
+        }
+        kernel.scan_backward(inputs, ctx.delta_softplus, False, grad_out, checkpoints, grads)
+        needed = zip(_SCAN_NAMES, ctx.needs_input_grad, strict=False)
+        return (*(grads[name] if need else None for name, need in needed), None, None)
 
 
-def _forward(
-    tensors: list[Tensor | None], delta_softplus: bool, keep_checkpoints: bool
-) -> tuple[Tensor, Tensor | None]:
-    """Run the forward kernel on (u, delta, A, B, C, D, z, delta_bias)."""
-    library = _library()
-    tensors = _contiguous_parameters(tensors)
-    delta = _given(tensors[1])
-    dims = _dims(tensors, delta_softplus)
-    out = torch.empty_like(delta)
-    workspace = delta.new_empty(library.selective_scan_forward_workspace_count(dims))
-    checkpoints = None
-    if keep_checkpoints:
-        # One element at least, so that there is an address.
-        checkpoints = delta.new_empty(max(1, library.selective_scan_checkpoint_count(dims)))
-    status = getattr(library, f"selective_scan_forward_{_SUFFIX[delta.dtype]}")(
-        ctypes.byref(dims),
-        ctypes.byref(_structure(tensors)),
-        ctypes.byref(_tensor3(out)),
-        None if checkpoints is None else checkpoints.data_ptr(),
-        workspace.data_ptr(),
-    )
-    _check(status)
-    return out, checkpoints
+class _MambaInner(torch.autograd.Function):
+    """Convolution, SiLU, projections and scan, on (batch, length, channels) memory throughout.
+
+    Keeps xz, the scan's inputs and the states at the chunk borders. The gradients of x and z, and
+    those of dt, B and C, are written side by side where the linear layers' backward wants them.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        xz, conv_weight, conv_bias, x_proj, dt_proj, A, D, delta_bias, reverse, keep = arguments
+        xz = xz.contiguous()
+        batch, length, width = xz.shape
+        u = xz.new_empty(batch, length, width // 2)
+        conv = _conv_tensors(xz, conv_weight, conv_bias)
+        kernel.conv_forward(conv, reverse, u.transpose(1, 2))
+        projected = torch.mm(u.flatten(0, 1), x_proj.t()).view(batch, length, -1)
+        scan = _scan_tensors(xz, u, projected, dt_proj, A, D, delta_bias)
+        out = torch.empty_like(u)
+        checkpoints = kernel.scan_forward(scan, True, reverse, out.transpose(1, 2), keep)
+        ctx.save_for_backward(
+            xz, conv_weight, conv_bias, x_proj, dt_proj, A, D, delta_bias, u, projected, checkpoints
+        )
+        ctx.reverse = reverse
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+        _refuse_second_derivatives()
+        xz, conv_weight, conv_bias, x_proj, dt_proj, A, D, delta_bias, u, projected, checkpoints = (
+            ctx.saved_tensors
+        )
+        grad_xz, grad_u = torch.empty_like(xz), torch.empty_like(u)
+        grad_projected = torch.empty_like(projected)
+        parameters = [_parameter_grad(p) for p in (dt_proj, A, D, delta_bias)]
+        kernel.scan_backward(
+            _scan_tensors(xz, u, projected, dt_proj, A, D, delta_bias),
+            True,
+            ctx.reverse,
+            grad_out.transpose(1, 2),
+            checkpoints,
+            _scan_tensors(grad_xz, grad_u, grad_projected, *parameters),
+        )
+        flat = grad_projected.flatten(0, 1)
+        grad_x_proj = torch.mm(flat.t(), u.flatten(0, 1))
+        grad_u.flatten(0, 1).addmm_(flat, x_proj)  # in place: grad_u is contiguous
+        conv_grads = [_parameter_grad(p) for p in (conv_weight, conv_bias)]
+        kernel.conv_backward(
+            _conv_tensors(xz, conv_weight, conv_bias),
+            ctx.reverse,
+            grad_u.transpose(1, 2),
+            _conv_tensors(grad_xz, *conv_grads),
+        )
+        return (grad_xz, *conv_grads, grad_x_proj, *parameters, None, None)
 
 
-def _backward(
-    tensors: list[Tensor | None], delta_softplus: bool, grad_out: Tensor, checkpoints: Tensor
-) -> list[Tensor | None]:
-    """Run the backward kernel; the gradients stand in the order of the inputs."""
-    library = _library()
-    tensors = _contiguous_parameters(tensors)
-    dims = _dims(tensors, delta_softplus)
-    # empty_like gives an expanded input a gradient of its full size; autograd sums it.
-    grads = [None if tensor is None else torch.empty_like(tensor) for tensor in tensors]
-    count = library.selective_scan_backward_workspace_count(dims)
-    workspace = checkpoints.new_empty(count)
-    status = getattr(library, f"selective_scan_backward_{_SUFFIX[checkpoints.dtype]}")(
-        ctypes.byref(dims),
-        ctypes.byref(_structure(tensors)),
-        ctypes.byref(_tensor3(grad_out)),
-        checkpoints.data_ptr(),
-        ctypes.byref(_structure(grads)),
-        workspace.data_ptr(),
-    )
-    _check(status)
-    return grads
+def _conv_tensors(xz: Tensor, weight: Tensor, bias: Tensor) -> dict[str, Tensor | None]:
+    """The convolution's tensors, or their gradients, by the kernel's names; x as (batch, Di, L)."""
+    x = xz[:, :, : xz.shape[2] // 2].transpose(1, 2)
+    return {"x": x, "weight": weight, "bias": bias}
 
 
-def _contiguous_parameters(tensors: list[Tensor | None]) -> list[Tensor | None]:
-    """A, D and delta_bias, which are small, are read contiguously."""
-    u, delta, a, b, c, d, z, bias = tensors
-    a, d, bias = (None if t is None else t.contiguous() for t in (a, d, bias))
-    return [u, delta, a, b, c, d, z, bias]
+def _scan_tensors(
+    xz: Tensor,
+    u: Tensor,
+    projected: Tensor,
+    dt_proj: Tensor,
+    A: Tensor,
+    D: Tensor,
+    delta_bias: Tensor,
+) -> dict[str, Tensor | None]:
+    """The scan's tensors, or their gradients, by the kernel's names."""
+    rank, states = dt_proj.shape[1], A.shape[1]
+    dt, B, C = (t.transpose(1, 2) for t in projected.split([rank, states, states], dim=2))
+    return {
+        "u": u.transpose(1, 2),
+        "delta": dt,
+        "B": B,
+        "C": C,
+        "z": xz[:, :, u.shape[2] :].transpose(1, 2),
+        "A": A,
+        "D": D,
+        "delta_bias": delta_bias,
+        "W": dt_proj,
+    }
 
 
-def _given(tensor: Tensor | None) -> Tensor:
-    if tensor is None:
-        raise TypeError("a required tensor is None")
-    return tensor
+def _parameter_grad(parameter: Tensor) -> Tensor:
+    """Memory for a parameter's gradient, which the kernels write contiguously."""
+    return torch.empty_like(parameter, memory_format=torch.contiguous_format)
 
 
-def _dims(tensors: list[Tensor | None], delta_softplus: bool) -> _Dims:
-    batch, channels, length = _given(tensors[0]).shape
-    states = _given(tensors[2]).shape[1]
-    worthwhile = 1 + batch * channels * length * states // _UPDATES_PER_THREAD
-    threads = min(torch.get_num_threads(), worthwhile)
-    return _Dims(batch, channels, length, states, threads, int(delta_softplus))
-
-
-def _tensor3(tensor: Tensor | None) -> _Tensor3:
-    if tensor is None:
-        return _Tensor3(None, (ctypes.c_ssize_t * 3)(0, 0, 0))
-    return _Tensor3(tensor.data_ptr(), (ctypes.c_ssize_t * 3)(*tensor.stride()))
-
-
-def _structure(tensors: list[Tensor | None]) -> _Tensors:
-    u, delta, a, b, c, d, z, bias = tensors
-    strided = [_tensor3(tensor) for tensor in (u, delta, b, c, z)]
-    vectors = [None if tensor is None else tensor.data_ptr() for tensor in (a, d, bias)]
-    return _Tensors(*strided, *vectors)
-
-
-def _check(status: int) -> None:
-    if status != 0:
-        reason = _STATUS.get(status, f"status {status}")
-        raise RuntimeError(f"the C kernel of the selective scan refused its arguments: {reason}")
+def _refuse_second_derivatives() -> None:
+    if torch.is_grad_enabled():  # create_graph=True; torch's own check looks at grad_out only
+        raise RuntimeError(
+            "the C kernel of the selective scan has no second derivatives (create_graph=True); "
+            "use backend='reference'"
+        )

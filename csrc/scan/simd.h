@@ -1,0 +1,196 @@
+/* One vector type and its few operations, for the instruction set that the including file names.
+ *
+ * Before the include, define one of SIMD_AVX512, SIMD_AVX2, SIMD_NEON, SIMD_SCALAR, SIMD_DOUBLE.
+ * Afterwards REAL is the element's type, LANES the elements of a vector `vreal`, on which C's own
+ * + - * / work. SIMD_SCALAR and SIMD_DOUBLE are vectors of one: the oracle of the others, and the
+ * type of gradient checks.
+ *
+ * Where an operand of v_min or v_max is NaN, the second one is the result, so that
+ * v_max(limit, x) keeps a NaN in x.
+ */
+#ifndef MNIST_MAMBA_SIMD_H
+#define MNIST_MAMBA_SIMD_H
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(SIMD_AVX512)
+
+#include <immintrin.h>
+enum { LANES = 16 };
+typedef float REAL;
+typedef __m512 vreal;
+#define V_LOAD(p) _mm512_loadu_ps(p)
+#define V_STORE(p, x) _mm512_storeu_ps(p, x)
+#define V_SET1(x) _mm512_set1_ps(x)
+#define V_FMA(a, b, c) _mm512_fmadd_ps(a, b, c)
+#define V_MIN(a, b) _mm512_min_ps(a, b)
+#define V_MAX(a, b) _mm512_max_ps(a, b)
+
+#elif defined(SIMD_AVX2)
+
+#include <immintrin.h>
+enum { LANES = 8 };
+typedef float REAL;
+typedef __m256 vreal;
+#define V_LOAD(p) _mm256_loadu_ps(p)
+#define V_STORE(p, x) _mm256_storeu_ps(p, x)
+#define V_SET1(x) _mm256_set1_ps(x)
+#define V_FMA(a, b, c) _mm256_fmadd_ps(a, b, c)
+#define V_MIN(a, b) _mm256_min_ps(a, b)
+#define V_MAX(a, b) _mm256_max_ps(a, b)
+
+#elif defined(SIMD_NEON)
+
+#include <arm_neon.h>
+enum { LANES = 4 };
+typedef float REAL;
+typedef float32x4_t vreal;
+#define V_LOAD(p) vld1q_f32(p)
+#define V_STORE(p, x) vst1q_f32(p, x)
+#define V_SET1(x) vdupq_n_f32(x)
+#define V_FMA(a, b, c) vfmaq_f32(c, a, b)
+/* NEON's own minimum and maximum return any NaN, which keeps the second operand's, too. */
+#define V_MIN(a, b) vminq_f32(a, b)
+#define V_MAX(a, b) vmaxq_f32(a, b)
+
+#elif defined(SIMD_SCALAR) || defined(SIMD_DOUBLE)
+
+enum { LANES = 1 };
+#if defined(SIMD_SCALAR)
+typedef float REAL;
+#else
+typedef double REAL;
+#endif
+typedef REAL vreal;
+#define V_LOAD(p) (*(p))
+#define V_STORE(p, x) (*(p) = (x))
+#define V_SET1(x) ((REAL)(x))
+#define V_FMA(a, b, c) ((a) * (b) + (c))
+#define V_MIN(a, b) ((a) < (b) ? (a) : (b))
+#define V_MAX(a, b) ((a) > (b) ? (a) : (b))
+
+#else
+#error "define SIMD_AVX512, SIMD_AVX2, SIMD_NEON, SIMD_SCALAR or SIMD_DOUBLE first"
+#endif
+
+static inline vreal v_load(const REAL *p)
+{
+    return V_LOAD(p);
+}
+
+static inline void v_store(REAL *p, vreal x)
+{
+    V_STORE(p, x);
+}
+
+static inline vreal v_set1(REAL x)
+{
+    return V_SET1(x);
+}
+
+/* a b + c, rounded once where the instruction set can. */
+static inline vreal v_fma(vreal a, vreal b, vreal c)
+{
+    return V_FMA(a, b, c);
+}
+
+static inline vreal v_min(vreal a, vreal b)
+{
+    return V_MIN(a, b);
+}
+
+static inline vreal v_max(vreal a, vreal b)
+{
+    return V_MAX(a, b);
+}
+
+/* x < 0 ? a : b, lane by lane; b where x is NaN. */
+static inline vreal v_if_negative(vreal x, vreal a, vreal b)
+{
+#if defined(SIMD_AVX512)
+    return _mm512_mask_mov_ps(b, _mm512_cmp_ps_mask(x, v_set1(0), _CMP_LT_OQ), a);
+#elif defined(SIMD_AVX2)
+    return _mm256_blendv_ps(b, a, _mm256_cmp_ps(x, v_set1(0), _CMP_LT_OQ));
+#elif defined(SIMD_NEON)
+    return vbslq_f32(vcltq_f32(x, v_set1(0)), a, b);
+#else
+    return x < 0 ? a : b;
+#endif
+}
+
+#if !defined(SIMD_DOUBLE)
+
+/* x 2^k, where k is the whole number in the low bits of `shifted` (see v_exp2), for a normal result
+ * or infinity: k is added to the exponent's bits. */
+static inline vreal v_add_exponent(vreal x, vreal shifted)
+{
+#if defined(SIMD_AVX512)
+    const __m512i exponent = _mm512_slli_epi32(_mm512_castps_si512(shifted), 23);
+    return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(x), exponent));
+#elif defined(SIMD_AVX2)
+    const __m256i exponent = _mm256_slli_epi32(_mm256_castps_si256(shifted), 23);
+    return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x), exponent));
+#elif defined(SIMD_NEON)
+    const int32x4_t exponent = vshlq_n_s32(vreinterpretq_s32_f32(shifted), 23);
+    return vreinterpretq_f32_s32(vaddq_s32(vreinterpretq_s32_f32(x), exponent));
+#else
+    uint32_t bits;
+    uint32_t exponent;
+    memcpy(&bits, &x, sizeof bits);
+    memcpy(&exponent, &shifted, sizeof exponent);
+    bits += exponent << 23;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+#endif
+}
+
+#endif
+
+/* sums[i] = the sum of the LANES elements of vectors[i], for i < LANES; each in one fixed order. */
+static inline void v_sum_each(const REAL *vectors, REAL *sums)
+{
+#if defined(SIMD_AVX512)
+    /* Each round adds the halves of two vectors and so halves their number. */
+    __m512 v[16];
+    for (int i = 0; i < 16; i++) {
+        v[i] = v_load(vectors + i * 16);
+    }
+    for (int i = 0; i < 8; i++) { /* 256-bit halves of i and i + 8 */
+        v[i] =
+            _mm512_shuffle_f32x4(v[i], v[i + 8], 0x44) + _mm512_shuffle_f32x4(v[i], v[i + 8], 0xee);
+    }
+    for (int i = 0; i < 4; i++) { /* 128-bit quarters; lanes now: i, i + 4, i + 8, i + 12 */
+        v[i] =
+            _mm512_shuffle_f32x4(v[i], v[i + 4], 0x88) + _mm512_shuffle_f32x4(v[i], v[i + 4], 0xdd);
+    }
+    for (int i = 0; i < 2; i++) { /* pairs within the quarters */
+        v[i] = _mm512_shuffle_ps(v[i], v[i + 2], 0x44) + _mm512_shuffle_ps(v[i], v[i + 2], 0xee);
+    }
+    v[0] = _mm512_shuffle_ps(v[0], v[1], 0x88) + _mm512_shuffle_ps(v[0], v[1], 0xdd);
+    /* The sums have come out in another order; this one is its own inverse. */
+    const __m512i order = _mm512_setr_epi32(0, 2, 1, 3, 8, 10, 9, 11, 4, 6, 5, 7, 12, 14, 13, 15);
+    v_store(sums, _mm512_permutexvar_ps(order, v[0]));
+#elif defined(SIMD_AVX2)
+    __m256 v[8];
+    for (int i = 0; i < 8; i++) {
+        v[i] = v_load(vectors + i * 8);
+    }
+    for (int i = 0; i < 4; i++) {
+        v[i] = _mm256_hadd_ps(v[2 * i], v[2 * i + 1]);
+    }
+    v[0] = _mm256_hadd_ps(v[0], v[1]);
+    v[1] = _mm256_hadd_ps(v[2], v[3]);
+    v_store(sums,
+            _mm256_permute2f128_ps(v[0], v[1], 0x20) + _mm256_permute2f128_ps(v[0], v[1], 0x31));
+#elif defined(SIMD_NEON)
+    const float32x4_t low = vpaddq_f32(v_load(vectors), v_load(vectors + 4));
+    const float32x4_t high = vpaddq_f32(v_load(vectors + 8), v_load(vectors + 12));
+    v_store(sums, vpaddq_f32(low, high));
+#else
+    sums[0] = vectors[0];
+#endif
+}
+
+#endif

@@ -1,0 +1,377 @@
+"""The C library of csrc/scan: its build, its structures, and its calls on torch tensors."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import platform
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mnist_mamba.native import NativeBuildError, build_library, csrc_dir
+from mnist_mamba.scan.errors import ScanBackendError
+
+ISA_VARIABLE = "MAMBA_ISA"
+"""Environment variable that forces an instruction set, for tests and comparisons."""
+
+ISAS = ("scalar", "neon", "avx2", "avx512")
+"""Names of the instruction sets; the index is the C enum's value."""
+
+# No -ffast-math: NaN, infinity and the order of sums keep their meaning. -ffp-contract=fast allows
+# fused multiply-adds, which -std=c11 forbids. -fno-trapping-math says that nobody reads the
+# floating-point exception flags.
+CFLAGS = ("-std=c11", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math")
+SOURCES = (
+    "dispatch.c",
+    "selective_scan.c",
+    "causal_conv.c",
+    "kernel_scalar.c",
+    "kernel_double.c",
+    "kernel_neon.c",
+    "kernel_avx2.c",
+    "kernel_avx512.c",
+)
+
+_X86_FLAGS = {
+    "kernel_avx2.c": ("-mavx2", "-mfma"),
+    "kernel_avx512.c": ("-mavx512f", "-mavx512dq", "-mfma"),
+}
+_TYPE = {torch.float32: 0, torch.float64: 1}
+_STATUS = {
+    1: "a dimension or the thread count is smaller than 1",
+    2: "a pointer is NULL",
+    3: "no kernel for this instruction set",
+}
+# About 5 microseconds of work; for less, waking another thread costs more than it saves.
+_UPDATES_PER_THREAD = 16384
+_lock = threading.Lock()
+
+OptionalTensors = Mapping[str, Tensor | None]
+
+
+class _Tensor3(ctypes.Structure):
+    """ScanTensor and ScanMutableTensor, which differ in const only."""
+
+    _fields_ = [("data", ctypes.c_void_p), ("stride", ctypes.c_ssize_t * 3)]
+
+
+class _ScanDims(ctypes.Structure):
+    _fields_ = [
+        (field, ctypes.c_ssize_t)
+        for field in (
+            "batch",
+            "channels",
+            "length",
+            "states",
+            "rank",
+            "threads",
+            "delta_softplus",
+            "type",
+            "isa",
+        )
+    ]
+
+
+class _ScanTensors(ctypes.Structure):
+    """ScanInputs and ScanGradients, whose fields stand in the same order."""
+
+    _fields_ = [
+        ("u", _Tensor3),
+        ("delta", _Tensor3),
+        ("B", _Tensor3),
+        ("C", _Tensor3),
+        ("z", _Tensor3),
+        ("A", ctypes.c_void_p),
+        ("D", ctypes.c_void_p),
+        ("delta_bias", ctypes.c_void_p),
+        ("W", ctypes.c_void_p),
+    ]
+
+
+class _ConvDims(ctypes.Structure):
+    _fields_ = [
+        (field, ctypes.c_ssize_t)
+        for field in ("batch", "channels", "length", "taps", "threads", "type", "isa")
+    ]
+
+
+class _ConvTensors(ctypes.Structure):
+    """ConvInputs and ConvGradients."""
+
+    _fields_ = [("x", _Tensor3), ("weight", ctypes.c_void_p), ("bias", ctypes.c_void_p)]
+
+
+def library_path() -> Path:
+    """Build the C kernels, or find them in the cache, and return the library's path."""
+    folder = csrc_dir() / "scan"
+    sources = [folder / name for name in SOURCES]
+    return build_library("scan", sources, [folder], CFLAGS, _file_flags())
+
+
+def _file_flags() -> dict[str, tuple[str, ...]]:
+    """Flags of the sources whose code runs behind a run-time check; other machines have none."""
+    return _X86_FLAGS if platform.machine().lower() in ("x86_64", "amd64") else {}
+
+
+@functools.lru_cache(maxsize=1)
+def _load() -> ctypes.CDLL | str:
+    """The library, or why there is none; remembered, so that a failing compiler runs once."""
+    try:
+        library = ctypes.CDLL(str(library_path()))
+    except (NativeBuildError, OSError) as error:
+        return str(error)
+    library.scan_isa_works.argtypes = [ctypes.c_int]
+    library.scan_best_isa.argtypes = []
+    for name, dims in (("selective_scan", _ScanDims), ("causal_conv", _ConvDims)):
+        for size in ("checkpoint", "workspace") if name == "selective_scan" else ("workspace",):
+            function = getattr(library, f"{name}_{size}_bytes")
+            function.argtypes = [ctypes.POINTER(dims)]
+            function.restype = ctypes.c_size_t
+    void = ctypes.c_void_p
+    library.selective_scan_forward.argtypes = [void] * 5
+    library.selective_scan_backward.argtypes = [void] * 6
+    library.causal_conv_forward.argtypes = [void] * 4
+    library.causal_conv_backward.argtypes = [void] * 5
+    return library
+
+
+def why_unavailable() -> str | None:
+    """Return None where the C kernels can be used, else the reason why not."""
+    with _lock:
+        loaded = _load()
+    if isinstance(loaded, str):
+        return loaded
+    try:
+        isa_number(loaded)
+    except ScanBackendError as error:
+        return str(error)
+    return None
+
+
+def load() -> ctypes.CDLL:
+    """Return the C library.
+
+    Raises:
+        ScanBackendError: it cannot be built.
+    """
+    with _lock:
+        loaded = _load()
+    if isinstance(loaded, str):
+        raise ScanBackendError(f"the C kernels of the scan cannot be built: {loaded}")
+    return loaded
+
+
+def isa() -> str:
+    """Return the instruction set that the kernels use: the best one here, or $MAMBA_ISA.
+
+    Raises:
+        ScanBackendError: the kernels cannot be built, or $MAMBA_ISA names none that works here.
+    """
+    return ISAS[isa_number(load())]
+
+
+def isa_number(library: ctypes.CDLL) -> int:
+    """The instruction set as the C enum's value; see `isa`."""
+    wanted = os.environ.get(ISA_VARIABLE, "")
+    if not wanted:
+        return int(library.scan_best_isa())
+    working = [name for i, name in enumerate(ISAS) if library.scan_isa_works(i)]
+    if wanted not in working:
+        raise ScanBackendError(
+            f"{ISA_VARIABLE}={wanted}: expected one that works here: {', '.join(working)}"
+        )
+    return ISAS.index(wanted)
+
+
+def scan_forward(
+    inputs: OptionalTensors,
+    delta_softplus: bool,
+    reverse: bool,
+    out: Tensor,
+    keep_checkpoints: bool,
+) -> Tensor | None:
+    """Run the forward scan into `out`; return the states at the chunk borders if asked to.
+
+    Args:
+        inputs: u, delta, z (batch, Di, length), B, C (batch, N, length), A (Di, N), D,
+            delta_bias (Di); with W (Di, R), delta is dt (batch, R, length). All of one dtype,
+            float32 or float64; z, D, delta_bias and W may be None. Sequences may be strided.
+        delta_softplus: whether delta goes through a softplus.
+        reverse: whether to run from the last step to the first.
+        out: (batch, Di, length).
+        keep_checkpoints: whether a backward will follow.
+    """
+    library = load()
+    inputs = _contiguous(inputs, "A", "D", "delta_bias", "W")
+    dims = _scan_dims(library, inputs, delta_softplus)
+    workspace = _bytes(library.selective_scan_workspace_bytes(dims))
+    checkpoints = None
+    if keep_checkpoints:
+        checkpoints = _bytes(library.selective_scan_checkpoint_bytes(dims))
+    status = library.selective_scan_forward(
+        ctypes.byref(dims),
+        ctypes.byref(_scan_tensors(inputs, reverse)),
+        ctypes.byref(_tensor3(out, reverse)),
+        None if checkpoints is None else checkpoints.data_ptr(),
+        workspace.data_ptr(),
+    )
+    _check(status)
+    return checkpoints
+
+
+def scan_backward(
+    inputs: OptionalTensors,
+    delta_softplus: bool,
+    reverse: bool,
+    grad_out: Tensor,
+    checkpoints: Tensor,
+    grads: OptionalTensors,
+) -> None:
+    """Run the backward scan into `grads`, whose names and shapes are those of `inputs`."""
+    library = load()
+    inputs = _contiguous(inputs, "A", "D", "delta_bias", "W")
+    dims = _scan_dims(library, inputs, delta_softplus)
+    workspace = _bytes(library.selective_scan_workspace_bytes(dims))
+    status = library.selective_scan_backward(
+        ctypes.byref(dims),
+        ctypes.byref(_scan_tensors(inputs, reverse)),
+        ctypes.byref(_tensor3(grad_out, reverse)),
+        checkpoints.data_ptr(),
+        ctypes.byref(_scan_tensors(grads, reverse)),
+        workspace.data_ptr(),
+    )
+    _check(status)
+
+
+def conv_forward(inputs: OptionalTensors, reverse: bool, out: Tensor) -> None:
+    """Run silu(causal depthwise convolution) of x into out.
+
+    Args:
+        inputs: x (batch, Di, length), may be strided; weight (Di, K); bias (Di) or None; of one
+            dtype, float32 or float64.
+        reverse: whether to run from the last step to the first.
+        out: (batch, Di, length).
+    """
+    library = load()
+    inputs = _contiguous(inputs, "weight", "bias")
+    dims = _conv_dims(library, inputs)
+    workspace = _bytes(library.causal_conv_workspace_bytes(dims))
+    status = library.causal_conv_forward(
+        ctypes.byref(dims),
+        ctypes.byref(_conv_tensors(inputs, reverse)),
+        ctypes.byref(_tensor3(out, reverse)),
+        workspace.data_ptr(),
+    )
+    _check(status)
+
+
+def conv_backward(
+    inputs: OptionalTensors, reverse: bool, grad_out: Tensor, grads: OptionalTensors
+) -> None:
+    """Run the backward of `conv_forward` into `grads`, whose names and shapes are the inputs'."""
+    library = load()
+    inputs = _contiguous(inputs, "weight", "bias")
+    dims = _conv_dims(library, inputs)
+    workspace = _bytes(library.causal_conv_workspace_bytes(dims))
+    status = library.causal_conv_backward(
+        ctypes.byref(dims),
+        ctypes.byref(_conv_tensors(inputs, reverse)),
+        ctypes.byref(_tensor3(grad_out, reverse)),
+        ctypes.byref(_conv_tensors(grads, reverse)),
+        workspace.data_ptr(),
+    )
+    _check(status)
+
+
+def _bytes(count: int) -> Tensor:
+    """Memory of at least one byte, so that there is an address; torch aligns it to 64."""
+    return torch.empty(max(1, count), dtype=torch.uint8)
+
+
+def _contiguous(tensors: OptionalTensors, *names: str) -> dict[str, Tensor | None]:
+    """Parameters, which are small, are read contiguously."""
+    result = dict(tensors)
+    for name in names:
+        tensor = result.get(name)
+        result[name] = None if tensor is None else tensor.contiguous()
+    return result
+
+
+def _given(tensor: Tensor | None) -> Tensor:
+    if tensor is None:
+        raise TypeError("a required tensor is None")
+    return tensor
+
+
+def _threads(updates: int) -> int:
+    return min(torch.get_num_threads(), 1 + updates // _UPDATES_PER_THREAD)
+
+
+def _scan_dims(library: ctypes.CDLL, inputs: OptionalTensors, delta_softplus: bool) -> _ScanDims:
+    u, weight = _given(inputs["u"]), inputs["W"]
+    batch, channels, length = u.shape
+    states = _given(inputs["A"]).shape[1]
+    return _ScanDims(
+        batch=batch,
+        channels=channels,
+        length=length,
+        states=states,
+        rank=0 if weight is None else weight.shape[1],
+        threads=_threads(batch * channels * length * states),
+        delta_softplus=int(delta_softplus),
+        type=_TYPE[u.dtype],
+        isa=isa_number(library),
+    )
+
+
+def _conv_dims(library: ctypes.CDLL, inputs: OptionalTensors) -> _ConvDims:
+    x = _given(inputs["x"])
+    batch, channels, length = x.shape
+    return _ConvDims(
+        batch=batch,
+        channels=channels,
+        length=length,
+        taps=_given(inputs["weight"]).shape[1],
+        threads=_threads(4 * x.numel()),
+        type=_TYPE[x.dtype],
+        isa=isa_number(library),
+    )
+
+
+def _tensor3(tensor: Tensor | None, reverse: bool) -> _Tensor3:
+    if tensor is None:
+        return _Tensor3(None, (ctypes.c_ssize_t * 3)(0, 0, 0))
+    batch, channel, time = tensor.stride()
+    address = tensor.data_ptr()
+    if reverse:
+        address += (tensor.shape[2] - 1) * time * tensor.element_size()
+        time = -time
+    return _Tensor3(address, (ctypes.c_ssize_t * 3)(batch, channel, time))
+
+
+def _pointer(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def _scan_tensors(tensors: OptionalTensors, reverse: bool) -> _ScanTensors:
+    sequences = [_tensor3(tensors[name], reverse) for name in ("u", "delta", "B", "C", "z")]
+    return _ScanTensors(
+        *sequences, *(_pointer(tensors[name]) for name in ("A", "D", "delta_bias", "W"))
+    )
+
+
+def _conv_tensors(tensors: OptionalTensors, reverse: bool) -> _ConvTensors:
+    return _ConvTensors(
+        _tensor3(tensors["x"], reverse), _pointer(tensors["weight"]), _pointer(tensors["bias"])
+    )
+
+
+def _check(status: int) -> None:
+    if status != 0:
+        reason = _STATUS.get(status, f"status {status}")
+        raise RuntimeError(f"the C kernel of the scan refused its arguments: {reason}")
