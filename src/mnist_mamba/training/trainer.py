@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mnist_mamba.config import TrainConfig
 from mnist_mamba.model import MambaClassifier
+from mnist_mamba.training.distributed import ALONE, Processes
 from mnist_mamba.training.ema import Ema
 from mnist_mamba.training.optimizer import make_optimizer
 
@@ -26,45 +27,67 @@ class Trainer:
         model: trained in place, and moved to the device.
         config: how.
         device: torch's name of it.
+        processes: those that train the same model, each on its share of every batch.
     """
 
-    def __init__(self, model: MambaClassifier, config: TrainConfig, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        model: MambaClassifier,
+        config: TrainConfig,
+        device: str = "cpu",
+        processes: Processes = ALONE,
+    ) -> None:
         self.model = model.to(device).train()
         self.ema = Ema(model, config.ema_decay)
         self.optimizer = make_optimizer(model, config)
-        self.config, self.device = config, device
+        self.config, self.device, self.processes = config, device, processes
+        self._parameters = list(self.model.parameters())
 
-    def step(self, pixels: Tensor, labels: Tensor, lr: float) -> tuple[float, int]:
+    def step(
+        self, pixels: Tensor, labels: Tensor, lr: float, batch: int | None = None
+    ) -> tuple[float, int]:
         """One optimisation step; its loss, and how many images were right before it.
 
-        pixels (batch, height, width) in [0, 1], labels (batch,) int64, both on the CPU.
+        pixels (n, height, width) in [0, 1], labels (n,) int64, both on the CPU: all of the batch
+        or, in one of several processes, its share of the `batch` images. n may then be 0; loss
+        and hits are those of the whole batch.
 
         Raises:
             NonFiniteError: the loss or the gradient's norm is NaN or infinite.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        labels = labels.to(self.device)
-        logits = self.model(pixels.to(self.device))
-        loss = F.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        part = 1.0 if batch is None else len(labels) / batch
+        figures = self._backward(pixels.to(self.device), labels.to(self.device), part)
+        figures = self.processes.sum_gradients(self._parameters, figures)
         norm = self._clip()
-        hits = (logits.detach().argmax(dim=1) == labels).sum()
+        loss, hits, norm_value = torch.cat([figures, norm[None]]).tolist()
         # Before the weights move: NaN in one gradient would be NaN in every weight.
-        mean_loss = _finite("loss", loss.detach())
-        _finite("norm of the gradient", norm)
+        for name, value in (("loss", loss), ("norm of the gradient", norm_value)):
+            if not math.isfinite(value):
+                raise NonFiniteError(f"the {name} is {value}")
         self.optimizer.step()
         self.ema.update(self.model)
-        return mean_loss, int(hits)
+        return loss, int(hits)
+
+    def _backward(self, pixels: Tensor, labels: Tensor, part: float) -> Tensor:
+        """Gradients of these images' part of the batch's mean loss; that part, and their hits."""
+        if len(labels) == 0:
+            return torch.zeros(2, device=self.device)
+        logits = self.model(pixels)
+        smoothing = self.config.label_smoothing
+        loss = F.cross_entropy(logits, labels, label_smoothing=smoothing) * part
+        loss.backward()
+        hits = (logits.detach().argmax(dim=1) == labels).sum()
+        return torch.stack([loss.detach(), hits.to(loss.dtype)])
 
     def _clip(self) -> Tensor:
         """Scale the gradient down to the largest norm allowed; its norm before that."""
-        parameters = list(self.model.parameters())
-        gradients = [p.grad for p in parameters if p.grad is not None]
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         if self.config.clip_norm:
-            torch.nn.utils.clip_grads_with_norm_(parameters, self.config.clip_norm, norm)
+            torch.nn.utils.clip_grads_with_norm_(self._parameters, self.config.clip_norm, norm)
         return norm
 
     def state_dict(self) -> dict[str, Any]:
@@ -84,10 +107,3 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self.ema.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
-
-
-def _finite(name: str, value: Tensor) -> float:
-    number = float(value)
-    if not math.isfinite(number):
-        raise NonFiniteError(f"the {name} is {number}")
-    return number
