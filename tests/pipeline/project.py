@@ -84,15 +84,15 @@ def run_module(
     return run(folder, command, **env)
 
 
-def start_module(folder: Path, module: str, *arguments: str) -> subprocess.Popen[bytes]:
-    """`python -m MODULE` in the project, under way; nobody reads its output."""
-    command = [sys.executable, "-m", module, *arguments]
+def start(folder: Path, command: list[str], **env: str) -> subprocess.Popen[bytes]:
+    """A command in the project, under way, in a process group of its own; its output is lost."""
     return subprocess.Popen(
         command,
         cwd=folder,
-        env=environment(),
+        env=environment(**env),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        start_new_session=True,
     )
 
 

@@ -8,6 +8,7 @@ import shutil
 import signal
 import sqlite3
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,7 +32,7 @@ from tests.pipeline.project import (
     run_module,
     run_torchrun,
     set_params,
-    start_module,
+    start,
 )
 
 LONG = {
@@ -49,6 +50,7 @@ RESULTS = (
     "plots/curves.json",
     "metrics/train.json",
 )
+TRAIN = [sys.executable, "-m", "pipeline.train"]
 STATE = Path("checkpoints/training_state.pth")
 
 
@@ -89,19 +91,22 @@ def saved_state(folder: Path) -> TrainingState | None:
 
 
 def kill_in_the_middle(folder: Path, process: subprocess.Popen[bytes]) -> TrainingState:
-    """SIGKILL in the middle of the second epoch or a later one; the state that is left."""
+    """SIGKILL to a training in the middle of the second epoch or a later one; its last state.
+
+    All processes of the group get it, as when a machine loses power.
+    """
     for _ in range(6000):
         time.sleep(0.01)
         assert process.poll() is None, "the training ended before it could be killed"
         if not in_the_middle(saved_state(folder)):
             continue
         # It goes on while this process looks: only when it stands still is the state the last.
-        process.send_signal(signal.SIGSTOP)
+        os.killpg(process.pid, signal.SIGSTOP)
         time.sleep(0.05)
         if in_the_middle(saved_state(folder)):
             break
-        process.send_signal(signal.SIGCONT)
-    process.kill()
+        os.killpg(process.pid, signal.SIGCONT)
+    os.killpg(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     state = saved_state(folder)
     assert state is not None
@@ -135,7 +140,7 @@ def test_killed_and_resumed_training_leaves_the_same_bytes(
     project: Path, uninterrupted: Path
 ) -> None:
     set_params(project, LONG)  # with MLflow
-    state = kill_in_the_middle(project, start_module(project, "pipeline.train", "--resume"))
+    state = kill_in_the_middle(project, start(project, [*TRAIN, "--resume"]))
     check_that_files_are_whole(project)
     remove_outputs(project)
     assert f"going on in epoch {state.epoch} after step {state.steps}" in train(project, "--resume")
@@ -160,11 +165,11 @@ def check_that_mlflow_has_the_curve_once(folder: Path) -> None:
 
 
 def check_curves_to_rounding(folder: Path, single: Path) -> None:
-    """Equal but for the order of fp32 sums, whose noise of 6e-8 grows a little with each step."""
+    """Equal but for the order of fp32 sums, whose noise of 6e-8 grows a little in 320 steps."""
     points = curves(folder)
     assert [point["epoch"] for point in points] == [1, 2, 3, 4]
     for one, two in zip(curves(single), points, strict=True):
-        assert two == pytest.approx(one, rel=1e-4)
+        assert two == pytest.approx(one, rel=1e-5)
 
 
 @pytest.mark.slow
@@ -184,12 +189,12 @@ def test_two_processes_leave_what_one_does_and_leave_it_once(
     a, b = (load_checkpoint(folder / RESULTS[0]).model for folder in (project, uninterrupted))
     difference = max(float((v - b.state_dict()[k]).abs().max()) for k, v in a.state_dict().items())
     # tests/unit/test_distributed.py says why weights differ by more than the loss does.
-    assert difference < 5e-3
+    assert difference < 1e-4
 
 
 @pytest.mark.slow
 def test_two_processes_resume_what_one_has_saved(project: Path, uninterrupted: Path) -> None:
-    state = kill_in_the_middle(project, start_module(project, "pipeline.train"))
+    state = kill_in_the_middle(project, start(project, TRAIN))
     done = run_torchrun(project, 2, "pipeline.train", "--resume")
     assert done.returncode == 0, done.stderr
     where = f"going on in epoch {state.epoch} after step {state.steps}"

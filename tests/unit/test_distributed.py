@@ -56,12 +56,12 @@ def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
         for name, value in first[0][part].items():
             assert torch.equal(value, second[0][part][name]), name
             # Sums of a batch in another order differ by fp32's 6e-8 of their size. AdamW divides
-            # a gradient by its own size, so where it is nearly 0 that noise is a large part of a
-            # step: a weight may come to differ by a part of its 12 steps of at most 3e-3 each.
-            torch.testing.assert_close(value, alone[0][part][name], rtol=0, atol=1e-4)
+            # a gradient by its own size, so where it is nearly 0 that noise is a larger part of
+            # a step: up to 1e-3 of the 12 steps of at most 3e-3 each are allowed for.
+            torch.testing.assert_close(value, alone[0][part][name], rtol=0, atol=3e-5)
     for one, two in zip(alone[1], first[1], strict=True):
         # Such weights hardly matter to the loss, which is why their gradients are nearly 0.
-        assert two == pytest.approx(one, rel=1e-5)
+        assert two == pytest.approx(one, rel=1e-6)
 
 
 @pytest.mark.slow
