@@ -62,10 +62,11 @@ class Recorder:
         save_training(self.state, saved)
 
     def finish(self) -> None:
-        """Remove the state of a training that has come to its end, and what was left of others."""
+        """Remove the state of a training that has come to its end, and what kills have left."""
         self.state.unlink(missing_ok=True)
-        for leftover in self.state.parent.glob(f".{self.state.name}.*.tmp"):
-            leftover.unlink()
+        for path in (self.state, self.last, self.best, self.curves, self.metrics):
+            for leftover in path.parent.glob(f".{path.name}.*.tmp"):
+                leftover.unlink()
 
     def _summary(self) -> dict[str, Any]:
         last, best = self.points[-1], _best(self.points)

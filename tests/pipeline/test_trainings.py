@@ -18,13 +18,14 @@ import torch
 
 from mnist_mamba.model import MambaClassifier
 from mnist_mamba.training.checkpoint import load_checkpoint
+from mnist_mamba.training.distributed import Processes
 from mnist_mamba.training.epoch import EpochReport, EpochSeconds, TrainingState
 from mnist_mamba.training.loop import TrainingError
 from mnist_mamba.training.resume import SavedTraining, parse_training, save_training
 from pipeline.content_key import training_key
 from pipeline.params import load_params
 from pipeline.recorder import Recorder
-from pipeline.train import record
+from pipeline.train import choose_device, record, set_threads
 from tests.models import ARCHITECTURES
 from tests.pipeline.project import (
     SMALL,
@@ -142,6 +143,7 @@ def test_killed_and_resumed_training_leaves_the_same_bytes(
     set_params(project, LONG)  # with MLflow
     state = kill_in_the_middle(project, start(project, [*TRAIN, "--resume"]))
     check_that_files_are_whole(project)
+    (project / "checkpoints/.last.pth.a1b2c3d4.tmp").write_bytes(b"half a checkp")
     remove_outputs(project)
     assert f"going on in epoch {state.epoch} after step {state.steps}" in train(project, "--resume")
     for name in RESULTS:
@@ -254,6 +256,31 @@ def test_a_training_is_named_by_what_its_weights_come_from(
         assert training_key(load_params()) != key, name
         (project / name).write_bytes(data)
     assert training_key(load_params()) == key
+
+
+def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The choice alone, with a stand-in for the GPUs."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    second = Processes(rank=1, size=2, local_rank=1, local_size=2)
+    assert choose_device("auto", second) == choose_device("cuda", second) == "cuda:1"
+    assert choose_device("cpu", second) == "cpu"
+    assert choose_device("auto", Processes()) == "cuda"
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ValueError, match=r"2 processes .* and 1 GPU\(s\), expected one for each"):
+        choose_device("auto", second)
+
+
+def test_threads_are_shared_by_the_processes_of_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    monkeypatch.setattr("pipeline.train._cores", lambda: 7)
+    set_threads(0, Processes())  # torch's own choice stays
+    set_threads(3, Processes())
+    set_threads(0, Processes(size=4, local_size=2))
+    set_threads(0, Processes(size=9, local_size=9))
+    set_threads(2, Processes(size=4, local_size=4))
+    assert chosen == [3, 3, 1, 2]
 
 
 def test_divergence_says_where_and_what_is_still_good(project: Path) -> None:
