@@ -1,4 +1,4 @@
-"""One name for a run's content: its params and every file that its results come from."""
+"""Names of contents: a run's, a training's; both from params and the files that it comes from."""
 
 from __future__ import annotations
 
@@ -39,7 +39,27 @@ def content_key(params: Params, pipeline: Path = Path("dvc.yaml")) -> str:
         "params": {name: values[name] for name in SECTIONS},
         "files": {str(path): file_md5(path) for path in source_files(values, pipeline)},
     }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+    return _hash(content)
+
+
+def training_key(params: Params, pipeline: Path = Path("dvc.yaml")) -> str:
+    """A hash of the params, sources and prepared data that a training's weights come from.
+
+    Narrower than `content_key`, because a change of the engine or of its evaluation keeps no
+    training from being resumed; and wider, because the data that stages made counts.
+
+    Raises:
+        FileNotFoundError: a dep of the stage is missing.
+    """
+    values = params.model_dump(mode="json")
+    del values["train"]["save_every"]  # the weights are the same for any
+    stage = yaml.safe_load(pipeline.read_text())["stages"]["train"]
+    return _hash(
+        {
+            "params": {name: _look_up(values, name) for name in stage["params"]},
+            "files": {dep: file_md5(Path(dep)) for dep in stage["deps"]},
+        }
+    )
 
 
 def source_files(values: dict[str, Any], pipeline: Path = Path("dvc.yaml")) -> list[Path]:
@@ -77,10 +97,16 @@ def _path(out: str | dict[str, Any]) -> str:
 def _fill(text: str, values: dict[str, Any]) -> str:
     """Replace DVC's ${section.key} by the params' value."""
 
-    def look_up(match: re.Match[str]) -> str:
-        value: Any = values
-        for part in match[1].strip().split("."):
-            value = value[part]
-        return str(value)
+    return re.sub(r"\$\{([^}]+)\}", lambda match: str(_look_up(values, match[1].strip())), text)
 
-    return re.sub(r"\$\{([^}]+)\}", look_up, text)
+
+def _look_up(values: dict[str, Any], key: str) -> Any:
+    """The value at a dotted key."""
+    value: Any = values
+    for part in key.split("."):
+        value = value[part]
+    return value
+
+
+def _hash(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]

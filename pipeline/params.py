@@ -118,6 +118,7 @@ class TrainParams(Section):
     label_smoothing: Annotated[float, Field(ge=0, lt=1)]
     ema_decay: Annotated[float, Field(ge=0, lt=1)]
     seed: Annotated[int, Field(ge=0, lt=2**32)]
+    save_every: Annotated[int, Field(ge=0)]
     augment: AugmentParams
     scan: Literal["auto", "reference", "cpu", "cuda"]
     device: Literal["auto", "cpu", "cuda"]

@@ -6,6 +6,8 @@ RAW = Path("data/raw")
 PREPARED = Path("data/prepared")
 DATA_INFO = PREPARED / "info.json"
 CHECKPOINTS = Path("checkpoints")
+TRAINING_STATE = "training_state.pth"
+"""Beside the checkpoints while a training runs; no output of the stage, which DVC would delete."""
 MODEL = Path("artifacts/mnist_mamba.bin")
 ENGINE = Path("build/dvc/mamba")
 METRICS = Path("metrics")

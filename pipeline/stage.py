@@ -31,8 +31,13 @@ def run(main: Callable[[], None]) -> None:
     except (ValueError, OSError, RuntimeError) as error:
         if os.environ.get("MNIST_MAMBA_TRACEBACK"):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_process()}{error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _process() -> str:
+    """Which of torchrun's processes this is, as each of them tells its own error."""
+    return f"process {os.environ['RANK']}: " if "TORCHELASTIC_RUN_ID" in os.environ else ""

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import datetime as dt
 import json
 import logging
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +15,17 @@ import torch
 
 from mnist_mamba.data.idx import read_images, read_labels
 from mnist_mamba.data.splits import LabelledImages
-from mnist_mamba.files import write_json
 from mnist_mamba.model import MambaClassifier
 from mnist_mamba.scan import choose
-from mnist_mamba.training.checkpoint import Checkpoint, save_checkpoint
-from mnist_mamba.training.loop import EpochReport, train
+from mnist_mamba.training.distributed import Processes
+from mnist_mamba.training.epoch import EpochReport
+from mnist_mamba.training.loop import TrainingError, train
+from mnist_mamba.training.resume import SavedTraining, parse_training
 from pipeline import paths, stage, tracking
+from pipeline.content_key import training_key
 from pipeline.params import Params, load_params, parse_params
+from pipeline.recorder import Recorder
+from pipeline.tracking import CurvePoint
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +40,9 @@ def parse_arguments() -> argparse.Namespace:
         "not taken for the pipeline's.",
         [
             "python -m pipeline.train",
+            "python -m pipeline.train --resume",
             "python -m pipeline.train --epochs 2 --learning-rate 3e-3 --save-dir /tmp/quick",
+            "torchrun --standalone --nproc_per_node=2 -m pipeline.train",
             "dvc exp run -S train.epochs=20",
         ],
     )
@@ -42,6 +51,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--learning-rate", type=float, help="peak learning rate (train.lr)")
     parser.add_argument(
         "--save-dir", type=Path, default=paths.CHECKPOINTS, help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with the training of these params, data and code that was stopped, if any",
     )
     return parser.parse_args()
 
@@ -76,96 +90,166 @@ def build_model(params: Params, info: dict[str, Any]) -> MambaClassifier:
     return MambaClassifier(config, scan=params.train.scan)
 
 
-def choose_device(name: str) -> str:
-    """The device's name for torch.
+def choose_device(name: str, processes: Processes) -> str:
+    """The device's name for torch; each of several processes has a GPU of its own.
 
     Raises:
-        ValueError: a GPU was asked for and there is none.
+        ValueError: a GPU was asked for and there is none, or fewer than processes.
     """
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("train.device = cuda: PyTorch sees no GPU here; use cpu or auto")
-    return "cuda" if name != "cpu" and torch.cuda.is_available() else "cpu"
+    if name == "cpu":
+        return "cpu"
+    if not torch.cuda.is_available():
+        if name == "cuda":
+            raise ValueError("train.device = cuda: PyTorch sees no GPU here; use cpu or auto")
+        return "cpu"
+    if processes.size == 1:
+        return "cuda"
+    if processes.local_size > torch.cuda.device_count():
+        raise ValueError(
+            f"train.device = {name}: {processes.local_size} processes on this machine and "
+            f"{torch.cuda.device_count()} GPU(s), expected one for each; start fewer processes "
+            "(torchrun --nproc_per_node), or use cpu"
+        )
+    return f"cuda:{processes.local_rank}"
 
 
-class Recorder:
-    """Writes what a run leaves behind, after each epoch."""
-
-    def __init__(self, save_dir: Path, metrics: Path, curves: Path, n_parameters: int) -> None:
-        self.save_dir, self.metrics, self.curves = save_dir, metrics, curves
-        self.n_parameters = n_parameters
-        self.points: list[dict[str, float | int]] = []
-        self.best: EpochReport | None = None
-
-    def record(self, report: EpochReport) -> None:
-        """Checkpoints, curves and metrics up to this epoch."""
-        self.points.append(report.curve_point())
-        checkpoint = Checkpoint(report.model, report.epoch, report.val_accuracy)
-        save_checkpoint(self.save_dir / "last.pth", checkpoint)
-        if self.best is None or _rank(report) > _rank(self.best):
-            self.best = report
-            save_checkpoint(self.save_dir / "best_model.pth", checkpoint)
-        write_json(self.curves, self.points)
-        write_json(self.metrics, self._summary(report))
-
-    def _summary(self, report: EpochReport) -> dict[str, Any]:
-        assert self.best is not None
-        return {
-            "val": {
-                "accuracy": report.val_accuracy,
-                "loss": report.val_loss,
-                "best_accuracy": self.best.val_accuracy,
-                "best_epoch": self.best.epoch,
-            },
-            "train": {"accuracy": report.train_accuracy, "loss": report.train_loss},
-            "epochs": report.epoch,
-            "parameters": self.n_parameters,
-        }
+def set_threads(threads: int, processes: Processes) -> None:
+    """Threads of this process; 0 shares the cores among the processes of this machine."""
+    if threads == 0 and processes.local_size > 1:
+        # torchrun says OMP_NUM_THREADS=1, which would leave cores idle.
+        threads = max(1, _cores() // processes.local_size)
+    if threads:
+        torch.set_num_threads(threads)
 
 
-def _rank(report: EpochReport) -> tuple[float, float]:
-    return report.val_accuracy, -report.val_loss
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):  # those that this process may use; Linux only
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def read_state(path: Path, key: str, processes: Processes) -> SavedTraining | None:
+    """The state that this training can go on from, if any; the same in all processes.
+
+    Raises:
+        ResumeError: the file is damaged, or something else.
+    """
+    data = path.read_bytes() if processes.is_first and path.is_file() else None
+    # From the first one alone: processes that begin at different steps would wait for each other.
+    data = processes.from_first(data)
+    if data is None:
+        logger.info("%s is not there: training starts from the beginning", path)
+        return None
+    saved = parse_training(data, path)
+    if saved.key != key:
+        logger.info(
+            "%s is of another run (other params, data or code): training starts from the beginning",
+            path,
+        )
+        return None
+    logger.info("going on in epoch %d after step %d", saved.state.epoch, saved.state.steps)
+    return saved
+
+
+def log_epoch(report: EpochReport, epochs: int) -> None:
+    """One line on what an epoch gave, one on the time that it took."""
+    logger.info(
+        "epoch %d/%d  loss %.4f  val loss %.4f  val accuracy %.4f  %.0f images/s",
+        report.epoch,
+        epochs,
+        report.train_loss,
+        report.val_loss,
+        report.val_accuracy,
+        report.images_per_s,
+    )
+    seconds = report.seconds
+    logger.info(
+        "  steps %.1f s, data %.1f s, evaluation %.1f s; about %s left for all epochs",
+        seconds.steps,
+        seconds.data,
+        seconds.evaluation,
+        dt.timedelta(seconds=round(report.seconds_left)),
+    )
 
 
 def main() -> None:
     """Train as params.yaml and the command line say."""
     arguments = parse_arguments()
     params = with_overrides(load_params(), arguments)
-    of_the_pipeline = params == load_params() and arguments.save_dir == paths.CHECKPOINTS
-    if params.train.threads:
-        torch.set_num_threads(params.train.threads)
-    device = choose_device(params.train.device)
+    processes = Processes.of_torchrun()
+    if not processes.is_first:
+        logging.getLogger().setLevel(logging.WARNING)
+    set_threads(params.train.threads, processes)
+    device = choose_device(params.train.device, processes)
+    with processes.connected(device):
+        run_training(params, arguments, device, processes)
+
+
+def run_training(
+    params: Params, arguments: argparse.Namespace, device: str, processes: Processes
+) -> None:
+    """Train, in one of the processes that do; the first writes, logs and tracks."""
     backend = choose(params.train.scan, torch.device(device))
-    info = json.loads(paths.DATA_INFO.read_text())
-    model = build_model(params, info)
+    model = build_model(params, json.loads(paths.DATA_INFO.read_text()))
     logger.info(
-        "%d parameters, %d tokens an image, scan %s on %s, %d threads",
+        "%d parameters, %d tokens an image, scan %s on %s, %d threads, %d process(es)",
         model.n_parameters,
         model.config.length,
         backend,
         device,
         torch.get_num_threads(),
+        processes.size,
     )
+    of_the_pipeline = params == load_params() and arguments.save_dir == paths.CHECKPOINTS
     folder = arguments.save_dir
     recorder = Recorder(
         folder,
         paths.METRICS / "train.json" if of_the_pipeline else folder / "metrics.json",
         paths.CURVES if of_the_pipeline else folder / "curves.json",
+        training_key(params),
         model.n_parameters,
     )
+    saved = read_state(recorder.state, recorder.key, processes) if arguments.resume else None
+    reports = train(
+        model,
+        load_part("train"),
+        load_part("val"),
+        params.train.config(),
+        device,
+        progress=processes.is_first,
+        processes=processes,
+        state=saved.state if saved else None,
+        save=recorder.save if processes.is_first else None,
+    )
+    if not processes.is_first:
+        for _ in reports:
+            pass
+        return
     with tracking.live_run(params, enabled=of_the_pipeline) as log_point:
-        reports = train(model, load_part("train"), load_part("val"), params.train.config(), device)
+        record(reports, recorder, saved, log_point, params.train.epochs)
+
+
+def record(
+    reports: Iterator[EpochReport],
+    recorder: Recorder,
+    saved: SavedTraining | None,
+    log_point: Callable[[CurvePoint], None],
+    epochs: int,
+) -> None:
+    """Write, track and log each epoch's report."""
+    if saved is not None:
+        recorder.resume(saved)
+        # Those that MLflow has are not logged twice; it may have been away, or be a new one.
+        for point in recorder.points:
+            log_point(point)
+    try:
         for report in reports:
             recorder.record(report)
             log_point(report.curve_point())
-            logger.info(
-                "epoch %d/%d  loss %.4f  val loss %.4f  val accuracy %.4f  %.0f images/s",
-                report.epoch,
-                params.train.epochs,
-                report.train_loss,
-                report.val_loss,
-                report.val_accuracy,
-                report.images_per_s,
-            )
+            log_epoch(report, epochs)
+    except TrainingError as error:
+        raise TrainingError(f"{error}. Last good checkpoint: {recorder.last_good}") from error
+    recorder.finish()
 
 
 if __name__ == "__main__":

@@ -205,4 +205,6 @@ class TrainConfig:
     ema_decay: float = 0.999
     """Decay a step of the averaged weights, which are what is validated and exported."""
     seed: int = 0
+    save_every: int = 500
+    """Steps between two states to resume from; 0 makes one at the end of each epoch alone."""
     augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)

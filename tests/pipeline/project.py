@@ -84,16 +84,37 @@ def run_module(
     return run(folder, command, **env)
 
 
+def start(folder: Path, command: list[str], **env: str) -> subprocess.Popen[bytes]:
+    """A command in the project, under way, in a process group of its own; its output is lost."""
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        env=environment(**env),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def run_torchrun(
+    folder: Path, processes: int, module: str, *arguments: str, **env: str
+) -> subprocess.CompletedProcess[str]:
+    """`torchrun -m MODULE` in the project, with its output captured."""
+    launch = ("--standalone", f"--nproc_per_node={processes}", "-m", module)
+    return run_module(folder, "torch.distributed.run", *launch, *arguments, **env)
+
+
 def run(folder: Path, command: list[str], **env: str) -> subprocess.CompletedProcess[str]:
-    """A command in the project; stages find this Python first in PATH."""
+    """A command in the project, with its output captured."""
+    return subprocess.run(
+        command, cwd=folder, env=environment(**env), capture_output=True, text=True
+    )
+
+
+def environment(**env: str) -> dict[str, str]:
+    """This process's, without what would lead out of the project; stages find this Python first."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     quiet = {"DVC_NO_ANALYTICS": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
     hidden = ("MLFLOW_TRACKING_URI", "PYTHONPATH", "DVC_ROOT", "MNIST_MIRROR")
     kept = {name: value for name, value in os.environ.items() if name not in hidden}
-    return subprocess.run(
-        command,
-        cwd=folder,
-        env={**kept, **quiet, "PATH": path, **env},
-        capture_output=True,
-        text=True,
-    )
+    return {**kept, **quiet, "PATH": path, **env}

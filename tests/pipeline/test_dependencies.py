@@ -17,7 +17,7 @@ from tests.pipeline.imports import ROOT, imported_files
 STAGES: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 
 WATCHERS = {"pipeline/tracking.py", "pipeline/content_key.py"}
-"""They show a training to MLflow and change nothing in it: their changes retrain nothing."""
+"""They name a training and show it to MLflow, but change nothing in it: no need to retrain."""
 
 
 def project_files(pattern: str) -> set[str]:

@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from tests.pipeline.imports import ROOT
-from tests.pipeline.project import copy_project, run
+from tests.pipeline.project import copy_project, run, start
+from tests.pipeline.test_trainings import UNTRACKED, kill_in_the_middle
 
 pytestmark = pytest.mark.slow
 
@@ -46,11 +47,15 @@ def repository(tmp_path_factory: pytest.TempPathFactory, home: str) -> Path:
     """A committed project in which `dvc repro` has run once."""
     folder = copy_project(tmp_path_factory.mktemp("dvc"), DIGITS)
     for words in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "start"]):
-        done = run(folder, ["git", *words], HOME=home, **IDENTITY)
-        assert done.returncode == 0, done.stderr
+        git(folder, home, *words)
     done = dvc(folder, home, "repro")
     assert "Running stage 'track'" in done.stdout
     return folder
+
+
+def git(folder: Path, home: str, *words: str) -> None:
+    done = run(folder, ["git", *words], HOME=home, **IDENTITY)
+    assert done.returncode == 0, done.stderr
 
 
 def dvc(folder: Path, home: str, *words: str) -> subprocess.CompletedProcess[str]:
@@ -166,3 +171,17 @@ def test_params_keep_their_comments_through_set_param(tmp_path: Path, home: str)
     old, new = ((p / "params.yaml").read_text() for p in (ROOT, folder))
     assert new.count("#") == old.count("#")
     assert "lr: 0.003" in new
+
+
+def test_a_repro_that_was_killed_goes_on(tmp_path: Path, home: str) -> None:
+    """DVC deletes a stage's outputs before it runs it, but not what a training resumes from."""
+    folder = copy_project(tmp_path / "project", UNTRACKED)
+    git(folder, home, "init", "-q")
+    dvc(folder, home, "repro", "prepare")
+    whole = shutil.copytree(folder, tmp_path / "whole", symlinks=True)
+    kill_in_the_middle(folder, start(folder, ["dvc", "repro", "train"], HOME=home))
+    done = dvc(folder, home, "repro", "train")
+    assert "going on in epoch" in done.stdout + done.stderr
+    dvc(whole, home, "repro", "train")
+    locks = [yaml.safe_load((path / "dvc.lock").read_text()) for path in (folder, whole)]
+    assert locks[0]["stages"]["train"] == locks[1]["stages"]["train"]

@@ -37,6 +37,7 @@ def test_the_committed_params_are_valid() -> None:
         ("train.lr", "fast", ["train.lr", "'fast'", "number"]),
         ("train.lr", -1, ["train.lr", "-1", "greater than 0"]),
         ("train.lr", float("inf"), ["train.lr", "inf", "finite"]),
+        ("train.save_every", -1, ["train.save_every", "-1", "greater than or equal to 0"]),
         ("train.epochs", 2.5, ["train.epochs", "2.5", "integer"]),
         ("train.momentum", 0.9, ["train.momentum", "unknown key"]),
         ("train.augment.rotate", 500, ["train.augment.rotate", "500", "180"]),

@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from mnist_mamba.config import AugmentConfig
-from mnist_mamba.data.augment import augment
+from mnist_mamba.data.augment import _grid, augment
 from mnist_mamba.data.idx import IdxError, read_images, read_labels, write_idx
 from mnist_mamba.data.sources import IDX_NAMES, load_digits, load_idx, load_mnist
 from mnist_mamba.data.splits import DataError, LabelledImages, Splits, describe, resize, split
@@ -268,6 +269,22 @@ def test_augmentation_depends_on_its_generator_alone() -> None:
     a, b = (augment(pixels, AugmentConfig(), torch.Generator().manual_seed(7)) for _ in range(2))
     assert torch.equal(a, b)
     assert not torch.equal(a, augment(pixels, AugmentConfig(), torch.Generator().manual_seed(8)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_grid_is_torch_s_affine_grid(dtype: torch.dtype) -> None:
+    maps = torch.randn(7, 2, 3, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    expected = F.affine_grid(maps, [7, 1, 9, 12], align_corners=False)
+    torch.testing.assert_close(_grid(maps, 9, 12), expected)
+
+
+def test_a_share_of_a_batch_is_mapped_as_in_the_whole_batch() -> None:
+    pixels = torch.from_numpy(make_data(11, size=(9, 12)).images).float() / 255
+    whole = augment(pixels, AugmentConfig(), torch.Generator().manual_seed(3))
+    for share in (slice(0, 6), slice(6, 11), slice(11, 11)):
+        generator = torch.Generator().manual_seed(3)
+        mapped = augment(pixels[share], AugmentConfig(), generator, share, batch=11)
+        torch.testing.assert_close(mapped, whole[share], atol=1e-6, rtol=0)
 
 
 def test_labels_reader_wants_labels(tmp_path: Path) -> None:

@@ -12,16 +12,26 @@ import torch
 from mnist_mamba.config import AugmentConfig, ModelConfig, TrainConfig
 from mnist_mamba.data.splits import LabelledImages
 from mnist_mamba.model import MambaClassifier
+from mnist_mamba.training import loop
 from mnist_mamba.training.checkpoint import (
     Checkpoint,
     CheckpointError,
     load_checkpoint,
     save_checkpoint,
 )
+from mnist_mamba.training.distributed import Processes
 from mnist_mamba.training.ema import Ema
-from mnist_mamba.training.evaluation import predict, score
-from mnist_mamba.training.loop import EpochReport, TrainingError, train
+from mnist_mamba.training.epoch import EpochReport, TrainingState
+from mnist_mamba.training.evaluation import Scores, predict, score
+from mnist_mamba.training.loop import TrainingError, train
 from mnist_mamba.training.optimizer import learning_rate, parameter_groups
+from mnist_mamba.training.resume import (
+    ResumeError,
+    SavedTraining,
+    parse_training,
+    save_training,
+)
+from mnist_mamba.training.trainer import NonFiniteError, Trainer
 from tests.models import ARCHITECTURES, make_images, make_model
 
 MODEL = ModelConfig(
@@ -71,6 +81,135 @@ def test_an_infinite_loss_stops_at_once_with_step_and_rate() -> None:
     with pytest.raises(TrainingError, match=r"step \d+ \(epoch \d\), learning rate") as error:
         run(TrainConfig(epochs=4, batch_size=32, lr=1e18, clip_norm=0, augment=PLAIN))
     assert "train.lr" in str(error.value)
+
+
+@pytest.mark.parametrize("clip_norm", [0.0, 1.0])
+def test_a_gradient_that_is_not_finite_moves_no_weight(clip_norm: float) -> None:
+    """The loss of that step is finite: only its gradient tells."""
+    torch.manual_seed(0)
+    model = MambaClassifier(MODEL, scan="reference")
+    trainer = Trainer(model, TrainConfig(clip_norm=clip_norm))
+    trainer.model.head.bias.register_hook(lambda gradient: gradient / 0)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(NonFiniteError, match=r"the norm of the gradient is (nan|inf)"):
+        trainer.step(torch.rand(4, 8, 8), torch.tensor([0, 1, 2, 0]), lr=0.1)
+    for part in (model, trainer.ema.model):
+        assert all(torch.equal(value, before[k]) for k, value in part.state_dict().items())
+
+
+def test_a_validation_loss_that_is_not_finite_stops(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "score", lambda *_: Scores(accuracy=0.5, loss=float("inf")))
+    with pytest.raises(TrainingError, match="the validation loss is inf after epoch 1"):
+        run(TrainConfig(epochs=2, batch_size=32))
+
+
+def test_a_report_says_where_the_time_went() -> None:
+    _, reports = run(TrainConfig(epochs=2, batch_size=32))
+    for report in reports:
+        seconds = dataclasses.asdict(report.seconds)
+        assert set(seconds) == {"data", "steps", "evaluation"}
+        assert all(value > 0 for value in seconds.values())
+        assert report.images_per_s == pytest.approx(96 / (seconds["data"] + seconds["steps"]))
+    assert reports[0].seconds_left > reports[1].seconds_left == 0
+
+
+RESUMED = TrainConfig(epochs=3, batch_size=20, save_every=2)
+"""Five steps an epoch, the last of 16 images."""
+
+
+def saved_states(config: TrainConfig, path: Path) -> tuple[list[bytes], MambaClassifier]:
+    """Every state file of an uninterrupted training, and the model that it ends with."""
+    files: list[bytes] = []
+
+    def save(state: TrainingState) -> None:
+        save_training(path, SavedTraining("key", state, [], b""))
+        files.append(path.read_bytes())
+
+    torch.manual_seed(0)
+    model = MambaClassifier(MODEL, scan="reference")
+    for _ in train(model, bars(96, 1), bars(48, 2), config, progress=False, save=save):
+        pass
+    return files, model
+
+
+def test_resumed_anywhere_a_training_ends_with_the_same_bits(tmp_path: Path) -> None:
+    files, model = saved_states(RESUMED, tmp_path / "state")
+    _, reports = run(RESUMED)
+    states = [parse_training(data, tmp_path).state for data in files]
+    assert [(state.epoch, state.steps) for state in states] == [
+        *((1, 2), (1, 4), (2, 0)),
+        *((2, 2), (2, 4), (3, 0)),
+        *((3, 2), (3, 4)),
+    ]
+    for state in states:
+        torch.manual_seed(1)  # other weights, which must not matter
+        again = MambaClassifier(MODEL, scan="reference")
+        rest = list(train(again, bars(96, 1), bars(48, 2), RESUMED, progress=False, state=state))
+        where = f"epoch {state.epoch}, step {state.steps}"
+        for name, value in model.state_dict().items():
+            assert torch.equal(value, again.state_dict()[name]), (where, name)
+        average, expected = rest[-1].model.state_dict(), reports[-1].model.state_dict()
+        assert all(torch.equal(value, average[name]) for name, value in expected.items()), where
+        points = [report.curve_point() for report in reports[state.epoch - 1 :]]
+        assert [report.curve_point() for report in rest] == points, where
+
+
+def test_how_often_a_state_is_saved_changes_no_bit(tmp_path: Path) -> None:
+    often, model = saved_states(dataclasses.replace(RESUMED, save_every=1), tmp_path / "a")
+    seldom, other = saved_states(dataclasses.replace(RESUMED, save_every=0), tmp_path / "b")
+    assert (len(often), len(seldom)) == (14, 2)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, other.state_dict()[name]), name
+
+
+def test_a_saved_training_comes_back_whole(tmp_path: Path) -> None:
+    path = tmp_path / "state"
+    state = TrainingState(2, 3, 1.5, 7, torch.Generator().get_state(), {"a": torch.ones(2)})
+    for best in (b"", bytes(range(256))):
+        saved = SavedTraining("key", state, [{"epoch": 1, "lr": 0.1}], best)
+        save_training(path, saved)
+        again = parse_training(path.read_bytes(), path)
+        assert (again.key, again.points, again.best_checkpoint) == ("key", saved.points, best)
+        assert (again.state.epoch, again.state.steps, again.state.loss_sum) == (2, 3, 1.5)
+        assert torch.equal(again.state.trainer["a"], torch.ones(2))
+        assert [file.name for file in tmp_path.iterdir()] == ["state"]
+
+
+def test_what_is_no_training_state_is_refused(tmp_path: Path) -> None:
+    files, _ = saved_states(dataclasses.replace(RESUMED, epochs=1), tmp_path / "state")
+    good = files[0]
+    flipped = bytearray(good)
+    flipped[-5000] ^= 1
+    for data, message in (
+        (b"", "begins with b''"),
+        (b"hello", "begins with b'hello'"),
+        (good[:20], "begins with"),
+        (good[:40], "is damaged"),
+        (good[:-1], "is damaged"),
+        (good + b"x", "is damaged"),
+        (bytes(flipped), "is damaged"),
+    ):
+        with pytest.raises(ResumeError, match=rf"folder/file {message}.*delete it or leave --resu"):
+            parse_training(data, Path("folder/file"))
+
+
+def test_a_training_state_runs_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "state"
+    state = TrainingState(1, 0, 0.0, 0, torch.zeros(1), {"evil": Evil()})
+    save_training(path, SavedTraining("key", state, [], b""))
+    with pytest.raises(ResumeError, match="does not hold what was expected"):
+        parse_training(path.read_bytes(), path)
+    assert not Path("pwned").exists()
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+@pytest.mark.parametrize("n", [0, 1, 2, 5, 128])
+def test_the_processes_shares_are_everything_once_and_in_order(size: int, n: int) -> None:
+    things = list(range(n))
+    shares = [things[Processes(rank, size).share(n)] for rank in range(size)]
+    assert [thing for share in shares for thing in share] == things
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
 def test_learning_rate_rises_then_falls_to_its_end() -> None:

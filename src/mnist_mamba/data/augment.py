@@ -11,15 +11,23 @@ from torch import Tensor
 from mnist_mamba.config import AugmentConfig
 
 
-def augment(pixels: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
-    """Map each image of (batch, height, width), floating, by its own random affine map.
+def augment(
+    pixels: Tensor,
+    config: AugmentConfig,
+    generator: torch.Generator,
+    share: slice = slice(None),
+    batch: int | None = None,
+) -> Tensor:
+    """Map each image of (n, height, width), floating, by its own random affine map.
 
-    What comes in from outside the image is 0.
+    What comes in from outside the image is 0. The images may be just the `share` of a larger
+    `batch`: numbers are drawn for all of it, so that an image's map is the same whoever maps it.
     """
     if config.is_identity:
         return pixels
-    batch, height, width = pixels.shape
-    uniform = torch.rand(5, batch, generator=generator) * 2 - 1
+    height, width = pixels.shape[1:]
+    drawn = torch.rand(5, len(pixels) if batch is None else batch, generator=generator)
+    uniform = drawn[:, share] * 2 - 1
     angle = uniform[0] * math.radians(config.rotate)
     shear = torch.tan(uniform[1] * math.radians(config.shear))
     scale = 1 / (1 + uniform[2] * config.scale)
@@ -30,7 +38,23 @@ def augment(pixels: Tensor, config: AugmentConfig, generator: torch.Generator) -
         torch.stack([cos, (shear * cos - sin) * aspect, 2 * config.shift * uniform[3]], dim=1),
         torch.stack([sin / aspect, shear * sin + cos, 2 * config.shift * uniform[4]], dim=1),
     ]
-    theta = torch.stack(rows, dim=1).to(pixels)
-    grid = F.affine_grid(theta, [batch, 1, height, width], align_corners=False)
-    mapped = F.grid_sample(pixels[:, None], grid, padding_mode="zeros", align_corners=False)
+    maps = torch.stack(rows, dim=1).to(pixels)
+    mapped = F.grid_sample(
+        pixels[:, None], _grid(maps, height, width), padding_mode="zeros", align_corners=False
+    )
     return mapped[:, 0]
+
+
+def _grid(maps: Tensor, height: int, width: int) -> Tensor:
+    """Where each pixel comes from: maps (n, 2, 3) to (n, height, width, 2) of x and y.
+
+    This is F.affine_grid, but one matrix product instead of a small one for each image, which
+    takes a tenth of the time.
+    """
+    x, y = (
+        (torch.arange(n, dtype=maps.dtype, device=maps.device) * 2 + 1) / n - 1
+        for n in (width, height)
+    )
+    columns, rows = x.repeat(height), y.repeat_interleave(width)
+    pixels = torch.stack([columns, rows, torch.ones_like(columns)])
+    return (maps.flatten(0, 1) @ pixels).view(-1, 2, height, width).permute(0, 2, 3, 1)

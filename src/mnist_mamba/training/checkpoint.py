@@ -15,7 +15,7 @@ from mnist_mamba.model import ConfigError, MambaClassifier, ModelConfig
 
 FORMAT = 1
 
-_DAMAGED = (
+DAMAGED = (
     RuntimeError,
     pickle.UnpicklingError,
     EOFError,
@@ -23,7 +23,7 @@ _DAMAGED = (
     ValueError,
     LookupError,
 )
-"""What torch.load raises on bytes that are no checkpoint."""
+"""What torch.load raises on bytes that are not what torch.save wrote."""
 
 
 class CheckpointError(ValueError):
@@ -39,8 +39,8 @@ class Checkpoint:
     val_accuracy: float
 
 
-def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint, whole or not at all; the same content gives the same bytes."""
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> bytes:
+    """Write a checkpoint, whole or not at all; returns its bytes, the same for the same content."""
     content = {
         "format": FORMAT,
         "config": checkpoint.model.config.to_dict(),
@@ -52,6 +52,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     buffer = io.BytesIO()
     torch.save(content, buffer)
     write_bytes(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
 def load_checkpoint(path: Path, scan: str = "auto") -> Checkpoint:
@@ -66,7 +67,7 @@ def load_checkpoint(path: Path, scan: str = "auto") -> Checkpoint:
     data = path.read_bytes()
     try:
         content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except _DAMAGED as error:
+    except DAMAGED as error:
         raise CheckpointError(f"{path} is no checkpoint, or a damaged one: {error}") from error
     return _parse(path, content, scan)
 

@@ -1,15 +1,13 @@
-"""The training loop."""
+"""The training loop: epochs of steps, evaluation after each, reports."""
 
 from __future__ import annotations
 
-import dataclasses
-import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
@@ -17,44 +15,16 @@ from mnist_mamba.config import TrainConfig
 from mnist_mamba.data.augment import augment
 from mnist_mamba.data.splits import LabelledImages
 from mnist_mamba.model import MambaClassifier
-from mnist_mamba.training.ema import Ema
-from mnist_mamba.training.evaluation import score
-from mnist_mamba.training.optimizer import learning_rate, make_optimizer
+from mnist_mamba.training.distributed import ALONE, Processes
+from mnist_mamba.training.epoch import Epoch, EpochReport, Pace, TrainingState
+from mnist_mamba.training.evaluation import Scores, score
+from mnist_mamba.training.trainer import NonFiniteError, Trainer
 
-logger = logging.getLogger(__name__)
+_TRY = "try a lower train.lr or train.clip_norm, or a longer train.warmup"
 
 
 class TrainingError(RuntimeError):
     """A training that cannot go on; the message says at which step and why."""
-
-
-@dataclasses.dataclass(frozen=True)
-class EpochReport:
-    """One line of the learning curves, and the averaged model that it speaks of."""
-
-    epoch: int
-    """Counted from 1."""
-    lr: float
-    train_loss: float
-    train_accuracy: float
-    """On augmented images, while the weights moved."""
-    val_loss: float
-    val_accuracy: float
-    """Of the averaged weights."""
-    images_per_s: float
-    model: MambaClassifier
-    """The averaged model itself, which the next epoch changes."""
-
-    def curve_point(self) -> dict[str, float | int]:
-        """The figures that are the same on every run: all but those of a clock."""
-        return {
-            "epoch": self.epoch,
-            "lr": self.lr,
-            "train_loss": self.train_loss,
-            "train_accuracy": self.train_accuracy,
-            "val_loss": self.val_loss,
-            "val_accuracy": self.val_accuracy,
-        }
 
 
 def train(
@@ -64,90 +34,117 @@ def train(
     config: TrainConfig,
     device: str = "cpu",
     progress: bool = True,
+    processes: Processes = ALONE,
+    state: TrainingState | None = None,
+    save: Callable[[TrainingState], None] | None = None,
 ) -> Iterator[EpochReport]:
     """Train `model` in place, yielding after each epoch.
 
     The order of images and their augmentation depend on the seed and the epoch alone: the same
-    seed, machine and thread count give the same weights, bit for bit.
+    seed, machine, thread count and number of processes give the same weights, bit for bit, also
+    when resumed.
+
+    Args:
+        model, train_set, val_set, config: the same in all processes, and in a resumed training.
+        device: torch's name of it.
+        progress: whether a bar is shown, where there is a terminal.
+        processes: those that train together.
+        state: where to go on, from `save` or a file; None starts from the beginning.
+        save: takes the state every `config.save_every` steps and at the end of each epoch but the
+            last, after its report; it has to copy or write what it wants to keep.
 
     Raises:
-        TrainingError: a loss that is NaN or infinite.
+        TrainingError: a NaN or infinite loss or gradient; the weights are those before that step.
     """
-    trainer = _Trainer(model, train_set, config, device)
+    trainer = Trainer(model, config, device, processes)
+    if state is not None:
+        trainer.load_state_dict(state.trainer)
+    images, labels = _tensors(train_set)
     val_images, val_labels = _tensors(val_set)
-    for epoch in range(1, config.epochs + 1):
+    first = 1 if state is None else state.epoch
+    done = 0 if state is None else (first - 1) * len(labels) + state.steps * config.batch_size
+    pace = Pace(config.epochs * len(labels), done)
+    for number in range(first, config.epochs + 1):
+        epoch = Epoch(number, len(labels), config)
+        if state is not None and number == first:
+            epoch.resume(state)
+        elif number > 1 and save is not None:
+            save(epoch.state(trainer))
+        _run_epoch(epoch, trainer, images, labels, pace, progress, save)
         started = time.perf_counter()
-        loss, accuracy, lr = trainer.run_epoch(epoch, progress)
-        seconds = time.perf_counter() - started
-        scores = score(trainer.ema.model, val_images, val_labels)
-        yield EpochReport(
-            epoch=epoch,
-            lr=lr,
-            train_loss=loss,
-            train_accuracy=accuracy,
-            val_loss=scores.loss,
-            val_accuracy=scores.accuracy,
-            images_per_s=len(train_set.labels) / seconds,
-            model=trainer.ema.model,
-        )
+        scores = _evaluate(trainer, val_images, val_labels)
+        epoch.seconds.evaluation = time.perf_counter() - started
+        if not math.isfinite(scores.loss):
+            raise TrainingError(
+                f"the validation loss is {scores.loss} after epoch {number}: {_TRY}"
+            )
+        yield epoch.report(scores, pace, trainer.ema.model)
 
 
-class _Trainer:
-    """What changes while a model is trained: its weights, their average, the optimizer's state."""
-
-    def __init__(
-        self, model: MambaClassifier, data: LabelledImages, config: TrainConfig, device: str
-    ) -> None:
-        self.model = model.to(device).train()
-        self.ema = Ema(model, config.ema_decay)
-        self.optimizer = make_optimizer(model, config)
-        self.images, self.labels = _tensors(data)
-        self.config, self.device = config, device
-        self.steps_per_epoch = math.ceil(len(data.labels) / config.batch_size)
-
-    def run_epoch(self, epoch: int, progress: bool) -> tuple[float, float, float]:
-        """One pass over the images; its mean loss, accuracy and last learning rate."""
-        config = self.config
-        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
-        order = torch.randperm(len(self.images), generator=generator)
-        total_loss, correct, seen, lr = 0.0, 0, 0, 0.0
-        title = f"epoch {epoch}/{config.epochs}"
-        batches = order.split(config.batch_size)
-        bar = tqdm(batches, title, unit="step", disable=not progress, mininterval=1, leave=False)
-        for i, chosen in enumerate(bar):
-            step = (epoch - 1) * self.steps_per_epoch + i
-            lr = learning_rate(step, config.epochs * self.steps_per_epoch, config)
-            pixels = augment(self.images[chosen].float() / 255, config.augment, generator)
-            loss, hits = self.step(pixels, self.labels[chosen], lr)
-            if not math.isfinite(loss):
+def _run_epoch(
+    epoch: Epoch,
+    trainer: Trainer,
+    images: Tensor,
+    labels: Tensor,
+    pace: Pace,
+    progress: bool,
+    save: Callable[[TrainingState], None] | None,
+) -> None:
+    """The steps of an epoch that are not done yet."""
+    with _bar(epoch, progress) as bar:
+        for i in range(epoch.steps, len(epoch.batches)):
+            started = time.perf_counter()
+            chosen = epoch.batches[i]
+            share = trainer.processes.share(len(chosen))
+            pixels = images[chosen[share]].float() / 255
+            pixels = augment(pixels, trainer.config.augment, epoch.generator, share, len(chosen))
+            loaded = time.perf_counter()
+            try:
+                result = trainer.step(pixels, labels[chosen[share]], epoch.lr(i), len(chosen))
+            except NonFiniteError as error:
                 raise TrainingError(
-                    f"the loss is {loss} at step {step + 1} (epoch {epoch}), learning rate "
-                    f"{lr:.3g}: try a lower train.lr or train.clip_norm"
-                )
-            total_loss += loss * len(chosen)
-            correct += hits
-            seen += len(chosen)
-            figures = f"loss {total_loss / seen:.4f}, accuracy {correct / seen:.4f}"
-            bar.set_postfix_str(figures, refresh=False)
-        return total_loss / seen, correct / seen, lr
+                    f"{error} at step {epoch.step_number(i) + 1} (epoch {epoch.number}), learning "
+                    f"rate {epoch.lr(i):.3g}: {_TRY}"
+                ) from error
+            epoch.add(*result)
+            epoch.seconds.data += loaded - started
+            epoch.seconds.steps += time.perf_counter() - loaded
+            bar.set_postfix_str(_figures(epoch, pace), refresh=False)
+            bar.update(len(chosen))
+            if save is not None and epoch.due:
+                save(epoch.state(trainer))
 
-    def step(self, pixels: Tensor, labels: Tensor, lr: float) -> tuple[float, int]:
-        """One optimisation step; its loss, and how many images were right before it.
 
-        pixels (batch, height, width) in [0, 1], labels (batch,) int64, both on the CPU.
-        """
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        labels = labels.to(self.device)
-        logits = self.model(pixels.to(self.device))
-        loss = F.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        if self.config.clip_norm:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
-        self.optimizer.step()
-        self.ema.update(self.model)
-        return float(loss.detach()), int((logits.detach().argmax(dim=1) == labels).sum())
+def _bar(epoch: Epoch, progress: bool) -> tqdm[Any]:
+    """A bar over images, which is not drawn where nobody watches: in a log, in a pipe."""
+    return tqdm(
+        desc=f"epoch {epoch.number}/{epoch.config.epochs}",
+        total=epoch.n_images,
+        initial=epoch.seen,
+        unit=" images",
+        disable=None if progress else True,
+        mininterval=1,
+        leave=False,
+    )
+
+
+def _figures(epoch: Epoch, pace: Pace) -> str:
+    left = tqdm.format_interval(pace.seconds_left(epoch.seen_in_all))
+    loss, accuracy = epoch.loss_sum / epoch.seen, epoch.correct / epoch.seen
+    return f"loss {loss:.4f}, accuracy {accuracy:.4f}, all epochs in {left}"
+
+
+def _evaluate(trainer: Trainer, images: Tensor, labels: Tensor) -> Scores:
+    """Scores of the averaged model, to which each process adds those of its share."""
+    share = trainer.processes.share(len(labels))
+    mine, n = labels[share], len(labels)
+    sums = torch.zeros(2, dtype=torch.float64, device=trainer.device)
+    if len(mine):
+        scores = score(trainer.ema.model, images[share], mine)
+        figures = [scores.accuracy * len(mine), scores.loss * (len(mine) / n)]
+        sums += torch.tensor(figures, dtype=torch.float64, device=trainer.device)
+    correct, loss = trainer.processes.sum(sums).tolist()
+    return Scores(accuracy=round(correct) / n, loss=loss)
 
 
 def _tensors(data: LabelledImages) -> tuple[Tensor, Tensor]:

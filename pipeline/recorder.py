@@ -1,0 +1,88 @@
+"""What a training leaves behind: checkpoints, curves, metrics; and the state to resume it from."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from mnist_mamba.files import write_bytes, write_json
+from mnist_mamba.training.checkpoint import Checkpoint, save_checkpoint
+from mnist_mamba.training.epoch import EpochReport, TrainingState
+from mnist_mamba.training.resume import SavedTraining, save_training
+from pipeline import paths
+
+logger = logging.getLogger(__name__)
+
+CurvePoint = dict[str, float | int]
+
+
+class Recorder:
+    """Writes the files of one training.
+
+    Args:
+        folder: of the checkpoints and, while the training runs, of its state.
+        metrics, curves: the files' paths.
+        key: names the training in its state.
+        n_parameters: of the model.
+    """
+
+    def __init__(
+        self, folder: Path, metrics: Path, curves: Path, key: str, n_parameters: int
+    ) -> None:
+        self.last, self.best = folder / "last.pth", folder / "best_model.pth"
+        self.state = folder / paths.TRAINING_STATE
+        self.metrics, self.curves = metrics, curves
+        self.key, self.n_parameters = key, n_parameters
+        self.points: list[CurvePoint] = []
+        self.best_checkpoint = b""
+        self.last_good = "none yet, because the first epoch had not ended"
+
+    def resume(self, saved: SavedTraining) -> None:
+        """Go on from a state: its best checkpoint is written again, as DVC has deleted it."""
+        self.points, self.best_checkpoint = saved.points, saved.best_checkpoint
+        if self.best_checkpoint:
+            write_bytes(self.best, self.best_checkpoint)
+            self.last_good = str(self.best)
+
+    def record(self, report: EpochReport) -> None:
+        """Checkpoints, curves and metrics up to this epoch."""
+        self.points.append(report.curve_point())
+        checkpoint = Checkpoint(report.model, report.epoch, report.val_accuracy)
+        save_checkpoint(self.last, checkpoint)
+        if _best(self.points) is self.points[-1]:
+            self.best_checkpoint = save_checkpoint(self.best, checkpoint)
+        write_json(self.curves, self.points)
+        write_json(self.metrics, self._summary())
+        self.last_good = str(self.last)
+
+    def save(self, state: TrainingState) -> None:
+        """The state of a training that is under way."""
+        saved = SavedTraining(self.key, state, self.points, self.best_checkpoint)
+        save_training(self.state, saved)
+
+    def finish(self) -> None:
+        """Remove the state of a training that has come to its end, and what kills have left."""
+        self.state.unlink(missing_ok=True)
+        for path in (self.state, self.last, self.best, self.curves, self.metrics):
+            for leftover in path.parent.glob(f".{path.name}.*.tmp"):
+                leftover.unlink()
+
+    def _summary(self) -> dict[str, Any]:
+        last, best = self.points[-1], _best(self.points)
+        return {
+            "val": {
+                "accuracy": last["val_accuracy"],
+                "loss": last["val_loss"],
+                "best_accuracy": best["val_accuracy"],
+                "best_epoch": best["epoch"],
+            },
+            "train": {"accuracy": last["train_accuracy"], "loss": last["train_loss"]},
+            "epochs": last["epoch"],
+            "parameters": self.n_parameters,
+        }
+
+
+def _best(points: list[CurvePoint]) -> CurvePoint:
+    """The first of the best on validation."""
+    return max(points, key=lambda point: (point["val_accuracy"], -point["val_loss"]))

@@ -1,0 +1,93 @@
+"""The processes that train one model together, started by torchrun; usually just this one."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Processes:
+    """All processes of a training, as one of them sees them; one alone has nothing to talk about.
+
+    Every process calls the methods that talk to the others equally often and in the same order.
+    """
+
+    rank: int = 0
+    """This process's number, from 0."""
+    size: int = 1
+    local_rank: int = 0
+    """Its number among those of this machine."""
+    local_size: int = 1
+
+    @classmethod
+    def of_torchrun(cls) -> Processes:
+        """As torchrun's environment says; a process that it did not start is alone."""
+        if not (dist.is_available() and dist.is_torchelastic_launched()):
+            return cls()
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+        return cls(*(int(os.environ[name]) for name in names))
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the one that writes files and speaks."""
+        return self.rank == 0
+
+    @contextmanager
+    def connected(self, device: str) -> Iterator[None]:
+        """Connect to the other processes while the body runs: nccl for a GPU, gloo for the CPU."""
+        if self.size == 1:
+            yield
+            return
+        on_gpu = torch.device(device).type == "cuda"
+        if on_gpu:
+            torch.cuda.set_device(device)
+        dist.init_process_group("nccl" if on_gpu else "gloo")
+        yield
+        # Not after an error: the others may not get here, and torchrun ends them.
+        dist.destroy_process_group()
+
+    def share(self, n: int) -> slice:
+        """This process's contiguous part of n things; parts differ by one thing at most."""
+        return slice(self.rank * n // self.size, (self.rank + 1) * n // self.size)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """`values` summed over the processes, in place and with the same bits in each."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def sum_gradients(self, parameters: Sequence[nn.Parameter], figures: Tensor) -> Tensor:
+        """Sum every parameter's gradient over the processes; returns the sum of `figures`.
+
+        Not DistributedDataParallel: it averages over processes as if their shares were equal and
+        wants a backward pass of each, while a share may be smaller, or empty. With gradients of
+        half a megabyte, one message after the backward pass costs little.
+        """
+        if self.size == 1:
+            return figures
+        gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
+        flat = self.sum(torch.cat([*(g.flatten() for g in gradients), figures.flatten()]))
+        *sums, figures = flat.split([*(g.numel() for g in gradients), figures.numel()])
+        for parameter, gradient in zip(parameters, sums, strict=True):
+            parameter.grad = gradient.view_as(parameter)
+        return figures
+
+    def from_first(self, value: T) -> T:
+        """The first process's value, whatever the others brought."""
+        values = [value]
+        if self.size > 1:
+            dist.broadcast_object_list(values, src=0)
+        return values[0]
+
+
+ALONE = Processes()

@@ -1,0 +1,109 @@
+"""What changes while a model is trained, and the step that changes it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mnist_mamba.config import TrainConfig
+from mnist_mamba.model import MambaClassifier
+from mnist_mamba.training.distributed import ALONE, Processes
+from mnist_mamba.training.ema import Ema
+from mnist_mamba.training.optimizer import make_optimizer
+
+
+class NonFiniteError(ArithmeticError):
+    """A NaN or infinite loss or gradient; the weights are those from before the step."""
+
+
+class Trainer:
+    """A model, the average of its weights and its optimizer.
+
+    Args:
+        model: trained in place, and moved to the device.
+        config: how.
+        device: torch's name of it.
+        processes: those that train the same model, each on its share of every batch.
+    """
+
+    def __init__(
+        self,
+        model: MambaClassifier,
+        config: TrainConfig,
+        device: str = "cpu",
+        processes: Processes = ALONE,
+    ) -> None:
+        self.model = model.to(device).train()
+        self.ema = Ema(model, config.ema_decay)
+        self.optimizer = make_optimizer(model, config)
+        self.config, self.device, self.processes = config, device, processes
+        self._parameters = list(self.model.parameters())
+
+    def step(
+        self, pixels: Tensor, labels: Tensor, lr: float, batch: int | None = None
+    ) -> tuple[float, int]:
+        """One optimisation step; its loss, and how many images were right before it.
+
+        pixels (n, height, width) in [0, 1], labels (n,) int64, both on the CPU: all of the batch
+        or, in one of several processes, its share of the `batch` images. n may then be 0; loss
+        and hits are those of the whole batch.
+
+        Raises:
+            NonFiniteError: the loss or the gradient's norm is NaN or infinite.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.zero_grad(set_to_none=True)
+        part = 1.0 if batch is None else len(labels) / batch
+        figures = self._backward(pixels.to(self.device), labels.to(self.device), part)
+        figures = self.processes.sum_gradients(self._parameters, figures)
+        norm = self._clip()
+        loss, hits, norm_value = torch.cat([figures, norm[None]]).tolist()
+        # Before the weights move: NaN in one gradient would be NaN in every weight.
+        for name, value in (("loss", loss), ("norm of the gradient", norm_value)):
+            if not math.isfinite(value):
+                raise NonFiniteError(f"the {name} is {value}")
+        self.optimizer.step()
+        self.ema.update(self.model)
+        return loss, int(hits)
+
+    def _backward(self, pixels: Tensor, labels: Tensor, part: float) -> Tensor:
+        """Gradients of these images' part of the batch's mean loss; that part, and their hits."""
+        if len(labels) == 0:
+            return torch.zeros(2, device=self.device)
+        logits = self.model(pixels)
+        smoothing = self.config.label_smoothing
+        loss = F.cross_entropy(logits, labels, label_smoothing=smoothing) * part
+        loss.backward()
+        hits = (logits.detach().argmax(dim=1) == labels).sum()
+        return torch.stack([loss.detach(), hits.to(loss.dtype)])
+
+    def _clip(self) -> Tensor:
+        """Scale the gradient down to the largest norm allowed; its norm before that."""
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if self.config.clip_norm:
+            torch.nn.utils.clip_grads_with_norm_(self._parameters, self.config.clip_norm, norm)
+        return norm
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a later step depends on. The tensors are the live ones, not copies."""
+        return {
+            "model": self.model.state_dict(),
+            "ema": self.ema.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a `state_dict` of the same model and config.
+
+        Raises:
+            KeyError, ValueError, RuntimeError: a state of another model.
+        """
+        self.model.load_state_dict(state["model"])
+        self.ema.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])

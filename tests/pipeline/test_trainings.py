@@ -1,0 +1,328 @@
+"""Trainings as a person starts them: stopped and resumed, shared by processes, gone wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from mnist_mamba.model import MambaClassifier
+from mnist_mamba.training.checkpoint import load_checkpoint
+from mnist_mamba.training.distributed import Processes
+from mnist_mamba.training.epoch import EpochReport, EpochSeconds, TrainingState
+from mnist_mamba.training.loop import TrainingError
+from mnist_mamba.training.resume import SavedTraining, parse_training, save_training
+from pipeline.content_key import training_key
+from pipeline.params import load_params
+from pipeline.recorder import Recorder
+from pipeline.train import choose_device, record, set_threads
+from tests.models import ARCHITECTURES
+from tests.pipeline.project import (
+    SMALL,
+    copy_project,
+    run_module,
+    run_torchrun,
+    set_params,
+    start,
+)
+
+LONG = {
+    **SMALL,
+    "model.n_layers": 1,
+    "train.batch_size": 2,
+    "train.epochs": 4,
+    "train.save_every": 7,
+}
+"""80 steps an epoch, so that a training can be met in the middle of one."""
+UNTRACKED = {**LONG, "tracking.enabled": False}
+RESULTS = (
+    "checkpoints/last.pth",
+    "checkpoints/best_model.pth",
+    "plots/curves.json",
+    "metrics/train.json",
+)
+TRAIN = [sys.executable, "-m", "pipeline.train"]
+STATE = Path("checkpoints/training_state.pth")
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project whose data is ready to be trained on."""
+    folder = copy_project(tmp_path_factory.mktemp("prepared"), UNTRACKED)
+    for stage in ("download", "prepare"):
+        done = run_module(folder, f"pipeline.{stage}")
+        assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture
+def project(prepared: Path, tmp_path: Path) -> Path:
+    """A fresh copy of it."""
+    return shutil.copytree(prepared, tmp_path / "project")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project in which training ran to its end."""
+    folder = shutil.copytree(prepared, tmp_path_factory.mktemp("whole") / "project")
+    train(folder)
+    return folder
+
+
+def train(folder: Path, *arguments: str) -> str:
+    """Train; what it logged."""
+    done = run_module(folder, "pipeline.train", *arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+def saved_state(folder: Path) -> TrainingState | None:
+    file = folder / STATE
+    return parse_training(file.read_bytes(), file).state if file.is_file() else None
+
+
+def kill_in_the_middle(folder: Path, process: subprocess.Popen[bytes]) -> TrainingState:
+    """SIGKILL to a training in the middle of the second epoch or a later one; its last state.
+
+    All processes of the group get it, as when a machine loses power.
+    """
+    for _ in range(6000):
+        time.sleep(0.01)
+        assert process.poll() is None, "the training ended before it could be killed"
+        if not in_the_middle(saved_state(folder)):
+            continue
+        # It goes on while this process looks: only when it stands still is the state the last.
+        os.killpg(process.pid, signal.SIGSTOP)
+        time.sleep(0.05)
+        if in_the_middle(saved_state(folder)):
+            break
+        os.killpg(process.pid, signal.SIGCONT)
+    os.killpg(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    state = saved_state(folder)
+    assert state is not None
+    assert in_the_middle(state)
+    return state
+
+
+def in_the_middle(state: TrainingState | None) -> bool:
+    return state is not None and state.epoch >= 2 and state.steps > 0
+
+
+def check_that_files_are_whole(folder: Path) -> None:
+    """Whatever a kill left under a name that a later run reads is a whole file."""
+    for name in ("last", "best_model"):
+        load_checkpoint(folder / f"checkpoints/{name}.pth")
+    for name in ("plots/curves.json", "metrics/train.json"):
+        json.loads((folder / name).read_text())
+    others = {path.name for path in (folder / "checkpoints").iterdir()}
+    others -= {"last.pth", "best_model.pth", STATE.name}
+    assert all(name.startswith(".") and name.endswith(".tmp") for name in others)
+
+
+def remove_outputs(folder: Path) -> None:
+    """What DVC does before it runs a stage again."""
+    for name in RESULTS:
+        (folder / name).unlink()
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_training_leaves_the_same_bytes(
+    project: Path, uninterrupted: Path
+) -> None:
+    set_params(project, LONG)  # with MLflow
+    state = kill_in_the_middle(project, start(project, [*TRAIN, "--resume"]))
+    check_that_files_are_whole(project)
+    (project / "checkpoints/.last.pth.a1b2c3d4.tmp").write_bytes(b"half a checkp")
+    remove_outputs(project)
+    assert f"going on in epoch {state.epoch} after step {state.steps}" in train(project, "--resume")
+    for name in RESULTS:
+        assert (project / name).read_bytes() == (uninterrupted / name).read_bytes(), name
+    kept = {path.name for path in (project / "checkpoints").iterdir()}
+    assert kept == {"last.pth", "best_model.pth"}
+    check_that_mlflow_has_the_curve_once(project)
+
+
+def curves(folder: Path) -> list[dict[str, float]]:
+    points: list[dict[str, float]] = json.loads((folder / "plots/curves.json").read_text())
+    return points
+
+
+def check_that_mlflow_has_the_curve_once(folder: Path) -> None:
+    with sqlite3.connect(folder / "mlflow.db") as database:
+        query = "select step, value from metrics where key = 'curve/train_loss' order by step"
+        tracked = database.execute(query).fetchall()
+        assert database.execute("select status from runs").fetchall() == [("FINISHED",)]
+    assert tracked == [(point["epoch"], point["train_loss"]) for point in curves(folder)]
+
+
+def check_curves_to_rounding(folder: Path, single: Path) -> None:
+    """Equal but for the order of fp32 sums, whose noise of 6e-8 grows a little in 320 steps."""
+    points = curves(folder)
+    assert [point["epoch"] for point in points] == [1, 2, 3, 4]
+    for one, two in zip(curves(single), points, strict=True):
+        assert two == pytest.approx(one, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_leave_what_one_does_and_leave_it_once(
+    project: Path, uninterrupted: Path
+) -> None:
+    set_params(project, {**LONG, "train.threads": 0})
+    done = run_torchrun(project, 2, "pipeline.train", OMP_NUM_THREADS="1")
+    assert done.returncode == 0, done.stderr
+    threads = max(1, len(os.sched_getaffinity(0)) // 2)
+    assert f"on cpu, {threads} threads, 2 process(es)" in done.stderr
+    assert done.stderr.count("epoch 1/4") == done.stderr.count("scan cpu on cpu") == 1
+    check_curves_to_rounding(project, uninterrupted)
+    check_that_mlflow_has_the_curve_once(project)
+    kept = {path.name for path in (project / "checkpoints").iterdir()}
+    assert kept == {"last.pth", "best_model.pth"}
+    a, b = (load_checkpoint(folder / RESULTS[0]).model for folder in (project, uninterrupted))
+    difference = max(float((v - b.state_dict()[k]).abs().max()) for k, v in a.state_dict().items())
+    # tests/unit/test_distributed.py says why weights differ by more than the loss does.
+    assert difference < 1e-4
+
+
+@pytest.mark.slow
+def test_two_processes_resume_what_one_has_saved(project: Path, uninterrupted: Path) -> None:
+    state = kill_in_the_middle(project, start(project, TRAIN))
+    done = run_torchrun(project, 2, "pipeline.train", "--resume")
+    assert done.returncode == 0, done.stderr
+    where = f"going on in epoch {state.epoch} after step {state.steps}"
+    assert done.stderr.count(where) == 1
+    check_curves_to_rounding(project, uninterrupted)
+    before = state.epoch - 1
+    assert curves(project)[:before] == curves(uninterrupted)[:before]
+
+
+@pytest.mark.slow
+def test_an_error_of_several_processes_says_whose_it_is(project: Path) -> None:
+    (project / "checkpoints").mkdir()
+    (project / STATE).write_bytes(b"no state")
+    done = run_torchrun(project, 2, "pipeline.train", "--resume")
+    assert done.returncode != 0
+    assert f"error: process 0: {STATE} begins with" in done.stderr
+
+
+def test_a_state_that_is_not_there_or_of_another_run(project: Path) -> None:
+    words = ("--resume", "--epochs", "1", "--batch-size", "50")
+    log = train(project, *words)
+    assert f"{STATE} is not there: training starts from the beginning" in log
+    assert not (project / STATE).exists()
+    first = (project / "checkpoints/last.pth").read_bytes()
+    state = TrainingState(1, 2, 9.0, 9, torch.Generator().get_state(), {})
+    save_training(project / STATE, SavedTraining("another key", state, [], b""))
+    log = train(project, *words)
+    assert f"{STATE} is of another run (other params, data or code)" in log
+    assert "training starts from the beginning" in log
+    assert (project / "checkpoints/last.pth").read_bytes() == first
+    assert not (project / STATE).exists()
+
+
+def test_a_damaged_state_is_an_error_with_the_way_out(project: Path) -> None:
+    (project / "checkpoints").mkdir()
+    (project / STATE).write_bytes(b"no state")
+    done = run_module(project, "pipeline.train", "--resume")
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1].startswith(f"error: {STATE} begins with b'no sta")
+    assert "delete it or leave --resume away" in done.stderr
+
+
+def test_a_training_is_named_by_what_its_weights_come_from(
+    prepared: Path, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(project)
+    key = training_key(load_params())
+    set_params(project, {**UNTRACKED, "train.save_every": 3, "evaluate.ece_bins": 5})
+    (project / "csrc/engine/forward.c").write_text("/* another engine */\n")
+    assert training_key(load_params()) == key
+    set_params(project, {**UNTRACKED, "train.lr": 0.5})
+    assert training_key(load_params()) != key
+    set_params(project, UNTRACKED)
+    for name in ("data/prepared/val-labels.idx", "src/mnist_mamba/model/mixer.py"):
+        data = (project / name).read_bytes()
+        (project / name).write_bytes(data + b"\n")
+        assert training_key(load_params()) != key, name
+        (project / name).write_bytes(data)
+    assert training_key(load_params()) == key
+
+
+def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The choice alone, with a stand-in for the GPUs."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    second = Processes(rank=1, size=2, local_rank=1, local_size=2)
+    assert choose_device("auto", second) == choose_device("cuda", second) == "cuda:1"
+    assert choose_device("cpu", second) == "cpu"
+    assert choose_device("auto", Processes()) == "cuda"
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ValueError, match=r"2 processes .* and 1 GPU\(s\), expected one for each"):
+        choose_device("auto", second)
+
+
+def test_threads_are_shared_by_the_processes_of_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    monkeypatch.setattr("pipeline.train._cores", lambda: 7)
+    set_threads(0, Processes())  # torch's own choice stays
+    set_threads(3, Processes())
+    set_threads(0, Processes(size=4, local_size=2))
+    set_threads(0, Processes(size=9, local_size=9))
+    set_threads(2, Processes(size=4, local_size=4))
+    assert chosen == [3, 3, 1, 2]
+
+
+def test_divergence_says_where_and_what_is_still_good(project: Path) -> None:
+    set_params(project, {**UNTRACKED, "train.lr": 1e30, "train.clip_norm": 0})
+    done = run_module(project, "pipeline.train")
+    assert done.returncode == 1
+    error = done.stderr.strip().splitlines()[-1]
+    assert error.startswith("error: the ")
+    for words in (
+        "(epoch 1), learning rate ",
+        "try a lower train.lr",
+        "Last good checkpoint: none yet, because the first epoch had not ended",
+    ):
+        assert words in error
+
+
+def test_divergence_later_names_the_last_checkpoint(tmp_path: Path) -> None:
+    model = MambaClassifier(ARCHITECTURES["patch_tied"], scan="reference")
+    report = EpochReport(1, 0.1, 2.0, 0.5, 1.5, 0.75, 100.0, EpochSeconds(), 0.0, model)
+
+    def reports() -> Iterator[EpochReport]:
+        yield report
+        raise TrainingError("the loss is nan at step 7 (epoch 2)")
+
+    def recorder() -> Recorder:
+        return Recorder(tmp_path, tmp_path / "metrics.json", tmp_path / "curves.json", "key", 1)
+
+    match = rf"at step 7 \(epoch 2\)\. Last good checkpoint: {tmp_path}/last\.pth"
+    with pytest.raises(TrainingError, match=match):
+        record(reports(), recorder(), None, lambda point: None, 2)
+    best = (tmp_path / "best_model.pth").read_bytes()
+    # After a resumption only the best one is there again.
+    state = TrainingState(2, 0, 0.0, 0, torch.zeros(1), {})
+    saved = SavedTraining("key", state, [report.curve_point()], best)
+    for name in ("last.pth", "best_model.pth"):
+        (tmp_path / name).unlink()
+
+    def nothing() -> Iterator[EpochReport]:
+        raise TrainingError("the loss is nan")
+        yield
+
+    with pytest.raises(TrainingError, match=r"checkpoint: .*/best_model\.pth"):
+        record(nothing(), recorder(), saved, lambda point: None, 2)
+    assert (tmp_path / "best_model.pth").read_bytes() == best
+    assert load_checkpoint(tmp_path / "best_model.pth").epoch == 1

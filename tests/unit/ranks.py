@@ -1,0 +1,42 @@
+"""What tests/unit/test_distributed.py starts under torchrun: a small training in each process."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from mnist_mamba.config import TrainConfig
+from mnist_mamba.model import MambaClassifier
+from mnist_mamba.training.distributed import Processes
+from mnist_mamba.training.loop import train
+from tests.unit.test_training import MODEL, bars
+
+CONFIG = TrainConfig(epochs=3, batch_size=19, lr=3e-3)
+"""58 images: 19 are shared out as 9 and 10, and the last step's single one as 0 and 1."""
+N_TRAIN, N_VAL = 58, 15
+
+
+def main(folder: Path, failing_rank: int) -> None:
+    """Train, and write what this process ended with; one process may fail on the way."""
+    torch.set_num_threads(1)
+    processes = Processes.of_torchrun()
+    torch.manual_seed(0)
+    model = MambaClassifier(MODEL, scan="reference")
+    points = []
+    with processes.connected("cpu"):
+        assert processes.from_first(processes.rank + 5) == 5
+        sets = bars(N_TRAIN, 1), bars(N_VAL, 2)
+        for report in train(model, *sets, CONFIG, progress=False, processes=processes):
+            points.append(report.curve_point())
+            if processes.rank == failing_rank:
+                raise RuntimeError("this process fails on purpose")
+    weights = {"model": model.state_dict(), "ema": report.model.state_dict()}
+    torch.save(weights, folder / f"weights{processes.rank}.pth")
+    (folder / f"points{processes.rank}.json").write_text(json.dumps(points))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))

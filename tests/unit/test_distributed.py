@@ -1,0 +1,105 @@
+"""Two real processes that train one model, against a single one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from mnist_mamba.config import TrainConfig
+from mnist_mamba.model import MambaClassifier
+from mnist_mamba.training.distributed import Processes
+from mnist_mamba.training.trainer import Trainer
+from tests.unit.ranks import CONFIG, N_TRAIN
+from tests.unit.test_training import MODEL
+
+ROOT = Path(__file__).parents[2]
+
+
+def start(folder: Path, processes: int, failing_rank: int = -1) -> subprocess.CompletedProcess[str]:
+    folder.mkdir()
+    return subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+            *(f"--nproc_per_node={processes}", "-m", "tests.unit.ranks"),
+            *(str(folder), str(failing_rank)),
+        ],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}/src{os.pathsep}{ROOT}"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
+    last = N_TRAIN % CONFIG.batch_size
+    assert [Processes(rank, 2).share(last) for rank in range(2)] == [slice(0, 0), slice(0, 1)]
+    for processes in (1, 2):
+        done = start(tmp_path / str(processes), processes)
+        assert done.returncode == 0, done.stderr
+    alone, first, second = (
+        (
+            torch.load(tmp_path / folder / f"weights{rank}.pth", weights_only=True),
+            json.loads((tmp_path / folder / f"points{rank}.json").read_text()),
+        )
+        for folder, rank in (("1", 0), ("2", 0), ("2", 1))
+    )
+    assert first[1] == second[1]
+    for part in ("model", "ema"):
+        for name, value in first[0][part].items():
+            assert torch.equal(value, second[0][part][name]), name
+            # Sums of a batch in another order differ by fp32's 6e-8 of their size. AdamW divides
+            # a gradient by its own size, so where it is nearly 0 that noise is a larger part of
+            # a step: up to 1e-3 of the 12 steps of at most 3e-3 each are allowed for.
+            torch.testing.assert_close(value, alone[0][part][name], rtol=0, atol=3e-5)
+    for one, two in zip(alone[1], first[1], strict=True):
+        # Such weights hardly matter to the loss, which is why their gradients are nearly 0.
+        assert two == pytest.approx(one, rel=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_fails_ends_them_all(tmp_path: Path, rank: int) -> None:
+    done = start(tmp_path / "failing", 2, failing_rank=rank)
+    assert done.returncode != 0
+    assert "this process fails on purpose" in done.stderr
+    assert list((tmp_path / "failing").iterdir()) == []
+
+
+def test_a_share_s_gradients_are_its_part_of_the_whole_batch_s() -> None:
+    """What the processes sum, without the processes."""
+    pixels, labels = torch.rand(5, 8, 8), torch.tensor([0, 1, 2, 0, 1])
+
+    def gradients(chosen: slice) -> tuple[list[torch.Tensor], torch.Tensor]:
+        torch.manual_seed(0)
+        trainer = Trainer(MambaClassifier(MODEL, scan="reference"), TrainConfig())
+        mine = labels[chosen]
+        figures = trainer._backward(pixels[chosen], mine, len(mine) / len(labels))
+        return [
+            p.grad if p.grad is not None else torch.zeros_like(p)
+            for p in trainer.model.parameters()
+        ], figures
+
+    whole, figures = gradients(slice(0, 5))
+    parts = [gradients(chosen) for chosen in (slice(0, 2), slice(2, 5), slice(5, 5))]
+    torch.testing.assert_close(sum(part[1] for part in parts), figures)
+    for i, expected in enumerate(whole):
+        total = sum(part[0][i] for part in parts)
+        torch.testing.assert_close(total, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_a_process_that_torchrun_did_not_start_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    assert Processes.of_torchrun() == Processes()
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert Processes.of_torchrun() == Processes(rank=1, size=2, local_rank=1, local_size=2)
