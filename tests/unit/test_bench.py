@@ -19,9 +19,8 @@ from benchmarks.train_cases import QUICK, TrainCase
 from tests.pipeline.imports import ROOT
 
 LIMITS = Limits(memory_gb=4, time_s=120)
-SERVE = (
-    "from benchmarks import harness; import time; harness.serve(lambda spec: {})"
-)
+# A worker without torch; in the braces goes an expression of `spec`.
+SERVE = "from benchmarks import harness; import time; harness.serve(lambda spec: {})"
 
 
 def serve(body: str, memory_gb: float = 4, time_s: float = 60) -> harness.Answer:
