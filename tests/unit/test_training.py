@@ -22,6 +22,7 @@ from mnist_mamba.training.ema import Ema
 from mnist_mamba.training.evaluation import predict, score
 from mnist_mamba.training.loop import EpochReport, TrainingError, train
 from mnist_mamba.training.optimizer import learning_rate, parameter_groups
+from mnist_mamba.training.trainer import NonFiniteError, Trainer
 from tests.models import ARCHITECTURES, make_images, make_model
 
 MODEL = ModelConfig(
@@ -71,6 +72,20 @@ def test_an_infinite_loss_stops_at_once_with_step_and_rate() -> None:
     with pytest.raises(TrainingError, match=r"step \d+ \(epoch \d\), learning rate") as error:
         run(TrainConfig(epochs=4, batch_size=32, lr=1e18, clip_norm=0, augment=PLAIN))
     assert "train.lr" in str(error.value)
+
+
+@pytest.mark.parametrize("clip_norm", [0.0, 1.0])
+def test_a_gradient_that_is_not_finite_moves_no_weight(clip_norm: float) -> None:
+    """The loss of that step is finite: only its gradient tells."""
+    torch.manual_seed(0)
+    model = MambaClassifier(MODEL, scan="reference")
+    trainer = Trainer(model, TrainConfig(clip_norm=clip_norm))
+    trainer.model.head.bias.register_hook(lambda gradient: gradient / 0)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(NonFiniteError, match=r"the norm of the gradient is (nan|inf)"):
+        trainer.step(torch.rand(4, 8, 8), torch.tensor([0, 1, 2, 0]), lr=0.1)
+    for part in (model, trainer.ema.model):
+        assert all(torch.equal(value, before[k]) for k, value in part.state_dict().items())
 
 
 def test_learning_rate_rises_then_falls_to_its_end() -> None:

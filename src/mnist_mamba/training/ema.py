@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import nn
@@ -29,3 +29,12 @@ class Ema(Generic[M]):
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         for average, value in zip(self.model.parameters(), model.parameters(), strict=True):
             average.lerp_(value, 1 - decay)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The average and the number of its steps. The tensors are the live ones, not copies."""
+        return {"model": self.model.state_dict(), "steps": self.steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a `state_dict` of an average of the same model."""
+        self.model.load_state_dict(state["model"])
+        self.steps = int(state["steps"])
