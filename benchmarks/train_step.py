@@ -9,6 +9,7 @@ import argparse
 import functools
 import json
 import logging
+import math
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -44,8 +45,15 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--peers", type=_peers, default=cases.PEERS, help="a comma between (default: all)")
     add("--only", choices=SECTIONS, help="one section")
     add("--threads", type=_positive, default=harness.usable_cpus(), help="default: all cores")
-    add("--memory-gb", type=float, default=10.0, help="limit of a worker (default: %(default)g)")
-    add("--time-s", type=float, default=180.0, help="limit of a worker (default: %(default)g)")
+    add(
+        "--memory-gb",
+        type=_above_zero,
+        default=10.0,
+        help="limit of a worker (default: %(default)g)",
+    )
+    add(
+        "--time-s", type=_above_zero, default=180.0, help="limit of a worker (default: %(default)g)"
+    )
     add("--quick", action="store_true", help="tiny models, one step: does it all still run?")
     add("--output", type=Path, help=f"default: {OUTPUT}, and for a part of the whole none")
     options = parser.parse_args(argv)
@@ -58,6 +66,13 @@ def _positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number from 1 on")
     return int(text)
+
+
+def _above_zero(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a number above 0")
+    return value
 
 
 def _peers(text: str) -> tuple[str, ...]:

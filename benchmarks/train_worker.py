@@ -4,30 +4,14 @@ from __future__ import annotations
 
 import statistics
 import time
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from benchmarks import harness, peers
 from benchmarks.matmul import matmul_step
 from benchmarks.train_cases import MATMUL, TRAIN, TrainCase
-from mnist_mamba.data.splits import LabelledImages
-from mnist_mamba.model import MambaClassifier
-from mnist_mamba.training.loop import _Trainer
-
-
-class Trainer(Protocol):
-    """What is measured of a trainer."""
-
-    def step(self, pixels: Tensor, labels: Tensor, lr: float) -> tuple[float, int]: ...
-
-
-def make_trainer(model: MambaClassifier) -> Trainer:
-    """The trainer of `make repro`; it is the one place that names it."""
-    nothing = LabelledImages(np.zeros((1, 28, 28), np.uint8), np.zeros(1, np.uint8))
-    return _Trainer(model, nothing, TRAIN, "cpu")
+from mnist_mamba.training.trainer import Trainer
 
 
 def measure(spec: dict[str, Any]) -> dict[str, Any]:
@@ -54,7 +38,7 @@ def _time_products(case: TrainCase) -> dict[str, Any]:
 
 def _time_steps(case: TrainCase) -> dict[str, Any]:
     pixels, labels = peers.random_batch(case.model, case.batch)
-    trainer = make_trainer(peers.build_model(case.peer, case.model))
+    trainer = Trainer(peers.build_model(case.peer, case.model), TRAIN)
     before_mb = harness.rss_mb()
     times, losses = [], []
     for _ in range(case.warmup + case.timed):

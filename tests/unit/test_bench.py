@@ -190,7 +190,7 @@ def test_the_frozen_models_have_not_moved() -> None:
     assert set(full.main_steps) == set(full.long_steps) == names
 
 
-@pytest.mark.parametrize("words", [("--peers", "pytorch"), ("--rounds", "0"), ("--rounds", "x")])
+@pytest.mark.parametrize("words", [("--peers", "pytorch"), ("--rounds", "x"), ("--time-s", "0")])
 def test_wrong_options_are_refused(
     words: tuple[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
