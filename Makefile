@@ -13,7 +13,7 @@ TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 ENV := PATH="$(CURDIR)/$(BIN):$$PATH" DVC_NO_ANALYTICS=1 MLFLOW_DISABLE_TELEMETRY=true
 PYTEST := $(ENV) python -m pytest
 
-.PHONY: help clean setup demo repro track ui publish kernels golden test test-slow test-python lint format check-lock
+.PHONY: help clean setup demo repro track ui publish kernels golden bench-train test test-slow test-python lint format check-lock
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -56,6 +56,9 @@ kernels: $(INSTALLED) ## build the training kernels now (else they are built on 
 
 golden: $(INSTALLED) ## renew the activations that the C tests replay
 	@$(ENV) PYTHONPATH=src python -m tests.golden
+
+bench-train: $(INSTALLED) ## time a training step beside other implementations: minutes, on a quiet machine
+	@$(ENV) python -m benchmarks.train_step
 
 test: $(INSTALLED) test-c test-python ## all fast tests, offline
 

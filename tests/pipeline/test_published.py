@@ -71,7 +71,9 @@ def test_a_document_without_the_marks_is_refused() -> None:
         publish.with_table("# a document", "table")
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/your-own-data.md", "csrc/README.md"])
+@pytest.mark.parametrize(
+    "document", ["README.md", "docs/your-own-data.md", "docs/benchmarks.md", "csrc/README.md"]
+)
 def test_links_lead_somewhere(document: str) -> None:
     path = ROOT / document
     for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):

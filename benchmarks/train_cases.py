@@ -1,0 +1,119 @@
+"""What `make bench-train` measures: frozen models, peers, numbers of steps.
+
+Frozen, and apart from params.yaml, so that figures of different revisions compare.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from mnist_mamba.config import ModelConfig, TrainConfig
+
+PEERS = ("ours", "ours_tied", "reference", "mambapy", "transformers")
+MATMUL = "matmul"
+"""No peer: just the matrix products of the same step."""
+
+BATCH = 128
+MAIN = ModelConfig(
+    height=28,
+    width=28,
+    n_classes=10,
+    stem="patch",
+    patch=(4, 4),
+    pos_embed=True,
+    direction="alternate",
+    pool="mean",
+    d_model=64,
+    n_layers=4,
+    d_state=16,
+    d_conv=4,
+    expand=2,
+    dt_rank="auto",
+    a="free",
+)
+"""49 tokens."""
+LONG = dataclasses.replace(MAIN, patch=(1, 1), d_model=32, n_layers=2)
+"""784 tokens: the pixel sequence."""
+TRAIN = TrainConfig(
+    batch_size=BATCH,
+    lr=1e-3,
+    weight_decay=0.05,
+    clip_norm=1.0,
+    label_smoothing=0.05,
+    ema_decay=0.999,
+)
+
+Steps = dict[str, tuple[int, int]]
+"""Warm-up and timed steps of a worker, by peer."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Bench:
+    """Everything that is measured in one go."""
+
+    batch: int
+    main: ModelConfig
+    main_steps: Steps
+    long: ModelConfig
+    long_steps: Steps
+
+
+FULL = Bench(
+    batch=BATCH,
+    main=MAIN,
+    # The loops take up to seconds a step; their steps are also less noisy for that.
+    main_steps={
+        **dict.fromkeys(("ours", "ours_tied", MATMUL), (3, 15)),
+        "reference": (1, 3),
+        **dict.fromkeys(("mambapy", "transformers"), (1, 2)),
+    },
+    long=LONG,
+    long_steps={
+        **dict.fromkeys(("ours", "ours_tied", MATMUL), (1, 5)),
+        **dict.fromkeys(("reference", "mambapy", "transformers"), (1, 1)),
+    },
+)
+_QUICK_MAIN = dataclasses.replace(MAIN, patch=(14, 14), d_model=16, n_layers=2)
+_QUICK_STEPS = dict.fromkeys((*PEERS, MATMUL), (1, 1))
+QUICK = Bench(
+    batch=8,
+    main=_QUICK_MAIN,
+    main_steps=_QUICK_STEPS,
+    long=dataclasses.replace(_QUICK_MAIN, patch=(7, 7)),
+    long_steps=_QUICK_STEPS,
+)
+"""Whether everything still runs; its times say nothing."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainCase:
+    """One worker's task."""
+
+    peer: str
+    model: ModelConfig
+    batch: int
+    threads: int
+    warmup: int
+    """Steps that are not timed; the first one also compiles our kernel, once a machine."""
+    timed: int
+
+    def to_spec(self) -> dict[str, Any]:
+        """The case as plain values."""
+        return {**dataclasses.asdict(self), "model": self.model.to_dict()}
+
+    @classmethod
+    def from_spec(cls, spec: dict[str, Any]) -> TrainCase:
+        """The case of `to_spec`'s values."""
+        return cls(**{**spec, "model": ModelConfig.from_dict(spec["model"])})
+
+
+def make_case(
+    peer: str, model: ModelConfig, batch: int, threads: int, steps: tuple[int, int]
+) -> TrainCase:
+    """A peer's case; `ours_tied` is the same model with tied A."""
+    if peer == "ours_tied":
+        model = dataclasses.replace(model, a="tied")
+    return TrainCase(
+        peer=peer, model=model, batch=batch, threads=threads, warmup=steps[0], timed=steps[1]
+    )

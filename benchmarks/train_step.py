@@ -1,0 +1,294 @@
+"""`make bench-train`: a whole optimisation step of ours beside other implementations.
+
+Forward, loss, backward, clipping, AdamW, EMA of the same model with the same weights; no data work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import logging
+import math
+import statistics
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import harness
+from benchmarks import train_cases as cases
+from benchmarks.harness import Answer, BenchError, Limits, Rounds, significant
+from mnist_mamba.config import ModelConfig
+from mnist_mamba.files import write_json
+from pipeline import stage
+
+logger = logging.getLogger(__name__)
+
+OUTPUT = Path("metrics/bench_train.json")
+SECTIONS = ("main", "long", "memory")
+WORKER = (sys.executable, "-m", "benchmarks.train_worker")
+LOSS_TOLERANCE = 1e-4
+
+Measure = Callable[[cases.TrainCase], Answer]
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = stage.parser(
+        (__doc__ or "").strip(),
+        ["make bench-train", "python -m benchmarks.train_step --only main --peers ours,reference"],
+    )
+    add = parser.add_argument
+    add("--rounds", type=_positive, default=5, help="of the main model (default: %(default)s)")
+    add("--long-rounds", type=_positive, default=2, help="of L = 784 (default: %(default)s)")
+    add("--peers", type=_peers, default=cases.PEERS, help="a comma between (default: all)")
+    add("--only", choices=SECTIONS, help="one section")
+    add("--threads", type=_positive, default=harness.usable_cpus(), help="default: all cores")
+    add(
+        "--memory-gb",
+        type=_above_zero,
+        default=10.0,
+        help="limit of a worker (default: %(default)g)",
+    )
+    add(
+        "--time-s", type=_above_zero, default=180.0, help="limit of a worker (default: %(default)g)"
+    )
+    add("--quick", action="store_true", help="tiny models, one step: does it all still run?")
+    add("--output", type=Path, help=f"default: {OUTPUT}, and for a part of the whole none")
+    options = parser.parse_args(argv)
+    if options.quick:
+        options.rounds = options.long_rounds = 1
+    return options
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number from 1 on")
+    return int(text)
+
+
+def _above_zero(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a number above 0")
+    return value
+
+
+def _peers(text: str) -> tuple[str, ...]:
+    chosen = tuple(text.split(","))
+    if unknown := [peer for peer in chosen if peer not in cases.PEERS]:
+        known = ", ".join(cases.PEERS)
+        raise argparse.ArgumentTypeError(f"got {', '.join(unknown)!r}, expected some of {known}")
+    return chosen
+
+
+def measure_case(case: cases.TrainCase, limits: Limits) -> Answer:
+    """Run one case in a fresh process. Errors: see `harness.run_worker`."""
+    return harness.run_worker(WORKER, case.to_spec(), limits)
+
+
+def compare(
+    model: ModelConfig,
+    batch: int,
+    steps: cases.Steps,
+    rounds: int,
+    options: argparse.Namespace,
+    measure: Measure,
+) -> dict[str, Any]:
+    """Time all peers and the matrix products on one model; the figures of a section.
+
+    Raises:
+        BenchError: ours did not finish, or a peer does not compute the same.
+    """
+
+    def one(name: str) -> Answer:
+        return measure(cases.make_case(name, model, batch, options.threads, steps[name]))
+
+    found = harness.run_rounds(one, (*options.peers, cases.MATMUL), rounds)
+    if "ours" in found.unfinished:
+        raise BenchError(f"ours did not finish: {found.unfinished['ours']}")
+    check_losses(found)
+    return {"length": model.length, "rounds": rounds, **figures(found)}
+
+
+def check_losses(found: Rounds) -> None:
+    """All peers' first steps, on the whole batch, must have had the same loss.
+
+    Raises:
+        DifferentWorkError: one is off by more than rounding.
+    """
+    losses = {
+        name: answer["first_loss"]
+        for name, answers in found.answers.items()
+        for answer in answers
+        if name != cases.MATMUL
+    }
+    first = next(iter(losses.values()), 0.0)
+    for name, loss in losses.items():
+        if not abs(loss - first) <= LOSS_TOLERANCE * abs(first):
+            raise harness.DifferentWorkError(
+                f"{name}: the first step's loss is {loss:.6f}, expected {first:.6f} as "
+                f"{next(iter(losses))} has it: it computes something else"
+            )
+
+
+def figures(found: Rounds) -> dict[str, Any]:
+    """Medians over the rounds, ratios to ours, memory; `matmul_ms` is None if it did not finish."""
+    medians = {
+        name: statistics.median(answer["step_ms"] for answer in answers)
+        for name, answers in found.answers.items()
+    }
+    matmul_ms = medians.pop(cases.MATMUL, None)
+    peers = {name: found.answers[name] for name in medians}
+    ours_ms = medians.get("ours")
+    return {
+        "step_ms": {name: significant(value, 4) for name, value in medians.items()},
+        "ratio": {
+            name: significant(value / ours_ms)
+            for name, value in medians.items()
+            if ours_ms is not None and name != "ours"
+        },
+        "matmul_ms": None if matmul_ms is None else significant(matmul_ms, 4),
+        "peak_rss_mb": {name: _largest(answers, "peak_rss_mb") for name, answers in peers.items()},
+        "above_start_mb": {
+            name: _largest(answers, "above_start_mb") for name, answers in peers.items()
+        },
+        "round_ms": {
+            name: [significant(answer["step_ms"], 4) for answer in answers]
+            for name, answers in found.answers.items()
+        },
+        "did_not_finish": found.unfinished,
+    }
+
+
+def _largest(answers: Sequence[Answer], key: str) -> int:
+    return round(max(float(answer[key]) for answer in answers))
+
+
+def memory_growth(
+    model: ModelConfig, batch: int, options: argparse.Namespace, measure: Measure
+) -> dict[str, Any]:
+    """Peak memory of ours with the batch doubled, the states quadrupled, and both.
+
+    Raises:
+        BenchError: one did not finish.
+    """
+    sizes = {
+        f"batch_{b}_state_{n}": (b, n)
+        for b in (batch, 2 * batch)
+        for n in (model.d_state, 4 * model.d_state)
+    }
+
+    def one(name: str) -> Answer:
+        b, n = sizes[name]
+        larger = ModelConfig.from_dict({**model.to_dict(), "d_state": n})
+        return measure(cases.make_case("ours", larger, b, options.threads, (1, 1)))
+
+    found = harness.run_rounds(one, tuple(sizes), 1)
+    for name, reason in found.unfinished.items():
+        raise BenchError(f"memory of ours, {name}: did not finish: {reason}")
+    above = {name: answers[0]["above_start_mb"] for name, answers in found.answers.items()}
+    base, more_states, more_images, _ = above.values()
+    return {
+        "peak_rss_mb": {
+            name: _largest(answers, "peak_rss_mb") for name, answers in found.answers.items()
+        },
+        "above_start_mb": {name: round(value) for name, value in above.items()},
+        "batch_x2": significant(more_images / base),
+        "state_x4": significant(more_states / base),
+    }
+
+
+def run_all(options: argparse.Namespace, measure: Measure) -> dict[str, Any]:
+    """All chosen sections, the main one's figures on top, as the file has them."""
+    versions: set[str] = set()
+
+    def noting(case: cases.TrainCase) -> Answer:
+        answer = measure(case)
+        versions.add(answer["torch"])
+        logger.info("%s: %.1f ms", case.peer, answer["step_ms"])
+        return answer
+
+    where = harness.machine()
+    bench = cases.QUICK if options.quick else cases.FULL
+    wanted = SECTIONS if options.only is None else (options.only,)
+    result: dict[str, Any] = {}
+    if "main" in wanted:
+        result |= compare(
+            bench.main, bench.batch, bench.main_steps, options.rounds, options, noting
+        )
+    if "long" in wanted:
+        result["long"] = compare(
+            bench.long, bench.batch, bench.long_steps, options.long_rounds, options, noting
+        )
+    if "memory" in wanted and "ours" in options.peers:
+        result["memory"] = memory_growth(bench.main, bench.batch, options, noting)
+    return {
+        **result,
+        "batch": bench.batch,
+        "memory_limit_gb": options.memory_gb,
+        "time_limit_s": options.time_s,
+        "threads": options.threads,
+        "torch": ", ".join(sorted(versions)),
+        **where,
+    }
+
+
+def table(section: Mapping[str, Any]) -> str:
+    """A section for people."""
+    lines = [
+        f"L = {section['length']}, median of {section['rounds']} rounds",
+        f"{'':<18}{'step (ms)':>12}{'x ours':>10}{'peak RSS (MB)':>16}{'above start':>14}",
+    ]
+    for name, step_ms in section["step_ms"].items():
+        ratio = 1.0 if name == "ours" else section["ratio"].get(name)
+        lines.append(
+            f"{name:<18}{step_ms:>12,.1f}{'' if ratio is None else f'{ratio:.2f}':>10}"
+            f"{section['peak_rss_mb'][name]:>16,}{section['above_start_mb'][name]:>14,}"
+        )
+    if (matmul_ms := section["matmul_ms"]) is not None:
+        ours_ms = section["step_ms"].get("ours")
+        ratio = "" if ours_ms is None else f"{matmul_ms / ours_ms:.2f}"
+        lines.append(f"{'matrix products':<18}{matmul_ms:>12,.1f}{ratio:>10}")
+    for name, reason in section["did_not_finish"].items():
+        lines.append(f"{name:<18}did not finish: {reason}")
+    return "\n".join(lines)
+
+
+def memory_table(memory: Mapping[str, Any]) -> str:
+    """The memory section for people."""
+    lines = [f"{'memory of ours':<24}{'peak RSS (MB)':>16}{'above start':>14}"]
+    for name, above in memory["above_start_mb"].items():
+        lines.append(f"{name:<24}{memory['peak_rss_mb'][name]:>16,}{above:>14,}")
+    lines.append(
+        f"above start: twice the batch x {memory['batch_x2']:.2f}, "
+        f"four times the states x {memory['state_x4']:.2f}"
+    )
+    return "\n".join(lines)
+
+
+def report(result: Mapping[str, Any]) -> str:
+    """All sections for people, and where they were measured."""
+    parts = [table(section) for section in (result, result.get("long", {})) if "step_ms" in section]
+    if "memory" in result:
+        parts.append(memory_table(result["memory"]))
+    keys = ("cpu", "threads", "torch", "git", "load_1m")
+    return "\n\n".join([*parts, json.dumps({key: result[key] for key in keys})])
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure, print the table, write the file; a part of the whole goes only where asked."""
+    options = parse(argv)
+    limits = Limits(memory_gb=options.memory_gb, time_s=options.time_s)
+    result = run_all(options, functools.partial(measure_case, limits=limits))
+    print(report(result))
+    whole = not options.quick and options.only is None and set(options.peers) == set(cases.PEERS)
+    output = options.output or (OUTPUT if whole else None)
+    if output is not None:
+        write_json(output, result)
+        logger.info("written to %s", output)
+
+
+if __name__ == "__main__":
+    stage.run(main)
