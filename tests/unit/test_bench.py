@@ -104,8 +104,8 @@ class _Louder(nn.Module):
         super().__init__()
         self.theirs = mixer
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        louder: Tensor = 1.01 * self.theirs(hidden)
+    def forward(self, hidden: Tensor, reverse: bool = False) -> Tensor:
+        louder: Tensor = 1.01 * self.theirs(hidden, reverse=reverse)
         return louder
 
 
