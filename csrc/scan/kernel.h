@@ -3,7 +3,7 @@
 #ifndef MNIST_MAMBA_SCAN_KERNEL_H
 #define MNIST_MAMBA_SCAN_KERNEL_H
 
-#include "causal_conv.h"
+#include "mamba_block.h"
 #include "selective_scan.h"
 
 #ifdef _OPENMP
@@ -28,21 +28,41 @@ typedef struct WorkPlan {
     ptrdiff_t splits; /* of the blocks */
 } WorkPlan;
 
+/* The depthwise causal convolution in front of the scan, with its SiLU:
+ *
+ *     out_t = silu(bias + sum_k weight_k x_{t - (K - 1) + k})        x before the start is 0
+ */
+typedef struct ConvDims {
+    ptrdiff_t batch;
+    ptrdiff_t channels;
+    ptrdiff_t length;
+    ptrdiff_t taps;
+} ConvDims;
+
+typedef struct ConvInputs {
+    ScanTensor x;       /* (Bt, Di, L) */
+    const void *weight; /* (Di, K) contiguous */
+    const void *bias;   /* (Di) contiguous, or NULL */
+} ConvInputs;
+
 /* One set of kernels. The forward functions and the backward ones share a layout of the workspace;
  * dims, pointers and the plan have been checked. */
 typedef struct ScanKernels {
     ptrdiff_t lanes;
     size_t (*scan_workspace_bytes)(const ScanDims *, const WorkPlan *);
+    size_t (*scan_checkpoint_bytes)(const ScanDims *, const WorkPlan *);
     void (*scan_forward)(const ScanDims *, const WorkPlan *, const ScanInputs *,
                          const ScanMutableTensor *out, void *checkpoints, void *workspace);
     void (*scan_backward)(const ScanDims *, const WorkPlan *, const ScanInputs *,
                           const ScanTensor *grad_out, const void *checkpoints,
                           const ScanGradients *, void *workspace);
-    size_t (*conv_workspace_bytes)(const ConvDims *, const WorkPlan *);
-    void (*conv_forward)(const ConvDims *, const WorkPlan *, const ConvInputs *,
-                         const ScanMutableTensor *out, void *workspace);
-    void (*conv_backward)(const ConvDims *, const WorkPlan *, const ConvInputs *,
-                          const ScanTensor *grad_out, const ConvGradients *, void *workspace);
+    size_t (*block_saved_bytes)(const BlockDims *);
+    size_t (*block_workspace_bytes)(const BlockDims *);
+    void (*block_forward)(const BlockDims *, const BlockWeights *, const void *input, void *out,
+                          void *saved, void *workspace);
+    void (*block_backward)(const BlockDims *, const BlockWeights *, const void *input,
+                           const void *saved, const void *grad_out, void *grad_input,
+                           const BlockGradients *, void *workspace);
 } ScanKernels;
 
 extern const ScanKernels scan_kernels_scalar;

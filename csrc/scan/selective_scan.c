@@ -51,9 +51,7 @@ size_t selective_scan_checkpoint_bytes(const ScanDims *dims)
         return 0;
     }
     const WorkPlan plan = plan_for(dims, kernels);
-    const size_t size = dims->type == SCAN_FLOAT64 ? sizeof(double) : sizeof(float);
-    return (size_t)(dims->batch * plan.blocks * (plan.chunks - 1) * dims->states * plan.lanes) *
-           size;
+    return kernels->scan_checkpoint_bytes(dims, &plan);
 }
 
 size_t selective_scan_workspace_bytes(const ScanDims *dims)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mnist_mamba.scan import choose, selective_scan
-from mnist_mamba.scan.cpu import mamba_inner_cpu
+from mnist_mamba.scan.cpu import DirectionWeights, mamba_block_cpu
 
 _FUSED_DTYPES = (torch.float32, torch.float64)
 
@@ -141,21 +141,8 @@ class MambaMixer(nn.Module):
         delta = F.linear(dt, dt_proj.weight)  # the scan adds the bias
         return u, delta.transpose(1, 2), B.transpose(1, 2), C.transpose(1, 2)
 
-    def inner(self, xz: Tensor, suffix: str = "", reverse: bool = False) -> Tensor:
-        """One direction from in_proj's output (batch, length, 2 Di) to the gated y.
-
-        Args:
-            xz: x, then z.
-            suffix: which direction's parameters.
-            reverse: whether to run from the last token to the first.
-
-        Returns:
-            (batch, length, Di).
-        """
-        fused = choose(self.scan_backend, xz.device) == "cpu" and xz.dtype in _FUSED_DTYPES
-        return (self._fused if fused else self._composed)(xz, suffix, reverse)
-
-    def _fused(self, xz: Tensor, suffix: str, reverse: bool) -> Tensor:
+    def direction_weights(self, suffix: str = "") -> DirectionWeights:
+        """One direction's parameters."""
         conv1d = self.get_submodule(f"conv1d{suffix}")
         dt_proj = self.get_submodule(f"dt_proj{suffix}")
         x_proj = self.get_submodule(f"x_proj{suffix}")
@@ -163,19 +150,38 @@ class MambaMixer(nn.Module):
         assert conv1d.bias is not None
         assert isinstance(dt_proj, nn.Linear)
         assert isinstance(x_proj, nn.Linear)
-        return mamba_inner_cpu(
-            xz,
-            conv1d.weight.squeeze(1),
-            conv1d.bias,
-            x_proj.weight,
-            dt_proj.weight,
-            self.state_matrix(suffix),
-            self.get_parameter(f"D{suffix}"),
-            dt_proj.bias,
+        return DirectionWeights(
+            conv_weight=conv1d.weight.squeeze(1),
+            conv_bias=conv1d.bias,
+            x_proj=x_proj.weight,
+            dt_proj=dt_proj.weight,
+            dt_bias=dt_proj.bias,
+            A=self.state_matrix(suffix),
+            D=self.get_parameter(f"D{suffix}"),
+        )
+
+    def runs_fused(self, hidden: Tensor) -> bool:
+        """Whether the C kernel takes the whole mixer at once, and the norm and residual with it."""
+        return (
+            hidden.dtype in _FUSED_DTYPES
+            and hidden.dtype == self.in_proj.weight.dtype
+            and choose(self.scan_backend, hidden.device) == "cpu"
+        )
+
+    def fused(self, hidden: Tensor, reverse: bool, norm: nn.RMSNorm | None = None) -> Tensor:
+        """mixer(hidden), or hidden + mixer(norm(hidden)); all of hidden's dtype."""
+        return mamba_block_cpu(
+            hidden,
+            self.in_proj.weight,
+            self.out_proj.weight,
+            [self.direction_weights(suffix) for suffix in self.suffixes],
             reverse,
+            None if norm is None else norm.weight,
+            0.0 if norm is None or norm.eps is None else norm.eps,
         )
 
     def _composed(self, xz: Tensor, suffix: str, reverse: bool) -> Tensor:
+        """One direction from in_proj's output (batch, length, 2 Di) to the gated y, by torch."""
         if reverse:
             xz = xz.flip(1)
         x, z = xz.transpose(1, 2).chunk(2, dim=1)
@@ -196,9 +202,11 @@ class MambaMixer(nn.Module):
 
     def forward(self, hidden: Tensor, reverse: bool = False) -> Tensor:
         """(batch, length, d_model) to the same shape; reverse: from the last token to the first."""
+        if self.runs_fused(hidden):
+            return self.fused(hidden, reverse)
         xz = self.in_proj(hidden)
-        y = self.inner(xz, reverse=reverse)
+        y = self._composed(xz, "", reverse)
         if self.bidirectional:
-            y = (y + self.inner(xz, "_b", not reverse)) / 2
+            y = (y + self._composed(xz, "_b", not reverse)) / 2
         out: Tensor = self.out_proj(y)
         return out

@@ -1,8 +1,9 @@
-"""The scan and the inner part of the mixer on the CPU: autograd functions around csrc/scan."""
+"""The scan and the residual block on the CPU: autograd functions around csrc/scan."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -45,41 +46,59 @@ def selective_scan_cpu(
     return out.to(u.dtype)
 
 
-def mamba_inner_cpu(
-    xz: Tensor,
-    conv_weight: Tensor,
-    conv_bias: Tensor,
-    x_proj_weight: Tensor,
-    dt_proj_weight: Tensor,
-    A: Tensor,
-    D: Tensor,
-    delta_bias: Tensor,
-    reverse: bool = False,
-) -> Tensor:
-    """Run the mixer between its outer projections, fused: from in_proj's output to the gated y.
+class DirectionWeights(NamedTuple):
+    """A mixer's parameters that belong to one direction, in the kernel's order."""
 
-    u = silu(conv(x)); dt, B, C = x_proj(u); y = scan(u, softplus(dt_proj(dt)), A, B, C, D, z).
-    All of one dtype, float32 or float64. Nothing of size d_state x length is kept for the backward.
+    conv_weight: Tensor
+    """(Di, K)"""
+    conv_bias: Tensor
+    """(Di)"""
+    x_proj: Tensor
+    """(R + 2 N, Di)"""
+    dt_proj: Tensor
+    """(Di, R)"""
+    dt_bias: Tensor
+    """(Di)"""
+    A: Tensor
+    """(Di, N)"""
+    D: Tensor
+    """(Di)"""
+
+
+def mamba_block_cpu(
+    hidden: Tensor,
+    in_proj: Tensor,
+    out_proj: Tensor,
+    directions: Sequence[DirectionWeights],
+    reverse: bool = False,
+    norm: Tensor | None = None,
+    norm_eps: float = 0.0,
+) -> Tensor:
+    """Run a whole mixer, with the norm before and the residual around it where there is a norm.
+
+    Each sequence goes through all of it in its core's cache, forward and backward. All tensors of
+    one dtype, float32 or float64. Kept for the backward are `hidden`, the outputs of in_proj and
+    x_proj, and states at chunk borders; nothing of size d_state x length.
 
     Args:
-        xz: (batch, length, 2 Di): x, then z.
-        conv_weight: (Di, K); conv_bias: (Di).
-        x_proj_weight: (R + 2 N, Di).
-        dt_proj_weight: (Di, R); delta_bias: (Di).
-        A: (Di, N); D: (Di).
-        reverse: whether to run from the last step to the first.
+        hidden: (batch, length, d_model).
+        in_proj: (2 Di, d_model): rows of x, rows of z.
+        out_proj: (d_model, Di).
+        directions: one, or two whose outputs are averaged, the second against the first.
+        reverse: whether the first direction runs from the last step to the first.
+        norm: (d_model): the weight of the RMSNorm.
+        norm_eps: added to the mean of squares.
 
     Returns:
-        (batch, length, Di).
+        (batch, length, d_model).
 
     Raises:
         ScanBackendError: the kernel cannot be built.
-
-    Source: `mamba_inner_fn` of mamba_ssm has the same boundaries, but for out_proj.
     """
-    tensors = (xz, conv_weight, conv_bias, x_proj_weight, dt_proj_weight, A, D, delta_bias)
-    out: Tensor = _MambaInner.apply(  # type: ignore[no-untyped-call]
-        *tensors, reverse, _backward_may_follow(*tensors)
+    weights = [norm, in_proj, out_proj, *(w for direction in directions for w in direction)]
+    keep = _backward_may_follow(hidden, *weights)
+    out: Tensor = _MambaBlock.apply(  # type: ignore[no-untyped-call]
+        hidden, reverse, norm_eps, keep, *weights
     )
     return out
 
@@ -95,9 +114,9 @@ class _SelectiveScan(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
         *tensors, delta_softplus, keep = arguments
-        inputs = {**dict(zip(_SCAN_NAMES, tensors, strict=True)), "W": None}
+        inputs = dict(zip(_SCAN_NAMES, tensors, strict=True))
         out = torch.empty_like(inputs["delta"])
-        checkpoints = kernel.scan_forward(inputs, delta_softplus, False, out, keep)
+        checkpoints = kernel.scan_forward(inputs, delta_softplus, out, keep)
         ctx.save_for_backward(*tensors, checkpoints)
         ctx.delta_softplus = delta_softplus
         return out
@@ -106,101 +125,47 @@ class _SelectiveScan(torch.autograd.Function):
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         _refuse_second_derivatives()
         *tensors, checkpoints = ctx.saved_tensors
-        inputs = {**dict(zip(_SCAN_NAMES, tensors, strict=True)), "W": None}
+        inputs = dict(zip(_SCAN_NAMES, tensors, strict=True))
         # empty_like gives an expanded input a gradient of its full size; autograd sums it.
         grads = {
             name: None if t is None else torch.empty_like(t) if t.dim() == 3 else _parameter_grad(t)
             for name, t in inputs.items()
         }
-        kernel.scan_backward(inputs, ctx.delta_softplus, False, grad_out, checkpoints, grads)
+        kernel.scan_backward(inputs, ctx.delta_softplus, grad_out, checkpoints, grads)
         needed = zip(_SCAN_NAMES, ctx.needs_input_grad, strict=False)
         return (*(grads[name] if need else None for name, need in needed), None, None)
 
 
-class _MambaInner(torch.autograd.Function):
-    """Convolution, SiLU, projections and scan, on (batch, length, channels) memory throughout.
-
-    Keeps xz, the scan's inputs and the states at the chunk borders. The gradients of x and z, and
-    those of dt, B and C, are written side by side where the linear layers' backward wants them.
-    """
-
+class _MambaBlock(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> Tensor:
-        xz, conv_weight, conv_bias, x_proj, dt_proj, A, D, delta_bias, reverse, keep = arguments
-        xz = xz.contiguous()
-        batch, length, width = xz.shape
-        u = xz.new_empty(batch, length, width // 2)
-        conv = _conv_tensors(xz, conv_weight, conv_bias)
-        kernel.conv_forward(conv, reverse, u.transpose(1, 2))
-        projected = torch.mm(u.flatten(0, 1), x_proj.t()).view(batch, length, -1)
-        scan = _scan_tensors(xz, u, projected, dt_proj, A, D, delta_bias)
-        out = torch.empty_like(u)
-        checkpoints = kernel.scan_forward(scan, True, reverse, out.transpose(1, 2), keep)
-        ctx.save_for_backward(
-            xz, conv_weight, conv_bias, x_proj, dt_proj, A, D, delta_bias, u, projected, checkpoints
-        )
-        ctx.reverse = reverse
+    def forward(
+        ctx: Any, hidden: Tensor, reverse: bool, norm_eps: float, keep: bool, *weights: Any
+    ) -> Tensor:
+        hidden = hidden.contiguous()
+        weights = tuple(None if w is None else w.contiguous() for w in weights)
+        out = torch.empty_like(hidden)
+        saved = kernel.block_forward(hidden, weights, reverse, norm_eps, out, keep)
+        ctx.save_for_backward(hidden, saved, *weights)
+        ctx.reverse, ctx.norm_eps = reverse, norm_eps
         return out
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         _refuse_second_derivatives()
-        xz, conv_weight, conv_bias, x_proj, dt_proj, A, D, delta_bias, u, projected, checkpoints = (
-            ctx.saved_tensors
-        )
-        grad_xz, grad_u = torch.empty_like(xz), torch.empty_like(u)
-        grad_projected = torch.empty_like(projected)
-        parameters = [_parameter_grad(p) for p in (dt_proj, A, D, delta_bias)]
-        kernel.scan_backward(
-            _scan_tensors(xz, u, projected, dt_proj, A, D, delta_bias),
-            True,
+        hidden, saved, *weights = ctx.saved_tensors
+        grad_hidden = torch.empty_like(hidden)
+        grads = [None if w is None else torch.empty_like(w) for w in weights]
+        kernel.block_backward(
+            hidden,
+            weights,
             ctx.reverse,
-            grad_out.transpose(1, 2),
-            checkpoints,
-            _scan_tensors(grad_xz, grad_u, grad_projected, *parameters),
+            ctx.norm_eps,
+            saved,
+            grad_out.contiguous(),
+            grad_hidden,
+            grads,
         )
-        flat = grad_projected.flatten(0, 1)
-        grad_x_proj = torch.mm(flat.t(), u.flatten(0, 1))
-        grad_u.flatten(0, 1).addmm_(flat, x_proj)  # in place: grad_u is contiguous
-        conv_grads = [_parameter_grad(p) for p in (conv_weight, conv_bias)]
-        kernel.conv_backward(
-            _conv_tensors(xz, conv_weight, conv_bias),
-            ctx.reverse,
-            grad_u.transpose(1, 2),
-            _conv_tensors(grad_xz, *conv_grads),
-        )
-        return (grad_xz, *conv_grads, grad_x_proj, *parameters, None, None)
-
-
-def _conv_tensors(xz: Tensor, weight: Tensor, bias: Tensor) -> dict[str, Tensor | None]:
-    """The convolution's tensors, or their gradients, by the kernel's names; x as (batch, Di, L)."""
-    x = xz[:, :, : xz.shape[2] // 2].transpose(1, 2)
-    return {"x": x, "weight": weight, "bias": bias}
-
-
-def _scan_tensors(
-    xz: Tensor,
-    u: Tensor,
-    projected: Tensor,
-    dt_proj: Tensor,
-    A: Tensor,
-    D: Tensor,
-    delta_bias: Tensor,
-) -> dict[str, Tensor | None]:
-    """The scan's tensors, or their gradients, by the kernel's names."""
-    rank, states = dt_proj.shape[1], A.shape[1]
-    dt, B, C = (t.transpose(1, 2) for t in projected.split([rank, states, states], dim=2))
-    return {
-        "u": u.transpose(1, 2),
-        "delta": dt,
-        "B": B,
-        "C": C,
-        "z": xz[:, :, u.shape[2] :].transpose(1, 2),
-        "A": A,
-        "D": D,
-        "delta_bias": delta_bias,
-        "W": dt_proj,
-    }
+        return (grad_hidden, None, None, None, *grads)
 
 
 def _parameter_grad(parameter: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import functools
 import os
 import platform
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -29,7 +29,7 @@ CFLAGS = ("-std=c11", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trap
 SOURCES = (
     "dispatch.c",
     "selective_scan.c",
-    "causal_conv.c",
+    "mamba_block.c",
     "kernel_scalar.c",
     "kernel_double.c",
     "kernel_neon.c",
@@ -93,17 +93,32 @@ class _ScanTensors(ctypes.Structure):
     ]
 
 
-class _ConvDims(ctypes.Structure):
+class _BlockDims(ctypes.Structure):
     _fields_ = [
-        (field, ctypes.c_ssize_t)
-        for field in ("batch", "channels", "length", "taps", "threads", "type", "isa")
+        *(
+            (field, ctypes.c_ssize_t)
+            for field in (
+                "batch",
+                "length",
+                "d_model",
+                "channels",
+                "states",
+                "rank",
+                "taps",
+                "directions",
+                "reverse",
+                "threads",
+                "type",
+                "isa",
+            )
+        ),
+        ("norm_eps", ctypes.c_double),
     ]
 
 
-class _ConvTensors(ctypes.Structure):
-    """ConvInputs and ConvGradients."""
-
-    _fields_ = [("x", _Tensor3), ("weight", ctypes.c_void_p), ("bias", ctypes.c_void_p)]
+# BlockWeights and BlockGradients: norm, in_proj, out_proj, and each direction's weights.
+_DIRECTION_WEIGHTS, _MAX_DIRECTIONS = 7, 2
+_BlockPointers = ctypes.c_void_p * (3 + _MAX_DIRECTIONS * _DIRECTION_WEIGHTS)
 
 
 def library_path() -> Path:
@@ -127,16 +142,20 @@ def _load() -> ctypes.CDLL | str:
         return str(error)
     library.scan_isa_works.argtypes = [ctypes.c_int]
     library.scan_best_isa.argtypes = []
-    for name, dims in (("selective_scan", _ScanDims), ("causal_conv", _ConvDims)):
-        for size in ("checkpoint", "workspace") if name == "selective_scan" else ("workspace",):
-            function = getattr(library, f"{name}_{size}_bytes")
-            function.argtypes = [ctypes.POINTER(dims)]
-            function.restype = ctypes.c_size_t
+    for name, dims in (
+        ("selective_scan_checkpoint", _ScanDims),
+        ("selective_scan_workspace", _ScanDims),
+        ("mamba_block_saved", _BlockDims),
+        ("mamba_block_workspace", _BlockDims),
+    ):
+        function = getattr(library, f"{name}_bytes")
+        function.argtypes = [ctypes.POINTER(dims)]
+        function.restype = ctypes.c_size_t
     void = ctypes.c_void_p
     library.selective_scan_forward.argtypes = [void] * 5
     library.selective_scan_backward.argtypes = [void] * 6
-    library.causal_conv_forward.argtypes = [void] * 4
-    library.causal_conv_backward.argtypes = [void] * 5
+    library.mamba_block_forward.argtypes = [void] * 6
+    library.mamba_block_backward.argtypes = [void] * 8
     return library
 
 
@@ -189,25 +208,20 @@ def isa_number(library: ctypes.CDLL) -> int:
 
 
 def scan_forward(
-    inputs: OptionalTensors,
-    delta_softplus: bool,
-    reverse: bool,
-    out: Tensor,
-    keep_checkpoints: bool,
+    inputs: OptionalTensors, delta_softplus: bool, out: Tensor, keep_checkpoints: bool
 ) -> Tensor | None:
     """Run the forward scan into `out`; return the states at the chunk borders if asked to.
 
     Args:
         inputs: u, delta, z (batch, Di, length), B, C (batch, N, length), A (Di, N), D,
-            delta_bias (Di); with W (Di, R), delta is dt (batch, R, length). All of one dtype,
-            float32 or float64; z, D, delta_bias and W may be None. Sequences may be strided.
+            delta_bias (Di). All of one dtype, float32 or float64; z, D and delta_bias may be None.
+            Sequences may be strided.
         delta_softplus: whether delta goes through a softplus.
-        reverse: whether to run from the last step to the first.
         out: (batch, Di, length).
         keep_checkpoints: whether a backward will follow.
     """
     library = load()
-    inputs = _contiguous(inputs, "A", "D", "delta_bias", "W")
+    inputs = _contiguous(inputs, "A", "D", "delta_bias")
     dims = _scan_dims(library, inputs, delta_softplus)
     workspace = _bytes(library.selective_scan_workspace_bytes(dims))
     checkpoints = None
@@ -215,9 +229,9 @@ def scan_forward(
         checkpoints = _bytes(library.selective_scan_checkpoint_bytes(dims))
     status = library.selective_scan_forward(
         ctypes.byref(dims),
-        ctypes.byref(_scan_tensors(inputs, reverse)),
-        ctypes.byref(_tensor3(out, reverse)),
-        None if checkpoints is None else checkpoints.data_ptr(),
+        ctypes.byref(_scan_tensors(inputs)),
+        ctypes.byref(_tensor3(out)),
+        _pointer(checkpoints),
         workspace.data_ptr(),
     )
     _check(status)
@@ -227,62 +241,85 @@ def scan_forward(
 def scan_backward(
     inputs: OptionalTensors,
     delta_softplus: bool,
-    reverse: bool,
     grad_out: Tensor,
     checkpoints: Tensor,
     grads: OptionalTensors,
 ) -> None:
     """Run the backward scan into `grads`, whose names and shapes are those of `inputs`."""
     library = load()
-    inputs = _contiguous(inputs, "A", "D", "delta_bias", "W")
+    inputs = _contiguous(inputs, "A", "D", "delta_bias")
     dims = _scan_dims(library, inputs, delta_softplus)
     workspace = _bytes(library.selective_scan_workspace_bytes(dims))
     status = library.selective_scan_backward(
         ctypes.byref(dims),
-        ctypes.byref(_scan_tensors(inputs, reverse)),
-        ctypes.byref(_tensor3(grad_out, reverse)),
+        ctypes.byref(_scan_tensors(inputs)),
+        ctypes.byref(_tensor3(grad_out)),
         checkpoints.data_ptr(),
-        ctypes.byref(_scan_tensors(grads, reverse)),
+        ctypes.byref(_scan_tensors(grads)),
         workspace.data_ptr(),
     )
     _check(status)
 
 
-def conv_forward(inputs: OptionalTensors, reverse: bool, out: Tensor) -> None:
-    """Run silu(causal depthwise convolution) of x into out.
+def block_forward(
+    hidden: Tensor,
+    weights: Sequence[Tensor | None],
+    reverse: bool,
+    norm_eps: float,
+    out: Tensor,
+    keep: bool,
+) -> Tensor | None:
+    """Run a block into `out`; return what its backward needs if asked to.
 
     Args:
-        inputs: x (batch, Di, length), may be strided; weight (Di, K); bias (Di) or None; of one
-            dtype, float32 or float64.
-        reverse: whether to run from the last step to the first.
-        out: (batch, Di, length).
+        hidden: (batch, length, d_model); like all others contiguous and of one dtype, float32 or
+            float64.
+        weights: norm (d_model) or None for neither norm nor residual, in_proj (2 Di, d_model),
+            out_proj (d_model, Di); and of one or two directions conv_weight (Di, K), conv_bias
+            (Di), x_proj (R + 2 N, Di), dt_proj (Di, R), dt_bias (Di), A (Di, N), D (Di).
+        reverse: whether the first direction runs from the last step to the first.
+        norm_eps: added to the mean of squares.
+        out: (batch, length, d_model).
+        keep: whether a backward will follow.
     """
     library = load()
-    inputs = _contiguous(inputs, "weight", "bias")
-    dims = _conv_dims(library, inputs)
-    workspace = _bytes(library.causal_conv_workspace_bytes(dims))
-    status = library.causal_conv_forward(
+    dims = _block_dims(library, hidden, weights, reverse, norm_eps)
+    workspace = _bytes(library.mamba_block_workspace_bytes(dims))
+    saved = _bytes(library.mamba_block_saved_bytes(dims)) if keep else None
+    status = library.mamba_block_forward(
         ctypes.byref(dims),
-        ctypes.byref(_conv_tensors(inputs, reverse)),
-        ctypes.byref(_tensor3(out, reverse)),
+        ctypes.byref(_block_pointers(weights)),
+        hidden.data_ptr(),
+        out.data_ptr(),
+        _pointer(saved),
         workspace.data_ptr(),
     )
     _check(status)
+    return saved
 
 
-def conv_backward(
-    inputs: OptionalTensors, reverse: bool, grad_out: Tensor, grads: OptionalTensors
+def block_backward(
+    hidden: Tensor,
+    weights: Sequence[Tensor | None],
+    reverse: bool,
+    norm_eps: float,
+    saved: Tensor,
+    grad_out: Tensor,
+    grad_hidden: Tensor,
+    grads: Sequence[Tensor | None],
 ) -> None:
-    """Run the backward of `conv_forward` into `grads`, whose names and shapes are the inputs'."""
+    """Run the backward of `block_forward` into `grad_hidden` and `grads`, in `weights`' order."""
     library = load()
-    inputs = _contiguous(inputs, "weight", "bias")
-    dims = _conv_dims(library, inputs)
-    workspace = _bytes(library.causal_conv_workspace_bytes(dims))
-    status = library.causal_conv_backward(
+    dims = _block_dims(library, hidden, weights, reverse, norm_eps)
+    workspace = _bytes(library.mamba_block_workspace_bytes(dims))
+    status = library.mamba_block_backward(
         ctypes.byref(dims),
-        ctypes.byref(_conv_tensors(inputs, reverse)),
-        ctypes.byref(_tensor3(grad_out, reverse)),
-        ctypes.byref(_conv_tensors(grads, reverse)),
+        ctypes.byref(_block_pointers(weights)),
+        hidden.data_ptr(),
+        saved.data_ptr(),
+        grad_out.data_ptr(),
+        grad_hidden.data_ptr(),
+        ctypes.byref(_block_pointers(grads)),
         workspace.data_ptr(),
     )
     _check(status)
@@ -313,7 +350,7 @@ def _threads(updates: int) -> int:
 
 
 def _scan_dims(library: ctypes.CDLL, inputs: OptionalTensors, delta_softplus: bool) -> _ScanDims:
-    u, weight = _given(inputs["u"]), inputs["W"]
+    u = _given(inputs["u"])
     batch, channels, length = u.shape
     states = _given(inputs["A"]).shape[1]
     return _ScanDims(
@@ -321,7 +358,7 @@ def _scan_dims(library: ctypes.CDLL, inputs: OptionalTensors, delta_softplus: bo
         channels=channels,
         length=length,
         states=states,
-        rank=0 if weight is None else weight.shape[1],
+        rank=0,
         threads=_threads(batch * channels * length * states),
         delta_softplus=int(delta_softplus),
         type=_TYPE[u.dtype],
@@ -329,46 +366,50 @@ def _scan_dims(library: ctypes.CDLL, inputs: OptionalTensors, delta_softplus: bo
     )
 
 
-def _conv_dims(library: ctypes.CDLL, inputs: OptionalTensors) -> _ConvDims:
-    x = _given(inputs["x"])
-    batch, channels, length = x.shape
-    return _ConvDims(
+def _block_dims(
+    library: ctypes.CDLL,
+    hidden: Tensor,
+    weights: Sequence[Tensor | None],
+    reverse: bool,
+    norm_eps: float,
+) -> _BlockDims:
+    batch, length, d_model = hidden.shape
+    conv_weight, _, _, dt_proj, _, A, _ = weights[3:10]
+    channels, states = _given(A).shape
+    return _BlockDims(
         batch=batch,
-        channels=channels,
         length=length,
-        taps=_given(inputs["weight"]).shape[1],
-        threads=_threads(4 * x.numel()),
-        type=_TYPE[x.dtype],
+        d_model=d_model,
+        channels=channels,
+        states=states,
+        rank=_given(dt_proj).shape[1],
+        taps=_given(conv_weight).shape[1],
+        directions=(len(weights) - 3) // _DIRECTION_WEIGHTS,
+        reverse=int(reverse),
+        threads=_threads(batch * channels * length * states),
+        type=_TYPE[hidden.dtype],
         isa=isa_number(library),
+        norm_eps=norm_eps,
     )
 
 
-def _tensor3(tensor: Tensor | None, reverse: bool) -> _Tensor3:
+def _tensor3(tensor: Tensor | None) -> _Tensor3:
     if tensor is None:
         return _Tensor3(None, (ctypes.c_ssize_t * 3)(0, 0, 0))
-    batch, channel, time = tensor.stride()
-    address = tensor.data_ptr()
-    if reverse:
-        address += (tensor.shape[2] - 1) * time * tensor.element_size()
-        time = -time
-    return _Tensor3(address, (ctypes.c_ssize_t * 3)(batch, channel, time))
+    return _Tensor3(tensor.data_ptr(), (ctypes.c_ssize_t * 3)(*tensor.stride()))
 
 
 def _pointer(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 
-def _scan_tensors(tensors: OptionalTensors, reverse: bool) -> _ScanTensors:
-    sequences = [_tensor3(tensors[name], reverse) for name in ("u", "delta", "B", "C", "z")]
-    return _ScanTensors(
-        *sequences, *(_pointer(tensors[name]) for name in ("A", "D", "delta_bias", "W"))
-    )
+def _scan_tensors(tensors: OptionalTensors) -> _ScanTensors:
+    sequences = [_tensor3(tensors[name]) for name in ("u", "delta", "B", "C", "z")]
+    return _ScanTensors(*sequences, *(_pointer(tensors[name]) for name in ("A", "D", "delta_bias")))
 
 
-def _conv_tensors(tensors: OptionalTensors, reverse: bool) -> _ConvTensors:
-    return _ConvTensors(
-        _tensor3(tensors["x"], reverse), _pointer(tensors["weight"]), _pointer(tensors["bias"])
-    )
+def _block_pointers(tensors: Sequence[Tensor | None]) -> ctypes.Array[ctypes.c_void_p]:
+    return _BlockPointers(*map(_pointer, tensors))
 
 
 def _check(status: int) -> None:
