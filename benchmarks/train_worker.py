@@ -11,6 +11,7 @@ import torch
 from benchmarks import harness, peers
 from benchmarks.matmul import matmul_step
 from benchmarks.train_cases import MATMUL, TRAIN, TrainCase
+from mnist_mamba.training.memory import prepare_memory
 from mnist_mamba.training.trainer import Trainer
 
 
@@ -22,6 +23,7 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
     """
     case = TrainCase.from_spec(spec)
     torch.set_num_threads(case.threads)
+    prepare_memory()  # as pipeline.train does
     figures = _time_products(case) if case.peer == MATMUL else _time_steps(case)
     return {**figures, "torch": torch.__version__}
 

@@ -20,6 +20,7 @@ from mnist_mamba.scan import choose
 from mnist_mamba.training.distributed import Processes
 from mnist_mamba.training.epoch import EpochReport
 from mnist_mamba.training.loop import TrainingError, train
+from mnist_mamba.training.memory import prepare_memory
 from mnist_mamba.training.resume import SavedTraining, parse_training
 from pipeline import paths, stage, tracking
 from pipeline.content_key import training_key
@@ -179,6 +180,7 @@ def main() -> None:
     processes = Processes.of_torchrun()
     if not processes.is_first:
         logging.getLogger().setLevel(logging.WARNING)
+    prepare_memory()
     set_threads(params.train.threads, processes)
     device = choose_device(params.train.device, processes)
     with processes.connected(device):

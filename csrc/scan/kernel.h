@@ -77,9 +77,7 @@ extern const ScanKernels scan_kernels_neon;
 /* NULL where this machine cannot run them or the type is unknown. */
 const ScanKernels *scan_kernels_for(ptrdiff_t type, ptrdiff_t isa);
 
-/* states: 0 for a convolution. */
-WorkPlan scan_work_plan(ptrdiff_t lanes, ptrdiff_t batch, ptrdiff_t channels, ptrdiff_t length,
-                        ptrdiff_t states);
+WorkPlan scan_work_plan(ptrdiff_t lanes, ptrdiff_t batch, ptrdiff_t channels, ptrdiff_t length);
 
 static inline ptrdiff_t min_size(ptrdiff_t a, ptrdiff_t b)
 {

@@ -5,7 +5,7 @@
 
 static WorkPlan plan_for(const ScanDims *dims, const ScanKernels *kernels)
 {
-    return scan_work_plan(kernels->lanes, dims->batch, dims->channels, dims->length, dims->states);
+    return scan_work_plan(kernels->lanes, dims->batch, dims->channels, dims->length);
 }
 
 static int dims_are_positive(const ScanDims *dims)
