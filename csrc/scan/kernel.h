@@ -28,23 +28,6 @@ typedef struct WorkPlan {
     ptrdiff_t splits; /* of the blocks */
 } WorkPlan;
 
-/* The depthwise causal convolution in front of the scan, with its SiLU:
- *
- *     out_t = silu(bias + sum_k weight_k x_{t - (K - 1) + k})        x before the start is 0
- */
-typedef struct ConvDims {
-    ptrdiff_t batch;
-    ptrdiff_t channels;
-    ptrdiff_t length;
-    ptrdiff_t taps;
-} ConvDims;
-
-typedef struct ConvInputs {
-    ScanTensor x;       /* (Bt, Di, L) */
-    const void *weight; /* (Di, K) contiguous */
-    const void *bias;   /* (Di) contiguous, or NULL */
-} ConvInputs;
-
 /* One set of kernels. The forward functions and the backward ones share a layout of the workspace;
  * dims, pointers and the plan have been checked. */
 typedef struct ScanKernels {

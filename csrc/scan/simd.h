@@ -122,27 +122,41 @@ static inline vreal v_if_negative(vreal x, vreal a, vreal b)
 
 #if !defined(SIMD_DOUBLE)
 
-/* x 2^k, where k is the whole number in the low bits of `shifted` (see v_exp2), for a normal result
- * or infinity: k is added to the exponent's bits. */
-static inline vreal v_add_exponent(vreal x, vreal shifted)
+/* 2^x takes the first EXP2_BITS bits of x's fraction from a table in a register, where there is an
+ * instruction that looks up a whole vector of indices in one. */
+#if defined(SIMD_AVX512)
+enum { EXP2_BITS = 4 };
+#elif defined(SIMD_AVX2)
+enum { EXP2_BITS = 3 };
+#else
+enum { EXP2_BITS = 0 };
+#endif
+
+/* 2^(k / 2^EXP2_BITS), where k is the whole number in the low bits of `shifted` (see v_exp2_each),
+ * for a normal result. k is added to the exponent's bits; from each entry of the table the bits of
+ * its own index, which come along to just below the exponent, are already taken off. */
+static inline vreal v_exp2_of_bits(vreal shifted)
 {
 #if defined(SIMD_AVX512)
-    const __m512i exponent = _mm512_slli_epi32(_mm512_castps_si512(shifted), 23);
-    return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(x), exponent));
+    const __m512i table = _mm512_setr_epi32(0x3f800000, 0x3f7daac3, 0x3f7b95c2, 0x3f79c3d3, 0x3f7837f0, 0x3f76f532, 0x3f75fed7, 0x3f75583f, 0x3f7504f3, 0x3f7508a4, 0x3f75672a, 0x3f76248c, 0x3f7744fd, 0x3f78ccdf, 0x3f7ac0c7, 0x3f7d257d);
+    const __m512i bits = _mm512_castps_si512(shifted);
+    const __m512i entry = _mm512_permutexvar_epi32(bits, table);
+    return _mm512_castsi512_ps(_mm512_add_epi32(entry, _mm512_slli_epi32(bits, 23 - EXP2_BITS)));
 #elif defined(SIMD_AVX2)
-    const __m256i exponent = _mm256_slli_epi32(_mm256_castps_si256(shifted), 23);
-    return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x), exponent));
+    const __m256i table = _mm256_setr_epi32(0x3f800000, 0x3f7b95c2, 0x3f7837f0, 0x3f75fed7, 0x3f7504f3, 0x3f75672a, 0x3f7744fd, 0x3f7ac0c7);
+    const __m256i bits = _mm256_castps_si256(shifted);
+    const __m256i entry = _mm256_permutevar8x32_epi32(table, bits);
+    return _mm256_castsi256_ps(_mm256_add_epi32(entry, _mm256_slli_epi32(bits, 23 - EXP2_BITS)));
 #elif defined(SIMD_NEON)
     const int32x4_t exponent = vshlq_n_s32(vreinterpretq_s32_f32(shifted), 23);
-    return vreinterpretq_f32_s32(vaddq_s32(vreinterpretq_s32_f32(x), exponent));
+    return vreinterpretq_f32_s32(vaddq_s32(vdupq_n_s32(0x3f800000), exponent));
 #else
     uint32_t bits;
-    uint32_t exponent;
-    memcpy(&bits, &x, sizeof bits);
-    memcpy(&exponent, &shifted, sizeof exponent);
-    bits += exponent << 23;
-    memcpy(&x, &bits, sizeof x);
-    return x;
+    vreal result;
+    memcpy(&bits, &shifted, sizeof bits);
+    bits = 0x3f800000U + (bits << 23);
+    memcpy(&result, &bits, sizeof result);
+    return result;
 #endif
 }
 
