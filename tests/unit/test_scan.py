@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import logging
 import shutil
@@ -83,16 +84,33 @@ def run(
     return {"out": out.detach(), **dict(zip(leaves, grads, strict=True))}
 
 
+def assert_close(
+    got: dict[str, Tensor], exact: dict[str, Tensor], rounded: Callable[[], dict[str, Tensor]]
+) -> None:
+    """Compare tensor by tensor, in the L2 norm.
+
+    Args:
+        got: the kernel's tensors.
+        exact: the reference's in float64, which has no rounding of its own.
+        rounded: gives the reference's in the kernel's dtype. Where a sum cancels and the reference
+            loses digits as well, the kernel may lose some more.
+    """
+    assert got.keys() == exact.keys()
+    for name, expected in exact.items():
+        assert got[name].shape == expected.shape
+        assert got[name].dtype == got["out"].dtype
+        error = float((got[name].double() - expected).norm())
+        allowed = TOLERANCE[got["out"].dtype] * float(expected.norm())
+        if error > allowed:
+            allowed = 30 * float((rounded()[name].double() - expected).norm())
+        assert error <= allowed, name
+
+
 def assert_matches_reference(inputs: dict[str, Any], softplus: bool = True) -> None:
-    """Compare tensor by tensor with the reference in float64, which has no rounding of its own."""
-    tolerance = TOLERANCE[inputs["u"].dtype]
     got = run(inputs, "cpu", softplus)
     exact = {name: value.double() for name, value in inputs.items()}
-    for name, expected in run(exact, "reference", softplus).items():
-        assert got[name].shape == expected.shape
-        assert got[name].dtype == inputs["u"].dtype
-        error = float((got[name].double() - expected).norm())
-        assert error <= tolerance * float(expected.norm()), name
+    assert_close(got, run(exact, "reference", softplus), lambda: run(inputs, "reference", softplus))
+    assert got["out"].dtype == inputs["u"].dtype
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -437,13 +455,17 @@ def assert_block_matches_reference(
     """Compare tensor by tensor with the composed mixer in float64; the modules end as doubles."""
     assert mixer.runs_fused(hidden)
     got = run_block(mixer, hidden, reverse, norm)
-    mixer.double().scan_backend = "reference"
+    mixer.scan_backend = "reference"
+    dtype = hidden.dtype
+
+    def rounded() -> dict[str, Tensor]:
+        plain = None if norm is None else copy.deepcopy(norm).to(dtype)
+        return run_block(copy.deepcopy(mixer).to(dtype), hidden, reverse, plain)
+
+    mixer.double()
     exact = run_block(mixer, hidden.double(), reverse, None if norm is None else norm.double())
-    for name, expected in exact.items():
-        assert got[name].shape == expected.shape
-        assert got[name].dtype == hidden.dtype
-        error = float((got[name].double() - expected).norm())
-        assert error <= TOLERANCE[hidden.dtype] * float(expected.norm()), name
+    assert_close(got, exact, rounded)
+    assert got["out"].dtype == dtype
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
