@@ -85,12 +85,14 @@ $(eval $(call engine_variant,dvc,$(OUT)))
 engine_install = cp $(1)/mamba .mamba.$@.tmp && mv -f .mamba.$@.tmp mamba
 
 # The training kernels, which Python builds for itself (src/mnist_mamba/scan/kernel.py, whose flags
-# these are); here for their test, with OpenMP and with sanitizers.
+# these are); here for their tests, with OpenMP and with sanitizers.
 SCAN_FLAGS := -std=c11 -Wall -Wextra -Wpedantic -Wconversion -Wshadow -Werror -Icsrc/scan \
     -ffp-contract=fast -fno-math-errno -fno-trapping-math
 SCAN_CFLAGS_omp := -O3 -fopenmp
 SCAN_CFLAGS_debug := -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined \
     -fno-sanitize-recover=all
+SCAN_TESTS := test_scan test_block
+SCAN_TEST_SUPPORT := $(addprefix csrc/tests/,exact_block.c exact_scan.c random_tensors.c)
 SCAN_OBJECTS := $(patsubst csrc/scan/%.c,%.o,$(sort $(wildcard csrc/scan/*.c)))
 ifneq ($(filter x86_64 amd64,$(shell uname -m)),)
 build/scan-%/kernel_avx2.o: SCAN_ISA := -mavx2 -mfma
@@ -104,14 +106,14 @@ build/scan-$(1)/%.o: csrc/scan/%.c $$(wildcard csrc/scan/*.h csrc/scan/*.inc) cs
 	@echo '  cc scan-$(1) $$<'
 	$$(ENGINE_QUIET)$$(CC) $$(SCAN_FLAGS) $$(SCAN_CFLAGS_$(1)) $$(SCAN_ISA) -c $$< -o $$@
 
-build/scan-$(1)/test_scan: csrc/tests/test_scan.c $$(addprefix build/scan-$(1)/,$$(SCAN_OBJECTS))
+$$(addprefix build/scan-$(1)/,$$(SCAN_TESTS)): build/scan-$(1)/%: csrc/tests/%.c \
+    $$(SCAN_TEST_SUPPORT) $$(addprefix build/scan-$(1)/,$$(SCAN_OBJECTS)) $$(wildcard csrc/tests/*.h)
 	@echo '  link $$@'
-	$$(ENGINE_QUIET)$$(CC) $$(SCAN_FLAGS) $$(SCAN_CFLAGS_$(1)) $$^ -lm -o $$@
+	$$(ENGINE_QUIET)$$(CC) $$(SCAN_FLAGS) $$(SCAN_CFLAGS_$(1)) $$(filter %.c %.o,$$^) -lm -o $$@
 
 .PHONY: test-scan-$(1)
-test-scan-$(1): build/scan-$(1)/test_scan
-	@echo "== $$<"
-	@$$<
+test-scan-$(1): $$(addprefix build/scan-$(1)/,$$(SCAN_TESTS))
+	@for test in $$^; do echo "== $$$$test"; $$$$test || exit 1; done
 endef
 $(foreach variant,omp debug,$(eval $(call scan_variant,$(variant))))
 
