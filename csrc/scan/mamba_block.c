@@ -5,9 +5,9 @@
 
 static ScanStatus check_dims(const BlockDims *dims)
 {
-    const ptrdiff_t sizes[] = {dims->batch, dims->length, dims->d_model,    dims->channels,
-                               dims->states, dims->rank,   dims->taps,       dims->directions,
-                               dims->threads};
+    const ptrdiff_t sizes[] = {dims->batch,    dims->length,     dims->d_model,
+                               dims->channels, dims->states,     dims->rank,
+                               dims->taps,     dims->directions, dims->threads};
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
         if (sizes[i] < 1) {
             return SCAN_ERROR_DIMS;

@@ -138,12 +138,16 @@ enum { EXP2_BITS = 0 };
 static inline vreal v_exp2_of_bits(vreal shifted)
 {
 #if defined(SIMD_AVX512)
-    const __m512i table = _mm512_setr_epi32(0x3f800000, 0x3f7daac3, 0x3f7b95c2, 0x3f79c3d3, 0x3f7837f0, 0x3f76f532, 0x3f75fed7, 0x3f75583f, 0x3f7504f3, 0x3f7508a4, 0x3f75672a, 0x3f76248c, 0x3f7744fd, 0x3f78ccdf, 0x3f7ac0c7, 0x3f7d257d);
+    const __m512i table =
+        _mm512_setr_epi32(0x3f800000, 0x3f7daac3, 0x3f7b95c2, 0x3f79c3d3, 0x3f7837f0, 0x3f76f532,
+                          0x3f75fed7, 0x3f75583f, 0x3f7504f3, 0x3f7508a4, 0x3f75672a, 0x3f76248c,
+                          0x3f7744fd, 0x3f78ccdf, 0x3f7ac0c7, 0x3f7d257d);
     const __m512i bits = _mm512_castps_si512(shifted);
     const __m512i entry = _mm512_permutexvar_epi32(bits, table);
     return _mm512_castsi512_ps(_mm512_add_epi32(entry, _mm512_slli_epi32(bits, 23 - EXP2_BITS)));
 #elif defined(SIMD_AVX2)
-    const __m256i table = _mm256_setr_epi32(0x3f800000, 0x3f7b95c2, 0x3f7837f0, 0x3f75fed7, 0x3f7504f3, 0x3f75672a, 0x3f7744fd, 0x3f7ac0c7);
+    const __m256i table = _mm256_setr_epi32(0x3f800000, 0x3f7b95c2, 0x3f7837f0, 0x3f75fed7,
+                                            0x3f7504f3, 0x3f75672a, 0x3f7744fd, 0x3f7ac0c7);
     const __m256i bits = _mm256_castps_si256(shifted);
     const __m256i entry = _mm256_permutevar8x32_epi32(table, bits);
     return _mm256_castsi256_ps(_mm256_add_epi32(entry, _mm256_slli_epi32(bits, 23 - EXP2_BITS)));

@@ -228,7 +228,7 @@ static void check_result(const Block *block, int i, double moved_by)
     const BlockDims *dims = &block->dims;
     const char *name = i == 0 ? "out" : i == 1 ? "the input's gradient" : NAMES[i - 2];
     const double distance = relative_distance(result(block, i));
-    CHECK(distance <= fmax(tolerance(result(block, i)), 30 * moved_by),
+    CHECK(distance <= fmax(tolerance(result(block, i)), 10 * moved_by),
           "isa %td type %td, %td x %td x %td, %td channels, %td states, rank %td, %td taps, "
           "%td directions, reverse %td: %s: relative distance %.3g, by rounding %.3g",
           dims->isa, dims->type, dims->batch, dims->length, dims->d_model, dims->channels,

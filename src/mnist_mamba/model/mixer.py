@@ -160,16 +160,21 @@ class MambaMixer(nn.Module):
             D=self.get_parameter(f"D{suffix}"),
         )
 
-    def runs_fused(self, hidden: Tensor) -> bool:
-        """Whether the C kernel takes the whole mixer at once, and the norm and residual with it."""
+    def runs_fused(self, hidden: Tensor, norm: nn.RMSNorm | None = None) -> bool:
+        """Whether `fused` takes these: on the CPU, all of one dtype, a norm with weight and eps."""
+        weights = list(self.parameters())
+        if norm is not None:
+            if norm.weight is None or norm.eps is None:
+                return False
+            weights.append(norm.weight)
         return (
             hidden.dtype in _FUSED_DTYPES
-            and hidden.dtype == self.in_proj.weight.dtype
+            and all(weight.dtype == hidden.dtype for weight in weights)
             and choose(self.scan_backend, hidden.device) == "cpu"
         )
 
     def fused(self, hidden: Tensor, reverse: bool, norm: nn.RMSNorm | None = None) -> Tensor:
-        """mixer(hidden), or hidden + mixer(norm(hidden)); all of hidden's dtype."""
+        """mixer(hidden), or hidden + mixer(norm(hidden)), in one go; see `runs_fused`."""
         return mamba_block_cpu(
             hidden,
             self.in_proj.weight,

@@ -376,7 +376,7 @@ def _block_dims(
     batch, length, d_model = hidden.shape
     conv_weight, _, _, dt_proj, _, A, _ = weights[3:10]
     channels, states = _given(A).shape
-    return _BlockDims(
+    dims = _BlockDims(
         batch=batch,
         length=length,
         d_model=d_model,
@@ -391,6 +391,35 @@ def _block_dims(
         isa=isa_number(library),
         norm_eps=norm_eps,
     )
+    _check_weights(dims, hidden.dtype, weights)
+    return dims
+
+
+def _check_weights(dims: _BlockDims, dtype: torch.dtype, weights: Sequence[Tensor | None]) -> None:
+    """What the C code cannot see: it gets addresses only."""
+    d_model, channels = dims.d_model, dims.channels
+    direction = {
+        "conv_weight": (channels, dims.taps),
+        "conv_bias": (channels,),
+        "x_proj": (dims.rank + 2 * dims.states, channels),
+        "dt_proj": (channels, dims.rank),
+        "dt_bias": (channels,),
+        "A": (channels, dims.states),
+        "D": (channels,),
+    }
+    expected = [
+        ("norm", (d_model,)),
+        ("in_proj", (2 * channels, d_model)),
+        ("out_proj", (d_model, channels)),
+        *(item for _ in range(dims.directions) for item in direction.items()),
+    ]
+    for (name, shape), weight in zip(expected, weights, strict=True):
+        if weight is None:
+            continue
+        if tuple(weight.shape) != shape:
+            raise ValueError(f"{name}: got shape {tuple(weight.shape)}, expected {shape}")
+        if weight.dtype != dtype:
+            raise TypeError(f"{name}: got dtype {weight.dtype}, expected {dtype}, as hidden has")
 
 
 def _tensor3(tensor: Tensor | None) -> _Tensor3:

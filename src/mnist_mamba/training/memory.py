@@ -9,6 +9,7 @@ import os
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 _LARGEST_BLOCK = 1 << 30
+_LARGEST_BLOCK_OF_OLD = 1 << 25  # glibc before 2.35 refuses more
 _NEVER = 2**31 - 1
 
 
@@ -24,5 +25,7 @@ def prepare_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
         return
-    mallopt(_M_MMAP_THRESHOLD, _LARGEST_BLOCK)
-    mallopt(_M_TRIM_THRESHOLD, _NEVER)
+    if mallopt(_M_MMAP_THRESHOLD, _LARGEST_BLOCK) or mallopt(
+        _M_MMAP_THRESHOLD, _LARGEST_BLOCK_OF_OLD
+    ):
+        mallopt(_M_TRIM_THRESHOLD, _NEVER)
