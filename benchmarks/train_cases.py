@@ -13,6 +13,8 @@ from mnist_mamba.config import ModelConfig, TrainConfig
 PEERS = ("ours", "ours_tied", "reference", "mambapy", "transformers")
 MATMUL = "matmul"
 """No peer: just the matrix products of the same step."""
+EPOCH = "epoch"
+"""No peer: a whole epoch of ours, with loading, augmentation and evaluation; `timed` steps."""
 
 BATCH = 128
 MAIN = ModelConfig(
@@ -57,6 +59,7 @@ class Bench:
     main_steps: Steps
     long: ModelConfig
     long_steps: Steps
+    epoch_steps: int
 
 
 FULL = Bench(
@@ -73,6 +76,7 @@ FULL = Bench(
         **dict.fromkeys(("ours", "ours_tied", MATMUL), (1, 5)),
         **dict.fromkeys(("reference", "mambapy", "transformers"), (1, 1)),
     },
+    epoch_steps=100,
 )
 _QUICK_MAIN = dataclasses.replace(MAIN, patch=(14, 14), d_model=16, n_layers=2)
 _QUICK_STEPS = dict.fromkeys((*PEERS, MATMUL), (1, 1))
@@ -82,6 +86,7 @@ QUICK = Bench(
     main_steps=_QUICK_STEPS,
     long=dataclasses.replace(_QUICK_MAIN, patch=(7, 7)),
     long_steps=_QUICK_STEPS,
+    epoch_steps=2,
 )
 """Whether everything still runs; its times say nothing."""
 

@@ -26,7 +26,7 @@ from pipeline import stage
 logger = logging.getLogger(__name__)
 
 OUTPUT = Path("metrics/bench_train.json")
-SECTIONS = ("main", "long", "memory")
+SECTIONS = ("main", "long", "memory", "epoch")
 WORKER = (sys.executable, "-m", "benchmarks.train_worker")
 LOSS_TOLERANCE = 1e-4
 
@@ -200,6 +200,26 @@ def memory_growth(
     }
 
 
+def epoch_profile(bench: cases.Bench, options: argparse.Namespace, measure: Measure) -> Answer:
+    """Where an epoch's time goes; `beside_steps` is the share of data work and evaluation.
+
+    Raises:
+        BenchError: it did not finish.
+    """
+    case = cases.make_case(
+        cases.EPOCH, bench.main, bench.batch, options.threads, (0, bench.epoch_steps)
+    )
+    answer = measure(case)
+    parts = {name: answer[name] for name in ("data_s", "steps_s", "evaluation_s")}
+    beside = parts["data_s"] + parts["evaluation_s"]
+    return {
+        "steps": bench.epoch_steps,
+        **{name: significant(value) for name, value in parts.items()},
+        "images_per_s": significant(answer["images_per_s"]),
+        "beside_steps": significant(beside / sum(parts.values())),
+    }
+
+
 def run_all(options: argparse.Namespace, measure: Measure) -> dict[str, Any]:
     """All chosen sections, the main one's figures on top, as the file has them."""
     versions: set[str] = set()
@@ -224,6 +244,8 @@ def run_all(options: argparse.Namespace, measure: Measure) -> dict[str, Any]:
         )
     if "memory" in wanted and "ours" in options.peers:
         result["memory"] = memory_growth(bench.main, bench.batch, options, noting)
+    if "epoch" in wanted and "ours" in options.peers:
+        result["epoch"] = epoch_profile(bench, options, noting)
     return {
         **result,
         "batch": bench.batch,
@@ -268,11 +290,22 @@ def memory_table(memory: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def epoch_table(epoch: Mapping[str, Any]) -> str:
+    """The epoch section for people."""
+    return (
+        f"an epoch of {epoch['steps']} steps: steps {epoch['steps_s']} s, "
+        f"data {epoch['data_s']} s, evaluation {epoch['evaluation_s']} s; the last two are "
+        f"{epoch['beside_steps']:.1%} of it; {epoch['images_per_s']:,.0f} images/s"
+    )
+
+
 def report(result: Mapping[str, Any]) -> str:
     """All sections for people, and where they were measured."""
     parts = [table(section) for section in (result, result.get("long", {})) if "step_ms" in section]
     if "memory" in result:
         parts.append(memory_table(result["memory"]))
+    if "epoch" in result:
+        parts.append(epoch_table(result["epoch"]))
     keys = ("cpu", "threads", "torch", "git", "load_1m")
     return "\n\n".join([*parts, json.dumps({key: result[key] for key in keys})])
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 import time
 from typing import Any
 
+import numpy as np
 import torch
 
 from benchmarks import harness, peers
 from benchmarks.matmul import matmul_step
-from benchmarks.train_cases import MATMUL, TRAIN, TrainCase
+from benchmarks.train_cases import EPOCH, MATMUL, TRAIN, TrainCase
+from mnist_mamba.data.splits import LabelledImages
+from mnist_mamba.training.loop import train
 from mnist_mamba.training.memory import prepare_memory
 from mnist_mamba.training.trainer import Trainer
 
@@ -24,7 +28,8 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
     case = TrainCase.from_spec(spec)
     torch.set_num_threads(case.threads)
     prepare_memory()  # as pipeline.train does
-    figures = _time_products(case) if case.peer == MATMUL else _time_steps(case)
+    measures = {MATMUL: _time_products, EPOCH: _time_epoch}
+    figures = measures.get(case.peer, _time_steps)(case)
     return {**figures, "torch": torch.__version__}
 
 
@@ -56,6 +61,30 @@ def _time_steps(case: TrainCase) -> dict[str, Any]:
         "first_loss": losses[0],
         "peak_rss_mb": peak_mb,
         "above_start_mb": peak_mb - before_mb,
+    }
+
+
+def _time_epoch(case: TrainCase) -> dict[str, Any]:
+    """Random images as the pipeline has them, 11 to train on for each to validate on, as MNIST."""
+    random = np.random.default_rng(0)
+
+    def images(n: int) -> LabelledImages:
+        shape = (n, case.model.height, case.model.width)
+        pixels = random.integers(0, 256, shape, dtype=np.uint8)
+        return LabelledImages(pixels, random.integers(0, case.model.n_classes, n, dtype=np.uint8))
+
+    n_train = case.timed * case.batch
+    config = dataclasses.replace(TRAIN, epochs=1, batch_size=case.batch)
+    model = peers.build_model("ours", case.model)
+    sets = images(n_train), images(max(1, n_train // 11))
+    (report,) = train(model, *sets, config, progress=False)
+    seconds = report.seconds
+    return {
+        "step_ms": 1e3 * seconds.steps / case.timed,
+        "images_per_s": report.images_per_s,
+        "data_s": seconds.data,
+        "steps_s": seconds.steps,
+        "evaluation_s": seconds.evaluation,
     }
 
 

@@ -142,6 +142,8 @@ def stand_in(case: TrainCase) -> harness.Answer:
     if case.peer != train_cases.MATMUL:
         above = 20.0 * case.batch + case.model.d_state
         answer |= {"first_loss": 2.3, "peak_rss_mb": 100 + above, "above_start_mb": above}
+    if case.peer == train_cases.EPOCH:
+        answer |= {"data_s": 0.5, "steps_s": 4.0, "evaluation_s": 0.5, "images_per_s": 640.4}
     return answer
 
 
@@ -157,6 +159,7 @@ def test_figures_of_all_sections() -> None:
     assert result["long"]["did_not_finish"] == {"mambapy": "more than 1 GB of memory needed"}
     assert "mambapy" not in {**result["long"]["step_ms"], **result["long"]["ratio"]}
     assert (result["memory"]["batch_x2"], result["memory"]["state_x4"]) == (1.91, 1.27)
+    assert result["epoch"]["beside_steps"] == 0.2
     assert result["long"].keys() <= result.keys()
     text = train_step.report(result)
     assert "mambapy           did not finish: more than 1 GB of memory needed" in text
@@ -217,6 +220,16 @@ def test_real_workers_from_the_command_line_to_the_file(
     assert result["git"]
     assert result["cpu"]
     assert "mambapy" in capsys.readouterr().out
+
+
+def test_a_real_epoch_is_profiled(tmp_path: Path) -> None:
+    output = tmp_path / "figures.json"
+    train_step.main(["--quick", "--only", "epoch", "--threads", "1", "--output", str(output)])
+    epoch = json.loads(output.read_text())["epoch"]
+    assert epoch["steps"] == QUICK.epoch_steps
+    assert min(epoch["data_s"], epoch["steps_s"], epoch["evaluation_s"]) > 0
+    beside = epoch["data_s"] + epoch["evaluation_s"]
+    assert epoch["beside_steps"] == pytest.approx(beside / (beside + epoch["steps_s"]), rel=0.02)
 
 
 def test_a_part_of_the_whole_leaves_the_committed_file_alone(
