@@ -196,7 +196,11 @@ def isa() -> str:
 
 def isa_number(library: ctypes.CDLL) -> int:
     """The instruction set as the C enum's value; see `isa`."""
-    wanted = os.environ.get(ISA_VARIABLE, "")
+    return _isa_number(library, os.environ.get(ISA_VARIABLE, ""))
+
+
+@functools.lru_cache
+def _isa_number(library: ctypes.CDLL, wanted: str) -> int:
     if not wanted:
         return int(library.scan_best_isa())
     working = [name for i, name in enumerate(ISAS) if library.scan_isa_works(i)]

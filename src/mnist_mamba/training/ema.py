@@ -7,6 +7,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -21,14 +22,14 @@ class Ema(Generic[M]):
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         self.decay = decay
         self.steps = 0
+        self._averages = list(self.model.parameters())
 
     @torch.no_grad()
     def update(self, model: M) -> None:
         """Move towards `model` by one step."""
         self.steps += 1
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
-        for average, value in zip(self.model.parameters(), model.parameters(), strict=True):
-            average.lerp_(value, 1 - decay)
+        get_ema_multi_avg_fn(decay)(self._averages, list(model.parameters()), self.steps)
 
     def state_dict(self) -> dict[str, Any]:
         """The average and the number of its steps. The tensors are the live ones, not copies."""
