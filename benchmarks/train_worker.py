@@ -27,7 +27,8 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
     """
     case = TrainCase.from_spec(spec)
     torch.set_num_threads(case.threads)
-    prepare_memory()  # as pipeline.train does
+    if case.prepare_memory:
+        prepare_memory()  # as pipeline.train does
     measures = {MATMUL: _time_products, EPOCH: _time_epoch}
     figures = measures.get(case.peer, _time_steps)(case)
     return {**figures, "torch": torch.__version__}

@@ -153,7 +153,8 @@ def options(*words: str) -> argparse.Namespace:
 
 def test_figures_of_all_sections() -> None:
     result = train_step.run_all(options(), stand_in)
-    assert result["step_ms"] == {peer: 10.0 * len(peer) for peer in train_cases.PEERS}
+    lengths = {peer: len(peer.removesuffix(train_cases.KEPT)) for peer in train_cases.PEERS}
+    assert result["step_ms"] == {peer: 10.0 * length for peer, length in lengths.items()}
     assert result["ratio"]["reference"] == 2.25
     assert result["matmul_ms"] == 60
     assert result["long"]["did_not_finish"] == {"mambapy": "more than 1 GB of memory needed"}
@@ -190,7 +191,18 @@ def test_the_frozen_models_have_not_moved() -> None:
     assert (full.main.n_layers, full.main.d_state, full.main.a) == (4, 16, "free")
     assert (full.long.length, full.long.d_model, full.long.n_layers) == (784, 32, 2)
     names = {*train_cases.PEERS, train_cases.MATMUL}
-    assert set(full.main_steps) == set(full.long_steps) == names
+    long_names = {name for name in names if not name.endswith(train_cases.KEPT)}
+    assert (set(full.main_steps), set(full.long_steps)) == (names, long_names)
+
+
+def test_who_has_the_trainers_settings_for_memory() -> None:
+    def case(name: str) -> TrainCase:
+        return train_cases.make_case(name, QUICK.main, 8, 1, (1, 1))
+
+    assert case("ours").prepare_memory
+    assert case("reference").prepare_memory
+    assert not case("mambapy").prepare_memory
+    assert (case("mambapy_kept").peer, case("mambapy_kept").prepare_memory) == ("mambapy", True)
 
 
 @pytest.mark.parametrize("words", [("--peers", "pytorch"), ("--rounds", "x"), ("--time-s", "0")])
