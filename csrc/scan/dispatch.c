@@ -64,7 +64,6 @@ const ScanKernels *scan_kernels_for(ptrdiff_t type, ptrdiff_t isa)
 WorkPlan scan_work_plan(ptrdiff_t lanes, ptrdiff_t batch, ptrdiff_t channels, ptrdiff_t length)
 {
     WorkPlan plan;
-    plan.lanes = lanes;
     plan.blocks = (channels + lanes - 1) / lanes;
     plan.chunks = (length + MAX_CHUNK - 1) / MAX_CHUNK;
     plan.chunk = (length + plan.chunks - 1) / plan.chunks; /* all about equally long */

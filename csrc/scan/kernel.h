@@ -12,7 +12,7 @@
 #define SCAN_PRAGMA(text)
 #endif
 
-/* How a scan or a convolution is cut up. It depends on the shapes and the number of lanes alone, so
+/* How a scan is cut up. It depends on the shapes and the number of lanes alone, so
  * that sums keep their order whatever the thread count.
  *
  * Channels form blocks, one vector wide: they run side by side in the lanes, so that nothing is
@@ -20,8 +20,7 @@
  * task is a group of batch items times, where the batch is small, a split of the blocks.
  */
 typedef struct WorkPlan {
-    ptrdiff_t lanes;
-    ptrdiff_t blocks; /* of `lanes` channels; the last may be partly filled */
+    ptrdiff_t blocks; /* of one vector of channels; the last may be partly filled */
     ptrdiff_t chunk;  /* time steps */
     ptrdiff_t chunks; /* the last may be shorter */
     ptrdiff_t groups; /* of batch items; a group sums its parameter gradients in order */

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from mnist_mamba import scan
+from mnist_mamba.config import ModelConfig
 from mnist_mamba.model import MambaMixer
 from mnist_mamba.model.classifier import Block
 from mnist_mamba.native import CACHE_VARIABLE, build_library, csrc_dir
@@ -695,13 +696,53 @@ def test_a_block_takes_another_mixer(reverse: bool) -> None:
 
 
 def test_what_the_fused_block_does_not_take() -> None:
+    hidden = torch.randn(1, 3, 8)
+    assert MambaMixer(8, scan="cpu").runs_fused(hidden, nn.RMSNorm(8, eps=1e-5))
+    norms = [
+        nn.RMSNorm(8),  # torch chooses eps
+        nn.RMSNorm(8, eps=1e-5, elementwise_affine=False),
+        nn.RMSNorm(8, eps=1e-5).double(),
+        nn.LayerNorm(8, eps=1e-5),
+    ]
+    assert not any(MambaMixer(8, scan="cpu").runs_fused(hidden, norm) for norm in norms)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: setattr(m.D, "data", m.D.data.double()),
+        lambda m: setattr(m, "in_proj", nn.Linear(8, 32)),  # with a bias
+        lambda m: setattr(m, "out_proj", nn.Sequential(nn.Linear(16, 8, bias=False))),
+        lambda m: setattr(m, "conv1d", nn.Conv1d(16, 16, 4, groups=16, padding=3, bias=False)),
+        lambda m: setattr(m.conv1d, "padding", (5,)),
+        lambda m: m.x_proj.register_forward_hook(lambda *_: None),
+        lambda m: m.register_forward_hook(lambda *_: None),
+    ],
+    ids=["dtype", "bias", "wrapped", "no bias", "padding", "hook", "hook of the mixer"],
+)
+def test_a_changed_mixer_is_not_run_fused(change: Callable[[Any], object]) -> None:
     mixer, hidden = MambaMixer(8, scan="cpu"), torch.randn(1, 3, 8)
-    assert mixer.runs_fused(hidden, nn.RMSNorm(8, eps=1e-5))
-    assert not mixer.runs_fused(hidden, nn.RMSNorm(8))  # torch chooses eps
-    assert not mixer.runs_fused(hidden, nn.RMSNorm(8, eps=1e-5, elementwise_affine=False))
-    assert not mixer.runs_fused(hidden, nn.RMSNorm(8, eps=1e-5).double())
-    mixer.D.data = mixer.D.data.double()
+    change(mixer)
     assert not mixer.runs_fused(hidden)
+
+
+def test_a_block_with_a_norm_of_another_kind_is_run_by_torch() -> None:
+    torch.manual_seed(0)
+    config = ModelConfig(height=8, width=8, n_classes=3, d_model=8)
+    block = Block(config, reverse=True, scan="cpu")
+    block.norm = nn.LayerNorm(8)  # type: ignore[assignment]
+    residual = torch.randn(2, 5, 8)
+    expected = residual + block.mixer(block.norm(residual), reverse=True)
+    assert torch.equal(block(residual), expected)
+
+
+@pytest.mark.parametrize("d_state", [20, 32, 64])
+def test_many_tied_states(d_state: int) -> None:
+    """The powers start anew every 16 states."""
+    torch.manual_seed(0)
+    mixer = MambaMixer(9, d_state, a="tied", scan="cpu")
+    norm = nn.RMSNorm(9, eps=1e-5)
+    assert_block_matches_reference(mixer, torch.randn(3, 70, 9), False, norm)
 
 
 def test_the_block_kernel_refuses_other_shapes_and_types() -> None:

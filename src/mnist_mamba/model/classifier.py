@@ -129,15 +129,15 @@ class MambaClassifier(nn.Module):
 
     def pooled(self, residual: Tensor) -> Tensor:
         """Final norm and pool: (batch, length, d_model) to (batch, d_model)."""
-        residual = residual.to(self.norm_f.weight.dtype)
+        dtype = self.norm_f.weight.dtype
         if self.config.pool == "last":
-            last: Tensor = self.norm_f(residual[:, -1])
+            last: Tensor = self.norm_f(residual[:, -1].to(dtype))
             return last
         # The mean of the normed tokens, as one matrix product: half the passes over the residual.
         mean_square = torch.linalg.vecdot(residual, residual) / self.config.d_model
         scale = torch.rsqrt(mean_square + self.config.norm_eps) / residual.shape[1]
         mean = torch.bmm(scale.unsqueeze(1), residual).squeeze(1)
-        return mean * self.norm_f.weight
+        return mean.to(dtype) * self.norm_f.weight
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(batch, height, width) in [0, 1] to logits (batch, n_classes).

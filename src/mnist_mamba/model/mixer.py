@@ -160,18 +160,30 @@ class MambaMixer(nn.Module):
             D=self.get_parameter(f"D{suffix}"),
         )
 
-    def runs_fused(self, hidden: Tensor, norm: nn.RMSNorm | None = None) -> bool:
-        """Whether `fused` takes these: on the CPU, all of one dtype, a norm with weight and eps."""
-        weights = list(self.parameters())
-        if norm is not None:
-            if norm.weight is None or norm.eps is None:
-                return False
-            weights.append(norm.weight)
+    def runs_fused(self, hidden: Tensor, norm: nn.Module | None = None) -> bool:
+        """Whether `fused` takes these: on the CPU, of one dtype, and all modules as we made them.
+
+        A module that somebody exchanged, gave a bias or hooks on is run by torch.
+        """
+        tensors = [*self.parameters(), *([] if norm is None else norm.parameters())]
         return (
             hidden.dtype in _FUSED_DTYPES
-            and all(weight.dtype == hidden.dtype for weight in weights)
+            and all(t.dtype == hidden.dtype and t.device == hidden.device for t in tensors)
+            and not _has_hooks(self)
+            and all(self._is_own(name, part) for name, part in self.named_children())
+            and (norm is None or _is_plain_norm(norm))
             and choose(self.scan_backend, hidden.device) == "cpu"
         )
+
+    def _is_own(self, name: str, part: nn.Module) -> bool:
+        """Whether a part is of the kind that __init__ made."""
+        if _has_hooks(part):
+            return False
+        if name.startswith("conv1d"):
+            padding = (self.d_conv - 1,)
+            return type(part) is nn.Conv1d and part.bias is not None and part.padding == padding
+        has_bias = name.startswith("dt_proj")
+        return type(part) is nn.Linear and (part.bias is not None) == has_bias
 
     def fused(self, hidden: Tensor, reverse: bool, norm: nn.RMSNorm | None = None) -> Tensor:
         """mixer(hidden), or hidden + mixer(norm(hidden)), in one go; see `runs_fused`."""
@@ -215,3 +227,13 @@ class MambaMixer(nn.Module):
             y = (y + self._composed(xz, "_b", not reverse)) / 2
         out: Tensor = self.out_proj(y)
         return out
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
+
+
+def _is_plain_norm(norm: nn.Module) -> bool:
+    """Whether it is what the kernel computes; without an eps, torch takes one by the dtype."""
+    plain = type(norm) is nn.RMSNorm and norm.weight is not None and norm.eps is not None
+    return plain and not _has_hooks(norm)

@@ -331,7 +331,7 @@ def block_backward(
 
 def _bytes(count: int) -> Tensor:
     """Memory of at least one byte, so that there is an address; torch aligns it to 64."""
-    return torch.empty(max(1, count), dtype=torch.uint8)
+    return torch.empty(max(1, count), dtype=torch.uint8, device="cpu")
 
 
 def _contiguous(tensors: OptionalTensors, *names: str) -> dict[str, Tensor | None]:
@@ -424,6 +424,8 @@ def _check_weights(dims: _BlockDims, dtype: torch.dtype, weights: Sequence[Tenso
             raise ValueError(f"{name}: got shape {tuple(weight.shape)}, expected {shape}")
         if weight.dtype != dtype:
             raise TypeError(f"{name}: got dtype {weight.dtype}, expected {dtype}, as hidden has")
+        if weight.device.type != "cpu":
+            raise ValueError(f"{name}: got device {weight.device}, expected cpu")
 
 
 def _tensor3(tensor: Tensor | None) -> _Tensor3:
