@@ -256,6 +256,22 @@ def test_a_part_of_the_whole_leaves_the_committed_file_alone(
     assert (tmp_path / train_step.OUTPUT).is_file()
 
 
+def test_the_docs_show_the_committed_figures() -> None:
+    result = json.loads((ROOT / train_step.OUTPUT).read_text())
+    docs = (ROOT / "docs/benchmarks.md").read_text()
+    for part in (
+        train_step.table(result),
+        train_step.table(result["long"]),
+        train_step.memory_table(result["memory"]),
+        train_step.epoch_table(result["epoch"]),
+    ):
+        assert part in docs
+    ratio, readme = result["ratio"], (ROOT / "README.md").read_text()
+    claims = f"{ratio['reference']:.1f}x as fast as our plain PyTorch loop,\n"
+    claims += f"{ratio['mambapy']:.0f}x mambapy, {ratio['transformers']:.0f}x Hugging Face"
+    assert claims in readme
+
+
 def test_nothing_of_the_product_imports_a_benchmark() -> None:
     for folder in ("src", "pipeline"):
         for path in (ROOT / folder).rglob("*.py"):
