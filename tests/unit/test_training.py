@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import io
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from tqdm import tqdm
 
 from mnist_mamba.config import AugmentConfig, ModelConfig, TrainConfig
 from mnist_mamba.data.splits import LabelledImages
@@ -115,6 +119,22 @@ def test_a_report_says_where_the_time_went() -> None:
 
 RESUMED = TrainConfig(epochs=3, batch_size=20, save_every=2)
 """Five steps an epoch, the last of 16 images."""
+
+
+def test_the_progress_bar_says_how_it_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = io.StringIO()
+
+    class Bar(tqdm):  # type: ignore[type-arg]
+        """As on a terminal, drawn after every step."""
+
+        def __init__(self, **settings: Any) -> None:
+            super().__init__(**{**settings, "disable": False, "mininterval": 0, "file": shown})
+
+    monkeypatch.setattr(loop, "tqdm", Bar)
+    model = MambaClassifier(MODEL, scan="reference")
+    list(train(model, bars(96, 1), bars(48, 2), TrainConfig(epochs=1, batch_size=32)))
+    figures = r"images/s, loss \d\.\d{4}, accuracy [01]\.\d{4}, all epochs in \d\d:\d\d"
+    assert re.search(r"epoch 1/\d+: .* 96/96 .*" + figures, shown.getvalue())
 
 
 def saved_states(config: TrainConfig, path: Path) -> tuple[list[bytes], MambaClassifier]:
