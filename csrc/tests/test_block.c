@@ -117,48 +117,30 @@ static int is_used(const Block *block, int index)
     return block->given[index] && index < direction_start(block->dims.directions);
 }
 
-static void *memory_of(const Block *block, const Tensor *tensors, int index)
+_Static_assert(sizeof(BlockWeights) == ALL_WEIGHTS * sizeof(void *), "a pointer for each weight");
+_Static_assert(sizeof(BlockGradients) == sizeof(BlockWeights), "a gradient for each weight");
+
+/* tensors -> BlockWeights or BlockGradients, which hold their pointers in the same order. */
+static void point_to(const Block *block, const Tensor *tensors, void *structure)
 {
-    return is_used(block, index) ? tensors[index].memory : NULL;
+    void *pointers[ALL_WEIGHTS];
+    for (int i = 0; i < ALL_WEIGHTS; i++) {
+        pointers[i] = is_used(block, i) ? tensors[i].memory : NULL;
+    }
+    memcpy(structure, pointers, sizeof pointers);
 }
 
 static BlockWeights weights_of(const Block *block)
 {
-    const Tensor *all = block->weight;
-    BlockWeights weights = {.norm = memory_of(block, all, NORM),
-                            .in_proj = memory_of(block, all, IN_PROJ),
-                            .out_proj = memory_of(block, all, OUT_PROJ)};
-    for (ptrdiff_t i = 0; i < MAX_DIRECTIONS; i++) {
-        const int start = direction_start(i);
-        BlockDirection *direction = &weights.direction[i];
-        direction->conv_weight = memory_of(block, all, start + CONV_WEIGHT);
-        direction->conv_bias = memory_of(block, all, start + CONV_BIAS);
-        direction->x_proj = memory_of(block, all, start + X_PROJ);
-        direction->dt_proj = memory_of(block, all, start + DT_PROJ);
-        direction->dt_bias = memory_of(block, all, start + DT_BIAS);
-        direction->A = memory_of(block, all, start + STATE_MATRIX);
-        direction->D = memory_of(block, all, start + SKIP);
-    }
+    BlockWeights weights;
+    point_to(block, block->weight, &weights);
     return weights;
 }
 
 static BlockGradients gradients_of(const Block *block)
 {
-    const Tensor *all = block->grad;
-    BlockGradients grads = {.norm = memory_of(block, all, NORM),
-                            .in_proj = memory_of(block, all, IN_PROJ),
-                            .out_proj = memory_of(block, all, OUT_PROJ)};
-    for (ptrdiff_t i = 0; i < MAX_DIRECTIONS; i++) {
-        const int start = direction_start(i);
-        BlockDirectionGradients *direction = &grads.direction[i];
-        direction->conv_weight = memory_of(block, all, start + CONV_WEIGHT);
-        direction->conv_bias = memory_of(block, all, start + CONV_BIAS);
-        direction->x_proj = memory_of(block, all, start + X_PROJ);
-        direction->dt_proj = memory_of(block, all, start + DT_PROJ);
-        direction->dt_bias = memory_of(block, all, start + DT_BIAS);
-        direction->A = memory_of(block, all, start + STATE_MATRIX);
-        direction->D = memory_of(block, all, start + SKIP);
-    }
+    BlockGradients grads;
+    point_to(block, block->grad, &grads);
     return grads;
 }
 
