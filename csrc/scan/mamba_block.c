@@ -13,7 +13,8 @@ static ScanStatus check_dims(const BlockDims *dims)
             return SCAN_ERROR_DIMS;
         }
     }
-    if (dims->directions > MAX_DIRECTIONS || dims->reverse < 0 || dims->reverse > 1) {
+    if (dims->directions > MAX_DIRECTIONS || dims->reverse < 0 || dims->reverse > 1 ||
+        dims->tied < 0 || dims->tied > 1) {
         return SCAN_ERROR_DIMS;
     }
     return scan_kernels_for(dims->type, dims->isa) == NULL ? SCAN_ERROR_ISA : SCAN_OK;
@@ -27,7 +28,7 @@ static ScanStatus check_weights(const BlockDims *dims, const BlockWeights *weigh
     for (ptrdiff_t i = 0; i < dims->directions; i++) {
         const BlockDirection *direction = &weights->direction[i];
         if (direction->conv_weight == NULL || direction->x_proj == NULL ||
-            direction->dt_proj == NULL || direction->A == NULL) {
+            direction->dt_proj == NULL || direction->A_log == NULL) {
             return SCAN_ERROR_NULL;
         }
     }
@@ -44,7 +45,7 @@ static ScanStatus check_gradients(const BlockDims *dims, const BlockWeights *wei
         const BlockDirection *weight = &weights->direction[i];
         const BlockDirectionGradients *grad = &grads->direction[i];
         missing = missing || grad->conv_weight == NULL || grad->x_proj == NULL ||
-                  grad->dt_proj == NULL || grad->A == NULL ||
+                  grad->dt_proj == NULL || grad->A_log == NULL ||
                   (weight->conv_bias != NULL && grad->conv_bias == NULL) ||
                   (weight->dt_bias != NULL && grad->dt_bias == NULL) ||
                   (weight->D != NULL && grad->D == NULL);

@@ -32,6 +32,7 @@ typedef struct BlockDims {
     ptrdiff_t taps;     /* K, of the convolution */
     ptrdiff_t directions;
     ptrdiff_t reverse; /* 1: the first direction runs from the last step to the first, else 0 */
+    ptrdiff_t tied;    /* 1: A[d, n] = -(n + 1) exp(A_log[d]), else 0: -exp(A_log[d, n]) */
     ptrdiff_t threads; /* upper limit; without OpenMP one thread runs */
     ptrdiff_t type;    /* ScanType */
     ptrdiff_t isa;     /* ScanIsa; float64 is scalar whatever it says */
@@ -45,7 +46,7 @@ typedef struct BlockDirection {
     const void *x_proj;      /* (R + 2 N, Di) */
     const void *dt_proj;     /* (Di, R) */
     const void *dt_bias;     /* (Di), or NULL */
-    const void *A;           /* (Di, N) */
+    const void *A_log;       /* (Di, N), or (Di) where A is tied */
     const void *D;           /* (Di), or NULL */
 } BlockDirection;
 
@@ -62,7 +63,7 @@ typedef struct BlockDirectionGradients {
     void *x_proj;
     void *dt_proj;
     void *dt_bias;
-    void *A;
+    void *A_log;
     void *D;
 } BlockDirectionGradients;
 

@@ -117,6 +117,22 @@ static ptrdiff_t place_of(const Direction *direction, ptrdiff_t i, int of_z)
     return (2 * row + of_z) * channels + i / length % channels;
 }
 
+static void copy_exact(Tensor *to, const Tensor *from)
+{
+    memcpy(to->exact, from->exact, count_elements(from) * sizeof *from->exact);
+}
+
+/* Element i of A (channels, states) is -multiple_of exp(A_log[log_index]). */
+static size_t log_index(const BlockDims *dims, size_t i)
+{
+    return dims->tied ? i / (size_t)dims->states : i;
+}
+
+static double multiple_of(const BlockDims *dims, size_t i)
+{
+    return dims->tied ? (double)(i % (size_t)dims->states + 1) : 1;
+}
+
 static Direction make_direction(Block *block, ptrdiff_t index)
 {
     const BlockDims *dims = &block->dims;
@@ -130,10 +146,11 @@ static Direction make_direction(Block *block, ptrdiff_t index)
         block->grad + start,         zeros(dims->batch * dims->channels * dims->length)};
     const Tensor *weight = direction.weight;
     Scan *scan = &direction.scan;
-    Tensor *copies[] = {&scan->w, &scan->bias, &scan->a, &scan->d};
-    for (int i = 0; i < 4; i++) {
-        const Tensor *from = &weight[DT_PROJ + i];
-        memcpy(copies[i]->exact, from->exact, count_elements(from) * sizeof(double));
+    copy_exact(&scan->w, &weight[DT_PROJ]);
+    copy_exact(&scan->bias, &weight[DT_BIAS]);
+    copy_exact(&scan->d, &weight[SKIP]);
+    for (size_t i = 0; i < count_elements(&scan->a); i++) {
+        scan->a.exact[i] = -multiple_of(dims, i) * exp(weight[A_LOG].exact[log_index(dims, i)]);
     }
     scan->has_bias = block->given[start + DT_BIAS];
     scan->has_d = block->given[start + SKIP];
@@ -241,10 +258,12 @@ static void exact_direction(Block *block, ptrdiff_t index, const double *xz, con
         const ptrdiff_t row = row_of(&direction, i / (length * channels), i % length);
         y[row * channels + i / length % channels] += scan->out.exact[i];
     }
-    const Tensor *grads[] = {&scan->grad_w, &scan->grad_bias, &scan->grad_a, &scan->grad_d};
-    for (int i = 0; i < 4; i++) {
-        Tensor *to = &direction.grad[DT_PROJ + i];
-        memcpy(to->exact, grads[i]->exact, count_elements(to) * sizeof(double));
+    copy_exact(&direction.grad[DT_PROJ], &scan->grad_w);
+    copy_exact(&direction.grad[DT_BIAS], &scan->grad_bias);
+    copy_exact(&direction.grad[SKIP], &scan->grad_d);
+    for (size_t i = 0; i < count_elements(&scan->a); i++) {
+        direction.grad[A_LOG].exact[log_index(&block->dims, i)] +=
+            scan->grad_a.exact[i] * scan->a.exact[i];
     }
     free(direction.sums);
     free_scan(scan);

@@ -27,8 +27,9 @@ from mnist_mamba.training.distributed import Processes
 from mnist_mamba.training.ema import Ema
 from mnist_mamba.training.epoch import EpochReport, TrainingState
 from mnist_mamba.training.evaluation import Scores, predict, score
+from mnist_mamba.training.flat import FlatParameters
 from mnist_mamba.training.loop import TrainingError, train
-from mnist_mamba.training.optimizer import learning_rate, parameter_groups
+from mnist_mamba.training.optimizer import learning_rate, split_parameters
 from mnist_mamba.training.resume import (
     ResumeError,
     SavedTraining,
@@ -246,26 +247,33 @@ def test_learning_rate_rises_then_falls_to_its_end() -> None:
 @pytest.mark.parametrize("name", ["patch_bidirectional_tied", "conv_alternate"])
 def test_weight_decay_spares_everything_but_matrices(name: str) -> None:
     model = make_model(name)
-    decayed, spared = parameter_groups(model, 0.1)
-    assert (decayed["weight_decay"], spared["weight_decay"]) == (0.1, 0.0)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    spared_names = {names[id(p)].split(".", 2)[-1] for p in spared["params"]}
-    decayed_names = {names[id(p)] for p in decayed["params"]}
+    model.head.bias.requires_grad_(False)
+    decayed, spared = split_parameters(model)
+    decayed_names = {names[id(p)] for p in decayed}
+    spared_names = {names[id(p)].split(".", 2)[-1] for p in spared}
     assert {"mixer.D", "norm.weight", "mixer.dt_proj.bias", "mixer.conv1d.bias"} <= spared_names
     assert not any(n.endswith(("log", "bias", "D", "D_b", "pos_embed")) for n in decayed_names)
     assert "head.weight" in decayed_names
     assert "layers.0.mixer.in_proj.weight" in decayed_names
-    assert len(spared["params"]) + len(decayed["params"]) == len(names)
+    assert len(spared) + len(decayed) == len(names) - 1  # not what is frozen
+    config = TrainConfig(weight_decay=0.1)
+    optimizer = Trainer(model, config).optimizer
+    sizes = [sum(p.numel() for p in kind) for kind in (decayed, spared)]
+    groups = optimizer.param_groups
+    assert [g["weight_decay"] for g in groups] == [0.1, 0.0]
+    assert [sum(p.numel() for p in g["params"]) for g in groups] == sizes
 
 
 def test_ema_follows_with_a_warm_up() -> None:
     model = torch.nn.Linear(1, 1, bias=False)
     torch.nn.init.zeros_(model.weight)
     ema = Ema(model, decay=0.5)
+    weights = [FlatParameters(kind).vector for kind in split_parameters(model)]
     torch.nn.init.ones_(model.weight)
     expected = 0.0
     for step in range(1, 30):
-        ema.update(model)
+        ema.update(weights)
         decay = min(0.5, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay)
         assert float(ema.model.weight.detach()) == pytest.approx(expected, rel=1e-5)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -142,22 +142,16 @@ class MambaMixer(nn.Module):
         return u, delta.transpose(1, 2), B.transpose(1, 2), C.transpose(1, 2)
 
     def direction_weights(self, suffix: str = "") -> DirectionWeights:
-        """One direction's parameters."""
-        conv1d = self.get_submodule(f"conv1d{suffix}")
-        dt_proj = self.get_submodule(f"dt_proj{suffix}")
-        x_proj = self.get_submodule(f"x_proj{suffix}")
-        assert isinstance(conv1d, nn.Conv1d)
-        assert conv1d.bias is not None
-        assert isinstance(dt_proj, nn.Linear)
-        assert isinstance(x_proj, nn.Linear)
+        """One direction's parameters, of the modules as __init__ made them."""
+        parts, parameters = self._modules, self._parameters
+        conv1d: Any = parts[f"conv1d{suffix}"]
+        dt_proj: Any = parts[f"dt_proj{suffix}"]
+        x_proj: Any = parts[f"x_proj{suffix}"]
+        a_log, D = parameters[self.a_name(suffix)], parameters[f"D{suffix}"]
+        assert a_log is not None
+        assert D is not None
         return DirectionWeights(
-            conv_weight=conv1d.weight.squeeze(1),
-            conv_bias=conv1d.bias,
-            x_proj=x_proj.weight,
-            dt_proj=dt_proj.weight,
-            dt_bias=dt_proj.bias,
-            A=self.state_matrix(suffix),
-            D=self.get_parameter(f"D{suffix}"),
+            conv1d.weight, conv1d.bias, x_proj.weight, dt_proj.weight, dt_proj.bias, a_log, D
         )
 
     def runs_fused(self, hidden: Tensor, norm: nn.Module | None = None) -> bool:
@@ -165,19 +159,27 @@ class MambaMixer(nn.Module):
 
         A module that somebody exchanged, gave a bias or hooks on is run by torch.
         """
-        tensors = [*self.parameters(), *([] if norm is None else norm.parameters())]
         return (
             hidden.dtype in _FUSED_DTYPES
-            and all(t.dtype == hidden.dtype and t.device == hidden.device for t in tensors)
             and not _has_hooks(self)
-            and all(self._is_own(name, part) for name, part in self.named_children())
+            and all(self._is_own(name, part) for name, part in self._modules.items())
             and (norm is None or _is_plain_norm(norm))
+            and all(
+                t.dtype == hidden.dtype and t.device == hidden.device for t in self._weights(norm)
+            )
             and choose(self.scan_backend, hidden.device) == "cpu"
         )
 
-    def _is_own(self, name: str, part: nn.Module) -> bool:
+    def _weights(self, norm: Any) -> list[Tensor]:
+        """All parameters of a norm and of the modules that `_is_own` has seen."""
+        shared = [self.in_proj.weight, self.out_proj.weight]
+        if norm is not None:
+            shared.append(norm.weight)
+        return shared + [w for suffix in self.suffixes for w in self.direction_weights(suffix)]
+
+    def _is_own(self, name: str, part: nn.Module | None) -> bool:
         """Whether a part is of the kind that __init__ made."""
-        if _has_hooks(part):
+        if part is None or _has_hooks(part):
             return False
         if name.startswith("conv1d"):
             padding = (self.d_conv - 1,)

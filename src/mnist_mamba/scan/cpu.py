@@ -50,7 +50,7 @@ class DirectionWeights(NamedTuple):
     """A mixer's parameters that belong to one direction, in the kernel's order."""
 
     conv_weight: Tensor
-    """(Di, K)"""
+    """(Di, 1, K)"""
     conv_bias: Tensor
     """(Di)"""
     x_proj: Tensor
@@ -59,8 +59,8 @@ class DirectionWeights(NamedTuple):
     """(Di, R)"""
     dt_bias: Tensor
     """(Di)"""
-    A: Tensor
-    """(Di, N)"""
+    A_log: Tensor
+    """A = -exp(A_log): (Di, N); or (Di, 1) where tied, and state n has n + 1 times that"""
     D: Tensor
     """(Di)"""
 
@@ -144,9 +144,9 @@ class _MambaBlock(torch.autograd.Function):
         hidden = hidden.contiguous()
         weights = tuple(None if w is None else w.contiguous() for w in weights)
         out = torch.empty_like(hidden)
-        saved = kernel.block_forward(hidden, weights, reverse, norm_eps, out, keep)
+        ctx.plan = kernel.block_plan(hidden, weights, reverse, norm_eps)
+        saved = kernel.block_forward(ctx.plan, hidden, weights, out, keep)
         ctx.save_for_backward(hidden, saved, *weights)
-        ctx.reverse, ctx.norm_eps = reverse, norm_eps
         return out
 
     @staticmethod
@@ -156,14 +156,7 @@ class _MambaBlock(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden)
         grads = [None if w is None else torch.empty_like(w) for w in weights]
         kernel.block_backward(
-            hidden,
-            weights,
-            ctx.reverse,
-            ctx.norm_eps,
-            saved,
-            grad_out.contiguous(),
-            grad_hidden,
-            grads,
+            ctx.plan, hidden, weights, saved, grad_out.contiguous(), grad_hidden, grads
         )
         return (grad_hidden, None, None, None, *grads)
 

@@ -9,6 +9,7 @@ import platform
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -107,6 +108,7 @@ class _BlockDims(ctypes.Structure):
                 "taps",
                 "directions",
                 "reverse",
+                "tied",
                 "threads",
                 "type",
                 "isa",
@@ -116,9 +118,14 @@ class _BlockDims(ctypes.Structure):
     ]
 
 
-# BlockWeights and BlockGradients: norm, in_proj, out_proj, and each direction's weights.
-_DIRECTION_WEIGHTS, _MAX_DIRECTIONS = 7, 2
-_BlockPointers = ctypes.c_void_p * (3 + _MAX_DIRECTIONS * _DIRECTION_WEIGHTS)
+# BlockWeights and BlockGradients: pointers in this order.
+_SHARED_WEIGHTS = ("norm", "in_proj", "out_proj")
+_DIRECTION_WEIGHTS = ("conv_weight", "conv_bias", "x_proj", "dt_proj", "dt_bias", "A_log", "D")
+_MAX_DIRECTIONS = 2
+_WEIGHTS = _SHARED_WEIGHTS + _MAX_DIRECTIONS * _DIRECTION_WEIGHTS
+_BlockPointers = ctypes.c_void_p * len(_WEIGHTS)
+
+Shape = tuple[int, ...]
 
 
 def library_path() -> Path:
@@ -265,34 +272,62 @@ def scan_backward(
     _check(status)
 
 
+class BlockPlan(NamedTuple):
+    """What a block's forward and its backward share: checked sizes, and the memory for them."""
+
+    dims: _BlockDims
+    saved_bytes: int
+    workspace_bytes: int
+
+
+def block_plan(
+    hidden: Tensor, weights: Sequence[Tensor | None], reverse: bool, norm_eps: float
+) -> BlockPlan:
+    """Check a block's tensors, which the C code cannot see: it gets addresses only.
+
+    Args:
+        hidden: (batch, length, d_model), float32 or float64.
+        weights: of the same dtype: norm (d_model) or None for neither norm nor residual, in_proj
+            (2 Di, d_model), out_proj (d_model, Di); and of one or two directions what
+            `DirectionWeights` holds.
+        reverse: whether the first direction runs from the last step to the first.
+        norm_eps: added to the mean of squares.
+
+    Raises:
+        TypeError, ValueError: a weight of another shape or dtype, or on another device.
+    """
+    for i, weight in enumerate(weights):
+        if weight is not None and (weight.dtype != hidden.dtype or not weight.is_cpu):
+            _refuse_weight(weight, i, hidden.dtype)
+    library = load()
+    return _block_plan(
+        library,
+        hidden.shape,
+        tuple(None if weight is None else weight.shape for weight in weights),
+        reverse,
+        norm_eps,
+        torch.get_num_threads(),
+        _TYPE[hidden.dtype],
+        isa_number(library),
+    )
+
+
 def block_forward(
-    hidden: Tensor,
-    weights: Sequence[Tensor | None],
-    reverse: bool,
-    norm_eps: float,
-    out: Tensor,
-    keep: bool,
+    plan: BlockPlan, hidden: Tensor, weights: Sequence[Tensor | None], out: Tensor, keep: bool
 ) -> Tensor | None:
     """Run a block into `out`; return what its backward needs if asked to.
 
     Args:
-        hidden: (batch, length, d_model); like all others contiguous and of one dtype, float32 or
-            float64.
-        weights: norm (d_model) or None for neither norm nor residual, in_proj (2 Di, d_model),
-            out_proj (d_model, Di); and of one or two directions conv_weight (Di, K), conv_bias
-            (Di), x_proj (R + 2 N, Di), dt_proj (Di, R), dt_bias (Di), A (Di, N), D (Di).
-        reverse: whether the first direction runs from the last step to the first.
-        norm_eps: added to the mean of squares.
-        out: (batch, length, d_model).
+        plan: of these tensors.
+        hidden, weights: see `block_plan`; contiguous.
+        out: (batch, length, d_model), contiguous.
         keep: whether a backward will follow.
     """
-    library = load()
-    dims = _block_dims(library, hidden, weights, reverse, norm_eps)
-    workspace = _bytes(library.mamba_block_workspace_bytes(dims))
-    saved = _bytes(library.mamba_block_saved_bytes(dims)) if keep else None
-    status = library.mamba_block_forward(
-        ctypes.byref(dims),
-        ctypes.byref(_block_pointers(weights)),
+    workspace = _bytes(plan.workspace_bytes)
+    saved = _bytes(plan.saved_bytes) if keep else None
+    status = load().mamba_block_forward(
+        ctypes.byref(plan.dims),
+        _block_pointers(weights),
         hidden.data_ptr(),
         out.data_ptr(),
         _pointer(saved),
@@ -303,27 +338,24 @@ def block_forward(
 
 
 def block_backward(
+    plan: BlockPlan,
     hidden: Tensor,
     weights: Sequence[Tensor | None],
-    reverse: bool,
-    norm_eps: float,
     saved: Tensor,
     grad_out: Tensor,
     grad_hidden: Tensor,
     grads: Sequence[Tensor | None],
 ) -> None:
     """Run the backward of `block_forward` into `grad_hidden` and `grads`, in `weights`' order."""
-    library = load()
-    dims = _block_dims(library, hidden, weights, reverse, norm_eps)
-    workspace = _bytes(library.mamba_block_workspace_bytes(dims))
-    status = library.mamba_block_backward(
-        ctypes.byref(dims),
-        ctypes.byref(_block_pointers(weights)),
+    workspace = _bytes(plan.workspace_bytes)
+    status = load().mamba_block_backward(
+        ctypes.byref(plan.dims),
+        _block_pointers(weights),
         hidden.data_ptr(),
         saved.data_ptr(),
         grad_out.data_ptr(),
         grad_hidden.data_ptr(),
-        ctypes.byref(_block_pointers(grads)),
+        _block_pointers(grads),
         workspace.data_ptr(),
     )
     _check(status)
@@ -349,8 +381,8 @@ def _given(tensor: Tensor | None) -> Tensor:
     return tensor
 
 
-def _threads(updates: int) -> int:
-    return min(torch.get_num_threads(), 1 + updates // _UPDATES_PER_THREAD)
+def _threads(updates: int, at_most: int) -> int:
+    return min(at_most, 1 + updates // _UPDATES_PER_THREAD)
 
 
 def _scan_dims(library: ctypes.CDLL, inputs: OptionalTensors, delta_softplus: bool) -> _ScanDims:
@@ -363,69 +395,81 @@ def _scan_dims(library: ctypes.CDLL, inputs: OptionalTensors, delta_softplus: bo
         length=length,
         states=states,
         rank=0,
-        threads=_threads(batch * channels * length * states),
+        threads=_threads(batch * channels * length * states, torch.get_num_threads()),
         delta_softplus=int(delta_softplus),
         type=_TYPE[u.dtype],
         isa=isa_number(library),
     )
 
 
-def _block_dims(
+@functools.lru_cache(maxsize=256)
+def _block_plan(
     library: ctypes.CDLL,
-    hidden: Tensor,
-    weights: Sequence[Tensor | None],
+    hidden: Shape,
+    weights: tuple[Shape | None, ...],
     reverse: bool,
     norm_eps: float,
-) -> _BlockDims:
-    batch, length, d_model = hidden.shape
-    conv_weight, _, _, dt_proj, _, A, _ = weights[3:10]
-    channels, states = _given(A).shape
+    max_threads: int,
+    type_number: int,
+    isa: int,
+) -> BlockPlan:
+    """The plan for these shapes; a model has the same few at each step."""
+    batch, length, d_model = hidden
+    conv_weight, _, x_proj, dt_proj, _, a_log, _ = map(_given_shape, weights[3:10])
+    channels, rank = dt_proj
+    tied = a_log[1] == 1
+    states = (x_proj[0] - rank) // 2 if tied else a_log[1]
     dims = _BlockDims(
         batch=batch,
         length=length,
         d_model=d_model,
         channels=channels,
         states=states,
-        rank=_given(dt_proj).shape[1],
-        taps=_given(conv_weight).shape[1],
-        directions=(len(weights) - 3) // _DIRECTION_WEIGHTS,
+        rank=rank,
+        taps=conv_weight[-1],
+        directions=(len(weights) - len(_SHARED_WEIGHTS)) // len(_DIRECTION_WEIGHTS),
         reverse=int(reverse),
-        threads=_threads(batch * channels * length * states),
-        type=_TYPE[hidden.dtype],
-        isa=isa_number(library),
+        tied=int(tied),
+        threads=_threads(batch * channels * length * states, max_threads),
+        type=type_number,
+        isa=isa,
         norm_eps=norm_eps,
     )
-    _check_weights(dims, hidden.dtype, weights)
-    return dims
+    for i, (got, expected) in enumerate(zip(weights, _weight_shapes(dims), strict=True)):
+        if got is not None and tuple(got) != expected:
+            raise ValueError(f"{_WEIGHTS[i]}: got shape {tuple(got)}, expected {expected}")
+    return BlockPlan(
+        dims,
+        library.mamba_block_saved_bytes(dims),
+        library.mamba_block_workspace_bytes(dims),
+    )
 
 
-def _check_weights(dims: _BlockDims, dtype: torch.dtype, weights: Sequence[Tensor | None]) -> None:
-    """What the C code cannot see: it gets addresses only."""
-    d_model, channels = dims.d_model, dims.channels
-    direction = {
-        "conv_weight": (channels, dims.taps),
-        "conv_bias": (channels,),
-        "x_proj": (dims.rank + 2 * dims.states, channels),
-        "dt_proj": (channels, dims.rank),
-        "dt_bias": (channels,),
-        "A": (channels, dims.states),
-        "D": (channels,),
-    }
-    expected = [
-        ("norm", (d_model,)),
-        ("in_proj", (2 * channels, d_model)),
-        ("out_proj", (d_model, channels)),
-        *(item for _ in range(dims.directions) for item in direction.items()),
+def _weight_shapes(dims: _BlockDims) -> list[Shape]:
+    """Of _SHARED_WEIGHTS, and of _DIRECTION_WEIGHTS for each direction."""
+    d_model, channels, rank, states = dims.d_model, dims.channels, dims.rank, dims.states
+    shared: list[Shape] = [(d_model,), (2 * channels, d_model), (d_model, channels)]
+    direction: list[Shape] = [
+        (channels, 1, dims.taps),
+        (channels,),
+        (rank + 2 * states, channels),
+        (channels, rank),
+        (channels,),
+        (channels, 1 if dims.tied else states),
+        (channels,),
     ]
-    for (name, shape), weight in zip(expected, weights, strict=True):
-        if weight is None:
-            continue
-        if tuple(weight.shape) != shape:
-            raise ValueError(f"{name}: got shape {tuple(weight.shape)}, expected {shape}")
-        if weight.dtype != dtype:
-            raise TypeError(f"{name}: got dtype {weight.dtype}, expected {dtype}, as hidden has")
-        if weight.device.type != "cpu":
-            raise ValueError(f"{name}: got device {weight.device}, expected cpu")
+    return shared + int(dims.directions) * direction
+
+
+def _refuse_weight(weight: Tensor, index: int, dtype: torch.dtype) -> NoReturn:
+    name = _WEIGHTS[index]
+    if weight.dtype != dtype:
+        raise TypeError(f"{name}: got dtype {weight.dtype}, expected {dtype}, as hidden has")
+    raise ValueError(f"{name}: got device {weight.device}, expected cpu")
+
+
+def _given_shape(shape: Shape | None) -> Shape:
+    return () if shape is None else shape
 
 
 def _tensor3(tensor: Tensor | None) -> _Tensor3:

@@ -44,7 +44,8 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> bytes:
     content = {
         "format": FORMAT,
         "config": checkpoint.model.config.to_dict(),
-        "model": {name: value.cpu() for name, value in checkpoint.model.state_dict().items()},
+        # Clones: torch.save writes all of the memory that a tensor is a part of.
+        "model": {k: v.cpu().clone() for k, v in checkpoint.model.state_dict().items()},
         "epoch": checkpoint.epoch,
         "val_accuracy": checkpoint.val_accuracy,
     }

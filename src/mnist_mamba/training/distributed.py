@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 T = TypeVar("T")
 
@@ -65,22 +65,6 @@ class Processes:
         if self.size > 1:
             dist.all_reduce(values)
         return values
-
-    def sum_gradients(self, parameters: Sequence[nn.Parameter], figures: Tensor) -> Tensor:
-        """Sum every parameter's gradient over the processes; returns the sum of `figures`.
-
-        Not DistributedDataParallel: it averages over processes as if their shares were equal and
-        wants a backward pass of each, while a share may be smaller, or empty. With gradients of
-        half a megabyte, one message after the backward pass costs little.
-        """
-        if self.size == 1:
-            return figures
-        gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
-        flat = self.sum(torch.cat([*(g.flatten() for g in gradients), figures.flatten()]))
-        *sums, figures = flat.split([*(g.numel() for g in gradients), figures.numel()])
-        for parameter, gradient in zip(parameters, sums, strict=True):
-            parameter.grad = gradient.view_as(parameter)
-        return figures
 
     def from_first(self, value: T) -> T:
         """The first process's value, whatever the others brought."""

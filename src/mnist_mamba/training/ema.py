@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any, Generic, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from mnist_mamba.training.flat import FlatParameters
+from mnist_mamba.training.optimizer import split_parameters
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -19,17 +23,18 @@ class Ema(Generic[M]):
     """
 
     def __init__(self, model: M, decay: float) -> None:
-        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.model = copy.deepcopy(model).eval()
+        self._averages = [FlatParameters(kind).vector for kind in split_parameters(self.model)]
+        self.model.requires_grad_(False)
         self.decay = decay
         self.steps = 0
-        self._averages = list(self.model.parameters())
 
     @torch.no_grad()
-    def update(self, model: M) -> None:
-        """Move towards `model` by one step."""
+    def update(self, weights: Sequence[Tensor]) -> None:
+        """Move towards a model by one step; weights: the vectors of its `split_parameters`."""
         self.steps += 1
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
-        get_ema_multi_avg_fn(decay)(self._averages, list(model.parameters()), self.steps)
+        get_ema_multi_avg_fn(decay)(self._averages, list(weights), self.steps)
 
     def state_dict(self) -> dict[str, Any]:
         """The average and the number of its steps. The tensors are the live ones, not copies."""

@@ -1,9 +1,8 @@
-"""AdamW's parameter groups and the learning rate's schedule."""
+"""AdamW, what it decays, and the learning rate's schedule."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import nn
@@ -13,22 +12,28 @@ from mnist_mamba.config import TrainConfig
 _NO_DECAY = ("A_log", "A_b_log", "a_log", "a_b_log", "pos_embed")
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups: matrices decay; A, D, norms, biases and positions do not."""
-    decay: list[nn.Parameter] = []
-    spare: list[nn.Parameter] = []
+def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """The matrices, which decay, and A, D, norms, biases and positions, which do not.
+
+    Each in the model's order; parameters that need no gradient are in neither.
+    """
+    decayed: list[nn.Parameter] = []
+    spared: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
-        spared = parameter.dim() < 2 or name.rsplit(".", 1)[-1] in _NO_DECAY
-        (spare if spared else decay).append(parameter)
-    return [
-        {"params": decay, "weight_decay": weight_decay},
-        {"params": spare, "weight_decay": 0.0},
+        if parameter.requires_grad:
+            spare = parameter.dim() < 2 or name.rsplit(".", 1)[-1] in _NO_DECAY
+            (spared if spare else decayed).append(parameter)
+    return decayed, spared
+
+
+def make_optimizer(
+    decayed: nn.Parameter, spared: nn.Parameter, config: TrainConfig
+) -> torch.optim.AdamW:
+    """AdamW over the two kinds of `split_parameters`, each as one vector."""
+    groups = [
+        {"params": [decayed], "weight_decay": config.weight_decay},
+        {"params": [spared], "weight_decay": 0.0},
     ]
-
-
-def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW over `parameter_groups`, all parameters in one call."""
-    groups = parameter_groups(model, config.weight_decay)
     return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
 
 

@@ -13,7 +13,8 @@ from mnist_mamba.config import TrainConfig
 from mnist_mamba.model import MambaClassifier
 from mnist_mamba.training.distributed import ALONE, Processes
 from mnist_mamba.training.ema import Ema
-from mnist_mamba.training.optimizer import make_optimizer
+from mnist_mamba.training.flat import FlatParameters
+from mnist_mamba.training.optimizer import make_optimizer, split_parameters
 
 
 class NonFiniteError(ArithmeticError):
@@ -39,9 +40,11 @@ class Trainer:
     ) -> None:
         self.model = model.to(device).train()
         self.ema = Ema(model, config.ema_decay)
-        self.optimizer = make_optimizer(model, config)
+        self._kinds = [FlatParameters(kind) for kind in split_parameters(self.model)]
+        self._weights = [kind.vector for kind in self._kinds]
+        decayed, spared = self._weights
+        self.optimizer = make_optimizer(decayed, spared, config)
         self.config, self.device, self.processes = config, device, processes
-        self._parameters = list(self.model.parameters())
 
     def step(
         self, pixels: Tensor, labels: Tensor, lr: float, batch: int | None = None
@@ -57,18 +60,18 @@ class Trainer:
         """
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        self.optimizer.zero_grad(set_to_none=True)
+        for kind in self._kinds:
+            kind.clear_gradients()
         part = 1.0 if batch is None else len(labels) / batch
         figures = self._backward(pixels.to(self.device), labels.to(self.device), part)
-        figures = self.processes.sum_gradients(self._parameters, figures)
-        norm = self._clip()
+        gradient, figures = self._gather_gradients(figures)
+        norm = self._clip(gradient)
         loss, hits, norm_value = torch.cat([figures, norm[None]]).tolist()
         # Before the weights move: NaN in one gradient would be NaN in every weight.
         for name, value in (("loss", loss), ("norm of the gradient", norm_value)):
             if not math.isfinite(value):
                 raise NonFiniteError(f"the {name} is {value}")
-        self.optimizer.step()
-        self.ema.update(self.model)
+        self._move_weights(gradient)
         return loss, int(hits)
 
     def _backward(self, pixels: Tensor, labels: Tensor, part: float) -> Tensor:
@@ -82,13 +85,31 @@ class Trainer:
         hits = (logits.detach().argmax(dim=1) == labels).sum()
         return torch.stack([loss.detach(), hits.to(loss.dtype)])
 
-    def _clip(self) -> Tensor:
+    def _gather_gradients(self, figures: Tensor) -> tuple[Tensor, Tensor]:
+        """The gradients as one vector, and `figures`, both summed over the processes.
+
+        Not DistributedDataParallel: it averages over processes as if their shares were equal and
+        wants a backward pass of each, while a share may be smaller, or empty. With gradients of
+        half a megabyte, one message after the backward pass costs little.
+        """
+        parts = [gradient for kind in self._kinds for gradient in kind.gradients()]
+        total = self.processes.sum(torch.cat([*parts, figures]))
+        return total[: -len(figures)], total[-len(figures) :]
+
+    def _clip(self, gradient: Tensor) -> Tensor:
         """Scale the gradient down to the largest norm allowed; its norm before that."""
-        gradients = [p.grad for p in self._parameters if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
+        norm: Tensor = torch.linalg.vector_norm(gradient)
         if self.config.clip_norm:
-            torch.nn.utils.clip_grads_with_norm_(self._parameters, self.config.clip_norm, norm)
+            gradient.mul_((self.config.clip_norm / (norm + 1e-6)).clamp(max=1))
         return norm
+
+    def _move_weights(self, gradient: Tensor) -> None:
+        """One step of the optimizer, and of the average."""
+        parts = gradient.split([weights.numel() for weights in self._weights])
+        for weights, part in zip(self._weights, parts, strict=True):
+            weights.grad = part
+        self.optimizer.step()
+        self.ema.update(self._weights)
 
     def state_dict(self) -> dict[str, Any]:
         """All that a later step depends on. The tensors are the live ones, not copies."""
