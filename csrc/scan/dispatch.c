@@ -4,8 +4,8 @@
 enum {
     MAX_TASKS = 64, /* work is cut into about this many pieces, whatever the thread count */
     /* Time steps. One state is kept for each chunk: up to this many states a channel, that is no
-     * more than the channel's own sequence. Longer chunks would not fit the second cache; chunks of
-     * 13 steps, which fit the first one, are 6 % slower. */
+     * more than the channel's own sequence. Longer chunks would not fit the second cache; chunks
+     * that fit the first one are slower (docs/benchmarks.md). */
     MAX_CHUNK = 64,
 };
 

@@ -12,6 +12,7 @@
 #define MNIST_MAMBA_SIMD_H
 
 #include <math.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -23,6 +24,7 @@ typedef float REAL;
 typedef __m512 vreal;
 #define V_LOAD(p) _mm512_loadu_ps(p)
 #define V_STORE(p, x) _mm512_storeu_ps(p, x)
+#define V_STREAM(p, x) _mm512_stream_ps(p, x)
 #define V_SET1(x) _mm512_set1_ps(x)
 #define V_FMA(a, b, c) _mm512_fmadd_ps(a, b, c)
 #define V_MIN(a, b) _mm512_min_ps(a, b)
@@ -36,6 +38,7 @@ typedef float REAL;
 typedef __m256 vreal;
 #define V_LOAD(p) _mm256_loadu_ps(p)
 #define V_STORE(p, x) _mm256_storeu_ps(p, x)
+#define V_STREAM(p, x) _mm256_stream_ps(p, x)
 #define V_SET1(x) _mm256_set1_ps(x)
 #define V_FMA(a, b, c) _mm256_fmadd_ps(a, b, c)
 #define V_MIN(a, b) _mm256_min_ps(a, b)
@@ -88,6 +91,22 @@ static inline void v_store(REAL *p, vreal x)
 static inline vreal v_set1(REAL x)
 {
     return V_SET1(x);
+}
+
+/* Copies count elements, whole vectors, past the caches, where the instruction set can: they keep
+ * what they hold, and memory need not be read before it is overwritten. */
+static inline void v_stream(REAL *to, const REAL *from, ptrdiff_t count)
+{
+#if defined(SIMD_AVX512) || defined(SIMD_AVX2)
+    if ((uintptr_t)to % sizeof(vreal) == 0) {
+        for (ptrdiff_t i = 0; i < count; i += LANES) {
+            V_STREAM(to + i, v_load(from + i));
+        }
+        _mm_sfence(); /* such stores are not ordered with a later barrier by themselves */
+        return;
+    }
+#endif
+    memcpy(to, from, (size_t)count * sizeof(REAL));
 }
 
 /* a b + c, rounded once where the instruction set can. */

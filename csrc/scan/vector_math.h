@@ -15,10 +15,9 @@ enum { MAX_TOGETHER = 4 }; /* vectors that v_exp2_each takes at most */
  *
  * x is split into a multiple of 2^-EXP2_BITS and a small rest r: adding 1.5 * 2^(23 - EXP2_BITS)
  * leaves no room for more of the fraction, and the multiple in the low bits. 2^r - 1 is a minimax
- * fit without a constant term; its own error is 2e-9, with a table of 8 entries 3e-8. (AVX-512's
- * own instructions for both ends take two cycles each on Zen 4, and made no difference there; the
- * table saves three of the eleven operations that bound the scan's forward pass.) Several vectors
- * side by side keep the processor busy while each waits for its own steps.
+ * fit without a constant term; its own error is 2e-9, with a table of 8 entries 3e-8. The table
+ * saves three of the multiplications that bound the scan's speed. Several vectors side by side keep
+ * the processor busy while each waits for its own steps.
  */
 static inline void v_exp2_each(vreal *x, int count)
 {

@@ -157,6 +157,8 @@ class MambaMixer(nn.Module):
     def runs_fused(self, hidden: Tensor, norm: nn.Module | None = None) -> bool:
         """Whether `fused` takes these: on the CPU, of one dtype, and all modules as we made them.
 
+        It runs at each step, while the caches hold anything but Python: it is kept short.
+
         A module that somebody exchanged, gave a bias or hooks on is run by torch.
         """
         return (
@@ -164,9 +166,7 @@ class MambaMixer(nn.Module):
             and not _has_hooks(self)
             and all(self._is_own(name, part) for name, part in self._modules.items())
             and (norm is None or _is_plain_norm(norm))
-            and all(
-                t.dtype == hidden.dtype and t.device == hidden.device for t in self._weights(norm)
-            )
+            and {weight.dtype for weight in self._weights(norm)} == {hidden.dtype}
             and choose(self.scan_backend, hidden.device) == "cpu"
         )
 
