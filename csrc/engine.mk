@@ -11,7 +11,17 @@
 
 engine:
 
-CFLAGS ?= -O3
+# Of the kernels that run behind a check of the processor.
+ISA_avx2 := -mavx2 -mfma
+ISA_avx512 := -mavx512f -mavx512dq -mfma
+
+# Small, but for the loops in which the time goes; who sets CFLAGS gets those for everything.
+ifeq ($(origin CFLAGS),undefined)
+CFLAGS := -Os
+ENGINE_HOT := -O2
+# No copies of functions for single values of arguments; clang, which makes none, does not know the flag.
+ENGINE_SCALAR := -O3 -fno-ipa-cp-clone -Wno-ignored-optimization-argument
+endif
 ENGINE_QUIET := $(if $(V),,@)
 OUT ?= build/dvc
 
@@ -20,21 +30,32 @@ OUT ?= build/dvc
 #   compiler felt like fusing; kernels that want the fused operation ask for it.
 # -fno-math-errno: sqrtf is one instruction; nobody reads errno. NOT -ffast-math: it reorders sums and
 #   drops NaN checks.
+# No unwind tables: nothing here is unwound. noseparate-code: segments need not begin on a page each.
 # -fPIC, hidden visibility: the same objects make the command and the library, which exports its API only.
 ENGINE_FLAGS := -std=c11 -Wall -Wextra -Wpedantic -Wconversion -Wshadow -Werror \
-    -ffp-contract=off -fno-math-errno -fPIC -fvisibility=hidden -Icsrc/include -Icsrc/engine
+    -ffp-contract=off -fno-math-errno -fno-asynchronous-unwind-tables -fPIC -fvisibility=hidden \
+    -ffunction-sections -fdata-sections -Icsrc/include -Icsrc/engine \
+    -Icsrc/simd
 
 ENGINE_CFLAGS_plain = $(CFLAGS)
 ENGINE_CFLAGS_omp = $(CFLAGS) -fopenmp
+ENGINE_HOT_plain = $(ENGINE_HOT)
+ENGINE_HOT_omp = $(ENGINE_HOT)
+ENGINE_SCALAR_plain = $(ENGINE_SCALAR)
+ENGINE_SCALAR_omp = $(ENGINE_SCALAR)
 ENGINE_CFLAGS_debug = -O0 -g -fno-omit-frame-pointer -fsanitize=address,undefined \
     -fno-sanitize-recover=all
 ENGINE_CFLAGS_fast = -Ofast -march=native
 ENGINE_CFLAGS_dvc = -O3 -fopenmp
 
+ifeq ($(shell uname -s),Linux)
+ENGINE_LDFLAGS := -Wl,--gc-sections -Wl,-z,noseparate-code
+endif
+
 ENGINE_LIBRARY_SOURCES := $(filter-out csrc/engine/idx.c,$(sort $(wildcard csrc/engine/*.c))) \
     $(sort $(wildcard csrc/engine/kernels/*.c))
 ENGINE_COMMAND_SOURCES := csrc/engine/idx.c $(sort $(wildcard csrc/engine/cli/*.c))
-ENGINE_TESTS := test_model test_idx test_forward test_golden
+ENGINE_TESTS := test_kernels test_model test_idx test_forward test_golden
 ENGINE_TEST_SUPPORT := csrc/tests/tiny_model.c
 
 # $(call engine_variant,NAME,FOLDER)
@@ -46,7 +67,7 @@ ENGINE_SUPPORT_$(1) := $$(patsubst csrc/%.c,$(2)/obj/%.o,csrc/engine/idx.c $$(EN
 $(2)/obj/%.o: csrc/%.c $(2)/obj/flags
 	@mkdir -p $$(@D)
 	@echo '  cc $(1) $$<'
-	$$(ENGINE_QUIET)$$(CC) $$(ENGINE_FLAGS) $$(ENGINE_CFLAGS_$(1)) $$(CPPFLAGS) -MMD -MP -c $$< -o $$@
+	$$(ENGINE_QUIET)$$(CC) $$(ENGINE_FLAGS) $$(ENGINE_CFLAGS_$(1)) $$(ENGINE_LEVEL) $$(ENGINE_ISA) $$(CPPFLAGS) -MMD -MP -c $$< -o $$@
 
 # Rewritten only when the compiler or the flags differ from the last time.
 $(2)/obj/flags: ENGINE_FORCE
@@ -54,18 +75,25 @@ $(2)/obj/flags: ENGINE_FORCE
 	@echo '$$(CC) $$(ENGINE_FLAGS) $$(ENGINE_CFLAGS_$(1)) $$(CPPFLAGS) $$(LDFLAGS)' | cmp -s - $$@ || \
 	    echo '$$(CC) $$(ENGINE_FLAGS) $$(ENGINE_CFLAGS_$(1)) $$(CPPFLAGS) $$(LDFLAGS)' > $$@
 
+ifneq ($(filter x86_64 amd64,$(shell uname -m)),)
+$(2)/obj/engine/kernels/avx2.o: ENGINE_ISA := $(ISA_avx2)
+$(2)/obj/engine/kernels/avx512.o: ENGINE_ISA := $(ISA_avx512)
+endif
+$(2)/obj/engine/forward.o $(2)/obj/engine/kernels/%.o: ENGINE_LEVEL = $$(ENGINE_HOT_$(1))
+$(2)/obj/engine/kernels/scalar.o: ENGINE_LEVEL = $$(ENGINE_SCALAR_$(1))
+
 $(2)/mamba: $$(ENGINE_LIB_$(1)) $$(ENGINE_CMD_$(1))
 	@echo '  link $$@'
-	$$(ENGINE_QUIET)$$(CC) $$(ENGINE_CFLAGS_$(1)) $$(LDFLAGS) $$^ -lm -o $$@.tmp && mv -f $$@.tmp $$@
+	$$(ENGINE_QUIET)$$(CC) $$(ENGINE_CFLAGS_$(1)) $$(ENGINE_LDFLAGS) $$(LDFLAGS) $$^ -lm -o $$@.tmp && mv -f $$@.tmp $$@
 
 $(2)/libmamba.so: $$(ENGINE_LIB_$(1))
 	@echo '  link $$@'
-	$$(ENGINE_QUIET)$$(CC) $$(ENGINE_CFLAGS_$(1)) $$(LDFLAGS) -shared $$^ -lm -o $$@.tmp && mv -f $$@.tmp $$@
+	$$(ENGINE_QUIET)$$(CC) $$(ENGINE_CFLAGS_$(1)) $$(ENGINE_LDFLAGS) $$(LDFLAGS) -shared $$^ -lm -o $$@.tmp && mv -f $$@.tmp $$@
 
 $(2)/tests/%: $(2)/obj/tests/%.o $$(ENGINE_LIB_$(1)) $$(ENGINE_SUPPORT_$(1))
 	@mkdir -p $$(@D)
 	@echo '  link $$@'
-	$$(ENGINE_QUIET)$$(CC) $$(ENGINE_CFLAGS_$(1)) $$(LDFLAGS) $$^ -lm -o $$@
+	$$(ENGINE_QUIET)$$(CC) $$(ENGINE_CFLAGS_$(1)) $$(ENGINE_LDFLAGS) $$(LDFLAGS) $$^ -lm -o $$@
 
 .PHONY: test-c-$(1)
 test-c-$(1): $$(addprefix $(2)/tests/,$$(ENGINE_TESTS)) $(2)/mamba
@@ -86,7 +114,7 @@ engine_install = cp $(1)/mamba .mamba.$@.tmp && mv -f .mamba.$@.tmp mamba
 
 # The training kernels, which Python builds for itself (src/mnist_mamba/scan/kernel.py, whose flags
 # these are); here for their tests, with OpenMP and with sanitizers.
-SCAN_FLAGS := -std=c11 -Wall -Wextra -Wpedantic -Wconversion -Wshadow -Werror -Icsrc/scan \
+SCAN_FLAGS := -std=c11 -Wall -Wextra -Wpedantic -Wconversion -Wshadow -Werror -Icsrc/scan -Icsrc/simd \
     -ffp-contract=fast -fno-math-errno -fno-trapping-math
 SCAN_CFLAGS_omp := -O3 -fopenmp
 SCAN_CFLAGS_debug := -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined \
@@ -95,13 +123,13 @@ SCAN_TESTS := test_scan test_block
 SCAN_TEST_SUPPORT := $(addprefix csrc/tests/,exact_block.c exact_scan.c random_tensors.c)
 SCAN_OBJECTS := $(patsubst csrc/scan/%.c,%.o,$(sort $(wildcard csrc/scan/*.c)))
 ifneq ($(filter x86_64 amd64,$(shell uname -m)),)
-build/scan-%/kernel_avx2.o: SCAN_ISA := -mavx2 -mfma
-build/scan-%/kernel_avx512.o: SCAN_ISA := -mavx512f -mavx512dq -mfma
+build/scan-%/kernel_avx2.o: SCAN_ISA := $(ISA_avx2)
+build/scan-%/kernel_avx512.o: SCAN_ISA := $(ISA_avx512)
 endif
 
 # $(call scan_variant,NAME)
 define scan_variant
-build/scan-$(1)/%.o: csrc/scan/%.c $$(wildcard csrc/scan/*.h csrc/scan/*.inc) csrc/engine.mk
+build/scan-$(1)/%.o: csrc/scan/%.c $$(wildcard csrc/scan/*.h csrc/scan/*.inc csrc/simd/*.h) csrc/engine.mk
 	@mkdir -p $$(@D)
 	@echo '  cc scan-$(1) $$<'
 	$$(ENGINE_QUIET)$$(CC) $$(SCAN_FLAGS) $$(SCAN_CFLAGS_$(1)) $$(SCAN_ISA) -c $$< -o $$@

@@ -47,7 +47,7 @@ static void reserve_arrays(struct reserve *reserve, struct mamba_context *contex
     context->delta = take(reserve, length, d_inner);
     context->y = take(reserve, length, d_inner);
     context->y_b = mamba_scans_per_layer(info) > 1 ? take(reserve, length, d_inner) : NULL;
-    context->state = take(reserve, info->d_state, LANES);
+    context->state = take(reserve, info->d_state, PAD);
     context->pooled = take(reserve, 1, d_model);
     context->logits = take(reserve, 1, mamba_pad(info->n_classes));
     context->d_model = (size_t)d_model;

@@ -22,7 +22,7 @@ struct mamba_context {
     float *delta;                     /* [length, d_inner] */
     float *y;                         /* [length, d_inner] scan output */
     float *y_b;                       /* [length, d_inner] the second scan's; bidirectional only */
-    float *state;                     /* [d_state, LANES] */
+    float *state;                     /* [d_state, PAD] */
     float *pooled;                    /* [d_model] */
     float *logits;                    /* [pad(n_classes)] */
 };

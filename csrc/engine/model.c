@@ -362,7 +362,13 @@ static mamba_status open_checked(struct mamba_model *model, const char *path, ma
         (status = check_header(&model->info, &model->file, path, error)) != MAMBA_OK ||
         (status = check_tensors(model, path, error)) != MAMBA_OK)
         return status;
-    model->kernels = &mamba_kernels_scalar;
+    const char *wanted = getenv("MAMBA_ISA");
+    model->kernels = mamba_choose_kernels(wanted);
+    if (!model->kernels)
+        return mamba_fail(error, MAMBA_ERR_ARGUMENT, NULL,
+                          "MAMBA_ISA: got %s, expected an instruction set that works here: "
+                          "scalar, neon, avx2 or avx512",
+                          wanted);
     if (mamba_context_bytes(model) == 0)
         return mamba_fail(error, MAMBA_ERR_MEMORY, path,
                           "its activations do not fit this machine's address space");
@@ -399,4 +405,9 @@ void mamba_model_close(mamba_model *model)
 const mamba_info *mamba_model_info(const mamba_model *model)
 {
     return &model->info;
+}
+
+const char *mamba_model_isa(const mamba_model *model)
+{
+    return model->kernels->name;
 }

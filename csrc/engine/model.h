@@ -51,7 +51,7 @@ struct mamba_model {
 /* n rounded up to whole vectors of 16 floats, the only row length that kernels meet. */
 static inline uint64_t mamba_pad(uint64_t n)
 {
-    return (n + LANES - 1) / LANES * LANES;
+    return (n + PAD - 1) / PAD * PAD;
 }
 
 static inline size_t mamba_scans_per_layer(const struct mamba_info *info)

@@ -85,6 +85,11 @@ MAMBA_API void mamba_model_close(mamba_model *model);
 /* The model's dims. The struct belongs to the model and lives as long. */
 MAMBA_API const mamba_info *mamba_model_info(const mamba_model *model);
 
+/* The instruction set whose kernels run the model: "avx512", "avx2", "neon" or "scalar". It is the
+ * fastest that works here, or what the environment variable MAMBA_ISA named when the model was
+ * opened. Bits differ between them, by rounding. Static: never freed. */
+MAMBA_API const char *mamba_model_isa(const mamba_model *model);
+
 /* How many bytes the arena of one context needs, at whatever address it begins. */
 MAMBA_API size_t mamba_context_bytes(const mamba_model *model);
 

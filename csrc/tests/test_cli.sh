@@ -128,6 +128,16 @@ says "label 1: got $classes"
 expect 5 eval "$model" small.idx labels.idx
 says "image size"
 
+# Instruction sets; the tests' own one is put back.
+isa=${MAMBA_ISA-}
+export MAMBA_ISA=mmx
+expect 2 "$model" input.bin
+says "MAMBA_ISA: got mmx"
+MAMBA_ISA=scalar
+expect 0 info "$model"
+MAMBA_ISA=$isa
+[ -n "$isa" ] || unset MAMBA_ISA
+
 # full ARGUMENTS...: stdout on a full disk
 full() {
     "$mamba" "$@" >/dev/full 2>err

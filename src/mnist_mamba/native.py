@@ -20,6 +20,11 @@ from pathlib import Path
 logger = logging.getLogger(__name__)
 
 CACHE_VARIABLE = "MNIST_MAMBA_CACHE"
+ISA_FLAGS = {
+    "avx2": ("-mavx2", "-mfma"),
+    "avx512": ("-mavx512f", "-mavx512dq", "-mfma"),
+}
+"""Flags of sources whose code runs behind a check of the processor, as in csrc/engine.mk."""
 _OPTIONAL_FLAGS = ("-fopenmp", "-march=native")
 _HEADER_SUFFIXES = (".h", ".inc")
 _STDERR_TAIL = 2000
@@ -43,6 +48,13 @@ def csrc_dir() -> Path:
             return candidate
     tried = " and ".join(str(candidate) for candidate in candidates)
     raise NativeBuildError(f"no C sources: neither of {tried} has a folder scan/")
+
+
+def isa_flags(pattern: str) -> dict[str, tuple[str, ...]]:
+    """Flags by the names of the sources, like "kernel_{}.c"; other machines than x86 have none."""
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return {}
+    return {pattern.format(isa): flags for isa, flags in ISA_FLAGS.items()}
 
 
 def build_library(

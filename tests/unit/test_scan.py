@@ -22,7 +22,7 @@ from mnist_mamba import scan
 from mnist_mamba.config import ModelConfig
 from mnist_mamba.model import MambaMixer
 from mnist_mamba.model.classifier import Block
-from mnist_mamba.native import CACHE_VARIABLE, build_library, csrc_dir
+from mnist_mamba.native import CACHE_VARIABLE, build_library, isa_flags
 from mnist_mamba.scan import (
     ScanBackendError,
     available_backends,
@@ -779,14 +779,13 @@ EACH(probe_softplus, softplus_of)
 EACH(probe_slope, slope_of)
 EACH(probe_sigmoid, v_sigmoid)
 """
-PROBE_FLAGS = {"avx2": ("-mavx2", "-mfma"), "avx512": ("-mavx512f", "-mavx512dq", "-mfma")}
 
 
 def test_the_elementary_functions_are_accurate(isa: str, tmp_path: Path) -> None:
     source = tmp_path / f"probe_{isa}.c"
     source.write_text(f"#define SIMD_{isa.upper()}\n{PROBE}", encoding="utf-8")
-    flags = [*kernel.CFLAGS, *PROBE_FLAGS.get(isa, ())]
-    library = ctypes.CDLL(str(build_library("probe", [source], [csrc_dir() / "scan"], flags)))
+    flags = [*kernel.CFLAGS, *isa_flags("{}").get(isa, ())]
+    library = ctypes.CDLL(str(build_library("probe", [source], kernel.include_dirs(), flags)))
 
     def apply(name: str, x: np.ndarray) -> np.ndarray:
         y = np.empty_like(x)
@@ -828,10 +827,11 @@ def test_the_elementary_functions_are_accurate(isa: str, tmp_path: Path) -> None
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc is not there")
 def test_the_kernel_compiles_without_a_warning() -> None:
     warnings = ["-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Wshadow", "-Werror"]
-    folder = csrc_dir() / "scan"
+    folder, *others = kernel.include_dirs()
+    warnings += [f"-I{other}" for other in others]
     for openmp in ([], ["-fopenmp"]):
         for name in kernel.SOURCES:
-            more = kernel._file_flags().get(name, ())
+            more = isa_flags("kernel_{}.c").get(name, ())
             command = ["gcc", "-std=c11", "-fsyntax-only", *openmp, *warnings, *more, folder / name]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             assert done.returncode == 0, done.stderr

@@ -104,17 +104,18 @@ static void report(struct bench *bench, double load_seconds, bool json)
     qsort(bench->call_times, calls, sizeof(double), ascending);
     const char *format =
         json ? "{\"batch\":%d,\"threads\":%d,\"rounds\":%d,\"calls\":%zu,\"median_us\":%.3f,"
-               "\"p50_us\":%.3f,\"p99_us\":%.3f,\"min_us\":%.3f,\"load_us\":%.1f}\n"
+               "\"p50_us\":%.3f,\"p99_us\":%.3f,\"min_us\":%.3f,\"load_us\":%.1f,\"isa\":\"%s\"}\n"
              : "batch %d, %d thread(s), %d rounds, %zu calls; microseconds an image:\n"
                "median of rounds %10.3f\n"
                "p50 of calls     %10.3f\n"
                "p99 of calls     %10.3f\n"
                "min of calls     %10.3f\n"
-               "loading          %10.1f (once: open, checksum, checks)\n";
+               "loading          %10.1f (once: open, checksum, checks)\n"
+               "instruction set  %10s\n";
     printf(format, bench->batch, bench->threads, bench->rounds, calls,
            quantile_us(bench->round_times, rounds, 0.5), quantile_us(bench->call_times, calls, 0.5),
            quantile_us(bench->call_times, calls, 0.99), quantile_us(bench->call_times, calls, 0.0),
-           1e6 * load_seconds);
+           1e6 * load_seconds, mamba_model_isa(bench->model));
 }
 
 mamba_status command_bench(const struct options *options, mamba_error *error)

@@ -1,18 +1,18 @@
 /* The few loops in which all the time goes, behind one table, so that each instruction set can
  * bring its own and the scalar ones stay as the oracle.
  *
- * Activations are row-major; a row is one token, its channels contiguous, padded to whole vectors
- * of LANES floats. `stride` is a row's padded length. Padding lanes of results are written and
- * never read by a sum. Arrays do not overlap unless a kernel says that it works in place. What is
- * computed for a row depends on that row alone (in scans and convolutions: on the rows before
- * it too), never on how many rows a call has. */
+ * Activations are row-major; a row is one token, its channels contiguous, padded to a
+ * multiple of PAD floats. `stride` is a row's padded length. Padding lanes of results are written
+ * and never read by a sum. Arrays do not overlap unless a kernel says that it works in place. What
+ * is computed for a row depends on that row alone (in scans and convolutions: on the rows before it
+ * too), never on how many rows a call has. */
 #ifndef MAMBA_ENGINE_KERNELS_H
 #define MAMBA_ENGINE_KERNELS_H
 
 #include <stdbool.h>
 #include <stddef.h>
 
-enum { LANES = 16 };
+enum { PAD = 16 }; /* as in the file: whole vectors of any instruction set */
 
 /* What conv_silu and scan have in common: the order of the steps. Step s works on token s, or,
  * reversed, on token length - 1 - s; rows of results stay in token order. */
@@ -54,16 +54,22 @@ struct mamba_kernels {
     void (*conv_silu)(float *y, const float *x, const float *weight, const float *bias,
                       size_t d_conv, struct sequence sequence);
 
-    /* In place on x [n], n a multiple of LANES. */
+    /* In place on x [n], n a multiple of PAD. */
     void (*silu)(float *x, size_t n);
     void (*softplus)(float *x, size_t n);
 
     /* y [length, stride]: the selective scan, the skip through D and the gate silu(z).
-     * state [d_state, LANES] is scratch. */
+     * state [d_state, PAD] is scratch. */
     void (*scan)(float *y, const struct scan_inputs *inputs, float *state,
                  struct sequence sequence);
 };
 
-extern const struct mamba_kernels mamba_kernels_scalar;
+/* Those of other instruction sets exist on their processors only. */
+extern const struct mamba_kernels mamba_kernels_scalar, mamba_kernels_avx2, mamba_kernels_avx512,
+    mamba_kernels_neon;
+
+/* The fastest kernels that work here, or those of the instruction set `wanted`; NULL if it is none
+ * or does not work here. */
+const struct mamba_kernels *mamba_choose_kernels(const char *wanted);
 
 #endif

@@ -1,5 +1,5 @@
 /* The kernels as plain loops: the oracle for every vector version, and what runs where there is
- * none. The innermost loop always counts LANES independent lanes, which the compiler vectorises
+ * none. The innermost loop always counts PAD independent lanes, which the compiler vectorises
  * for whatever it targets without being allowed to reorder a sum. */
 #include <math.h>
 #include <string.h>
@@ -37,24 +37,29 @@ static void softplus_all(float *x, size_t n)
  * or a pointer that steps, it unrolls first, finds no vectors, and is up to six times slower. */
 enum { ROWS = 4 };
 
-/* One panel times ROWS rows: sum [ROWS, LANES] = bias + panel x. The sum over `in` runs in order
+/* One panel times ROWS rows: sum [ROWS, PAD] = start + panel x. The sum over `in` runs in order
  * for each output, whichever rows are beside it. */
-static inline void panel_times_rows(float sum[ROWS][LANES], const float *const x[ROWS],
-                                    const float *restrict panel, const float *bias, size_t in)
+static inline void panel_times_rows(float sum[ROWS][PAD], const float *const x[ROWS],
+                                    const float *const start[ROWS], const float *restrict panel,
+                                    size_t in)
 {
-    float sum0[LANES], sum1[LANES], sum2[LANES], sum3[LANES];
-    for (size_t l = 0; l < LANES; l++)
-        sum0[l] = sum1[l] = sum2[l] = sum3[l] = bias ? bias[l] : 0.0f;
+    float sum0[PAD], sum1[PAD], sum2[PAD], sum3[PAD];
+    for (size_t l = 0; l < PAD; l++) {
+        sum0[l] = start[0][l];
+        sum1[l] = start[1][l];
+        sum2[l] = start[2][l];
+        sum3[l] = start[3][l];
+    }
     for (size_t i = 0; i < in; i++) {
         const float x0 = x[0][i], x1 = x[1][i], x2 = x[2][i], x3 = x[3][i];
-        for (size_t l = 0; l < LANES; l++) {
-            sum0[l] += x0 * panel[i * LANES + l];
-            sum1[l] += x1 * panel[i * LANES + l];
-            sum2[l] += x2 * panel[i * LANES + l];
-            sum3[l] += x3 * panel[i * LANES + l];
+        for (size_t l = 0; l < PAD; l++) {
+            sum0[l] += x0 * panel[i * PAD + l];
+            sum1[l] += x1 * panel[i * PAD + l];
+            sum2[l] += x2 * panel[i * PAD + l];
+            sum3[l] += x3 * panel[i * PAD + l];
         }
     }
-    for (size_t l = 0; l < LANES; l++) {
+    for (size_t l = 0; l < PAD; l++) {
         sum[0][l] = sum0[l];
         sum[1][l] = sum1[l];
         sum[2][l] = sum2[l];
@@ -62,26 +67,28 @@ static inline void panel_times_rows(float sum[ROWS][LANES], const float *const x
     }
 }
 
-/* Panels outside, rows inside: a panel stays in the first-level cache while the rows pass. The last
+/* y = start + W x, rows of start start_stride apart and panels start_panel.
+ *
+ * Panels outside, rows inside: a panel stays in the first-level cache while the rows pass. The last
  * few rows are computed beside copies of the last one, which are not stored: one code path, the
  * same bits for any number of rows. */
-static inline void multiply(float *y, size_t y_stride, const float *x, size_t x_stride,
-                            const float *weight, const float *bias, size_t rows, size_t in,
-                            size_t out, bool add)
+static void multiply(float *y, size_t y_stride, const float *x, size_t x_stride,
+                     const float *weight, const float *start, size_t start_stride,
+                     size_t start_panel, size_t rows, size_t in, size_t out)
 {
-    for (size_t o = 0; o < out; o += LANES, weight += in * LANES) {
+    for (size_t o = 0; o < out; o += PAD, weight += in * PAD, start += start_panel) {
         for (size_t first = 0; first < rows; first += ROWS) {
             const size_t count = rows - first < ROWS ? rows - first : ROWS;
-            const float *inputs[ROWS];
-            float sum[ROWS][LANES];
-            for (size_t r = 0; r < ROWS; r++)
-                inputs[r] = x + (first + (r < count ? r : count - 1)) * x_stride;
-            panel_times_rows(sum, inputs, weight, bias ? bias + o : NULL, in);
-            for (size_t r = 0; r < count; r++) {
-                float *to = y + (first + r) * y_stride + o;
-                for (size_t l = 0; l < LANES; l++)
-                    to[l] = add ? to[l] + sum[r][l] : sum[r][l];
+            const float *inputs[ROWS], *starts[ROWS];
+            float sum[ROWS][PAD];
+            for (size_t r = 0; r < ROWS; r++) {
+                const size_t row = first + (r < count ? r : count - 1);
+                inputs[r] = x + row * x_stride;
+                starts[r] = start + row * start_stride;
             }
+            panel_times_rows(sum, inputs, starts, weight, in);
+            for (size_t r = 0; r < count; r++)
+                memcpy(y + (first + r) * y_stride + o, sum[r], sizeof sum[r]);
         }
     }
 }
@@ -89,13 +96,15 @@ static inline void multiply(float *y, size_t y_stride, const float *x, size_t x_
 static void matmul(float *y, size_t y_stride, const float *x, size_t x_stride, const float *weight,
                    const float *bias, size_t rows, size_t in, size_t out)
 {
-    multiply(y, y_stride, x, x_stride, weight, bias, rows, in, out, false);
+    static const float zeros[PAD] = {0};
+    multiply(y, y_stride, x, x_stride, weight, bias ? bias : zeros, 0, bias ? PAD : 0, rows, in,
+             out);
 }
 
 static void matmul_add(float *y, size_t y_stride, const float *x, size_t x_stride,
                        const float *weight, size_t rows, size_t in, size_t out)
 {
-    multiply(y, y_stride, x, x_stride, weight, NULL, rows, in, out, true);
+    multiply(y, y_stride, x, x_stride, weight, y, y_stride, PAD, rows, in, out);
 }
 
 /* ---- norm ---------------------------------------------------------------------------------- */
@@ -103,14 +112,14 @@ static void matmul_add(float *y, size_t y_stride, const float *x, size_t x_strid
 /* Sixteen partial sums, then halves onto halves: the order that vector registers have too. */
 static float sum_of_squares(const float *x, size_t n)
 {
-    float sum[LANES] = {0};
+    float sum[PAD] = {0};
     size_t i = 0;
-    for (; i + LANES <= n; i += LANES)
-        for (size_t l = 0; l < LANES; l++)
+    for (; i + PAD <= n; i += PAD)
+        for (size_t l = 0; l < PAD; l++)
             sum[l] += x[i + l] * x[i + l];
     for (size_t l = 0; i + l < n; l++)
         sum[l] += x[i + l] * x[i + l];
-    for (size_t half = LANES / 2; half > 0; half /= 2)
+    for (size_t half = PAD / 2; half > 0; half /= 2)
         for (size_t l = 0; l < half; l++)
             sum[l] += sum[l + half];
     return sum[0];
@@ -153,19 +162,19 @@ static void conv_silu(float *y, const float *x, const float *weight, const float
     }
 }
 
-/* One step for LANES channels: h[n] = exp2(delta A[n]) h[n] + delta c B[n]; sum = C h.
- * `state` [d_state, LANES] holds h; `a` rows are a_stride apart. */
-static void scan_step_free(float sum[LANES], float *state, const float *delta, const float *c,
+/* One step for PAD channels: h[n] = exp2(delta A[n]) h[n] + delta c B[n]; sum = C h.
+ * `state` [d_state, PAD] holds h; `a` rows are a_stride apart. */
+static void scan_step_free(float sum[PAD], float *state, const float *delta, const float *c,
                            const float *b, const float *c_out, const float *a, size_t a_stride,
                            size_t d_state)
 {
-    for (size_t l = 0; l < LANES; l++)
+    for (size_t l = 0; l < PAD; l++)
         sum[l] = 0.0f;
-    for (size_t n = 0; n < d_state; n++, a += a_stride, state += LANES) {
-        float decay[LANES];
-        for (size_t l = 0; l < LANES; l++)
+    for (size_t n = 0; n < d_state; n++, a += a_stride, state += PAD) {
+        float decay[PAD];
+        for (size_t l = 0; l < PAD; l++)
             decay[l] = exp2f(delta[l] * a[l]);
-        for (size_t l = 0; l < LANES; l++) {
+        for (size_t l = 0; l < PAD; l++) {
             state[l] = decay[l] * state[l] + delta[l] * c[l] * b[n];
             sum[l] += c_out[n] * state[l];
         }
@@ -173,17 +182,17 @@ static void scan_step_free(float sum[LANES], float *state, const float *delta, c
 }
 
 /* The same with A[n] = (n + 1) A: one exp, then its powers. */
-static void scan_step_tied(float sum[LANES], float *state, const float *delta, const float *c,
+static void scan_step_tied(float sum[PAD], float *state, const float *delta, const float *c,
                            const float *b, const float *c_out, const float *a, size_t d_state)
 {
-    float first[LANES], decay[LANES];
-    for (size_t l = 0; l < LANES; l++) {
+    float first[PAD], decay[PAD];
+    for (size_t l = 0; l < PAD; l++) {
         sum[l] = 0.0f;
         first[l] = exp2f(delta[l] * a[l]);
         decay[l] = 1.0f;
     }
-    for (size_t n = 0; n < d_state; n++, state += LANES) {
-        for (size_t l = 0; l < LANES; l++) {
+    for (size_t n = 0; n < d_state; n++, state += PAD) {
+        for (size_t l = 0; l < PAD; l++) {
             decay[l] *= first[l];
             state[l] = decay[l] * state[l] + delta[l] * c[l] * b[n];
             sum[l] += c_out[n] * state[l];
@@ -191,32 +200,32 @@ static void scan_step_tied(float sum[LANES], float *state, const float *delta, c
     }
 }
 
-/* LANES channels over all steps: their state stays in the first-level cache. */
+/* PAD channels over all steps: their state stays in the first-level cache. */
 static void scan_channels(float *y, const struct scan_inputs *in, float *state,
                           struct sequence sequence, size_t first_channel)
 {
     const float *a = in->a + first_channel, *d = in->d + first_channel;
-    for (size_t i = 0; i < in->d_state * LANES; i++)
+    for (size_t i = 0; i < in->d_state * PAD; i++)
         state[i] = 0.0f;
     for (size_t step = 0; step < sequence.length; step++) {
         const size_t token = token_of_step(sequence, step);
         const size_t at = token * sequence.stride + first_channel;
         const float *b = in->b + token * in->bc_stride;
         const float *c_out = in->c_out + token * in->bc_stride;
-        float sum[LANES];
+        float sum[PAD];
         if (in->tied)
             scan_step_tied(sum, state, in->delta + at, in->c + at, b, c_out, a, in->d_state);
         else
             scan_step_free(sum, state, in->delta + at, in->c + at, b, c_out, a, sequence.stride,
                            in->d_state);
-        for (size_t l = 0; l < LANES; l++)
+        for (size_t l = 0; l < PAD; l++)
             y[at + l] = (sum[l] + d[l] * in->c[at + l]) * silu(in->z[at + l]);
     }
 }
 
 static void scan(float *y, const struct scan_inputs *inputs, float *state, struct sequence sequence)
 {
-    for (size_t channel = 0; channel < sequence.stride; channel += LANES)
+    for (size_t channel = 0; channel < sequence.stride; channel += PAD)
         scan_channels(y, inputs, state, sequence, channel);
 }
 

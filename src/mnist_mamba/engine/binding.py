@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mnist_mamba.native import build_library, csrc_dir
+from mnist_mamba.native import build_library, csrc_dir, isa_flags
 
 LIBRARY_VARIABLE = "MNIST_MAMBA_LIBRARY"
 """Environment variable that names a built libmamba to use instead of compiling one."""
@@ -169,9 +169,10 @@ def _find_library(library: str | Path | None) -> Path:
     return build_library(
         "mamba",
         sources,
-        include_dirs=[csrc / "include", csrc / "engine", csrc / "engine" / "kernels"],
+        include_dirs=[csrc / folder for folder in ("include", "engine", "simd")],
         # As in csrc/engine.mk: the same bits as ./mamba.
         cflags=["-std=c11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden"],
+        file_cflags=isa_flags("{}.c"),
     )
 
 

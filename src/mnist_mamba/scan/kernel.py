@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
-import platform
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import NamedTuple, NoReturn
 import torch
 from torch import Tensor
 
-from mnist_mamba.native import NativeBuildError, build_library, csrc_dir
+from mnist_mamba.native import NativeBuildError, build_library, csrc_dir, isa_flags
 from mnist_mamba.scan.errors import ScanBackendError
 
 ISA_VARIABLE = "MAMBA_ISA"
@@ -38,10 +37,6 @@ SOURCES = (
     "kernel_avx512.c",
 )
 
-_X86_FLAGS = {
-    "kernel_avx2.c": ("-mavx2", "-mfma"),
-    "kernel_avx512.c": ("-mavx512f", "-mavx512dq", "-mfma"),
-}
 _TYPE = {torch.float32: 0, torch.float64: 1}
 _STATUS = {
     1: "a dimension or the thread count is smaller than 1",
@@ -130,14 +125,14 @@ Shape = tuple[int, ...]
 
 def library_path() -> Path:
     """Build the C kernels, or find them in the cache, and return the library's path."""
-    folder = csrc_dir() / "scan"
-    sources = [folder / name for name in SOURCES]
-    return build_library("scan", sources, [folder], CFLAGS, _file_flags())
+    folders = include_dirs()
+    sources = [folders[0] / name for name in SOURCES]
+    return build_library("scan", sources, folders, CFLAGS, isa_flags("kernel_{}.c"))
 
 
-def _file_flags() -> dict[str, tuple[str, ...]]:
-    """Flags of the sources whose code runs behind a run-time check; other machines have none."""
-    return _X86_FLAGS if platform.machine().lower() in ("x86_64", "amd64") else {}
+def include_dirs() -> list[Path]:
+    """The folders of the C code: its own first, then what it shares with the engine."""
+    return [csrc_dir() / "scan", csrc_dir() / "simd"]
 
 
 @functools.lru_cache(maxsize=1)

@@ -38,23 +38,29 @@ static inline void v_exp2_each(vreal *x, int count)
     const vreal magic = v_set1(12582912.0F / (1 << EXP2_BITS));
     vreal shifted[MAX_TOGETHER];
     vreal p[MAX_TOGETHER];
+#pragma GCC unroll 4
     for (int i = 0; i < count; i++) {
         x[i] = v_min(v_set1(127.4375F), v_max(v_set1(-126), x[i]));
     }
+#pragma GCC unroll 4
     for (int i = 0; i < count; i++) {
         shifted[i] = x[i] + magic;
     }
+#pragma GCC unroll 4
     for (int i = 0; i < count; i++) {
         x[i] = x[i] - (shifted[i] - magic);
     }
+#pragma GCC unroll 4
     for (int i = 0; i < count; i++) {
         p[i] = v_set1(coefficients[0]);
     }
     for (int k = 1; k < TERMS; k++) {
+#pragma GCC unroll 4
         for (int i = 0; i < count; i++) {
             p[i] = v_fma(p[i], x[i], v_set1(coefficients[k]));
         }
     }
+#pragma GCC unroll 4
     for (int i = 0; i < count; i++) {
         const vreal scale = v_exp2_of_bits(shifted[i]);
         x[i] = v_fma(scale, p[i] * x[i], scale);

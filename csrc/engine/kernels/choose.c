@@ -1,0 +1,64 @@
+/* Which instruction set's kernels run. */
+#include <string.h>
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
+#include "kernels.h"
+
+static bool always(void)
+{
+    return true;
+}
+
+#if defined(__x86_64__)
+/* The processor's own answers. (__builtin_cpu_supports asks the same, with 6 KB of code for all the
+ * processors there are.) Bits: Intel's manual, volume 2, CPUID and XGETBV. */
+enum { ECX_FMA = 1 << 12, ECX_OSXSAVE = 1 << 27 };
+enum { EBX_AVX2 = 1 << 5, EBX_AVX512F = 1 << 16, EBX_AVX512DQ = 1 << 17 };
+enum { STATE_AVX = 0x06, STATE_AVX512 = 0xE6 }; /* registers that the system saves */
+
+static bool has(unsigned features, unsigned state)
+{
+    unsigned eax, ebx, ecx, edx, saved, high;
+    if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx) || !(ecx & ECX_FMA) || !(ecx & ECX_OSXSAVE))
+        return false;
+    __asm__("xgetbv" : "=a"(saved), "=d"(high) : "c"(0));
+    return (saved & state) == state && __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) &&
+           (ebx & features) == features;
+}
+
+static bool has_avx512(void)
+{
+    return has(EBX_AVX2 | EBX_AVX512F | EBX_AVX512DQ, STATE_AVX512);
+}
+
+static bool has_avx2(void)
+{
+    return has(EBX_AVX2, STATE_AVX);
+}
+#endif
+
+/* The fastest one first. */
+static const struct {
+    const struct mamba_kernels *kernels;
+    bool (*works)(void);
+} SETS[] = {
+#if defined(__x86_64__)
+    {&mamba_kernels_avx512, has_avx512},
+    {&mamba_kernels_avx2, has_avx2},
+#elif defined(__aarch64__)
+    {&mamba_kernels_neon, always},
+#endif
+    {&mamba_kernels_scalar, always},
+};
+
+const struct mamba_kernels *mamba_choose_kernels(const char *wanted)
+{
+    for (size_t i = 0; i < sizeof SETS / sizeof *SETS; i++) {
+        const bool named = !wanted || strcmp(wanted, SETS[i].kernels->name) == 0;
+        if (named && SETS[i].works())
+            return SETS[i].kernels;
+    }
+    return NULL;
+}

@@ -1,0 +1,287 @@
+/* Every instruction set's kernels that work here against the scalar ones, over random shapes with
+ * odd tails, and the elementary functions against libm in double over all magnitudes. */
+#include "check.h"
+#include "kernels/kernels.h"
+
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+static uint64_t random_state = 1;
+
+static double uniform(double low, double high)
+{
+    random_state = random_state * 6364136223846793005u + 1442695040888963407u;
+    return low + (high - low) * (double)(random_state >> 11) / 9007199254740992.0;
+}
+
+static size_t between(size_t low, size_t high)
+{
+    return low + (size_t)uniform(0, (double)(high - low + 1));
+}
+
+static size_t pad(size_t n)
+{
+    return (n + PAD - 1) / PAD * PAD;
+}
+
+/* Exactly `count` floats, so that ASan sees an overrun, on a cache line as in a file or arena. */
+static float *random_floats(size_t count, double low, double high)
+{
+    float *data = aligned_alloc(64, (count * sizeof(float) + 63) / 64 * 64);
+    for (size_t i = 0; i < count; i++)
+        data[i] = (float)uniform(low, high);
+    return data;
+}
+
+static double distance(const float *got, const float *wanted, size_t count)
+{
+    double difference = 0, norm = 0;
+    for (size_t i = 0; i < count; i++) {
+        difference += ((double)got[i] - wanted[i]) * ((double)got[i] - wanted[i]);
+        norm += (double)wanted[i] * wanted[i];
+    }
+    return norm > 0 ? sqrt(difference / norm) : sqrt(difference);
+}
+
+/* Sums round differently: fused, and in another order. */
+static const double TOLERANCE = 1e-6;
+
+static void check_close(const struct mamba_kernels *kernels, const char *what, const float *got,
+                        const float *wanted, size_t rows, size_t columns, size_t stride)
+{
+    for (size_t r = 0; r < rows; r++) {
+        const double error = distance(got + r * stride, wanted + r * stride, columns);
+        CHECK(error <= TOLERANCE, "%s: %s, row %zu of %zu, %zu columns: relative distance %g",
+              kernels->name, what, r, rows, columns, error);
+    }
+}
+
+/* ---- products and norm --------------------------------------------------------------------- */
+
+struct shape {
+    size_t rows, in, out, x_stride, y_stride;
+};
+
+static float *magnitudes(const float *data, size_t count)
+{
+    float *result = random_floats(count, 0, 0);
+    for (size_t i = 0; data && i < count; i++)
+        result[i] = fabsf(data[i]);
+    return result;
+}
+
+static void multiply(const struct mamba_kernels *kernels, const struct shape *s, float *y,
+                     const float *x, const float *weight, const float *bias, bool add)
+{
+    if (add)
+        kernels->matmul_add(y, s->y_stride, x, s->x_stride, weight, s->rows, s->in, s->out);
+    else
+        kernels->matmul(y, s->y_stride, x, s->x_stride, weight, bias, s->rows, s->in, s->out);
+}
+
+/* Each row's bits are the same by itself. */
+static void check_rows_alone(const struct mamba_kernels *kernels, const struct shape *s,
+                             const float *x, const float *weight, const float *bias,
+                             const float *together)
+{
+    struct shape one = *s;
+    one.rows = 1;
+    float *y = random_floats(s->y_stride, -1, 1);
+    for (size_t r = 0; r < s->rows; r++) {
+        multiply(kernels, &one, y, x + r * s->x_stride, weight, bias, false);
+        CHECK(memcmp(y, together + r * s->y_stride, s->out * sizeof *y) == 0,
+              "%s: row %zu of %zu differs by itself", kernels->name, r, s->rows);
+    }
+    free(y);
+}
+
+/* One product: each sum of n terms may be off by n half ulps of the sum of their magnitudes. */
+static void test_product(const struct mamba_kernels *kernels, const struct shape *s, bool add,
+                         bool with_bias)
+{
+    const size_t size = s->rows * s->y_stride, x_size = s->rows * s->x_stride;
+    float *x = random_floats(x_size, -1, 1), *weight = random_floats(pad(s->out) * s->in, -1, 1);
+    float *bias = random_floats(pad(s->out), -1, 1), *start = random_floats(size, -1, 1);
+    float *arrays[] = {random_floats(size, 0, 0),
+                       random_floats(size, 0, 0),
+                       magnitudes(start, size),
+                       magnitudes(x, x_size),
+                       magnitudes(weight, pad(s->out) * s->in),
+                       magnitudes(bias, pad(s->out))};
+    float *got = arrays[0], *wanted = arrays[1], *scale = arrays[2];
+    memcpy(got, start, size * sizeof *got);
+    memcpy(wanted, start, size * sizeof *got);
+    multiply(kernels, s, got, x, weight, with_bias ? bias : NULL, add);
+    multiply(&mamba_kernels_scalar, s, wanted, x, weight, with_bias ? bias : NULL, add);
+    multiply(&mamba_kernels_scalar, s, scale, arrays[3], arrays[4], with_bias ? arrays[5] : NULL,
+             add);
+    double worst = 0;
+    for (size_t i = 0; i < size; i++) {
+        if (i % s->y_stride < s->out)
+            worst = fmax(worst, fabs((double)got[i] - wanted[i]) / scale[i]);
+    }
+    CHECK(worst <= 6e-8 * (double)(s->in + 2),
+          "%s: %zu x %zu x %zu, add %d: off by %g of its terms", kernels->name, s->rows, s->in,
+          s->out, add, worst);
+    if (!add)
+        check_rows_alone(kernels, s, x, weight, with_bias ? bias : NULL, got);
+    for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++)
+        free(arrays[i]);
+    free(x), free(weight), free(bias), free(start);
+}
+
+static void test_products(const struct mamba_kernels *kernels)
+{
+    for (int i = 0; i < 300; i++) {
+        struct shape s = {.rows = between(1, 20), .in = between(1, 70), .out = between(1, 100)};
+        s.x_stride = pad(s.in) + PAD * between(0, 1);
+        s.y_stride = pad(s.out) + PAD * between(0, 1);
+        test_product(kernels, &s, between(0, 2) == 0, between(0, 1) != 0);
+    }
+}
+
+static void test_norm(const struct mamba_kernels *kernels)
+{
+    for (int i = 0; i < 100; i++) {
+        const size_t rows = between(1, 20), n = between(1, 70), stride = pad(n);
+        float *x = random_floats(rows * stride, -1, 1); /* padding that must not count, too */
+        float *got = random_floats(rows * stride, -1, 1);
+        float *wanted = random_floats(rows * stride, -1, 1);
+        kernels->rms_norm(got, x, rows, n, stride, 1e-5f);
+        mamba_kernels_scalar.rms_norm(wanted, x, rows, n, stride, 1e-5f);
+        check_close(kernels, "rms_norm", got, wanted, rows, n, stride);
+        free(x), free(got), free(wanted);
+    }
+}
+
+/* ---- sequences ------------------------------------------------------------------------------ */
+
+static struct sequence random_sequence(size_t channels)
+{
+    return (struct sequence){
+        .length = between(1, 40), .stride = pad(channels), .reverse = between(0, 1) != 0};
+}
+
+static void test_conv(const struct mamba_kernels *kernels)
+{
+    for (int i = 0; i < 150; i++) {
+        const struct sequence sequence = random_sequence(between(1, 50));
+        const size_t d_conv = i % 3 == 0 ? 4 : between(1, 16);
+        const size_t size = sequence.length * sequence.stride;
+        float *x = random_floats(size, -3, 3);
+        float *weight = random_floats(d_conv * sequence.stride, -1, 1);
+        float *bias = random_floats(sequence.stride, -1, 1);
+        float *got = random_floats(size, -1, 1), *wanted = random_floats(size, -1, 1);
+        kernels->conv_silu(got, x, weight, bias, d_conv, sequence);
+        mamba_kernels_scalar.conv_silu(wanted, x, weight, bias, d_conv, sequence);
+        check_close(kernels, "conv_silu", got, wanted, 1, size, size);
+        free(x), free(weight), free(bias), free(got), free(wanted);
+    }
+}
+
+/* delta reaches from next to nothing to where every state is forgotten at once. */
+static void test_scans(const struct mamba_kernels *kernels)
+{
+    for (int i = 0; i < 200; i++) {
+        const struct sequence sequence = random_sequence(between(1, 50));
+        const size_t size = sequence.length * sequence.stride, stride = sequence.stride;
+        const bool tied = i % 2 == 0;
+        const size_t d_state = i % 4 < 2 ? 16 : between(1, 40);
+        const size_t bc_stride = pad(2 * d_state);
+        const double longest = i % 5 == 0 ? 30 : 0.3;
+        float *c = random_floats(size, -1, 1), *z = random_floats(size, -4, 4);
+        float *delta = random_floats(size, 0, longest);
+        float *bc = random_floats(sequence.length * bc_stride, -1, 1);
+        float *a = random_floats((tied ? 1 : d_state) * stride, tied ? -2 : -20, -0.1);
+        float *d = random_floats(stride, -1, 1), *state = random_floats(d_state * PAD, 7, 8);
+        float *got = random_floats(size, 7, 8), *wanted = random_floats(size, 7, 8);
+        const struct scan_inputs inputs = {c,         z, delta, bc,      bc + d_state,
+                                           bc_stride, a, d,     d_state, tied};
+        kernels->scan(got, &inputs, state, sequence);
+        mamba_kernels_scalar.scan(wanted, &inputs, state, sequence);
+        check_close(kernels, tied ? "tied scan" : "free scan", got, wanted, 1, size, size);
+        free(c), free(z), free(delta), free(bc), free(a), free(d), free(state), free(got);
+        free(wanted);
+    }
+}
+
+/* ---- elementary functions ------------------------------------------------------------------- */
+
+static double exact_silu(double x)
+{
+    return x / (1 + exp(-x));
+}
+
+static double exact_softplus(double x)
+{
+    return x > 700 ? x : log1p(exp(x));
+}
+
+/* Every 997th float there is, NaN and infinity apart: relative to the exact value, or, where that
+ * is too small for anybody to care, to 1e-30. */
+static double largest_error(void (*function)(float *, size_t), double (*exact)(double))
+{
+    double largest = 0;
+    uint64_t bits = 0;
+    while (bits <= UINT32_MAX) {
+        float x[PAD], y[PAD];
+        for (size_t i = 0; i < PAD; i++, bits += 997) {
+            const uint32_t pattern = (uint32_t)(bits <= UINT32_MAX ? bits : 0);
+            memcpy(&x[i], &pattern, sizeof pattern);
+            if ((pattern & 0x7f800000u) == 0x7f800000u)
+                x[i] = 0;
+        }
+        memcpy(y, x, sizeof y);
+        function(y, PAD);
+        for (size_t i = 0; i < PAD; i++) {
+            const double wanted = exact((double)x[i]);
+            const double error = fabs((double)y[i] - wanted) / fmax(fabs(wanted), 1e-30);
+            largest = error <= largest ? largest : error; /* a NaN stays */
+        }
+    }
+    return largest;
+}
+
+/* Exponentials of a rounded argument: |x| log2(e) is off by half an ulp of up to 128, or 4e-6. */
+static void test_functions(const struct mamba_kernels *kernels)
+{
+    const double silu = largest_error(kernels->silu, exact_silu);
+    const double softplus = largest_error(kernels->softplus, exact_softplus);
+    printf("%s: relative error of silu at most %.2g, of softplus %.2g\n", kernels->name, silu,
+           softplus);
+    CHECK(silu <= 6e-6, "%s: silu is off by %g", kernels->name, silu);
+    CHECK(softplus <= 6e-6, "%s: softplus is off by %g", kernels->name, softplus);
+}
+
+/* What is not a number stays so, and infinity does not become one. */
+static void test_special_values(const struct mamba_kernels *kernels)
+{
+    float silu[PAD] = {NAN, INFINITY, 1e30f}, softplus[PAD] = {NAN, INFINITY, -INFINITY, 1e30f};
+    kernels->silu(silu, PAD);
+    kernels->softplus(softplus, PAD);
+    CHECK(isnan(silu[0]) && isinf(silu[1]) && silu[2] == 1e30f, "%s: silu", kernels->name);
+    CHECK(isnan(softplus[0]) && isinf(softplus[1]) && softplus[2] < 1e-30f && softplus[3] == 1e30f,
+          "%s: softplus", kernels->name);
+}
+
+int main(void)
+{
+    const char *const names[] = {"scalar", "neon", "avx2", "avx512"};
+    CHECK(mamba_choose_kernels("mmx") == NULL, "an unknown instruction set is chosen");
+    CHECK(mamba_choose_kernels(NULL) != NULL, "none is chosen");
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        const struct mamba_kernels *kernels = mamba_choose_kernels(names[i]);
+        if (!kernels)
+            continue;
+        CHECK(strcmp(kernels->name, names[i]) == 0, "got %s for %s", kernels->name, names[i]);
+        test_products(kernels);
+        test_norm(kernels);
+        test_conv(kernels);
+        test_scans(kernels);
+        test_functions(kernels);
+        test_special_values(kernels);
+    }
+    return check_summary();
+}
