@@ -13,7 +13,7 @@ TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 ENV := PATH="$(CURDIR)/$(BIN):$$PATH" DVC_NO_ANALYTICS=1 MLFLOW_DISABLE_TELEMETRY=true
 PYTEST := $(ENV) python -m pytest
 
-.PHONY: help clean setup demo repro track ui publish kernels golden bench-train test test-slow test-python lint format check-lock
+.PHONY: help clean setup demo repro track ui publish kernels golden bench-train bench-engine test test-slow test-python lint format check-lock
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -59,6 +59,9 @@ golden: $(INSTALLED) ## renew the activations that the C tests replay
 
 bench-train: $(INSTALLED) ## time a training step beside other implementations: minutes, on a quiet machine
 	@$(ENV) python -m benchmarks.train_step
+
+bench-engine: $(INSTALLED) ## time the C engine beside PyTorch, torch.compile and ONNX Runtime: minutes, on a quiet machine
+	@$(ENV) python -m benchmarks.engine
 
 test: $(INSTALLED) test-c test-python ## all fast tests, offline
 

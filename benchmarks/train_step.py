@@ -9,7 +9,6 @@ import argparse
 import functools
 import json
 import logging
-import math
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +18,7 @@ from typing import Any
 from benchmarks import harness
 from benchmarks import train_cases as cases
 from benchmarks.harness import Answer, BenchError, Limits, Rounds, significant
+from benchmarks.options import above_zero, positive, some_of
 from mnist_mamba.config import ModelConfig
 from mnist_mamba.files import write_json
 from pipeline import stage
@@ -40,47 +40,29 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         ["make bench-train", "python -m benchmarks.train_step --only main --peers ours,reference"],
     )
     add = parser.add_argument
-    add("--rounds", type=_positive, default=5, help="of the main model (default: %(default)s)")
-    add("--long-rounds", type=_positive, default=2, help="of L = 784 (default: %(default)s)")
-    add("--peers", type=_peers, default=cases.PEERS, help="a comma between (default: all)")
+    add("--rounds", type=positive, default=5, help="of the main model (default: %(default)s)")
+    add("--long-rounds", type=positive, default=2, help="of L = 784 (default: %(default)s)")
+    add(
+        "--peers",
+        type=some_of(cases.PEERS),
+        default=cases.PEERS,
+        help="a comma between (default: all)",
+    )
     add("--only", choices=SECTIONS, help="one section")
-    add("--threads", type=_positive, default=harness.usable_cpus(), help="default: all cores")
+    add("--threads", type=positive, default=harness.usable_cpus(), help="default: all cores")
     add(
         "--memory-gb",
-        type=_above_zero,
+        type=above_zero,
         default=10.0,
         help="limit of a worker (default: %(default)g)",
     )
-    add(
-        "--time-s", type=_above_zero, default=180.0, help="limit of a worker (default: %(default)g)"
-    )
+    add("--time-s", type=above_zero, default=180.0, help="limit of a worker (default: %(default)g)")
     add("--quick", action="store_true", help="tiny models, one step: does it all still run?")
     add("--output", type=Path, help=f"default: {OUTPUT}, and for a part of the whole none")
     options = parser.parse_args(argv)
     if options.quick:
         options.rounds = options.long_rounds = 1
     return options
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number from 1 on")
-    return int(text)
-
-
-def _above_zero(text: str) -> float:
-    value = float(text)
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected a number above 0")
-    return value
-
-
-def _peers(text: str) -> tuple[str, ...]:
-    chosen = tuple(text.split(","))
-    if unknown := [peer for peer in chosen if peer not in cases.PEERS]:
-        known = ", ".join(cases.PEERS)
-        raise argparse.ArgumentTypeError(f"got {', '.join(unknown)!r}, expected some of {known}")
-    return chosen
 
 
 def measure_case(case: cases.TrainCase, limits: Limits) -> Answer:

@@ -1,0 +1,319 @@
+"""`make bench-engine`: the C engine beside other ways to run the same model on this processor.
+
+All start from one checkpoint, and must give the same logits to 1e-4 before anything is compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import logging
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import engine_cases as cases
+from benchmarks import harness
+from benchmarks.harness import ROOT, Answer, BenchError, DifferentWorkError, Limits, significant
+from benchmarks.options import above_zero, positive, some_of
+from mnist_mamba.files import write_json
+from mnist_mamba.native import ISA_FLAGS
+from pipeline import stage
+
+logger = logging.getLogger(__name__)
+
+OUTPUT = Path("metrics/bench_engine.json")
+WORKER = (sys.executable, "-m", "benchmarks.engine_worker")
+
+Measure = Callable[[cases.EngineCase], Answer]
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = stage.parser(
+        (__doc__ or "").strip(),
+        ["make bench-engine", "python -m benchmarks.engine --peers engine,onnxruntime --rounds 1"],
+    )
+    add = parser.add_argument
+    add("--rounds", type=positive, default=3, help="default: %(default)s")
+    peers = some_of(cases.PEERS)
+    add("--peers", type=peers, default=cases.PEERS, help="a comma between (default: all)")
+    add("--seconds", type=above_zero, default=1.0, help="timed a load (default: %(default)g)")
+    add("--quick", action="store_true", help="few calls, one round: does it all still run?")
+    add("--output", type=Path, help=f"default: {OUTPUT}, and for some of the peers none")
+    options = parser.parse_args(argv)
+    if options.quick:
+        options.rounds, options.seconds = 1, 1e-9
+    return options
+
+
+def prepare(folder: Path, peers: Sequence[str]) -> None:
+    """Build the engine with OpenMP, and from one checkpoint a model what the peers read."""
+    from benchmarks.peers import build_model
+    from mnist_mamba.engine.format import write_model
+    from mnist_mamba.training.checkpoint import Checkpoint, save_checkpoint
+
+    make = ["make", "-s", "-f", "csrc/engine.mk", "dvc-engine", f"OUT={folder / 'build'}"]
+    subprocess.run(make, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    for name, config in cases.MODELS.items():
+        model = build_model("reference", config).eval()
+        (folder / name).mkdir()
+        write_model(folder / name / "model.bin", model)
+        save_checkpoint(folder / name / "model.pth", Checkpoint(model, 0, 0.0))
+        if "onnxruntime" in peers:
+            for images, _ in cases.LOADS.values():
+                _export_onnx(model, images, folder / name / f"b{images}.onnx")
+
+
+def _export_onnx(model: Any, images: int, path: Path) -> None:
+    """With a fixed batch, which is the faster one to run; the loop over the tokens is unrolled."""
+    import torch
+
+    logger.info("exporting %s", path.name)
+    pixels = torch.rand(images, model.config.height, model.config.width)
+    torch.onnx.export(model, (pixels,), path, dynamo=True, verbose=False)
+
+
+def compare(name: str, folder: Path, options: argparse.Namespace, measure: Measure) -> Answer:
+    """Time all peers on one model, by peer and load; the figures of a model.
+
+    Raises:
+        BenchError: the engine did not finish, or a peer computes something else.
+    """
+
+    def one(peer: str) -> Answer:
+        case = cases.EngineCase(
+            peer=peer, model=name, folder=str(folder), loads=cases.LOADS, seconds=options.seconds
+        )
+        answer = measure(case)
+        logger.info("%s, %s: %s", name, peer, _summary(answer))
+        return answer
+
+    found = harness.run_rounds(one, options.peers, options.rounds)
+    if "engine" in found.unfinished:
+        raise BenchError(f"the engine did not finish: {found.unfinished['engine']}")
+    difference = check_logits(found.answers)
+    us = {peer: _medians(answers, "median_us") for peer, answers in found.answers.items()}
+    return {
+        "us_per_image": us,
+        "p50_us": {peer: _medians(answers, "p50_us") for peer, answers in found.answers.items()},
+        "p99_us": {peer: _medians(answers, "p99_us") for peer, answers in found.answers.items()},
+        "ratio": {
+            peer: {load: significant(value / us["engine"][load]) for load, value in loads.items()}
+            for peer, loads in us.items()
+            if peer != "engine" and "engine" in us
+        },
+        "round_us": {
+            peer: {
+                load: [significant(answer["loads"][load]["median_us"], 4) for answer in answers]
+                for load in cases.LOADS
+            }
+            for peer, answers in found.answers.items()
+        },
+        "max_logit_difference": difference,
+        "did_not_finish": found.unfinished,
+        "load_us": _load_us(found.answers.get("engine", [])),
+        "image_us": _image_us(found.answers.get("engine", [])),
+    }
+
+
+def _summary(answer: Answer) -> str:
+    loads = answer["loads"].items()
+    return ", ".join(f"{load} {found['median_us']:.1f} us" for load, found in loads)
+
+
+def _medians(answers: Sequence[Answer], key: str) -> dict[str, float]:
+    return {
+        load: significant(statistics.median(a["loads"][load][key] for a in answers), 4)
+        for load in cases.LOADS
+    }
+
+
+def _load_us(answers: Sequence[Answer]) -> float | None:
+    found = [load["load_us"] for answer in answers for load in answer["loads"].values()]
+    return significant(statistics.median(found)) if found else None
+
+
+def _image_us(answers: Sequence[Answer]) -> dict[str, float]:
+    """Microseconds of a black, a white and a random image, which took turns."""
+    kinds = answers[0]["image_us"] if answers else {}
+    return {
+        kind: significant(statistics.median(answer["image_us"][kind] for answer in answers), 4)
+        for kind in kinds
+    }
+
+
+def check_logits(answers: Mapping[str, Sequence[Answer]]) -> float:
+    """The largest difference of a logit from the first peer's that is PyTorch, else from any's.
+
+    Raises:
+        DifferentWorkError: above the tolerance, or not a number.
+    """
+    logits = {peer: np.array(found[0]["logits"]) for peer, found in answers.items()}
+    first = "pytorch_eager" if "pytorch_eager" in logits else next(iter(logits))
+    largest = 0.0
+    for peer, values in logits.items():
+        difference = float(np.abs(values - logits[first]).max())
+        if not difference <= cases.TOLERANCE:
+            raise DifferentWorkError(
+                f"{peer}: logits differ from {first}'s by {difference:.1e}, expected at most "
+                f"{cases.TOLERANCE:.0e}: it computes something else"
+            )
+        largest = max(largest, difference)
+    return significant(largest)
+
+
+def machine_program(folder: Path, isa: str) -> Path:
+    """benchmarks/machine.c, compiled for an instruction set."""
+    program = folder / "machine"
+    flags = ["-std=c11", "-O2", f"-DSIMD_{isa.upper()}", *ISA_FLAGS.get(isa, ()), "-Icsrc/simd"]
+    command = ["cc", *flags, "benchmarks/machine.c", "-lm", "-o", str(program)]
+    subprocess.run(command, cwd=ROOT, check=True)
+    return program
+
+
+def limits(folder: Path, engine_b100: Mapping[str, float], isa: str) -> dict[str, Any]:
+    """How long an image takes at the machine's limit, by model: products, then exponentials.
+
+    The limit is one core's: its products at the rate of fused multiply-adds on registers, and
+    its exponentials as fast as the kernels' own go in a loop of nothing else.
+    """
+    program = machine_program(folder, isa)
+    peak, exp_ns = (
+        float(subprocess.run([program, what], check=True, capture_output=True, text=True).stdout)
+        for what in ("fma", "exp2")
+    )
+    found: dict[str, Any] = {"fma_gflops": significant(peak), "exp2_ns": significant(exp_ns)}
+    for name, config in cases.MODELS.items():
+        products_us = cases.flops(config) / peak / 1e3
+        exponentials_us = cases.exponentials(config) * exp_ns / 1e3
+        limit_us = products_us + exponentials_us
+        found[name] = {
+            "products_us": significant(products_us),
+            "exponentials_us": significant(exponentials_us),
+            "engine_of_limit": significant(engine_b100[name] / limit_us),
+        }
+    return found
+
+
+def sizes(folder: Path) -> dict[str, float]:
+    """Of ./mamba: its stripped size, and its peak resident memory on one image; KB of 1024."""
+    mamba = ROOT / "build" / "plain" / "mamba"
+    make = ["make", "-s", "-f", "csrc/engine.mk", "build/plain/mamba"]
+    subprocess.run(make, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(["strip", "-o", folder / "stripped", mamba], check=True)
+    config = cases.MODELS["tied"]
+    image = folder / "image.bin"
+    image.write_bytes(np.zeros((config.height, config.width), np.float32).tobytes())
+    files = [str(path) for path in (mamba, folder / "tied" / "model.bin", image)]
+    command = [str(folder / "machine"), "rss", *files]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return {
+        "binary_kb": significant((folder / "stripped").stat().st_size / 1024, 4),
+        "peak_rss_kb": int(done.stderr.strip().splitlines()[-1]),
+    }
+
+
+def run_all(options: argparse.Namespace, folder: Path, measure: Measure) -> dict[str, Any]:
+    """Both models, as the file has them: tied A on top, free A beside it."""
+    where = harness.machine()
+    prepare(folder, options.peers)
+    found = {name: compare(name, folder, options, measure) for name in cases.MODELS}
+    tied, free = found["tied"], found["free"]
+    result = {
+        **{key: value for key, value in tied.items() if key not in ("load_us", "image_us")},
+        "free_a": free["us_per_image"],
+        **{f"free_a_{key}": free[key] for key in ("p99_us", "ratio", "round_us", "did_not_finish")},
+    }
+    if "engine" in options.peers:
+        b100 = {name: section["us_per_image"]["engine"]["b100"] for name, section in found.items()}
+        isa = _isa(folder)
+        result |= {
+            "load_us": tied["load_us"],
+            "image_us": tied["image_us"],
+            "gflops": significant(cases.flops(cases.MODELS["tied"]) / b100["tied"] / 1e3),
+            "limit": limits(folder, b100, isa),
+            **sizes(folder),
+            "isa": isa,
+        }
+    return {**result, "rounds": options.rounds, "threads": harness.usable_cpus(), **where}
+
+
+def _isa(folder: Path) -> str:
+    command = [f"{folder}/build/mamba", "bench", f"{folder}/tied/model.bin"]
+    done = subprocess.run(
+        [*command, "--json", "--rounds", "1"], check=True, capture_output=True, text=True
+    )
+    return str(json.loads(done.stdout)["isa"])
+
+
+def table(us: Mapping[str, Any], ratio: Mapping[str, Any], p99: Mapping[str, Any]) -> str:
+    """One model for people."""
+    lines = [
+        f"{'us an image':<20}"
+        + "".join(f"{load:>12}{'x engine':>10}{'p99':>12}" for load in cases.LOADS)
+    ]
+    for peer, loads in us.items():
+        cells = ""
+        for load, value in loads.items():
+            times = ratio.get(peer, {}).get(load)
+            shown = "" if times is None else f"{times:.2f}"
+            cells += f"{value:>12,.1f}{shown:>10}{p99[peer][load]:>12,.1f}"
+        lines.append(f"{peer:<20}{cells}")
+    return "\n".join(lines)
+
+
+def report(result: Mapping[str, Any]) -> str:
+    """Everything for people."""
+    parts = [
+        "tied A\n" + table(result["us_per_image"], result["ratio"], result["p99_us"]),
+        "free A\n" + table(result["free_a"], result["free_a_ratio"], result["free_a_p99_us"]),
+    ]
+    for peer, reason in {**result["did_not_finish"], **result["free_a_did_not_finish"]}.items():
+        parts.append(f"{peer} did not finish: {reason}")
+    keys = [
+        "load_us",
+        "image_us",
+        "peak_rss_kb",
+        "binary_kb",
+        "gflops",
+        "limit",
+        "max_logit_difference",
+    ]
+    keys += ["isa", "cpu", "threads", "git", "load_1m"]
+    parts.append(json.dumps({key: result[key] for key in keys if key in result}))
+    return "\n\n".join(parts)
+
+
+def measure_case(case: cases.EngineCase, limits: Limits) -> Answer:
+    """Run one case in a fresh process. Errors: see `harness.run_worker`."""
+    return harness.run_worker(WORKER, case.to_spec(), limits)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure, print the tables, write the file; a part of the whole goes only where asked."""
+    options = parse(argv)
+    if shutil.which("cc") is None:
+        raise BenchError("no C compiler: cc is not there; install gcc or clang")
+    # torch.compile takes its minutes, and a loop that it unrolls its gigabytes.
+    measure = functools.partial(measure_case, limits=Limits(memory_gb=16, time_s=1800))
+    with tempfile.TemporaryDirectory(prefix="mnist_mamba-bench-") as folder:
+        result = run_all(options, Path(folder), measure)
+    print(report(result))
+    whole = not options.quick and set(options.peers) == set(cases.PEERS)
+    output = options.output or (OUTPUT if whole else None)
+    if output is not None:
+        write_json(output, result)
+        logger.info("written to %s", output)
+
+
+if __name__ == "__main__":
+    stage.run(main)

@@ -1,0 +1,157 @@
+"""One worker of `make bench-engine`: a peer's inference in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks import harness
+from benchmarks.engine_cases import CHECK_IMAGES, ENGINES, EngineCase
+
+Array = NDArray[np.float32]
+MIN_CALLS, WARM_UP_CALLS, IMAGE_ROUNDS = 5, 2, 15
+
+
+def check_images(case: EngineCase) -> NDArray[np.uint8]:
+    """Images that every peer classifies, (n, height, width); the same each time."""
+    from benchmarks.engine_cases import MODELS
+
+    config = MODELS[case.model]
+    shape = (CHECK_IMAGES, config.height, config.width)
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+
+def measure(spec: dict[str, Any]) -> dict[str, Any]:
+    """Time all loads, in microseconds an image; and the logits of `check_images`.
+
+    For each load the median, p50, p99 and the number of calls; of our engine also what it says of
+    loading the file.
+    """
+    case = EngineCase.from_spec(spec)
+    return _measure_engine(case) if case.peer in ENGINES else _measure_python(case)
+
+
+def _measure_engine(case: EngineCase) -> dict[str, Any]:
+    """By its own `bench`; the logits through the Python binding."""
+    isa = ENGINES[case.peer]
+    if isa is not None:
+        os.environ["MAMBA_ISA"] = isa
+    reports = {}
+    for name, (images, threads) in case.loads.items():
+        options = {"--batch": images, "--threads": threads or harness.usable_cpus(), "--rounds": 5}
+        words = [str(word) for option in options.items() for word in option]
+        command = [f"{case.folder}/build/mamba", "bench", str(case.path("model.bin")), *words]
+        done = subprocess.run([*command, "--json"], check=True, capture_output=True, text=True)
+        reports[name] = json.loads(done.stdout)
+    from mnist_mamba.engine.binding import Engine
+
+    shown = check_images(case)
+    with Engine(case.path("model.bin"), 1, f"{case.folder}/build/libmamba.so") as engine:
+        logits = engine.logits(shown)
+        kinds = {"black": shown * 0, "white": shown * 0 + 255, "random": shown}
+        times: dict[str, list[float]] = {kind: [] for kind in kinds}
+        for _ in range(IMAGE_ROUNDS):  # in turn, so that a slow moment meets all of them
+            for kind, pixels in kinds.items():
+                started = time.perf_counter()
+                engine.logits(pixels)
+                times[kind].append((time.perf_counter() - started) / len(pixels) * 1e6)
+    image_us = {kind: statistics.median(found) for kind, found in times.items()}
+    return {"loads": reports, "logits": logits.tolist(), "image_us": image_us}
+
+
+def _measure_python(case: EngineCase) -> dict[str, Any]:
+    pixels = check_images(case).astype(np.float32) / 255
+    found = {}
+    for name, (images, threads) in case.loads.items():
+        run = BUILDERS[case.peer](case, images, threads or harness.usable_cpus())
+        batch = np.resize(pixels, (images, *pixels.shape[1:]))
+        found[name] = _time_calls(run, batch, case.seconds)
+    # With the last load's images, of which the first are the ones to check.
+    return {"loads": found, "logits": run(batch)[: len(pixels)].tolist()}
+
+
+def _time_calls(run: Callable[[Array], Array], batch: Array, seconds: float) -> dict[str, float]:
+    for _ in range(WARM_UP_CALLS):
+        run(batch)
+    times: list[float] = []
+    ends = time.perf_counter() + seconds
+    while len(times) < MIN_CALLS or time.perf_counter() < ends:
+        started = time.perf_counter()
+        run(batch)
+        times.append((time.perf_counter() - started) / len(batch) * 1e6)
+    return {
+        "median_us": statistics.median(times),
+        "p50_us": statistics.median(times),
+        "p99_us": float(np.quantile(times, 0.99)),
+        "calls": len(times),
+    }
+
+
+def _torch(case: EngineCase, threads: int, scan: str, compiled: bool) -> Callable[[Array], Array]:
+    # Not above: our engine's workers need no torch.
+    import torch
+
+    from mnist_mamba.training.checkpoint import load_checkpoint
+
+    torch.set_num_threads(threads)
+    model: Any = load_checkpoint(case.path("model.pth"), scan=scan).model
+    if compiled:
+        model = torch.compile(model, dynamic=False)
+
+    def run(batch: Array) -> Array:
+        with torch.inference_mode():
+            logits: Array = model(torch.from_numpy(batch)).numpy()
+        return logits
+
+    return run
+
+
+def _eager(case: EngineCase, images: int, threads: int) -> Callable[[Array], Array]:
+    return _torch(case, threads, "reference", compiled=False)
+
+
+def _cpu_kernel(case: EngineCase, images: int, threads: int) -> Callable[[Array], Array]:
+    return _torch(case, threads, "cpu", compiled=False)
+
+
+def _compiled(case: EngineCase, images: int, threads: int) -> Callable[[Array], Array]:
+    # Later rounds find what the first one has compiled.
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{case.folder}/inductor"
+    return _torch(case, threads, "reference", compiled=True)
+
+
+def _onnxruntime(case: EngineCase, images: int, threads: int) -> Callable[[Array], Array]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    session = onnxruntime.InferenceSession(
+        str(case.path(f"b{images}.onnx")), options, providers=["CPUExecutionProvider"]
+    )
+    name = session.get_inputs()[0].name
+
+    def run(batch: Array) -> Array:
+        logits: Array = session.run(None, {name: batch})[0]
+        return logits
+
+    return run
+
+
+BUILDERS: dict[str, Callable[[EngineCase, int, int], Callable[[Array], Array]]] = {
+    "pytorch_eager": _eager,
+    "torch_compile": _compiled,
+    "pytorch_cpu_kernel": _cpu_kernel,
+    "onnxruntime": _onnxruntime,
+}
+
+
+if __name__ == "__main__":
+    harness.serve(measure)
