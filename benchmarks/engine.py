@@ -24,6 +24,7 @@ from benchmarks import engine_cases as cases
 from benchmarks import harness
 from benchmarks.harness import ROOT, Answer, BenchError, DifferentWorkError, Limits, significant
 from benchmarks.options import above_zero, positive, some_of
+from mnist_mamba.config import ModelConfig
 from mnist_mamba.files import write_json
 from mnist_mamba.native import ISA_FLAGS
 from pipeline import stage
@@ -34,6 +35,7 @@ OUTPUT = Path("metrics/bench_engine.json")
 WORKER = (sys.executable, "-m", "benchmarks.engine_worker")
 
 Measure = Callable[[cases.EngineCase], Answer]
+Models = Mapping[str, ModelConfig]
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -55,7 +57,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def prepare(folder: Path, peers: Sequence[str]) -> None:
+def prepare(folder: Path, models: Models, peers: Sequence[str]) -> None:
     """Build the engine with OpenMP, and from one checkpoint a model what the peers read."""
     from benchmarks.peers import build_model
     from mnist_mamba.engine.format import write_model
@@ -63,7 +65,7 @@ def prepare(folder: Path, peers: Sequence[str]) -> None:
 
     make = ["make", "-s", "-f", "csrc/engine.mk", "dvc-engine", f"OUT={folder / 'build'}"]
     subprocess.run(make, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-    for name, config in cases.MODELS.items():
+    for name, config in models.items():
         model = build_model("reference", config).eval()
         (folder / name).mkdir()
         write_model(folder / name / "model.bin", model)
@@ -180,7 +182,9 @@ def machine_program(folder: Path, isa: str) -> Path:
     return program
 
 
-def limits(folder: Path, engine_b100: Mapping[str, float], isa: str) -> dict[str, Any]:
+def limits(
+    folder: Path, models: Models, engine_b100: Mapping[str, float], isa: str
+) -> dict[str, Any]:
     """How long an image takes at the machine's limit, by model: products, then exponentials.
 
     The limit is one core's: its products at the rate of fused multiply-adds on registers, and
@@ -192,7 +196,7 @@ def limits(folder: Path, engine_b100: Mapping[str, float], isa: str) -> dict[str
         for what in ("fma", "exp2")
     )
     found: dict[str, Any] = {"fma_gflops": significant(peak), "exp2_ns": significant(exp_ns)}
-    for name, config in cases.MODELS.items():
+    for name, config in models.items():
         products_us = cases.flops(config) / peak / 1e3
         exponentials_us = cases.exponentials(config) * exp_ns / 1e3
         limit_us = products_us + exponentials_us
@@ -225,8 +229,9 @@ def sizes(folder: Path) -> dict[str, float]:
 def run_all(options: argparse.Namespace, folder: Path, measure: Measure) -> dict[str, Any]:
     """Both models, as the file has them: tied A on top, free A beside it."""
     where = harness.machine()
-    prepare(folder, options.peers)
-    found = {name: compare(name, folder, options, measure) for name in cases.MODELS}
+    models = cases.QUICK_MODELS if options.quick else cases.MODELS
+    prepare(folder, models, options.peers)
+    found = {name: compare(name, folder, options, measure) for name in models}
     tied, free = found["tied"], found["free"]
     result = {
         **{key: value for key, value in tied.items() if key not in ("load_us", "image_us")},
@@ -239,8 +244,8 @@ def run_all(options: argparse.Namespace, folder: Path, measure: Measure) -> dict
         result |= {
             "load_us": tied["load_us"],
             "image_us": tied["image_us"],
-            "gflops": significant(cases.flops(cases.MODELS["tied"]) / b100["tied"] / 1e3),
-            "limit": limits(folder, b100, isa),
+            "gflops": significant(cases.flops(models["tied"]) / b100["tied"] / 1e3),
+            "limit": limits(folder, models, b100, isa),
             **sizes(folder),
             "isa": isa,
         }

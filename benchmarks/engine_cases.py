@@ -14,6 +14,11 @@ from mnist_mamba.config import ModelConfig
 
 MODELS = {"tied": dataclasses.replace(MAIN, a="tied"), "free": MAIN}
 """By the kind of A: 49 tokens, d_model 64, 4 layers, d_state 16, alternate; random weights."""
+QUICK_MODELS = {
+    name: dataclasses.replace(model, patch=(14, 14), d_model=16, n_layers=2)
+    for name, model in MODELS.items()
+}
+"""Whether everything still runs; their times say nothing."""
 
 ENGINES = {"engine": None, "engine_avx2": "avx2", "engine_scalar": "scalar"}
 """Peers that are our engine: what MAMBA_ISA is set to."""

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks import harness
-from benchmarks.engine_cases import CHECK_IMAGES, ENGINES, EngineCase
+from benchmarks.engine_cases import CHECK_IMAGES, ENGINES, MODELS, EngineCase
 
 Array = NDArray[np.float32]
 MIN_CALLS, WARM_UP_CALLS, IMAGE_ROUNDS = 5, 2, 15
@@ -22,9 +22,7 @@ MIN_CALLS, WARM_UP_CALLS, IMAGE_ROUNDS = 5, 2, 15
 
 def check_images(case: EngineCase) -> NDArray[np.uint8]:
     """Images that every peer classifies, (n, height, width); the same each time."""
-    from benchmarks.engine_cases import MODELS
-
-    config = MODELS[case.model]
+    config = MODELS[case.model]  # the quick ones have the same images
     shape = (CHECK_IMAGES, config.height, config.width)
     return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 

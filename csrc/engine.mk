@@ -55,7 +55,7 @@ endif
 ENGINE_LIBRARY_SOURCES := $(filter-out csrc/engine/idx.c,$(sort $(wildcard csrc/engine/*.c))) \
     $(sort $(wildcard csrc/engine/kernels/*.c))
 ENGINE_COMMAND_SOURCES := csrc/engine/idx.c $(sort $(wildcard csrc/engine/cli/*.c))
-ENGINE_TESTS := test_kernels test_model test_idx test_forward test_golden
+ENGINE_TESTS := test_allocation test_kernels test_model test_idx test_forward test_golden
 ENGINE_TEST_SUPPORT := csrc/tests/tiny_model.c
 
 # $(call engine_variant,NAME,FOLDER)
@@ -145,7 +145,7 @@ test-scan-$(1): $$(addprefix build/scan-$(1)/,$$(SCAN_TESTS))
 endef
 $(foreach variant,omp debug,$(eval $(call scan_variant,$(variant))))
 
-.PHONY: engine omp debug fast dvc-engine test-c engine-clean ENGINE_FORCE
+.PHONY: engine omp debug fast dvc-engine test-c test-c-scalar engine-clean ENGINE_FORCE
 engine: build/plain/mamba build/plain/libmamba.so ## ./mamba, one thread
 	@$(call engine_install,build/plain)
 
@@ -161,7 +161,11 @@ fast: build/fast/mamba build/fast/libmamba.so ## ./mamba with -Ofast for this ve
 
 dvc-engine: $(OUT)/mamba $(OUT)/libmamba.so
 
-test-c: test-c-plain test-c-omp test-c-debug test-scan-omp test-scan-debug ## the C tests: plain, OpenMP, sanitizers
+# The oracle itself, which no machine with vectors would take.
+test-c-scalar: build/plain/tests/test_forward build/plain/tests/test_golden
+	@for test in $^; do echo "== $$test (scalar)"; MAMBA_ISA=scalar $$test || exit 1; done
+
+test-c: test-c-plain test-c-scalar test-c-omp test-c-debug test-scan-omp test-scan-debug ## the C tests: plain, OpenMP, sanitizers
 
 engine-clean:
 	rm -rf build/plain build/omp build/debug build/fast build/dvc build/scan-omp build/scan-debug mamba

@@ -345,10 +345,10 @@ static void test_against_reference(void)
 }
 
 /* Batches of every size on every number of threads give the bits of single calls. */
-static void test_batches(void)
+static void test_batches(unsigned number)
 {
     enum { N = 11 };
-    mamba_info dims = varied(42);
+    mamba_info dims = varied(number);
     struct tiny_model tiny = tiny_build(dims, 7);
     const size_t pixels = (size_t)dims.height * dims.width, classes = dims.n_classes;
     mamba_model *model;
@@ -524,7 +524,8 @@ static void test_softmax(void)
 int main(void)
 {
     test_against_reference();
-    test_batches();
+    for (unsigned number = 40; number < 48; number++)
+        test_batches(number);
     test_arena();
     test_arguments();
 #if defined(__SSE__)
