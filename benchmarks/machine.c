@@ -96,9 +96,9 @@ static int report_rss(char **command)
 int main(int argc, char **argv)
 {
     if (argc == 2 && strcmp(argv[1], "fma") == 0)
-        printf("%.2f\n", 2e-9 * CHAINS * LANES * STEPS / fastest_s(run_fma));
+        printf("%.2f\n", 2e-9 * (double)(CHAINS * LANES * STEPS) / fastest_s(run_fma));
     else if (argc == 2 && strcmp(argv[1], "exp2") == 0)
-        printf("%.5f\n", 1e9 * fastest_s(run_exp2) / ((double)STEPS * MAX_TOGETHER * LANES));
+        printf("%.5f\n", 1e9 * fastest_s(run_exp2) / (double)(STEPS * MAX_TOGETHER * LANES));
     else if (argc > 2 && strcmp(argv[1], "rss") == 0)
         return report_rss(argv + 2);
     else

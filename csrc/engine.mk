@@ -19,8 +19,10 @@ ISA_avx512 := -mavx512f -mavx512dq -mfma
 ifeq ($(origin CFLAGS),undefined)
 CFLAGS := -Os
 ENGINE_HOT := -O2
-# No copies of functions for single values of arguments; clang, which makes none, does not know the flag.
-ENGINE_SCALAR := -O3 -fno-ipa-cp-clone -Wno-ignored-optimization-argument
+ENGINE_SCALAR := -O3
+ifeq ($(shell $(CC) --version 2>/dev/null | grep -ci clang),0)
+ENGINE_SCALAR += -fno-ipa-cp-clone # no copies of functions for single values of arguments; gcc's
+endif
 endif
 ENGINE_QUIET := $(if $(V),,@)
 OUT ?= build/dvc

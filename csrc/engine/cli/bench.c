@@ -61,7 +61,8 @@ static mamba_status prepare(struct bench *bench, mamba_error *error)
 
     time_call(bench, 0); /* the first call meets cold caches and starts the threads */
     const double calls = ROUND_SECONDS / (time_call(bench, 1) * bench->batch + 1e-9);
-    bench->calls = calls < MIN_CALLS ? MIN_CALLS : (calls > MAX_CALLS ? MAX_CALLS : (size_t)calls);
+    bench->calls = calls > (double)MAX_CALLS ? MAX_CALLS : (size_t)calls;
+    bench->calls = bench->calls < MIN_CALLS ? MIN_CALLS : bench->calls;
     bench->call_times = calloc((size_t)bench->rounds * bench->calls, sizeof(double));
     bench->round_times = calloc((size_t)bench->rounds, sizeof(double));
     if (!bench->call_times || !bench->round_times)

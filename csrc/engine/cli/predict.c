@@ -29,7 +29,7 @@ static void print_table(size_t class, const float *probabilities, size_t n)
     printf("class %zu\n", class);
     for (size_t i = 0; i < n; i++) {
         printf("%5zu  %8.4f %%  ", i, 100.0 * (double)probabilities[i]);
-        for (int step = 0; step < (int)(probabilities[i] * BAR + 0.5f); step++)
+        for (int step = 0; step < (int)(probabilities[i] * (float)BAR + 0.5f); step++)
             putchar('#');
         putchar('\n');
     }
