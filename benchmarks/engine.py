@@ -23,9 +23,8 @@ import numpy as np
 from benchmarks import engine_cases as cases
 from benchmarks import harness
 from benchmarks.harness import ROOT, Answer, BenchError, DifferentWorkError, Limits, significant
-from benchmarks.options import above_zero, positive, some_of
+from benchmarks.options import above_zero, add_common, store
 from mnist_mamba.config import ModelConfig
-from mnist_mamba.files import write_json
 from mnist_mamba.native import ISA_FLAGS
 from pipeline import stage
 
@@ -33,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 OUTPUT = Path("metrics/bench_engine.json")
 WORKER = (sys.executable, "-m", "benchmarks.engine_worker")
+OF_THE_ENGINE = ("load_us", "image_us", "isa")
+"""Figures that no other peer has."""
 
 Measure = Callable[[cases.EngineCase], Answer]
 Models = Mapping[str, ModelConfig]
@@ -44,13 +45,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         (__doc__ or "").strip(),
         ["make bench-engine", "python -m benchmarks.engine --peers engine,onnxruntime --rounds 1"],
     )
+    add_common(parser, cases.PEERS, rounds=3)
     add = parser.add_argument
-    add("--rounds", type=positive, default=3, help="default: %(default)s")
-    peers = some_of(cases.PEERS)
-    add("--peers", type=peers, default=cases.PEERS, help="a comma between (default: all)")
     add("--seconds", type=above_zero, default=1.0, help="timed a load (default: %(default)g)")
-    add("--quick", action="store_true", help="few calls, one round: does it all still run?")
-    add("--output", type=Path, help=f"default: {OUTPUT}, and for some of the peers none")
     options = parser.parse_args(argv)
     if options.quick:
         options.rounds, options.seconds = 1, 1e-9
@@ -122,8 +119,7 @@ def compare(name: str, folder: Path, options: argparse.Namespace, measure: Measu
         },
         "max_logit_difference": difference,
         "did_not_finish": found.unfinished,
-        "load_us": _load_us(found.answers.get("engine", [])),
-        "image_us": _image_us(found.answers.get("engine", [])),
+        **_of_the_engine(found.answers.get("engine", [])),
     }
 
 
@@ -139,18 +135,17 @@ def _medians(answers: Sequence[Answer], key: str) -> dict[str, float]:
     }
 
 
-def _load_us(answers: Sequence[Answer]) -> float | None:
-    found = [load["load_us"] for answer in answers for load in answer["loads"].values()]
-    return significant(statistics.median(found)) if found else None
-
-
-def _image_us(answers: Sequence[Answer]) -> dict[str, float]:
-    """Microseconds of a black, a white and a random image, which took turns."""
-    kinds = answers[0]["image_us"] if answers else {}
-    return {
+def _of_the_engine(answers: Sequence[Answer]) -> dict[str, Any]:
+    """Time to load the file, of a black, a white and a random image; the instruction set."""
+    if not answers:
+        return dict.fromkeys(OF_THE_ENGINE)
+    loads = [load for answer in answers for load in answer["loads"].values()]
+    image_us = {
         kind: significant(statistics.median(answer["image_us"][kind] for answer in answers), 4)
-        for kind in kinds
+        for kind in answers[0]["image_us"]
     }
+    load_us = significant(statistics.median(load["load_us"] for load in loads))
+    return dict(zip(OF_THE_ENGINE, (load_us, image_us, loads[0]["isa"]), strict=True))
 
 
 def check_logits(answers: Mapping[str, Sequence[Answer]]) -> float:
@@ -234,30 +229,19 @@ def run_all(options: argparse.Namespace, folder: Path, measure: Measure) -> dict
     found = {name: compare(name, folder, options, measure) for name in models}
     tied, free = found["tied"], found["free"]
     result = {
-        **{key: value for key, value in tied.items() if key not in ("load_us", "image_us")},
+        **{key: value for key, value in tied.items() if key not in OF_THE_ENGINE},
         "free_a": free["us_per_image"],
         **{f"free_a_{key}": free[key] for key in ("p99_us", "ratio", "round_us", "did_not_finish")},
     }
     if "engine" in options.peers:
         b100 = {name: section["us_per_image"]["engine"]["b100"] for name, section in found.items()}
-        isa = _isa(folder)
         result |= {
-            "load_us": tied["load_us"],
-            "image_us": tied["image_us"],
+            **{key: tied[key] for key in OF_THE_ENGINE},
             "gflops": significant(cases.flops(models["tied"]) / b100["tied"] / 1e3),
-            "limit": limits(folder, models, b100, isa),
+            "limit": limits(folder, models, b100, tied["isa"]),
             **sizes(folder),
-            "isa": isa,
         }
     return {**result, "rounds": options.rounds, "threads": harness.usable_cpus(), **where}
-
-
-def _isa(folder: Path) -> str:
-    command = [f"{folder}/build/mamba", "bench", f"{folder}/tied/model.bin"]
-    done = subprocess.run(
-        [*command, "--json", "--rounds", "1"], check=True, capture_output=True, text=True
-    )
-    return str(json.loads(done.stdout)["isa"])
 
 
 def table(us: Mapping[str, Any], ratio: Mapping[str, Any], p99: Mapping[str, Any]) -> str:
@@ -314,10 +298,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         result = run_all(options, Path(folder), measure)
     print(report(result))
     whole = not options.quick and set(options.peers) == set(cases.PEERS)
-    output = options.output or (OUTPUT if whole else None)
-    if output is not None:
-        write_json(output, result)
-        logger.info("written to %s", output)
+    store(result, options.output, OUTPUT, whole)
 
 
 if __name__ == "__main__":

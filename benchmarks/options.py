@@ -1,10 +1,17 @@
-"""Types of the benchmarks' command lines."""
+"""What the benchmarks' command lines share: types, common options, where the figures go."""
 
 from __future__ import annotations
 
 import argparse
+import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mnist_mamba.files import write_json
+
+logger = logging.getLogger(__name__)
 
 
 def positive(text: str) -> int:
@@ -34,3 +41,20 @@ def some_of(known: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
         return chosen
 
     return peers
+
+
+def add_common(parser: argparse.ArgumentParser, known: Sequence[str], rounds: int) -> None:
+    """--rounds, --peers, --quick and --output, with all known peers and the rounds by default."""
+    add = parser.add_argument
+    add("--rounds", type=positive, default=rounds, help="of all peers (default: %(default)s)")
+    add("--peers", type=some_of(known), default=known, help="a comma between (default: all)")
+    add("--quick", action="store_true", help="tiny models, few calls: does it all still run?")
+    add("--output", type=Path, help="default: the committed file, and for a part of the whole none")
+
+
+def store(result: Mapping[str, Any], asked: Path | None, committed: Path, whole: bool) -> None:
+    """Write the figures where asked, else to the committed file, unless they are only a part."""
+    output = asked or (committed if whole else None)
+    if output is not None:
+        write_json(output, result)
+        logger.info("written to %s", output)

@@ -18,9 +18,8 @@ from typing import Any
 from benchmarks import harness
 from benchmarks import train_cases as cases
 from benchmarks.harness import Answer, BenchError, Limits, Rounds, significant
-from benchmarks.options import above_zero, positive, some_of
+from benchmarks.options import above_zero, add_common, positive, store
 from mnist_mamba.config import ModelConfig
-from mnist_mamba.files import write_json
 from pipeline import stage
 
 logger = logging.getLogger(__name__)
@@ -39,15 +38,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         (__doc__ or "").strip(),
         ["make bench-train", "python -m benchmarks.train_step --only main --peers ours,reference"],
     )
+    add_common(parser, cases.PEERS, rounds=5)
     add = parser.add_argument
-    add("--rounds", type=positive, default=5, help="of the main model (default: %(default)s)")
     add("--long-rounds", type=positive, default=2, help="of L = 784 (default: %(default)s)")
-    add(
-        "--peers",
-        type=some_of(cases.PEERS),
-        default=cases.PEERS,
-        help="a comma between (default: all)",
-    )
     add("--only", choices=SECTIONS, help="one section")
     add("--threads", type=positive, default=harness.usable_cpus(), help="default: all cores")
     add(
@@ -57,8 +50,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="limit of a worker (default: %(default)g)",
     )
     add("--time-s", type=above_zero, default=180.0, help="limit of a worker (default: %(default)g)")
-    add("--quick", action="store_true", help="tiny models, one step: does it all still run?")
-    add("--output", type=Path, help=f"default: {OUTPUT}, and for a part of the whole none")
     options = parser.parse_args(argv)
     if options.quick:
         options.rounds = options.long_rounds = 1
@@ -300,10 +291,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     result = run_all(options, functools.partial(measure_case, limits=limits))
     print(report(result))
     whole = not options.quick and options.only is None and set(options.peers) == set(cases.PEERS)
-    output = options.output or (OUTPUT if whole else None)
-    if output is not None:
-        write_json(output, result)
-        logger.info("written to %s", output)
+    store(result, options.output, OUTPUT, whole)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from benchmarks.harness import ROOT, BenchError, DifferentWorkError, UnfinishedE
 
 
 def answer(us: float, logit: float = 0.5) -> dict[str, Any]:
-    load = {"median_us": us, "p50_us": us, "p99_us": 2 * us, "load_us": 300.0}
+    load = {"median_us": us, "p50_us": us, "p99_us": 2 * us, "load_us": 300.0, "isa": "scalar"}
     return {
         "loads": dict.fromkeys(LOADS, load),
         "logits": [[logit, 1.0]],
@@ -48,6 +48,7 @@ def test_figures_are_medians_over_the_rounds_and_ratios_to_the_engine() -> None:
     assert found["ratio"] == {"pytorch_eager": dict.fromkeys(LOADS, 4.5)}
     assert found["round_us"]["engine"]["b1"] == [100.0, 300.0, 200.0]
     assert (found["load_us"], found["image_us"]["black"]) == (300.0, 200.0)
+    assert found["isa"] == "scalar"
 
 
 def test_logits_may_differ_by_rounding_only() -> None:
