@@ -33,13 +33,12 @@ struct images {
     size_t n, pixels;
 };
 
-static void classify_one(mamba_context *context, const struct images *images, size_t i,
-                         float *logits)
+static mamba_status classify_one(mamba_context *context, const struct images *images, size_t i,
+                                 float *logits)
 {
     if (images->f32)
-        mamba_forward(context, images->f32 + i * images->pixels, logits);
-    else
-        mamba_forward_u8(context, images->u8 + i * images->pixels, logits);
+        return mamba_forward(context, images->f32 + i * images->pixels, logits);
+    return mamba_forward_u8(context, images->u8 + i * images->pixels, logits);
 }
 
 size_t mamba_batch_bytes(const mamba_model *model, int threads)
@@ -60,10 +59,13 @@ static mamba_status check_batch(const mamba_model *model, const void *arena, siz
     if (images->n > 0 && ((!images->f32 && !images->u8) || !logits))
         return mamba_fail(error, MAMBA_ERR_ARGUMENT, NULL, "mamba_forward_batch: %s is NULL",
                           logits ? "images" : "logits");
-    size_t needed = mamba_batch_bytes(model, threads);
-    if (needed == 0)
+    if (threads < 1 || threads > MAX_THREADS)
         return mamba_fail(error, MAMBA_ERR_ARGUMENT, NULL, "threads: got %d, expected 1..%d",
                           threads, MAX_THREADS);
+    size_t needed = mamba_batch_bytes(model, threads);
+    if (needed == 0)
+        return mamba_fail(error, MAMBA_ERR_MEMORY, NULL,
+                          "%d threads need more memory than there are addresses", threads);
     if (arena_bytes < needed)
         return mamba_fail(error, MAMBA_ERR_ARGUMENT, NULL,
                           "arena_bytes: got %zu, expected at least the %zu of mamba_batch_bytes",
@@ -79,8 +81,9 @@ static mamba_status run_batch(const mamba_model *model, void *arena, size_t aren
         return status;
     const size_t slice = mamba_context_bytes(model), n_classes = mamba_model_info(model)->n_classes;
     images.pixels = (size_t)mamba_model_info(model)->height * mamba_model_info(model)->width;
+    size_t bad = SIZE_MAX; /* the first image whose logits are not finite */
 #ifdef _OPENMP
-#pragma omp parallel num_threads(threads)
+#pragma omp parallel num_threads(threads) reduction(min : bad)
 #endif
     {
         size_t thread = 0;
@@ -93,8 +96,14 @@ static mamba_status run_batch(const mamba_model *model, void *arena, size_t aren
 #pragma omp for schedule(dynamic, 4)
 #endif
         for (size_t i = 0; i < images.n; i++)
-            classify_one(context, &images, i, logits + i * n_classes);
+            if (classify_one(context, &images, i, logits + i * n_classes) != MAMBA_OK && i < bad)
+                bad = i;
     }
+    if (bad != SIZE_MAX)
+        return mamba_fail(error, MAMBA_ERR_MODEL, NULL,
+                          "logits of image %zu: got a NaN or infinity, expected finite numbers "
+                          "(the model's weights overflow)",
+                          bad);
     return MAMBA_OK;
 }
 

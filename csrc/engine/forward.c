@@ -5,6 +5,7 @@
 
 #include "context.h"
 #include "denormals.h"
+#include "finite.h"
 
 /* Shows the trace `length` rows, or one. */
 static void tap(const struct mamba_context *context, const char *name, int layer, const float *data,
@@ -223,7 +224,7 @@ static void classify(struct mamba_context *context)
 }
 
 /* From context->image to `logits`. */
-static void run(struct mamba_context *context, float *logits)
+static mamba_status run(struct mamba_context *context, float *logits)
 {
     const struct mamba_info *info = &context->model->info;
     const uint64_t saved = denormals_off();
@@ -234,6 +235,10 @@ static void run(struct mamba_context *context, float *logits)
     classify(context);
     denormals_restore(saved);
     memcpy(logits, context->logits, info->n_classes * sizeof *logits);
+    for (size_t i = 0; i < info->n_classes; i++)
+        if (!mamba_is_finite(logits[i]))
+            return MAMBA_ERR_MODEL;
+    return MAMBA_OK;
 }
 
 /* ---- public ------------------------------------------------------------------------------ */
@@ -245,8 +250,7 @@ mamba_status mamba_forward(mamba_context *context, const float *pixels, float *l
     const struct mamba_info *info = &context->model->info;
     for (size_t i = 0; i < (size_t)info->height * info->width; i++)
         context->image[i] = (pixels[i] - info->pixel_mean) / info->pixel_std;
-    run(context, logits);
-    return MAMBA_OK;
+    return run(context, logits);
 }
 
 mamba_status mamba_forward_u8(mamba_context *context, const uint8_t *pixels, float *logits)
@@ -256,8 +260,7 @@ mamba_status mamba_forward_u8(mamba_context *context, const uint8_t *pixels, flo
     const struct mamba_info *info = &context->model->info;
     for (size_t i = 0; i < (size_t)info->height * info->width; i++)
         context->image[i] = ((float)pixels[i] / 255.0f - info->pixel_mean) / info->pixel_std;
-    run(context, logits);
-    return MAMBA_OK;
+    return run(context, logits);
 }
 
 void mamba_softmax(const float *logits, float *probabilities, size_t n)

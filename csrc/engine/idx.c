@@ -15,7 +15,7 @@ static uint32_t get_u32_big_endian(const uint8_t *data)
 
 /* Reads dims [rank] of an IDX file of bytes whose sides are limited; leaves room for no other
  * size than the one that they demand. */
-static mamba_status check_idx(const struct file_map *file, uint32_t *dims, size_t rank,
+static mamba_status check_idx(const struct file_bytes *file, uint32_t *dims, size_t rank,
                               const char *path, mamba_error *error)
 {
     const size_t header = MAGIC_BYTES + rank * DIM_BYTES;
@@ -47,67 +47,85 @@ static mamba_status check_idx(const struct file_map *file, uint32_t *dims, size_
     return MAMBA_OK;
 }
 
-mamba_status mamba_idx_images_open(struct idx_images *out, const char *path, mamba_error *error)
+mamba_status mamba_idx_images_check(struct idx_images *images, const char *path, mamba_error *error)
 {
     enum { RANK = 3 };
-    *out = (struct idx_images){0};
     uint32_t dims[RANK] = {0};
-    mamba_status status = mamba_map_file(&out->file, path, error);
-    if (status != MAMBA_OK || (status = check_idx(&out->file, dims, RANK, path, error)) != MAMBA_OK)
-        return status;
-    out->n = dims[0];
-    out->height = dims[1];
-    out->width = dims[2];
-    out->pixels = out->file.data + MAGIC_BYTES + RANK * DIM_BYTES;
-    return MAMBA_OK;
-}
-
-mamba_status mamba_idx_labels_open(struct idx_labels *out, const char *path, mamba_error *error)
-{
-    enum { RANK = 1 };
-    *out = (struct idx_labels){0};
-    uint32_t dims[RANK] = {0};
-    mamba_status status = mamba_map_file(&out->file, path, error);
-    if (status != MAMBA_OK || (status = check_idx(&out->file, dims, RANK, path, error)) != MAMBA_OK)
-        return status;
-    out->n = dims[0];
-    out->labels = out->file.data + MAGIC_BYTES + RANK * DIM_BYTES;
-    return MAMBA_OK;
-}
-
-mamba_status mamba_raw_image_open(struct raw_image *out, const char *path, size_t height,
-                                  size_t width, mamba_error *error)
-{
-    *out = (struct raw_image){0};
-    mamba_status status = mamba_map_file(&out->file, path, error);
+    mamba_status status = check_idx(&images->file, dims, RANK, path, error);
     if (status != MAMBA_OK)
         return status;
+    images->n = dims[0];
+    images->height = dims[1];
+    images->width = dims[2];
+    images->pixels = images->file.data + MAGIC_BYTES + RANK * DIM_BYTES;
+    return MAMBA_OK;
+}
+
+mamba_status mamba_idx_labels_check(struct idx_labels *labels, const char *path, mamba_error *error)
+{
+    enum { RANK = 1 };
+    uint32_t dims[RANK] = {0};
+    mamba_status status = check_idx(&labels->file, dims, RANK, path, error);
+    if (status != MAMBA_OK)
+        return status;
+    labels->n = dims[0];
+    labels->labels = labels->file.data + MAGIC_BYTES + RANK * DIM_BYTES;
+    return MAMBA_OK;
+}
+
+mamba_status mamba_raw_image_check(struct raw_image *image, size_t height, size_t width,
+                                   const char *path, mamba_error *error)
+{
     const size_t n = height * width, bytes = n * sizeof(float);
-    if (out->file.size != bytes)
+    if (image->file.size != bytes)
         return mamba_fail(error, MAMBA_ERR_INPUT, path,
                           "file size: got %zu bytes, expected exactly %zu (%zu x %zu float32)",
-                          out->file.size, bytes, height, width);
-    const float *pixels = (const float *)(const void *)out->file.data;
+                          image->file.size, bytes, height, width);
+    const float *pixels = (const float *)(const void *)image->file.data;
     for (size_t i = 0; i < n; i++) {
         if (!mamba_is_finite(pixels[i]) || pixels[i] < 0.0f || pixels[i] > 1.0f)
             return mamba_fail(error, MAMBA_ERR_INPUT, path,
                               "pixel %zu: got %g, expected a number in 0..1", i, (double)pixels[i]);
     }
-    out->pixels = pixels;
+    image->pixels = pixels;
     return MAMBA_OK;
+}
+
+mamba_status mamba_idx_images_open(struct idx_images *out, const char *path,
+                                   enum file_access access, mamba_error *error)
+{
+    *out = (struct idx_images){0};
+    mamba_status status = mamba_file_open(&out->file, path, access, error);
+    return status == MAMBA_OK ? mamba_idx_images_check(out, path, error) : status;
+}
+
+mamba_status mamba_idx_labels_open(struct idx_labels *out, const char *path,
+                                   enum file_access access, mamba_error *error)
+{
+    *out = (struct idx_labels){0};
+    mamba_status status = mamba_file_open(&out->file, path, access, error);
+    return status == MAMBA_OK ? mamba_idx_labels_check(out, path, error) : status;
+}
+
+mamba_status mamba_raw_image_open(struct raw_image *out, const char *path, size_t height,
+                                  size_t width, enum file_access access, mamba_error *error)
+{
+    *out = (struct raw_image){0};
+    mamba_status status = mamba_file_open(&out->file, path, access, error);
+    return status == MAMBA_OK ? mamba_raw_image_check(out, height, width, path, error) : status;
 }
 
 void mamba_idx_images_close(struct idx_images *images)
 {
-    mamba_unmap_file(&images->file);
+    mamba_file_close(&images->file);
 }
 
 void mamba_idx_labels_close(struct idx_labels *labels)
 {
-    mamba_unmap_file(&labels->file);
+    mamba_file_close(&labels->file);
 }
 
 void mamba_raw_image_close(struct raw_image *image)
 {
-    mamba_unmap_file(&image->file);
+    mamba_file_close(&image->file);
 }

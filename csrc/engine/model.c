@@ -9,12 +9,10 @@
 #include "error.h"
 #include "finite.h"
 
-#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
-#error "model files are little-endian and used in place: a big-endian machine needs a converter"
-#endif
 _Static_assert(sizeof(float) == 4, "model files hold IEEE 754 binary32");
 
 static const uint8_t MAGIC[8] = {0x89, 'M', 'A', 'M', 'B', 'A', '\r', '\n'};
+enum { MAX_ACTIVATIONS = 1 << 24 }; /* floats of one array */
 enum { VERSION = 1, CRC_OFFSET = 12, CHECKED_FROM = 16, RESERVED_FROM = 96 };
 enum { FLAG_TIED_A = 1u << 0, FLAG_POS_EMBED = 1u << 1, FLAGS_KNOWN = (1u << 2) - 1 };
 
@@ -34,7 +32,7 @@ static float get_f32(const uint8_t *data)
     return value;
 }
 
-static mamba_status check_identity(const struct file_map *file, const char *path,
+static mamba_status check_identity(const struct file_bytes *file, const char *path,
                                    mamba_error *error)
 {
     if (file->size < HEADER_BYTES)
@@ -53,10 +51,16 @@ static mamba_status check_identity(const struct file_map *file, const char *path
                           "magic: got %s, expected 89 4D 41 4D 42 41 0D 0A (not a model file?)",
                           got);
     }
+    const uint16_t one = 1;
+    if (*(const uint8_t *)&one != 1)
+        return mamba_fail(error, MAMBA_ERR_MODEL, path,
+                          "byte order: got a big-endian machine, expected a little-endian one: "
+                          "model files are, and are used in place");
     uint32_t version = get_u32(file->data + 8);
     if (version == 0x01000000u)
         return mamba_fail(error, MAMBA_ERR_MODEL, path,
-                          "version: got %u, which is 1 in big-endian; expected little-endian",
+                          "byte order: got version %u, which is 1 in big-endian, expected a "
+                          "little-endian file",
                           version);
     if (version != VERSION)
         return mamba_fail(error, MAMBA_ERR_MODEL, path, "version: got %u, expected %d", version,
@@ -64,7 +68,7 @@ static mamba_status check_identity(const struct file_map *file, const char *path
     return MAMBA_OK;
 }
 
-static void read_header(struct mamba_info *info, const struct file_map *file)
+static void read_header(struct mamba_info *info, const struct file_bytes *file)
 {
     const uint8_t *h = file->data;
     uint32_t flags = get_u32(h + 16);
@@ -142,7 +146,7 @@ static mamba_status check_floats(const struct mamba_info *info, const char *path
     for (size_t i = 0; i < sizeof fields / sizeof *fields; i++) {
         const float got = fields[i].got;
         if (!mamba_is_finite(got) || got < fields[i].min || got > fields[i].max)
-            return mamba_fail(error, MAMBA_ERR_MODEL, path, "%s: got %g, expected %g..%g",
+            return mamba_fail(error, MAMBA_ERR_MODEL, path, "%s: got %.9g, expected %.9g..%.9g",
                               fields[i].name, (double)got, (double)fields[i].min,
                               (double)fields[i].max);
     }
@@ -173,7 +177,34 @@ static mamba_status check_length(struct mamba_info *info, const char *path, mamb
     return MAMBA_OK;
 }
 
-static mamba_status check_header(struct mamba_info *info, const struct file_map *file,
+/* A few bytes of dims could otherwise demand any amount of memory to compute with. */
+static mamba_status check_activations(const struct mamba_info *info, const char *path,
+                                      mamba_error *error)
+{
+    const uint64_t pixels = (uint64_t)mamba_halved(info->height) * mamba_halved(info->width);
+    const uint32_t bc = info->dt_rank + 2 * info->d_state;
+    const struct {
+        const char *name;
+        uint64_t rows;
+        uint32_t columns;
+    } arrays[] = {
+        {"d_model", info->length, info->d_model},
+        {"d_inner", info->length, info->d_inner},
+        {"dt_rank + 2 d_state", info->length, bc},
+        {"stem_width", pixels, info->stem_width},
+    };
+    for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) {
+        const uint64_t floats = arrays[i].rows * arrays[i].columns;
+        if (floats > MAX_ACTIVATIONS)
+            return mamba_fail(error, MAMBA_ERR_MODEL, path,
+                              "%s: got %u at each of %llu places, expected up to %d in all",
+                              arrays[i].name, arrays[i].columns, (unsigned long long)arrays[i].rows,
+                              MAX_ACTIVATIONS);
+    }
+    return MAMBA_OK;
+}
+
+static mamba_status check_header(struct mamba_info *info, const struct file_bytes *file,
                                  const char *path, mamba_error *error)
 {
     mamba_status status = check_identity(file, path, error);
@@ -187,6 +218,7 @@ static mamba_status check_header(struct mamba_info *info, const struct file_map 
                           (unsigned)FLAGS_KNOWN);
     if ((status = check_dims(info, path, error)) != MAMBA_OK ||
         (status = check_length(info, path, error)) != MAMBA_OK ||
+        (status = check_activations(info, path, error)) != MAMBA_OK ||
         (status = check_floats(info, path, error)) != MAMBA_OK)
         return status;
     for (size_t i = RESERVED_FROM; i < HEADER_BYTES; i++) {
@@ -236,15 +268,18 @@ static void find_not_finite(struct walk *walk, const char *name, const float *da
         any |= !mamba_is_finite(data[i]);
     if (!any || walk->bad_tensor[0])
         return;
-    while (mamba_is_finite(data[walk->bad_index]))
+    /* Bounded, because a mapped file may change between two looks at it. */
+    while (walk->bad_index + 1 < n && mamba_is_finite(data[walk->bad_index]))
         walk->bad_index++;
-    static const char *const scans[] = {"", "_b"};
     char *text = walk->bad_tensor;
-    if (walk->layer < 0)
-        snprintf(text, sizeof walk->bad_tensor, "%s", name);
-    else
-        snprintf(text, sizeof walk->bad_tensor, "layers.%d.%s%s", walk->layer, name,
-                 scans[walk->scan]);
+    size_t used = 0;
+    if (walk->layer >= 0)
+        used = (size_t)snprintf(text, sizeof walk->bad_tensor, "layers.%d.", walk->layer);
+    /* The second scan's tensors are conv1d_b.weight, x_proj_b, ... */
+    const size_t head = strcspn(name, ".");
+    const char *scan = walk->scan ? "_b" : "";
+    snprintf(text + used, sizeof walk->bad_tensor - used, "%.*s%s%s", (int)head, name, scan,
+             name + head);
 }
 
 static const float *pass(struct walk *walk, const char *name, uint64_t padded, uint64_t real)
@@ -326,7 +361,7 @@ static void walk_tensors(struct walk *walk, struct mamba_model *model)
 
 static mamba_status check_tensors(struct mamba_model *model, const char *path, mamba_error *error)
 {
-    const struct file_map *file = &model->file;
+    const struct file_bytes *file = &model->file;
     struct walk measure = {0};
     walk_tensors(&measure, model);
     uint64_t expected = HEADER_BYTES + measure.floats * sizeof(float);
@@ -348,25 +383,24 @@ static mamba_status check_tensors(struct mamba_model *model, const char *path, m
     walk_tensors(&place, model);
     if (place.bad_tensor[0])
         return mamba_fail(error, MAMBA_ERR_MODEL, path,
-                          "tensor %s: float %llu is a NaN or infinity, expected finite",
+                          "tensor %s: float %llu: got a NaN or infinity, expected finite ones",
                           place.bad_tensor, (unsigned long long)place.bad_index);
     return MAMBA_OK;
 }
 
 /* ---- public ---------------------------------------------------------------------------- */
 
-static mamba_status open_checked(struct mamba_model *model, const char *path, mamba_error *error)
+/* Checks model->file, which is called `path` in messages. */
+static mamba_status check_model(struct mamba_model *model, const char *path, mamba_error *error)
 {
-    mamba_status status = mamba_map_file(&model->file, path, error);
-    if (status != MAMBA_OK ||
-        (status = check_header(&model->info, &model->file, path, error)) != MAMBA_OK ||
-        (status = check_tensors(model, path, error)) != MAMBA_OK)
+    mamba_status status = check_header(&model->info, &model->file, path, error);
+    if (status != MAMBA_OK || (status = check_tensors(model, path, error)) != MAMBA_OK)
         return status;
     const char *wanted = getenv("MAMBA_ISA");
     model->kernels = mamba_choose_kernels(wanted);
     if (!model->kernels)
         return mamba_fail(error, MAMBA_ERR_ARGUMENT, NULL,
-                          "MAMBA_ISA: got %s, expected an instruction set that works here: "
+                          "MAMBA_ISA: got %.60s, expected an instruction set that works here: "
                           "scalar, neon, avx2 or avx512",
                           wanted);
     if (mamba_context_bytes(model) == 0)
@@ -375,30 +409,69 @@ static mamba_status open_checked(struct mamba_model *model, const char *path, ma
     return MAMBA_OK;
 }
 
-mamba_status mamba_model_open(mamba_model **out, const char *path, mamba_error *error)
+/* Takes `file`, also on an error. */
+static mamba_status new_model(mamba_model **out, struct file_bytes file, const char *path,
+                              mamba_error *error)
+{
+    struct mamba_model *model = calloc(1, sizeof *model);
+    if (!model) {
+        mamba_file_close(&file);
+        return mamba_fail(error, MAMBA_ERR_MEMORY, path, "no memory for the model's table");
+    }
+    model->file = file;
+    mamba_status status = check_model(model, path, error);
+    if (status == MAMBA_OK)
+        *out = model;
+    else
+        mamba_model_close(model);
+    return status;
+}
+
+static mamba_status open_file(mamba_model **out, const char *path, enum file_access access,
+                              mamba_error *error)
 {
     if (out)
         *out = NULL;
     if (!out || !path)
-        return mamba_fail(error, MAMBA_ERR_ARGUMENT, NULL, "mamba_model_open: %s is NULL",
+        return mamba_fail(error, MAMBA_ERR_ARGUMENT, NULL, "opening a model: %s is NULL",
                           out ? "path" : "out");
-    struct mamba_model *model = calloc(1, sizeof *model);
-    if (!model)
-        return mamba_fail(error, MAMBA_ERR_MEMORY, path, "no memory for the model's table");
-    mamba_status status = open_checked(model, path, error);
-    if (status != MAMBA_OK) {
-        mamba_model_close(model);
-        return status;
-    }
-    *out = model;
-    return MAMBA_OK;
+    struct file_bytes file;
+    mamba_status status = mamba_file_open(&file, path, access, error);
+    if (status == MAMBA_OK)
+        return new_model(out, file, path, error);
+    mamba_file_close(&file);
+    return status;
+}
+
+mamba_status mamba_model_open(mamba_model **out, const char *path, mamba_error *error)
+{
+    return open_file(out, path, FILE_MAPPED, error);
+}
+
+mamba_status mamba_model_read(mamba_model **out, const char *path, mamba_error *error)
+{
+    return open_file(out, path, FILE_COPIED, error);
+}
+
+mamba_status mamba_model_from_bytes(mamba_model **out, const void *bytes, size_t size,
+                                    mamba_error *error)
+{
+    if (out)
+        *out = NULL;
+    if (!out || (!bytes && size > 0) || (uintptr_t)bytes % sizeof(float) != 0)
+        return mamba_fail(error, MAMBA_ERR_ARGUMENT, NULL,
+                          "opening a model: %s, expected bytes aligned for a float",
+                          !out ? "out is NULL"
+                               : (bytes ? "bytes are not aligned" : "bytes is NULL"));
+    const struct file_bytes file = {.data = bytes, .size = size, .access = FILE_BORROWED};
+    return new_model(out, file, NULL, error);
 }
 
 void mamba_model_close(mamba_model *model)
 {
     if (!model)
         return;
-    mamba_unmap_file(&model->file);
+    mamba_file_close(&model->file);
     free(model);
 }
 

@@ -4,7 +4,7 @@
 
 #include <stdbool.h>
 
-#include "file_map.h"
+#include "file_bytes.h"
 #include "kernels/kernels.h"
 #include "mamba.h"
 
@@ -34,7 +34,7 @@ struct layer_weights {
 
 struct mamba_model {
     struct mamba_info info;
-    struct file_map file;
+    struct file_bytes file;
     const struct mamba_kernels *kernels;
     const float *stem_weight;  /* patch stem: P(d_model, patch_height * patch_width) */
     const float *stem_bias;    /* patch stem: V(d_model) */

@@ -43,7 +43,7 @@ typedef enum mamba_status {
     MAMBA_OK = 0,
     MAMBA_ERR_ARGUMENT = 2, /* the caller's mistake; for the command: its usage */
     MAMBA_ERR_IO = 3,       /* a file could not be opened, read or written */
-    MAMBA_ERR_MODEL = 4,    /* the model file is not one, is damaged, or computes no numbers */
+    MAMBA_ERR_MODEL = 4,    /* the model file is not one, is damaged, or its logits overflow */
     MAMBA_ERR_INPUT = 5, /* an input, image or label file is malformed or does not fit the model */
     MAMBA_ERR_MEMORY = 6 /* memory ran out, or would not be addressable */
 } mamba_status;
@@ -76,8 +76,19 @@ MAMBA_API const char *mamba_version(void);
 
 /* Maps and checks the model file `path`. On MAMBA_OK, *out belongs to the caller, who ends it
  * with mamba_model_close; on any error *out is NULL. The file stays mapped while the model is open:
- * replace a model file by renaming a new one over it, never by writing into it. */
+ * replace a model file by renaming a new one over it, never by writing into it. Whoever writes into
+ * it changes the model behind its checks; whoever shortens it makes the next access end the process
+ * with SIGBUS. Where others may do that, use mamba_model_read. */
 MAMBA_API mamba_status mamba_model_open(mamba_model **out, const char *path, mamba_error *error);
+
+/* The same from a copy in memory of the file's size: what happens to the file later does not
+ * matter. */
+MAMBA_API mamba_status mamba_model_read(mamba_model **out, const char *path, mamba_error *error);
+
+/* The same from the `size` bytes of a model file that the caller has in memory, aligned for a
+ * float. They are used in place, and must neither change nor go away while the model is open. */
+MAMBA_API mamba_status mamba_model_from_bytes(mamba_model **out, const void *bytes, size_t size,
+                                              mamba_error *error);
 
 /* Ends a model; NULL is fine. No context of it may be used afterwards. */
 MAMBA_API void mamba_model_close(mamba_model *model);
@@ -98,10 +109,11 @@ MAMBA_API size_t mamba_context_bytes(const mamba_model *model);
 MAMBA_API mamba_status mamba_context_init(mamba_context **out, const mamba_model *model,
                                           void *arena, size_t arena_bytes, mamba_error *error);
 
-/* Classifies one image. `pixels` [height, width] in 0..1 is not checked: a NaN in is a NaN out.
- * `logits` [n_classes] is overwritten. Denormal numbers count as zero while this runs (the
- * processor's flag is set and put back), so that a black image costs the same as a digit.
- * Returns MAMBA_ERR_ARGUMENT for a NULL argument, else MAMBA_OK. */
+/* Classifies one image. `pixels` [height, width] are not checked to be in 0..1. `logits`
+ * [n_classes] is overwritten. Denormal numbers count as zero while this runs (the processor's flag
+ * is set and put back), so that a black image costs the same as a digit.
+ * Returns MAMBA_ERR_ARGUMENT for a NULL argument, MAMBA_ERR_MODEL if a logit came out as NaN or
+ * infinity (finite weights may overflow; so may pixels that are not in 0..1), else MAMBA_OK. */
 MAMBA_API mamba_status mamba_forward(mamba_context *context, const float *pixels, float *logits);
 
 /* The same for pixels [height, width] in 0..255: exactly mamba_forward on pixel / 255.0f. */
@@ -115,7 +127,8 @@ MAMBA_API size_t mamba_batch_bytes(const mamba_model *model, int threads);
 /* Classifies `images` [n, height, width] into `logits` [n, n_classes], on up to `threads` threads
  * when built with OpenMP, else one by one. The bits of a logit depend on its image alone, never on
  * n or `threads`. The arena is scratch memory of the caller's; two calls that run at the same
- * time need two arenas. */
+ * time need two arenas. All images are classified, also where an error names the first one whose
+ * logits are not finite. */
 MAMBA_API mamba_status mamba_forward_batch(const mamba_model *model, void *arena,
                                            size_t arena_bytes, int threads, const float *images,
                                            size_t n, float *logits, mamba_error *error);

@@ -1,8 +1,13 @@
-/* Nothing is allocated while an image runs: with this program's own malloc, which ends it then. */
+/* This program's own malloc: one that ends it shows that nothing is allocated while an image runs,
+ * and one that fails, at each call in turn, that running out of memory is an error like another. */
+#define _POSIX_C_SOURCE 200809L
+
+#include <fcntl.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 #include "check.h"
-#include "mamba.h"
+#include "cli/commands.h"
 
 #if defined(__GLIBC__) && !defined(__SANITIZE_ADDRESS__)
 
@@ -11,38 +16,59 @@ void *__libc_malloc(size_t size);
 void *__libc_calloc(size_t n, size_t size);
 void *__libc_realloc(void *memory, size_t size);
 void *__libc_memalign(size_t alignment, size_t size);
+void __libc_free(void *memory);
 
 static volatile bool forbidden, seen;
+static volatile int fails_after = -1; /* calls until the one that fails; -1: never */
+static volatile bool failed;
 
-static void note(void)
+/* Whether this call may go on. */
+static bool note(void)
 {
     seen = true;
     if (forbidden)
         abort();
+    if (fails_after < 0 || fails_after-- > 0)
+        return true;
+    failed = true;
+    return false;
+}
+
+static volatile int live; /* blocks that are allocated and not freed */
+
+static void *counted(void *memory)
+{
+    live += memory != NULL;
+    return memory;
 }
 
 void *malloc(size_t size)
 {
-    note();
-    return __libc_malloc(size);
+    return note() ? counted(__libc_malloc(size)) : NULL;
 }
 
 void *calloc(size_t n, size_t size)
 {
-    note();
-    return __libc_calloc(n, size);
+    return note() ? counted(__libc_calloc(n, size)) : NULL;
 }
 
 void *realloc(void *memory, size_t size)
 {
-    note();
-    return __libc_realloc(memory, size);
+    if (!note())
+        return NULL;
+    live -= memory != NULL;
+    return counted(__libc_realloc(memory, size));
 }
 
 void *aligned_alloc(size_t alignment, size_t size)
 {
-    note();
-    return __libc_memalign(alignment, size);
+    return note() ? counted(__libc_memalign(alignment, size)) : NULL;
+}
+
+void free(void *memory)
+{
+    live -= memory != NULL;
+    __libc_free(memory);
 }
 
 static void test_model(const char *path)
@@ -77,6 +103,102 @@ static void test_model(const char *path)
     mamba_model_close(model);
 }
 
+/* Runs a command with its output thrown away; the first allocation after `fails_after` fails. */
+static mamba_status run_quietly(mamba_status (*command)(const struct options *, mamba_error *),
+                                const struct options *options, mamba_error *error)
+{
+    fflush(stdout);
+    const int kept = dup(STDOUT_FILENO), kept_error = dup(STDERR_FILENO);
+    const int null = open("/dev/null", O_WRONLY);
+    if (kept < 0 || kept_error < 0 || null < 0 || dup2(null, STDOUT_FILENO) < 0 ||
+        dup2(null, STDERR_FILENO) < 0)
+        abort();
+    mamba_status status = command(options, error);
+    fails_after = -1;
+    fflush(stdout);
+    dup2(kept, STDOUT_FILENO);
+    dup2(kept_error, STDERR_FILENO);
+    close(kept), close(kept_error), close(null);
+    return status;
+}
+
+static void test_every_failure(const char *name,
+                               mamba_status (*command)(const struct options *, mamba_error *),
+                               struct options options)
+{
+    int failures = 0;
+    mamba_error ignored;
+    run_quietly(command, &options, &ignored); /* streams keep their buffers from now on */
+    do {
+        mamba_error error = {MAMBA_OK, ""};
+        failed = false;
+        fails_after = failures;
+        const int before = live;
+        mamba_status status = run_quietly(command, &options, &error);
+        CHECK(live == before, "%s, allocation %d: %d blocks were not freed", name, failures + 1,
+              live - before);
+        if (!failed) {
+            CHECK(status == MAMBA_OK, "%s: %s", name, error.message);
+        } else {
+            failures++;
+            CHECK(status == MAMBA_OK || (status == MAMBA_ERR_MEMORY && error.message[0]),
+                  "%s, allocation %d: status %d, '%s'", name, failures, status, error.message);
+        }
+    } while (failed);
+    CHECK(failures > 0, "%s: no allocation to fail", name);
+    printf("%s: %d allocations failed in turn\n", name, failures);
+}
+
+static void write_file_of(const char *path, const unsigned char *head, size_t size, size_t zeros)
+{
+    FILE *file = fopen(path, "wb");
+    if (!file || fwrite(head, 1, size, file) != size)
+        abort();
+    while (zeros-- > 0)
+        putc(0, file);
+    if (fclose(file) != 0)
+        abort();
+}
+
+static void test_commands(const char *model_path)
+{
+    mamba_model *model;
+    if (!CHECK(mamba_model_open(&model, model_path, NULL) == MAMBA_OK, "%s", model_path))
+        return;
+    const mamba_info info = *mamba_model_info(model);
+    mamba_model_close(model);
+    const size_t pixels = (size_t)info.height * info.width;
+    const unsigned char images[] = {0, 0, 8, 3,
+                                    0, 0, 0, 1,
+                                    0, 0, 0, (unsigned char)info.height,
+                                    0, 0, 0, (unsigned char)info.width};
+    const unsigned char labels[] = {0, 0, 8, 1, 0, 0, 0, 1};
+    char folder[] = "/tmp/mamba_allocation_XXXXXX", paths[4][80];
+    static const char *const files[] = {"input.bin", "images.idx", "labels.idx", "logits"};
+    if (!mkdtemp(folder))
+        abort();
+    for (size_t i = 0; i < 4; i++)
+        snprintf(paths[i], sizeof paths[i], "%s/%s", folder, files[i]);
+    write_file_of(paths[0], NULL, 0, pixels * sizeof(float));
+    write_file_of(paths[1], images, sizeof images, pixels);
+    write_file_of(paths[2], labels, sizeof labels, 1);
+    for (int copied = 0; copied < 2; copied++) {
+        struct options options = {.positional = {model_path, paths[0]},
+                                  .access = copied ? FILE_COPIED : FILE_MAPPED};
+        test_every_failure("predict", command_predict, options);
+        test_every_failure("info", command_info, options);
+        options.batch = options.rounds = options.threads = 1;
+        test_every_failure("bench", command_bench, options);
+        options.positional[1] = paths[1];
+        options.positional[2] = paths[2];
+        options.logits = paths[3];
+        test_every_failure("eval", command_eval, options);
+    }
+    for (size_t i = 0; i < 4; i++)
+        unlink(paths[i]);
+    CHECK(rmdir(folder) == 0, "a file was left behind in %s", folder);
+}
+
 int main(void)
 {
     void *volatile memory = malloc(1);
@@ -85,6 +207,7 @@ int main(void)
     test_model("csrc/tests/golden/conv_alternate.bin");
     test_model("csrc/tests/golden/patch_bidirectional_tied.bin");
     test_model("csrc/tests/golden/wide_panels.bin");
+    test_commands("csrc/tests/golden/patch_tied.bin");
     return check_summary();
 }
 

@@ -1,6 +1,6 @@
 #!/bin/sh
 # The command: exit codes, what goes to which stream, files that are written completely or not at all.
-#   sh csrc/tests/test_cli.sh MAMBA        from the root of the repository
+#   sh csrc/tests/test_cli.sh MAMBA        from the root of the repository; $RUN MAMBA if RUN is set
 mamba=$(realpath "$1")
 model=$(ls "$PWD"/csrc/tests/golden/*.bin | head -n 1)
 folder=$(mktemp -d) || exit 1
@@ -26,7 +26,7 @@ check() {
 expect() {
     code=$1
     shift
-    "$mamba" "$@" >out 2>err
+    $RUN "$mamba" "$@" >out 2>err
     got=$?
     check "exit code $got, expected $code: mamba $*" [ "$got" -eq "$code" ]
     if [ "$code" -ne 0 ]; then
@@ -41,7 +41,7 @@ says() {
 }
 
 field() {
-    "$mamba" info "$model" --json | sed "s/.*\"$1\":\([0-9]*\).*/\1/"
+    $RUN "$mamba" info "$model" --json | sed "s/.*\"$1\":\([0-9]*\).*/\1/"
 }
 
 # byte N: one byte
@@ -89,13 +89,19 @@ expect 0 info "$model" --json
 expect 0 bench "$model" --rounds 1 --batch 2 --json
 check "median" grep -q '"median_us":[0-9.]*,.*"load_us":' out
 
+expect 0 "$model" input.bin --no-mmap
+expect 0 info --no-mmap "$model"
+expect 0 eval "$model" images.idx labels.idx --no-mmap
+
 expect 3 missing.bin input.bin
+expect 3 missing.bin input.bin --no-mmap
 expect 3 "$model" missing.bin
 expect 3 /dev/null input.bin
 expect 3 . input.bin
 expect 3 "$model" .
 : >empty
 expect 4 empty input.bin
+expect 4 empty input.bin --no-mmap
 expect 4 input.bin input.bin
 expect 5 "$model" empty
 says "file size"
@@ -138,9 +144,20 @@ expect 0 info "$model"
 MAMBA_ISA=$isa
 [ -n "$isa" ] || unset MAMBA_ISA
 
+# With little more memory than it takes to start. Sanitizers and qemu need more than is tried.
+limit=2000
+until (ulimit -v $limit && "$mamba" --version) >out 2>err || [ $limit -gt 50000 ]; do
+    limit=$((limit + 1000))
+done
+if [ -z "$RUN" ] && [ $limit -le 50000 ]; then
+    (ulimit -v $((limit + 2000)) && "$mamba" bench "$model" --batch 65536) >out 2>err
+    check "no memory is exit code 6" [ $? -eq 6 ]
+    says "memory"
+fi
+
 # full ARGUMENTS...: stdout on a full disk
 full() {
-    "$mamba" "$@" >/dev/full 2>err
+    $RUN "$mamba" "$@" >/dev/full 2>err
     check "a full disk is noticed: $*" [ $? -eq 3 ]
 }
 

@@ -5,6 +5,7 @@
  * the name, the name, i32 layer, u32 rows, u32 cols, rows * cols float32. The first one is "input",
  * the image; the others are the trace of mamba.h in its order. */
 #define _POSIX_C_SOURCE 200809L
+#define _FILE_OFFSET_BITS 64 /* else a 32-bit machine may not list a folder */
 
 #include <dirent.h>
 #include <math.h>
@@ -12,7 +13,7 @@
 #include <string.h>
 
 #include "check.h"
-#include "file_map.h"
+#include "file_bytes.h"
 #include "mamba.h"
 
 static const double TOLERANCE = 2e-6; /* of a difference, relative to its tensor, in the L2 norm */
@@ -130,21 +131,22 @@ static void run_model(struct replay *replay, const mamba_model *model)
 static void replay_pair(const char *folder, const char *name)
 {
     char path[1000];
-    struct file_map golden;
+    struct file_bytes golden;
     mamba_error error = {MAMBA_OK, ""};
     mamba_model *model;
     snprintf(path, sizeof path, "%s/%s.bin", folder, name);
     if (!CHECK(mamba_model_open(&model, path, &error) == MAMBA_OK, "%s", error.message))
         return;
     snprintf(path, sizeof path, "%s/%s.golden", folder, name);
-    if (CHECK(mamba_map_file(&golden, path, &error) == MAMBA_OK, "%s", error.message)) {
+    if (CHECK(mamba_file_open(&golden, path, FILE_MAPPED, &error) == MAMBA_OK, "%s",
+              error.message)) {
         struct replay replay = {.name = name, .at = golden.data, .end = golden.data + golden.size};
         char magic[8] = "";
         if (CHECK(take(&replay, magic, 8) && memcmp(magic, "MNGOLD1\n", 8) == 0 &&
                       take(&replay, &replay.left, 4),
                   "%s: not a golden file", name))
             run_model(&replay, model);
-        mamba_unmap_file(&golden);
+        mamba_file_close(&golden);
     }
     mamba_model_close(model);
 }

@@ -12,20 +12,32 @@
 enum { IMAGES, LABELS, RAW };
 
 /* Reads `bytes` as a file of one kind; raw images are 2 x 3. */
-static mamba_status read_as(int kind, const void *bytes, size_t size, mamba_error *error)
+static mamba_status read_with(enum file_access access, int kind, const void *bytes, size_t size,
+                              mamba_error *error)
 {
     struct idx_images images = {0};
     struct idx_labels labels = {0};
     struct raw_image raw = {0};
     const char *path = tiny_path();
     tiny_write(path, bytes, size);
-    mamba_status status = kind == IMAGES   ? mamba_idx_images_open(&images, path, error)
-                          : kind == LABELS ? mamba_idx_labels_open(&labels, path, error)
-                                           : mamba_raw_image_open(&raw, path, 2, 3, error);
+    mamba_status status = kind == IMAGES   ? mamba_idx_images_open(&images, path, access, error)
+                          : kind == LABELS ? mamba_idx_labels_open(&labels, path, access, error)
+                                           : mamba_raw_image_open(&raw, path, 2, 3, access, error);
     mamba_idx_images_close(&images);
     mamba_idx_labels_close(&labels);
     mamba_raw_image_close(&raw);
     unlink(path);
+    return status;
+}
+
+/* Mapped and copied: the same. */
+static mamba_status read_as(int kind, const void *bytes, size_t size, mamba_error *error)
+{
+    mamba_error copied = {MAMBA_OK, ""};
+    mamba_status status = read_with(FILE_MAPPED, kind, bytes, size, error);
+    CHECK(read_with(FILE_COPIED, kind, bytes, size, &copied) == status, "a copy is another file");
+    CHECK(status == MAMBA_OK || strcmp(copied.message, error->message) == 0, "%s, but copied: %s",
+          error->message, copied.message);
     return status;
 }
 
@@ -42,7 +54,8 @@ static void test_images(void)
     const uint8_t good[] = {0, 0, 8, 3, 0, 0, 0, 2, 0, 0, 0, 1, 0, 0, 0, 3, 1, 2, 3, 4, 5, 6};
     struct idx_images images;
     tiny_write(tiny_path(), good, sizeof good);
-    CHECK(mamba_idx_images_open(&images, tiny_path(), NULL) == MAMBA_OK, "good file refused");
+    CHECK(mamba_idx_images_open(&images, tiny_path(), FILE_MAPPED, NULL) == MAMBA_OK,
+          "good file refused");
     CHECK(images.n == 2 && images.height == 1 && images.width == 3, "dims");
     CHECK(memcmp(images.pixels, good + 16, 6) == 0, "pixels");
     mamba_idx_images_close(&images);
@@ -77,7 +90,8 @@ static void test_labels(void)
     const uint8_t good[] = {0, 0, 8, 1, 0, 0, 0, 3, 7, 8, 9};
     struct idx_labels labels;
     tiny_write(tiny_path(), good, sizeof good);
-    CHECK(mamba_idx_labels_open(&labels, tiny_path(), NULL) == MAMBA_OK, "good file refused");
+    CHECK(mamba_idx_labels_open(&labels, tiny_path(), FILE_MAPPED, NULL) == MAMBA_OK,
+          "good file refused");
     CHECK(labels.n == 3 && labels.labels[0] == 7 && labels.labels[2] == 9, "labels");
     mamba_idx_labels_close(&labels);
     unlink(tiny_path());
@@ -117,9 +131,11 @@ static void test_not_files(void)
 {
     struct idx_images images;
     struct raw_image raw;
-    CHECK(mamba_idx_images_open(&images, "/dev/null", NULL) == MAMBA_ERR_IO, "a device");
-    CHECK(mamba_idx_images_open(&images, "/nonexistent", NULL) == MAMBA_ERR_IO, "missing");
-    CHECK(mamba_raw_image_open(&raw, "/tmp", 2, 3, NULL) == MAMBA_ERR_IO, "a folder");
+    CHECK(mamba_idx_images_open(&images, "/dev/null", FILE_MAPPED, NULL) == MAMBA_ERR_IO,
+          "a device");
+    CHECK(mamba_idx_images_open(&images, "/nonexistent", FILE_COPIED, NULL) == MAMBA_ERR_IO,
+          "missing");
+    CHECK(mamba_raw_image_open(&raw, "/tmp", 2, 3, FILE_COPIED, NULL) == MAMBA_ERR_IO, "a folder");
 }
 
 int main(void)

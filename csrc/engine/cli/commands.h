@@ -14,9 +14,11 @@ mamba_status command_bench(const struct options *options, mamba_error *error);
 
 double now_seconds(void); /* of a clock that only goes forward */
 
-/* The index of the largest of logits [n], the first one of equals; refuses a NaN or infinity.
- * `image` names the image in the message. */
-mamba_status argmax(size_t *out, const float *logits, size_t n, size_t image, mamba_error *error);
+/* The model that the command line names first. */
+mamba_status open_model(mamba_model **out, const struct options *options, mamba_error *error);
+
+/* The index of the largest of logits [n], which are finite; the first one of equals. */
+size_t argmax(const float *logits, size_t n);
 
 /* Threads to use: `wanted`, or `otherwise` if that is 0; says so on stderr if the build has only
  * one. */

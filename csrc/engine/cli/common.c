@@ -1,4 +1,5 @@
 #define _POSIX_C_SOURCE 200809L
+#define _FILE_OFFSET_BITS 64
 
 #include <errno.h>
 #include <fcntl.h>
@@ -11,7 +12,6 @@
 
 #include "commands.h"
 #include "error.h"
-#include "finite.h"
 
 double now_seconds(void)
 {
@@ -20,20 +20,20 @@ double now_seconds(void)
     return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
 }
 
-mamba_status argmax(size_t *out, const float *logits, size_t n, size_t image, mamba_error *error)
+mamba_status open_model(mamba_model **out, const struct options *options, mamba_error *error)
+{
+    const char *path = options->positional[0];
+    return options->access == FILE_COPIED ? mamba_model_read(out, path, error)
+                                          : mamba_model_open(out, path, error);
+}
+
+size_t argmax(const float *logits, size_t n)
 {
     size_t best = 0;
-    for (size_t i = 0; i < n; i++) {
-        if (!mamba_is_finite(logits[i]))
-            return mamba_fail(error, MAMBA_ERR_MODEL, NULL,
-                              "logit %zu of image %zu: got %g, expected a finite number (the "
-                              "weights overflow)",
-                              i, image, (double)logits[i]);
+    for (size_t i = 1; i < n; i++)
         if (logits[i] > logits[best])
             best = i;
-    }
-    *out = best;
-    return MAMBA_OK;
+    return best;
 }
 
 int choose_threads(int wanted, int otherwise)
@@ -83,7 +83,10 @@ static mamba_status write_and_rename(const char *path, const char *temporary, co
 mamba_status write_file(const char *path, const void *data, size_t bytes, mamba_error *error)
 {
     struct stat existing; /* a rename over /dev/null would replace the device */
-    if (stat(path, &existing) == 0 && !S_ISREG(existing.st_mode))
+    const bool exists = stat(path, &existing) == 0;
+    if (!exists && errno != ENOENT)
+        return mamba_fail(error, MAMBA_ERR_IO, path, "cannot stat: %s", strerror(errno));
+    if (exists && !S_ISREG(existing.st_mode))
         return mamba_fail(error, MAMBA_ERR_IO, path, "not a regular file");
     size_t size = strlen(path) + 32;
     char *temporary = malloc(size);

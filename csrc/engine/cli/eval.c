@@ -26,18 +26,12 @@ static mamba_status check_set(const mamba_info *info, const struct idx_images *i
     return MAMBA_OK;
 }
 
-static mamba_status count_correct(size_t *correct, const float *logits, size_t n_classes,
-                                  const struct idx_labels *labels, mamba_error *error)
+static size_t count_correct(const float *logits, size_t n_classes, const struct idx_labels *labels)
 {
-    *correct = 0;
-    for (size_t i = 0; i < labels->n; i++) {
-        size_t class;
-        mamba_status status = argmax(&class, logits + i * n_classes, n_classes, i, error);
-        if (status != MAMBA_OK)
-            return status;
-        *correct += class == labels->labels[i];
-    }
-    return MAMBA_OK;
+    size_t correct = 0;
+    for (size_t i = 0; i < labels->n; i++)
+        correct += argmax(logits + i * n_classes, n_classes) == labels->labels[i];
+    return correct;
 }
 
 static void report(const struct options *options, size_t n, size_t correct)
@@ -59,16 +53,14 @@ static mamba_status score(const mamba_model *model, const struct idx_images *ima
     mamba_status status = mamba_forward_batch_u8(model, arena, mamba_batch_bytes(model, threads),
                                                  threads, images->pixels, n, logits, error);
     const double seconds = now_seconds() - start;
-    size_t correct;
-    if (status != MAMBA_OK ||
-        (status = count_correct(&correct, logits, n_classes, labels, error)) != MAMBA_OK)
+    if (status != MAMBA_OK)
         return status;
     if (options->logits) {
         status = write_file(options->logits, logits, n * n_classes * sizeof *logits, error);
         if (status != MAMBA_OK)
             return status;
     }
-    report(options, n, correct);
+    report(options, n, count_correct(logits, n_classes, labels));
     fprintf(stderr, "%zu images in %.3f s: %.1f us an image on %d thread%s\n", n, seconds,
             1e6 * seconds / (double)n, threads, threads == 1 ? "" : "s");
     return MAMBA_OK;
@@ -82,7 +74,9 @@ static mamba_status evaluate(const mamba_model *model, const struct idx_images *
     mamba_status status = check_set(info, images, labels, options, error);
     if (status != MAMBA_OK)
         return status;
-    const int threads = choose_threads(options->threads, mamba_max_threads());
+    int threads = choose_threads(options->threads, mamba_max_threads());
+    if ((size_t)threads > images->n)
+        threads = (int)images->n; /* each needs memory of its own */
     const size_t arena_bytes = mamba_batch_bytes(model, threads);
     void *arena = arena_bytes ? malloc(arena_bytes) : NULL;
     float *logits = calloc(images->n, info->n_classes * sizeof *logits); /* checks the product */
@@ -100,14 +94,14 @@ static mamba_status evaluate(const mamba_model *model, const struct idx_images *
 mamba_status command_eval(const struct options *options, mamba_error *error)
 {
     mamba_model *model;
-    mamba_status status = mamba_model_open(&model, options->positional[0], error);
+    mamba_status status = open_model(&model, options, error);
     if (status != MAMBA_OK)
         return status;
     struct idx_images images;
     struct idx_labels labels = {0};
-    status = mamba_idx_images_open(&images, options->positional[1], error);
+    status = mamba_idx_images_open(&images, options->positional[1], options->access, error);
     if (status == MAMBA_OK)
-        status = mamba_idx_labels_open(&labels, options->positional[2], error);
+        status = mamba_idx_labels_open(&labels, options->positional[2], options->access, error);
     if (status == MAMBA_OK)
         status = evaluate(model, &images, &labels, options, error);
     mamba_idx_labels_close(&labels);

@@ -77,7 +77,7 @@ static void print_table(const mamba_info *info)
 mamba_status command_info(const struct options *options, mamba_error *error)
 {
     mamba_model *model;
-    mamba_status status = mamba_model_open(&model, options->positional[0], error);
+    mamba_status status = open_model(&model, options, error);
     if (status != MAMBA_OK)
         return status;
     if (options->json)

@@ -19,8 +19,9 @@ static const char HELP[] =
     "      how long an image takes, on synthetic images\n"
     "  mamba --help | --version\n"
     "\n"
-    "Results go to stdout, timing and errors to stderr. A file that is named like a subcommand\n"
-    "or an option is reached as ./NAME.\n"
+    "Files are mapped; --no-mmap copies them, for files that others may change meanwhile. Results\n"
+    "go to stdout, timing and errors to stderr. A file that is named like a subcommand or an\n"
+    "option is reached as ./NAME.\n"
     "\n"
     "Exit codes: 0 done; 2 usage; 3 a file cannot be opened, read or written; 4 bad model file;\n"
     "5 bad input, image or label file, or one that does not fit the model; 6 out of memory.\n";

@@ -63,6 +63,8 @@ mamba_status parse_options(struct options *out, int count, char *const *argument
         }
         if (strcmp(argument, "--json") == 0) {
             out->json = true;
+        } else if (strcmp(argument, "--no-mmap") == 0) {
+            out->access = FILE_COPIED;
         } else if (argument[0] == '-') {
             const char *value = i + 1 < count ? arguments[++i] : NULL;
             mamba_status status = parse_valued(out, argument, value, allowed, error);

@@ -4,7 +4,7 @@
 
 #include <stdbool.h>
 
-#include "mamba.h"
+#include "file_bytes.h"
 
 enum { MAX_POSITIONAL = 3 };
 
@@ -12,13 +12,14 @@ struct options {
     const char *positional[MAX_POSITIONAL];
     int n_positional;
     bool help, json;
-    const char *logits; /* NULL: not given */
-    int threads;        /* these three: 0 if not given */
+    enum file_access access; /* of all files: mapped, or copied with --no-mmap */
+    const char *logits;      /* NULL: not given */
+    int threads;             /* these three: 0 if not given */
     int batch;
     int rounds;
 };
 
-/* Options that a command allows, besides --json and --help. */
+/* Options that a command allows, besides --json, --no-mmap and --help. */
 enum { ALLOW_LOGITS = 1, ALLOW_THREADS = 2, ALLOW_BATCH = 4, ALLOW_ROUNDS = 8 };
 
 /* Parses arguments [count] for a command that takes n_positional file names. */

@@ -38,14 +38,11 @@ static void print_table(size_t class, const float *probabilities, size_t n)
 static mamba_status classify(const mamba_model *model, const float *pixels, float *logits,
                              mamba_error *error)
 {
-    const size_t bytes = mamba_context_bytes(model);
+    const size_t bytes = mamba_batch_bytes(model, 1);
     void *arena = malloc(bytes);
     if (!arena)
         return mamba_fail(error, MAMBA_ERR_MEMORY, NULL, "no memory for %zu bytes", bytes);
-    mamba_context *context;
-    mamba_status status = mamba_context_init(&context, model, arena, bytes, error);
-    if (status == MAMBA_OK)
-        status = mamba_forward(context, pixels, logits);
+    mamba_status status = mamba_forward_batch(model, arena, bytes, 1, pixels, 1, logits, error);
     free(arena);
     return status;
 }
@@ -55,10 +52,10 @@ static mamba_status predict(const mamba_model *model, const float *pixels, bool 
 {
     const size_t n = mamba_model_info(model)->n_classes;
     float logits[MAX_CLASSES], probabilities[MAX_CLASSES];
-    size_t class;
     mamba_status status = classify(model, pixels, logits, error);
-    if (status != MAMBA_OK || (status = argmax(&class, logits, n, 0, error)) != MAMBA_OK)
+    if (status != MAMBA_OK)
         return status;
+    const size_t class = argmax(logits, n);
     mamba_softmax(logits, probabilities, n);
     if (json)
         print_json(class, probabilities, logits, n);
@@ -70,12 +67,13 @@ static mamba_status predict(const mamba_model *model, const float *pixels, bool 
 mamba_status command_predict(const struct options *options, mamba_error *error)
 {
     mamba_model *model;
-    mamba_status status = mamba_model_open(&model, options->positional[0], error);
+    mamba_status status = open_model(&model, options, error);
     if (status != MAMBA_OK)
         return status;
     const mamba_info *info = mamba_model_info(model);
     struct raw_image image;
-    status = mamba_raw_image_open(&image, options->positional[1], info->height, info->width, error);
+    status = mamba_raw_image_open(&image, options->positional[1], info->height, info->width,
+                                  options->access, error);
     if (status == MAMBA_OK)
         status = predict(model, image.pixels, options->json, error);
     mamba_raw_image_close(&image);

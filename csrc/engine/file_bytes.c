@@ -1,0 +1,89 @@
+#if defined(_WIN32)
+#error "the engine opens its files with POSIX calls; Windows needs its own file_bytes.c"
+#endif
+#define _POSIX_C_SOURCE 200809L
+#define _FILE_OFFSET_BITS 64
+
+#include "file_bytes.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "error.h"
+
+static mamba_status map(struct file_bytes *out, int fd, const char *path, mamba_error *error)
+{
+    void *data = mmap(NULL, out->size, PROT_READ, MAP_PRIVATE, fd, 0);
+    if (data == MAP_FAILED)
+        return mamba_fail(error, errno == ENOMEM ? MAMBA_ERR_MEMORY : MAMBA_ERR_IO, path,
+                          "cannot map: %s", strerror(errno));
+    out->data = data;
+    return MAMBA_OK;
+}
+
+static mamba_status copy(struct file_bytes *out, int fd, const char *path, mamba_error *error)
+{
+    uint8_t *data = malloc(out->size);
+    if (!data)
+        return mamba_fail(error, MAMBA_ERR_MEMORY, path, "no memory for its %zu bytes", out->size);
+    out->data = data;
+    for (size_t have = 0; have < out->size;) {
+        const ssize_t got = read(fd, data + have, out->size - have);
+        if (got < 0 && errno == EINTR)
+            continue;
+        if (got < 0)
+            return mamba_fail(error, MAMBA_ERR_IO, path, "cannot read: %s", strerror(errno));
+        if (got == 0)
+            return mamba_fail(error, MAMBA_ERR_IO, path,
+                              "file size: got %zu bytes, expected the %zu that it had when it was "
+                              "opened",
+                              have, out->size);
+        have += (size_t)got;
+    }
+    return MAMBA_OK;
+}
+
+static mamba_status open_descriptor(struct file_bytes *out, int fd, const char *path,
+                                    mamba_error *error)
+{
+    struct stat status;
+    if (fstat(fd, &status) != 0)
+        return mamba_fail(error, MAMBA_ERR_IO, path, "cannot stat: %s", strerror(errno));
+    if (!S_ISREG(status.st_mode))
+        return mamba_fail(error, MAMBA_ERR_IO, path, "not a regular file");
+    if ((uint64_t)status.st_size > SIZE_MAX / 2)
+        return mamba_fail(error, MAMBA_ERR_MEMORY, path, "too large for this address space");
+    out->size = (size_t)status.st_size;
+    if (out->size == 0) /* mmap refuses length 0; the caller's size check words it better */
+        return MAMBA_OK;
+    return out->access == FILE_COPIED ? copy(out, fd, path, error) : map(out, fd, path, error);
+}
+
+mamba_status mamba_file_open(struct file_bytes *out, const char *path, enum file_access access,
+                             mamba_error *error)
+{
+    *out = (struct file_bytes){.access = access};
+    /* The path is resolved once: size and bytes are the same file's, whatever is renamed over
+     * it. O_NONBLOCK, so that a FIFO is refused instead of waited for. */
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    if (fd < 0)
+        return mamba_fail(error, MAMBA_ERR_IO, path, "cannot open: %s", strerror(errno));
+    mamba_status status = open_descriptor(out, fd, path, error);
+    close(fd);
+    return status;
+}
+
+void mamba_file_close(struct file_bytes *file)
+{
+    void *data = (void *)(uintptr_t)file->data;
+    if (data && file->access == FILE_COPIED)
+        free(data);
+    if (data && file->access == FILE_MAPPED)
+        munmap(data, file->size);
+    *file = (struct file_bytes){0};
+}

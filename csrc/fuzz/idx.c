@@ -1,0 +1,34 @@
+/* Any bytes as IDX images, and as IDX labels. Every pixel and label of what opens is read. */
+#include "idx.h"
+#include "target.h"
+
+static volatile uint8_t sink;
+
+static void read_all(const uint8_t *data, size_t size)
+{
+    uint8_t sum = 0;
+    for (size_t i = 0; i < size; i++)
+        sum = (uint8_t)(sum + data[i]);
+    sink = sum;
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+    uint8_t *bytes = exact_copy(data, size);
+    const struct file_bytes file = {.data = bytes, .size = size, .access = FILE_BORROWED};
+    struct idx_images images = {.file = file};
+    struct idx_labels labels = {.file = file};
+    mamba_error error = {MAMBA_OK, ""};
+    mamba_status status = mamba_idx_images_check(&images, "images", &error);
+    if (status == MAMBA_OK)
+        read_all(images.pixels, images.n * images.height * images.width);
+    else
+        check_error(status, &error, MAMBA_ERR_INPUT);
+    status = mamba_idx_labels_check(&labels, "labels", &error);
+    if (status == MAMBA_OK)
+        read_all(labels.labels, labels.n);
+    else
+        check_error(status, &error, MAMBA_ERR_INPUT);
+    free(bytes);
+    return 0;
+}

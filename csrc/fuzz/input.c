@@ -1,0 +1,43 @@
+/* Any bytes as the input of `./mamba MODEL INPUT`: refused, or classified with finite logits. Two
+ * bytes choose the image's sides, the others are the file; what fits the model is run. */
+#include "finite.h"
+#include "idx.h"
+#include "target.h"
+
+static const char MODEL[] = "csrc/tests/golden/patch_tied.bin";
+
+static void classify(const float *pixels)
+{
+    static mamba_context *context; /* kept: opening the model would be all that is measured */
+    static mamba_model *model;
+    static void *arena;
+    float logits[256];
+    if (!context) {
+        if (mamba_model_open(&model, MODEL, NULL) != MAMBA_OK ||
+            !(arena = malloc(mamba_context_bytes(model))) ||
+            mamba_context_init(&context, model, arena, mamba_context_bytes(model), NULL))
+            abort();
+    }
+    if (mamba_forward(context, pixels, logits) != MAMBA_OK)
+        abort();
+    for (size_t i = 0; i < mamba_model_info(model)->n_classes; i++)
+        if (!mamba_is_finite(logits[i]))
+            abort();
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+    if (size < 2)
+        return 0;
+    const size_t height = 1 + data[0] % 64u, width = 1 + data[1] % 64u;
+    uint8_t *bytes = exact_copy(data + 2, size - 2);
+    struct raw_image image = {.file = {.data = bytes, .size = size - 2, .access = FILE_BORROWED}};
+    mamba_error error = {MAMBA_OK, ""};
+    mamba_status status = mamba_raw_image_check(&image, height, width, "input", &error);
+    if (status != MAMBA_OK)
+        check_error(status, &error, MAMBA_ERR_INPUT);
+    else if (height == 8 && width == 8) /* as the model has them */
+        classify(image.pixels);
+    free(bytes);
+    return 0;
+}

@@ -1,0 +1,308 @@
+/* Any bytes as a model: refused with a reason, or answered with finite numbers or an error; never a
+ * byte read outside. Every sweep runs twice: as is, where the checksum refuses nearly everything,
+ * and sealed again, so that each check behind it is reached. */
+#define _DEFAULT_SOURCE
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "check.h"
+#include "crc32.h"
+#include "tiny_model.h"
+
+/* Bytes whose last one is the last of a page, before a page that cannot be read. */
+struct guarded {
+    uint8_t *map, *bytes;
+    size_t map_size, size;
+};
+
+static struct guarded guard(const void *bytes, size_t size)
+{
+    const size_t page = (size_t)sysconf(_SC_PAGESIZE), room = (size + page - 1) / page * page;
+    struct guarded guarded = {.map_size = room + page, .size = size};
+    guarded.map =
+        mmap(NULL, guarded.map_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (guarded.map == MAP_FAILED || mprotect(guarded.map + room, page, PROT_NONE) != 0)
+        abort();
+    guarded.bytes = guarded.map + room - size;
+    memcpy(guarded.bytes, bytes, size);
+    return guarded;
+}
+
+static void end_guard(struct guarded *guarded)
+{
+    munmap(guarded->map, guarded->map_size);
+}
+
+/* tiny_seal, fast: the sweeps seal a hundred thousand times. test_model holds mamba_crc32 to it. */
+static void seal(uint8_t *bytes, size_t size)
+{
+    const uint32_t crc = mamba_crc32(bytes + TINY_FLAGS, size - TINY_FLAGS);
+    memcpy(bytes + TINY_CRC, &crc, sizeof crc);
+}
+
+/* One image through a model that opened: a status, and finite logits if it is MAMBA_OK. */
+static mamba_status answer(const mamba_model *model)
+{
+    const mamba_info *info = mamba_model_info(model);
+    const size_t pixels = (size_t)info->height * info->width, bytes = mamba_context_bytes(model);
+    float logits[256];
+    uint8_t *image = malloc(pixels);
+    void *arena = malloc(bytes);
+    mamba_context *context;
+    mamba_status status = MAMBA_ERR_MEMORY;
+    if (image && arena &&
+        (status = mamba_context_init(&context, model, arena, bytes, NULL)) == MAMBA_OK) {
+        for (size_t i = 0; i < pixels; i++)
+            image[i] = (uint8_t)(i * 37);
+        status = mamba_forward_u8(context, image, logits);
+        for (size_t i = 0; i < info->n_classes && status == MAMBA_OK; i++)
+            CHECK(isfinite(logits[i]), "logit %zu is %g", i, (double)logits[i]);
+    }
+    free(arena);
+    free(image);
+    return status;
+}
+
+/* Opens bytes that something was done to; on success also runs them. */
+static mamba_status try_bytes(const uint8_t *bytes, size_t size, const char *what)
+{
+    mamba_model *model;
+    mamba_error error = {MAMBA_OK, ""};
+    mamba_status status = mamba_model_from_bytes(&model, bytes, size, &error);
+    if (status == MAMBA_OK) {
+        status = answer(model);
+        CHECK(status == MAMBA_OK || status == MAMBA_ERR_MODEL, "%s: status %d", what, status);
+    } else {
+        CHECK(status == MAMBA_ERR_MODEL && error.status == status, "%s: %d", what, status);
+        CHECK(strstr(error.message, "got") && strstr(error.message, "expected"),
+              "%s: says neither what was got nor what was expected: %s", what, error.message);
+    }
+    mamba_model_close(model);
+    return status;
+}
+
+/* The header's bits of any model, all bits of a small one. */
+static void test_every_bit(mamba_info dims, size_t limit)
+{
+    struct tiny_model tiny = tiny_build(dims, 21);
+    struct guarded guarded = guard(tiny.bytes, tiny.size);
+    size_t answered = 0, overflowed = 0, refused = 0;
+    CHECK(try_bytes(guarded.bytes, guarded.size, "unchanged") == MAMBA_OK, "does not run");
+    for (size_t bit = 0; bit < 8 * (tiny.size < limit ? tiny.size : limit); bit++) {
+        char what[40];
+        snprintf(what, sizeof what, "bit %zu of byte %zu", bit % 8, bit / 8);
+        guarded.bytes[bit / 8] ^= (uint8_t)(1u << bit % 8);
+        mamba_model *model;
+        mamba_status status = mamba_model_from_bytes(&model, guarded.bytes, guarded.size, NULL);
+        CHECK(status == MAMBA_ERR_MODEL && !model, "%s: opens as it is", what);
+        mamba_model_close(model);
+        seal(guarded.bytes, guarded.size);
+        status = try_bytes(guarded.bytes, guarded.size, what);
+        answered += status == MAMBA_OK;
+        refused += status != MAMBA_OK;
+        overflowed += status == MAMBA_ERR_MODEL && bit / 8 >= TINY_HEADER;
+        memcpy(guarded.bytes, tiny.bytes, tiny.size);
+    }
+    printf("%zu sealed flips answered, %zu refused, of which %zu in the weights\n", answered,
+           refused, overflowed);
+    CHECK(answered > 0 && refused > 0, "one of both never happens");
+    end_guard(&guarded);
+    tiny_free(&tiny);
+}
+
+static void expect_too_short(const uint8_t *bytes, size_t size)
+{
+    mamba_model *model;
+    mamba_error error;
+    CHECK(mamba_model_from_bytes(&model, bytes, size, &error) == MAMBA_ERR_MODEL &&
+              strstr(error.message, "file size"),
+          "%zu bytes: %s", size, error.message);
+    mamba_model_close(model);
+}
+
+/* Cut off behind any byte, as it is and sealed again: the size alone must say no. Before a guard
+ * page where floats can begin there, else in memory of just that size, for ASan. */
+static void test_truncations(void)
+{
+    struct tiny_model tiny = tiny_build(tiny_dims(), 22);
+    for (size_t size = tiny.size; size-- > 0;) {
+        const bool aligned = size % sizeof(float) == 0;
+        struct guarded guarded = {0};
+        if (aligned)
+            guarded = guard(tiny.bytes, size);
+        uint8_t *bytes = aligned ? guarded.bytes : malloc(size);
+        if (!bytes)
+            abort();
+        memcpy(bytes, tiny.bytes, size);
+        expect_too_short(bytes, size);
+        if (size > TINY_FLAGS) {
+            seal(bytes, size);
+            expect_too_short(bytes, size);
+        }
+        if (aligned)
+            end_guard(&guarded);
+        else
+            free(bytes);
+    }
+    tiny_free(&tiny);
+}
+
+/* Each instruction set on every architecture, with the guard behind the last weight. */
+static void test_guard_page(void)
+{
+    const char *const names[] = {"scalar", "avx2", "avx512", "neon"};
+    for (uint32_t i = 0; i < 4 * 24; i++) {
+        mamba_info dims = tiny_dims();
+        dims.tied_a = i & 1;
+        dims.pos_embed = i >> 1 & 1;
+        dims.direction = i / 4 % 3;
+        dims.d_state = i % 5 == 0 ? 17 : 4;
+        if (i / 12 % 2) {
+            dims.stem = 1;
+            dims.patch_height = dims.patch_width = 0;
+            dims.stem_width = 3;
+        }
+        struct tiny_model tiny = tiny_build(dims, i);
+        struct guarded guarded = guard(tiny.bytes, tiny.size);
+        mprotect(guarded.map, guarded.map_size - (size_t)sysconf(_SC_PAGESIZE), PROT_READ);
+        mamba_model *model;
+        setenv("MAMBA_ISA", names[i / 24], 1);
+        mamba_status status = mamba_model_from_bytes(&model, guarded.bytes, guarded.size, NULL);
+        if (status != MAMBA_ERR_ARGUMENT) /* not an instruction set of this machine */
+            CHECK(status == MAMBA_OK && answer(model) == MAMBA_OK, "architecture %u", i);
+        unsetenv("MAMBA_ISA");
+        mamba_model_close(model);
+        end_guard(&guarded);
+        tiny_free(&tiny);
+    }
+}
+
+/* Dims that are allowed one by one, and together demand more memory than a file of their size has
+ * any use for. */
+static void test_activations(void)
+{
+    const struct {
+        const char *field;
+        size_t offset;
+        uint32_t value;
+    } wide[] = {{"d_model", 52, 257}, {"d_inner", 68, 257}, {"dt_rank + 2 d_state", 72, 249}};
+    mamba_info dims = tiny_dims();
+    dims.height = dims.width = 256;
+    dims.patch_height = dims.patch_width = 1; /* 65,536 tokens */
+    struct tiny_model tiny = tiny_build(dims, 23);
+    for (size_t i = 0; i < sizeof wide / sizeof *wide; i++) {
+        const uint32_t good = tiny_get_u32(&tiny, wide[i].offset);
+        mamba_model *model;
+        mamba_error error;
+        tiny_put_u32(&tiny, wide[i].offset, wide[i].value);
+        seal(tiny.bytes, tiny.size);
+        mamba_status status = mamba_model_from_bytes(&model, tiny.bytes, tiny.size, &error);
+        CHECK(status == MAMBA_ERR_MODEL &&
+                  strncmp(error.message, wide[i].field, strlen(wide[i].field)) == 0,
+              "%s: %s", wide[i].field, error.message);
+        tiny_put_u32(&tiny, wide[i].offset, wide[i].value - 1); /* just allowed */
+        seal(tiny.bytes, tiny.size);
+        status = mamba_model_from_bytes(&model, tiny.bytes, tiny.size, &error);
+        CHECK(strstr(error.message, "file size"), "%s: %s", wide[i].field, error.message);
+        tiny_put_u32(&tiny, wide[i].offset, good);
+    }
+    tiny_free(&tiny);
+}
+
+/* The same of the conv stem, whose first convolution has the most places. */
+static void test_stem_activations(void)
+{
+    mamba_info dims = tiny_dims();
+    dims.stem = 1;
+    dims.patch_height = dims.patch_width = 0;
+    dims.height = dims.width = 1000;
+    for (dims.stem_width = 67; dims.stem_width <= 68; dims.stem_width++) {
+        struct tiny_model tiny = tiny_build(dims, 26);
+        mamba_model *model;
+        mamba_error error = {MAMBA_OK, ""};
+        mamba_status status = mamba_model_from_bytes(&model, tiny.bytes, tiny.size, &error);
+        if (500 * 500 * dims.stem_width <= 1 << 24)
+            CHECK(status == MAMBA_OK, "%s", error.message);
+        else
+            CHECK(status == MAMBA_ERR_MODEL && strncmp(error.message, "stem_width", 10) == 0, "%s",
+                  error.message);
+        mamba_model_close(model);
+        tiny_free(&tiny);
+    }
+}
+
+/* Weights that are finite and whose sums are not. */
+static void test_overflow(void)
+{
+    struct tiny_model tiny = tiny_build(tiny_dims(), 24);
+    const size_t bias = tiny.size - 16 * sizeof(float), weights = bias - 16 * 5 * sizeof(float);
+    for (size_t offset = weights; offset < bias; offset += sizeof(float))
+        tiny_put_f32(&tiny, offset, 3e38f);
+    tiny_put_f32(&tiny, bias, 3e38f);
+    seal(tiny.bytes, tiny.size);
+    mamba_model *model;
+    mamba_error error = {MAMBA_OK, ""};
+    CHECK(mamba_model_from_bytes(&model, tiny.bytes, tiny.size, &error) == MAMBA_OK, "%s",
+          error.message);
+    const size_t bytes = mamba_batch_bytes(model, 2);
+    void *arena = malloc(bytes);
+    uint8_t images[2 * 24] = {0};
+    float logits[2 * 3];
+    memset(images + 24, 255, 24);
+    mamba_status status = mamba_forward_batch_u8(model, arena, bytes, 2, images, 2, logits, &error);
+    CHECK(status == MAMBA_ERR_MODEL && strstr(error.message, "image "), "status %d: %s", status,
+          error.message);
+    free(arena);
+    mamba_model_close(model);
+    tiny_free(&tiny);
+}
+
+/* A copy does not care what becomes of its file; bytes must be where floats can be. */
+static void test_access(void)
+{
+    struct tiny_model tiny = tiny_build(tiny_dims(), 25);
+    mamba_model *model;
+    mamba_error error = {MAMBA_OK, ""};
+    tiny_write(tiny_path(), tiny.bytes, tiny.size);
+    CHECK(mamba_model_read(&model, tiny_path(), &error) == MAMBA_OK, "%s", error.message);
+    CHECK(truncate(tiny_path(), 0) == 0, "truncate");
+    CHECK(answer(model) == MAMBA_OK, "the copy has changed with its file");
+    mamba_model_close(model);
+    CHECK(mamba_model_read(&model, tiny_path(), &error) == MAMBA_ERR_MODEL, "an empty file");
+    unlink(tiny_path());
+    CHECK(mamba_model_read(&model, tiny_path(), &error) == MAMBA_ERR_IO && !model, "no file");
+    /* A file of the kernel's with fewer bytes than it says: as if it had shrunk meanwhile. */
+    const char *shrunk = "/sys/kernel/mm/transparent_hugepage/enabled";
+    if (access(shrunk, R_OK) == 0)
+        CHECK(mamba_model_read(&model, shrunk, &error) == MAMBA_ERR_IO &&
+                  strstr(error.message, "when it was opened"),
+              "%s", error.message);
+    CHECK(mamba_model_from_bytes(&model, tiny.bytes + 1, 8, &error) == MAMBA_ERR_ARGUMENT, "odd");
+    CHECK(mamba_model_from_bytes(&model, NULL, 8, &error) == MAMBA_ERR_ARGUMENT, "NULL");
+    CHECK(mamba_model_from_bytes(&model, NULL, 0, &error) == MAMBA_ERR_MODEL, "nothing");
+    CHECK(mamba_model_from_bytes(NULL, tiny.bytes, tiny.size, &error) == MAMBA_ERR_ARGUMENT, "out");
+    tiny_free(&tiny);
+}
+
+int main(void)
+{
+    mamba_info other = tiny_dims();
+    other.stem = 1;
+    other.patch_height = other.patch_width = 0;
+    other.stem_width = 3;
+    other.direction = 2;
+    other.tied_a = other.pos_embed = 1;
+    test_every_bit(tiny_dims(), SIZE_MAX);
+    test_every_bit(other, TINY_HEADER);
+    test_truncations();
+    test_guard_page();
+    test_activations();
+    test_stem_activations();
+    test_overflow();
+    test_access();
+    return check_summary();
+}
