@@ -17,6 +17,8 @@ AForm = Literal["free", "tied"]
 
 MAX_LENGTH = 65536
 """Longest sequence of tokens that the model file allows (docs/format.md)."""
+MAX_ACTIVATIONS = 2**24
+"""Most floats that it allows in one array of an image's activations."""
 
 
 class ConfigError(ValueError):
@@ -121,7 +123,24 @@ class ModelConfig:
                     f"which is {self.height} x {self.width} pixels"
                 )
         if self.length > MAX_LENGTH:
-            raise ConfigError(f"the image makes {self.length} tokens: at most {MAX_LENGTH} fit")
+            stem = f"patch = {list(self.patch)}" if self.stem == "patch" else "stem = 'conv'"
+            raise ConfigError(
+                f"{stem} makes {self.length} tokens of an image of {self.height} x {self.width} "
+                f"pixels: expected up to {MAX_LENGTH}"
+            )
+        places = math.ceil(self.height / 2) * math.ceil(self.width / 2)
+        widths = {
+            "d_model": (self.length, self.d_model),
+            "d_inner": (self.length, self.d_inner),
+            "dt_rank + 2 d_state": (self.length, self.resolved_dt_rank + 2 * self.d_state),
+            "stem_width": (places, self.stem_width if self.stem == "conv" else 0),
+        }
+        for name, (rows, columns) in widths.items():
+            if rows * columns > MAX_ACTIVATIONS:
+                raise ConfigError(
+                    f"{name} = {columns} at each of {rows} places: expected up to "
+                    f"{MAX_ACTIVATIONS} in all"
+                )
 
     @property
     def d_inner(self) -> int:

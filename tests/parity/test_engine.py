@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from mnist_mamba.config import ModelConfig
 from mnist_mamba.data.idx import write_idx
 from mnist_mamba.engine import Engine, EngineError
-from mnist_mamba.engine.format import write_model
+from mnist_mamba.engine.format import decode, encode, write_model
 from mnist_mamba.model import MambaClassifier
 from mnist_mamba.training.evaluation import predict
 from tests import golden
@@ -149,6 +149,36 @@ def test_binding_says_what_is_wrong(tmp_path: Path) -> None:
     engine.close()
     with pytest.raises(EngineError, match="closed"):
         engine.logits(np.zeros((1, 8, 8), np.uint8))
+
+
+def test_a_file_its_copy_and_its_bytes_are_the_same_model(tmp_path: Path) -> None:
+    path = tmp_path / "model.bin"
+    data = (golden.FOLDER / "patch_tied.bin").read_bytes()
+    path.write_bytes(data)
+    images = np.arange(128, dtype=np.uint8).reshape(2, 8, 8)
+    with Engine(path) as engine:
+        mapped = engine.logits(images)
+    with Engine(path, mmap=False) as engine:
+        path.write_bytes(b"")  # a mapped one would end this process
+        np.testing.assert_array_equal(engine.logits(images), mapped)
+    with Engine(data) as engine:
+        np.testing.assert_array_equal(engine.logits(images), mapped)
+    with pytest.raises(EngineError, match="crc32"):
+        Engine(data[:-1] + b"\1")
+    with pytest.raises(EngineError, match="file size: got 0"):
+        Engine(b"")
+
+
+def test_weights_that_overflow_are_an_error(tmp_path: Path) -> None:
+    file = decode((golden.FOLDER / "patch_tied.bin").read_bytes())
+    file.tensors["head.weight"][:] = 3e38
+    file.tensors["head.bias"][:] = 3e38
+    with (
+        Engine(encode(file.header, file.tensors)) as engine,
+        pytest.raises(EngineError, match=r"logits of image \d+: got a NaN") as error,
+    ):
+        engine.logits(np.arange(128, dtype=np.uint8).reshape(2, 8, 8))
+    assert error.value.status == 4
 
 
 def test_the_engine_needs_no_pytorch() -> None:

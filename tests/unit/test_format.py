@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -18,6 +19,9 @@ from mnist_mamba.engine import format as model_format
 from mnist_mamba.engine.format import FormatError, read_model, write_model
 from mnist_mamba.model import MambaClassifier
 from tests.models import ARCHITECTURES, make_model
+
+ROOT = Path(__file__).parents[2]
+FORMAT_PAGE = ROOT / "docs" / "format.md"
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +132,8 @@ def test_every_flipped_bit_is_refused(model_bytes: bytes, position: int, bit: in
         (92, 0, "pixel_std: got 0.0"),
         (100, 1, "reserved bytes"),
         (60, 5, "file size"),
-        (256, 0x7F800000, "weights: got NaN or infinite"),
+        (256, 0x7F800000, "tensor stem.weight: float 0: got a NaN"),
+        (8, 0x01000000, "byte order"),
     ],
 )
 def test_each_check_names_its_field(
@@ -141,9 +146,35 @@ def test_each_check_names_its_field(
     assert message in str(error.value)
 
 
+def worked_example() -> tuple[bytes, dict[str, list[float]], list[float]]:
+    """docs/format.md's example: its bytes, the values written beside them, and the logits."""
+    text = FORMAT_PAGE.read_text().split("## An example, byte by byte")[1]
+    (size,) = (int(word.replace(",", "")) for word in re.findall(r"has ([\d,]+) bytes", text))
+    data, values = bytearray(size), {}
+    for line in text.split("```")[1].splitlines()[1:]:
+        offset, row, note = int(line[:8], 16), bytes.fromhex(line[10:57]), line[59:]
+        data[offset : offset + 16] = row
+        if " = " in note:
+            name, numbers = note.split(" = ")
+            values[name] = [float(number) for number in numbers.split(",")]
+    return bytes(data), values, [float(word) for word in re.findall(r"\*\*(-?[\d.]+)\*\*", text)]
+
+
+def test_the_worked_example_is_a_file_and_computes_what_it_says() -> None:
+    data, values, logits = worked_example()
+    file = model_format.decode(data)
+    assert set(file.tensors) == set(values)
+    for name, numbers in values.items():
+        assert file.tensors[name].flatten().tolist() == numbers, name
+    with Engine(data) as engine:
+        answer = engine.logits(np.ones((1, 1, 1), np.float32))
+    np.testing.assert_allclose(answer, [logits], atol=6e-6)
+    assert (ROOT / "csrc/fuzz/seeds/model/smallest.bin").read_bytes() == data
+
+
 def test_the_header_table_matches_the_specification() -> None:
     """docs/format.md's offsets are those that the code computes."""
-    text = (Path(__file__).parents[2] / "docs" / "format.md").read_text()
+    text = FORMAT_PAGE.read_text()
     offset = model_format.CHECKED_FROM
     for field in model_format.FIELDS:
         kind = {"I": "u32", "f": "f32"}[field.code]

@@ -53,10 +53,11 @@ class Engine:
     """A model file, opened by the C engine; one image in, logits out, nothing else needed.
 
     Args:
-        path: a model file (docs/format.md).
+        model: a model file (docs/format.md): its path, or its bytes, which are copied.
         threads: threads over the images of a batch; 0 for all that the engine can use.
         library: a built libmamba; default: $MNIST_MAMBA_LIBRARY, else one that is compiled from
             the engine's sources on first use and cached.
+        mmap: map the file; False copies it, for one that others may change meanwhile.
 
     Raises:
         EngineError: the file was refused; the message names field, got and expected.
@@ -64,14 +65,26 @@ class Engine:
     """
 
     def __init__(
-        self, path: str | Path, threads: int = 0, library: str | Path | None = None
+        self,
+        model: str | Path | bytes,
+        threads: int = 0,
+        library: str | Path | None = None,
+        *,
+        mmap: bool = True,
     ) -> None:
         self._model = ctypes.c_void_p()
         self._library = _load(_find_library(library))
         error = _Error()
-        status = self._library.mamba_model_open(
-            ctypes.byref(self._model), os.fsencode(path), ctypes.byref(error)
-        )
+        out = (ctypes.byref(self._model), ctypes.byref(error))
+        if isinstance(model, bytes):
+            # The engine uses them in place; numpy's memory is aligned for any type.
+            self._bytes = np.array(np.frombuffer(model, dtype=np.uint8))
+            status = self._library.mamba_model_from_bytes(
+                out[0], self._bytes.ctypes.data, len(model), out[1]
+            )
+        else:
+            opener = "mamba_model_open" if mmap else "mamba_model_read"
+            status = getattr(self._library, opener)(out[0], os.fsencode(model), out[1])
         self._check(status, error)
         info = self._library.mamba_model_info(self._model).contents
         self.info: dict[str, int | float] = {name: getattr(info, name) for name, _ in info._fields_}
@@ -186,8 +199,11 @@ def _load(path: Path) -> ctypes.CDLL:
     pointer, size = ctypes.c_void_p, ctypes.c_size_t
     error_out = ctypes.POINTER(_Error)
     batch = [pointer, pointer, size, ctypes.c_int, pointer, size, pointer, error_out]
+    model_out = ctypes.POINTER(pointer)
     signatures: dict[str, tuple[Any, list[Any]]] = {
-        "mamba_model_open": (ctypes.c_int, [ctypes.POINTER(pointer), ctypes.c_char_p, error_out]),
+        "mamba_model_open": (ctypes.c_int, [model_out, ctypes.c_char_p, error_out]),
+        "mamba_model_read": (ctypes.c_int, [model_out, ctypes.c_char_p, error_out]),
+        "mamba_model_from_bytes": (ctypes.c_int, [model_out, pointer, size, error_out]),
         "mamba_model_close": (None, [pointer]),
         "mamba_model_info": (ctypes.POINTER(_Info), [pointer]),
         "mamba_max_threads": (ctypes.c_int, []),

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mnist_mamba.config import MAX_LENGTH, Direction, ModelConfig, Pool, Stem
+from mnist_mamba.config import MAX_ACTIVATIONS, MAX_LENGTH, Direction, ModelConfig, Pool, Stem
 from mnist_mamba.files import write_bytes
 from mnist_mamba.model import MambaClassifier
 
@@ -305,13 +305,19 @@ def decode(data: bytes) -> ModelFile:
     (stored,) = struct.unpack_from("<I", data, CRC_OFFSET)
     actual = zlib.crc32(data[CHECKED_FROM:])
     if stored != actual:
-        raise FormatError(f"crc32: got {stored:#010x}, expected {actual:#010x} from the bytes")
-    if not np.isfinite(np.frombuffer(data, dtype="<f4", offset=HEADER_BYTES)).all():
-        raise FormatError("weights: got NaN or infinite values, expected finite ones")
+        raise FormatError(
+            f"crc32: got {actual:08X} from its bytes, expected {stored:08X} (damaged file?)"
+        )
     tensors: dict[str, Array] = {}
     offset = HEADER_BYTES
     for spec in specs:
         size = 4 * spec.stored_floats
+        finite = np.isfinite(np.frombuffer(data, "<f4", spec.stored_floats, offset))
+        if not finite.all():
+            raise FormatError(
+                f"tensor {spec.name}: float {finite.argmin()}: got a NaN or infinity, expected "
+                "finite ones"
+            )
         tensors[spec.name] = spec.unpack(data[offset : offset + size])
         offset += size
     return ModelFile(header, tensors)
@@ -323,36 +329,70 @@ def _decode_header(data: bytes) -> Header:
     if data[:8] != MAGIC:
         raise FormatError(f"magic: got {data[:8]!r}, expected {MAGIC!r}")
     (version,) = struct.unpack_from("<I", data, 8)
+    if version == VERSION << 24:
+        raise FormatError(
+            f"byte order: got version {version}, which is {VERSION} in big-endian, expected a "
+            "little-endian file"
+        )
     if version != VERSION:
         raise FormatError(f"version: got {version}, expected {VERSION}")
     values = FIELDS_STRUCT.unpack_from(data, CHECKED_FROM)
-    header: Header = {}
-    for field, value in zip(FIELDS, values, strict=True):
-        low, high = field.limits
-        if not low <= value <= high:  # also refuses NaN
-            raise FormatError(f"{field.name}: got {value}, expected {field.low} to {field.high}")
-        header[field.name] = value
-    _check_stem(header)
+    header: Header = dict(zip((field.name for field in FIELDS), values, strict=True))
+    # In the order of docs/format.md, so that readers name the same field of several.
+    for field in FIELDS:
+        if field.code == "I":
+            _check_range(header, field.name, *_limits(header, field))
+    _check_length(header)
+    _check_activations(header)
+    for field in FIELDS:
+        if field.code == "f":
+            _check_range(header, field.name, *field.limits)
     if any(data[RESERVED_FROM:HEADER_BYTES]):
         raise FormatError("reserved bytes: got other values, expected zeros")
     return header
 
 
-def _check_stem(header: Header) -> None:
+def _limits(header: Header, field: Field) -> tuple[float, float]:
+    """A whole number's range, which for those of the stem hangs on the stem."""
+    patch = header["stem"] == STEMS.index("patch")
+    match field.name:
+        case "patch_height" | "patch_width":
+            return (1, header[field.name.removeprefix("patch_")]) if patch else (0, 0)
+        case "stem_width":
+            return (0, 0) if patch else (1, field.high)
+        case _:
+            return field.limits
+
+
+def _check_range(header: Header, name: str, low: float, high: float) -> None:
+    if not low <= header[name] <= high:  # also refuses NaN
+        raise FormatError(f"{name}: got {header[name]}, expected {low:g} to {high:g}")
+
+
+def _check_length(header: Header) -> None:
     if header["stem"] == STEMS.index("patch"):
         for side in ("height", "width"):
             patch, image = header[f"patch_{side}"], header[side]
-            if patch == 0 or image % patch:
+            if image % patch:
                 raise FormatError(f"patch_{side}: got {patch}, expected a divisor of {image}")
-        unused = ["stem_width"]
-    else:
-        if header["stem_width"] == 0:
-            raise FormatError("stem_width: got 0, expected 1 to 512")
-        unused = ["patch_height", "patch_width"]
-    for name in unused:
-        if header[name]:
-            raise FormatError(f"{name}: got {header[name]}, expected 0 with this stem")
     if sequence_length(header) > MAX_LENGTH:
         raise FormatError(
             f"sequence length: got {sequence_length(header)}, expected at most {MAX_LENGTH}"
         )
+
+
+def _check_activations(header: Header) -> None:
+    length = sequence_length(header)
+    places = math.ceil(header["height"] / 2) * math.ceil(header["width"] / 2)
+    arrays = {
+        "d_model": (length, header["d_model"]),
+        "d_inner": (length, header["d_inner"]),
+        "dt_rank + 2 d_state": (length, header["dt_rank"] + 2 * header["d_state"]),
+        "stem_width": (places, header["stem_width"]),
+    }
+    for name, (rows, columns) in arrays.items():
+        if rows * columns > MAX_ACTIVATIONS:
+            raise FormatError(
+                f"{name}: got {columns} at each of {rows} places, expected up to "
+                f"{MAX_ACTIVATIONS} in all"
+            )

@@ -1,0 +1,151 @@
+"""Two readers of the model file that share no code, C's and Python's, refuse the same files.
+
+Every file is tried as it is and with its checksum made right again, so that the checksum hides no
+other check.
+"""
+
+from __future__ import annotations
+
+import random
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mnist_mamba.engine import Engine, EngineError
+from mnist_mamba.engine.format import (
+    CHECKED_FROM,
+    CRC_OFFSET,
+    FIELDS,
+    HEADER_BYTES,
+    FormatError,
+    decode,
+)
+
+GOLDEN = Path(__file__).parents[2] / "csrc" / "tests" / "golden"
+SEEDS = [
+    GOLDEN / f"{name}.bin"
+    for name in ("patch_no_positions", "conv_tied_odd_image", "patch_bidirectional_tied")
+]
+LIMITS = (0, 1, 2, 3, 15, 16, 17, 64, 65, 255, 256, 257, 512, 513, 2048, 2049, 4096, 4097, 8192)
+EXTREMES = (8193, 65536, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 0x01000000)
+FLOATS = (0x7F800000, 0xFF800000, 0x7FC00000, 0x7F7FFFFF, 1, 0x80000000, 0x3DCCCCCD, 0x3DCCCCCE)
+"""Infinities, NaN, the largest, the smallest, -0, and 0.1 with the next one."""
+
+
+def sealed(data: bytes) -> bytes:
+    """The same with the right checksum."""
+    if len(data) <= CHECKED_FROM:
+        return data
+    crc = struct.pack("<I", zlib.crc32(data[CHECKED_FROM:]))
+    return data[:CRC_OFFSET] + crc + data[CHECKED_FROM:]
+
+
+def with_u32(data: bytes, offset: int, value: int) -> bytes:
+    return data[:offset] + struct.pack("<I", value) + data[offset + 4 :]
+
+
+def c_says(data: bytes) -> str | None:
+    """What the C reader has against it."""
+    try:
+        Engine(data, threads=1).close()
+    except EngineError as error:
+        return str(error) if error.status == 4 else f"another error than a model's: {error}"
+    return None
+
+
+def python_says(data: bytes) -> str | None:
+    """What the Python reader has against it."""
+    try:
+        decode(data)
+    except FormatError as error:
+        return str(error)
+    return None
+
+
+def field(message: str | None) -> str | None:
+    """The field that a message names; of a tensor also the float."""
+    if message is None:
+        return None
+    name, after = message.split(":")[:2]
+    if name.startswith("tensor "):
+        return f"{name}:{after}"
+    return "reserved" if name.startswith("reserved ") else name
+
+
+def compare(data: bytes, same_field: bool) -> bool:
+    """Both say the same of a file, as it is and sealed; whether it was accepted sealed."""
+    for variant in (data, sealed(data)):
+        c, python = c_says(variant), python_says(variant)
+        assert (c is None) == (python is None), f"C: {c}; Python: {python}"
+        if same_field:
+            assert field(c) == field(python), f"C: {c}; Python: {python}"
+    return c is None
+
+
+def single_changes(data: bytes) -> Iterator[bytes]:
+    """One field, one float or the size is another."""
+    header = [8, *range(CHECKED_FROM, CHECKED_FROM + 4 * len(FIELDS) + 8, 4), HEADER_BYTES - 4]
+    for offset in header:
+        (old,) = struct.unpack_from("<I", data, offset)
+        for value in {*LIMITS, *EXTREMES, *FLOATS, old + 1, old - 1, old * 2, old // 2}:
+            yield with_u32(data, offset, value % 2**32)
+    for offset in range(HEADER_BYTES, len(data), 116):
+        yield from (with_u32(data, offset, value) for value in FLOATS)
+    for size in (0, 1, 8, 15, 16, 17, 255, 256, 257, len(data) - 64, len(data) - 1):
+        yield data[:size]
+    yield from (data + bytes(extra) for extra in (1, 4, 64, 4096))
+
+
+@pytest.mark.parametrize("seed", SEEDS, ids=lambda path: path.stem)
+def test_a_single_change_is_refused_for_the_same_field(seed: Path) -> None:
+    data = seed.read_bytes()
+    assert compare(data, same_field=True)
+    accepted = [compare(changed, same_field=True) for changed in single_changes(data)]
+    # Another pool, other pixel statistics, another weight: a file may be changed and be one.
+    assert len(accepted) - sum(accepted) > 100
+    assert sum(accepted) > 10
+
+
+def scrambled(data: bytes, other: bytes, generator: random.Random) -> bytes:
+    """Several changes at once."""
+    mutant = bytearray(data)
+    for _ in range(generator.randint(1, 6)):
+        kind = generator.randrange(8)
+        if kind < 4:
+            offset = CHECKED_FROM + 4 * generator.randrange(len(FIELDS) + 1)
+            value = generator.choice((*LIMITS, *EXTREMES, *FLOATS, generator.randrange(2**32)))
+            struct.pack_into("<I", mutant, offset, value)
+        elif kind < 6:
+            mutant[generator.randrange(len(mutant))] ^= 1 << generator.randrange(8)
+        elif kind == 6:
+            del mutant[max(HEADER_BYTES, generator.randrange(len(mutant))) :]
+        else:
+            start = 4 * generator.randrange(HEADER_BYTES // 4)
+            mutant[start:HEADER_BYTES] = other[start:HEADER_BYTES]
+    return bytes(mutant)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_several_changes_are_refused_by_both_or_by_none(seed: int) -> None:
+    generator = random.Random(seed)
+    files = [path.read_bytes() for path in SEEDS]
+    for _ in range(2000):
+        data, other = generator.sample(files, 2)
+        compare(scrambled(data, other, generator), same_field=False)
+
+
+def test_dims_that_fit_are_accepted_and_those_next_to_them_are_not() -> None:
+    """Pairs of fields that together keep the size: only what the dims mean can refuse them."""
+    data = SEEDS[0].read_bytes()
+    names = [f.name for f in FIELDS]
+    offsets = {name: CHECKED_FROM + 4 * i for i, name in enumerate(names)}
+    swapped = data
+    for name, value in (("height", 16), ("width", 4), ("patch_height", 8), ("patch_width", 2)):
+        swapped = with_u32(swapped, offsets[name], value)
+    before = {name: struct.unpack_from("<I", data, offsets[name])[0] for name in offsets}
+    assert before["patch_height"] * before["patch_width"] == 16
+    assert compare(swapped, same_field=True)
+    assert not compare(with_u32(swapped, offsets["width"], 5), same_field=True)
