@@ -31,6 +31,9 @@ def main() -> None:
     stage.parser(__doc__ or "", ["MNIST_MIRROR=/my/mnist python -m pipeline.download"]).parse_args()
     params = load_params()
     train, test = fetch(params)
+    # Of a user's own images the size is known only now; train would find out too late.
+    params.check_fit(*(params.data.size or train.images.shape[1:]))
+    paths.remove_data(paths.RAW, ("train", "test"))
     for part, data in (("train", train), ("test", test)):
         write_idx(paths.images(paths.RAW, part), data.images)
         write_idx(paths.labels(paths.RAW, part), data.labels)

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from mnist_mamba.data.idx import read_images, read_labels
 from mnist_mamba.engine.format import write_model
 from mnist_mamba.files import write_bytes
 from mnist_mamba.training.checkpoint import load_checkpoint
 from pipeline import paths, stage
 from pipeline.params import load_params
+from pipeline.parts import read_part
 
 logger = logging.getLogger(__name__)
 
@@ -46,9 +46,17 @@ def parse_arguments() -> argparse.Namespace:
 
 def export_model(checkpoint: Path, output: Path) -> None:
     """Write a checkpoint's model file."""
-    model = load_checkpoint(checkpoint, scan="reference").model
-    write_model(output, model)
-    logger.info("%s: %d parameters from %s", output, model.n_parameters, checkpoint)
+    loaded = load_checkpoint(checkpoint, scan="reference")
+    state = checkpoint.parent / paths.TRAINING_STATE
+    if state.exists():
+        logger.warning(
+            "%s is there, so that training has not come to its end: %s is from epoch %d",
+            state,
+            checkpoint,
+            loaded.epoch,
+        )
+    write_model(output, loaded.model)
+    logger.info("%s: %d parameters from %s", output, loaded.model.n_parameters, checkpoint)
 
 
 def export_image(split: str, index: int, output: Path) -> None:
@@ -58,17 +66,11 @@ def export_image(split: str, index: int, output: Path) -> None:
         ValueError: no such index.
         FileNotFoundError: the data has not been prepared.
     """
-    if not paths.images(paths.PREPARED, split).is_file():
-        raise FileNotFoundError(
-            f"{paths.PREPARED} holds no {split} images: python -m pipeline.download and "
-            "python -m pipeline.prepare come first"
-        )
-    images = read_images(paths.images(paths.PREPARED, split))
+    images, labels = read_part(paths.PREPARED, split, "prepare")
     if not 0 <= index < len(images):
         raise ValueError(f"--index {index}: the {split} split has images 0 to {len(images) - 1}")
-    label = read_labels(paths.labels(paths.PREPARED, split))[index]
     write_bytes(output, (images[index] / np.float32(255)).astype("<f4").tobytes())
-    logger.info("%s: image %d of %s, a %d", output, index, split, label)
+    logger.info("%s: image %d of %s, a %d", output, index, split, labels[index])
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,6 +22,8 @@ from mnist_mamba.config import AugmentConfig, ConfigError, ModelConfig, TrainCon
 
 PARAMS_FILE = Path("params.yaml")
 """Relative: DVC runs an experiment's stages in a copy of the project."""
+IMAGE_SIZES = {"mnist": (28, 28), "digits": (8, 8)}
+"""(height, width) of the data sets whose images are known before they are there."""
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -29,6 +32,19 @@ Side = Annotated[int, Field(ge=1, le=4096)]
 
 class ParamsError(ValueError):
     """params.yaml does not make sense; the message names key, value and range."""
+
+
+def _number(text: str, kind: Any) -> Any:
+    """The number that YAML 1.1 takes for text, as it does 1e-3; other text is no number.
+
+    Raises:
+        ValueError: text where a number belongs.
+    """
+    if kind not in (int, float):
+        return text
+    if kind is float and re.fullmatch(r"[+-]?\d+(\.\d*)?e[+-]?\d+", text, re.IGNORECASE):
+        return float(text)
+    raise ValueError("expected a valid number, without quotes")
 
 
 class Section(BaseModel):
@@ -45,6 +61,8 @@ class Section(BaseModel):
             and cls.model_fields[str(info.field_name)].annotation is not bool
         ):
             raise ValueError("expected something else than true or false")
+        if isinstance(value, str):
+            return _number(value, cls.model_fields[str(info.field_name)].annotation)
         return value
 
 
@@ -61,6 +79,11 @@ class DataParams(Section):
     def size(self) -> tuple[int, int] | None:
         """(height, width) to resample to, or None to keep."""
         return (self.resize, self.resize) if isinstance(self.resize, int) else self.resize
+
+    @property
+    def known_size(self) -> tuple[int, int] | None:
+        """(height, width) of the images that the model will get, where the params tell."""
+        return self.size or IMAGE_SIZES.get(self.dataset)
 
 
 class ModelParams(Section):
@@ -170,13 +193,20 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _model_fits(self) -> Params:
-        # A size that only the data will tell is checked when it is known (train).
-        height, width = self.data.size or self.model.patch
+        # A size that only the data will tell is checked as soon as it is read (download).
+        self.check_fit(*(self.data.known_size or self.model.patch))
+        return self
+
+    def check_fit(self, height: int, width: int) -> None:
+        """Whether the model takes images of this size.
+
+        Raises:
+            ValueError: it does not; the message names key, value and range.
+        """
         try:
             self.model.config(height, width, n_classes=2)
         except ConfigError as error:
             raise ValueError(f"model.{error}") from error
-        return self
 
 
 def load_params(path: Path = PARAMS_FILE) -> Params:

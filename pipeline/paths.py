@@ -1,5 +1,6 @@
 """Where the stages read and write, relative to the project's folder; dvc.yaml says the same."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 RAW = Path("data/raw")
@@ -25,3 +26,10 @@ def images(folder: Path, part: str) -> Path:
 def labels(folder: Path, part: str) -> Path:
     """Labels of a part of the data."""
     return folder / f"{part}-labels.idx"
+
+
+def remove_data(folder: Path, parts: Iterable[str]) -> None:
+    """Remove the parts' files, so that a stage that is killed leaves no mixture of old and new."""
+    for part in parts:
+        images(folder, part).unlink(missing_ok=True)
+        labels(folder, part).unlink(missing_ok=True)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 
-from mnist_mamba.data.idx import read_images, read_labels, write_idx
+from mnist_mamba.data.idx import write_idx
 from mnist_mamba.data.splits import LabelledImages, Splits, describe, resize, split
 from mnist_mamba.files import write_json
 from pipeline import paths, stage
 from pipeline.params import DataParams, load_params
+from pipeline.parts import read_part
 
 logger = logging.getLogger(__name__)
 
@@ -26,18 +27,11 @@ def main() -> None:
     """Read data/raw, write data/prepared."""
     stage.parser(__doc__ or "").parse_args()
     params = load_params()
-    if not paths.images(paths.RAW, "train").is_file():
-        raise FileNotFoundError(
-            f"{paths.RAW} holds no data: python -m pipeline.download comes first"
-        )
-    raw = [
-        LabelledImages(
-            read_images(paths.images(paths.RAW, part)), read_labels(paths.labels(paths.RAW, part))
-        )
-        for part in ("train", "test")
-    ]
-    splits = prepare(raw[0], raw[1], params.data)
+    train, test = (read_part(paths.RAW, part, "download") for part in ("train", "test"))
+    splits = prepare(train, test, params.data)
     info = describe(splits)
+    paths.DATA_INFO.unlink(missing_ok=True)
+    paths.remove_data(paths.PREPARED, splits._fields)
     for part, data in splits._asdict().items():
         write_idx(paths.images(paths.PREPARED, part), data.images)
         write_idx(paths.labels(paths.PREPARED, part), data.labels)

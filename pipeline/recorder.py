@@ -38,6 +38,11 @@ class Recorder:
         self.best_checkpoint = b""
         self.last_good = "none yet, because the first epoch had not ended"
 
+    def start(self) -> None:
+        """Begin anew: checkpoints of an earlier training must not pass for this one's."""
+        self.last.unlink(missing_ok=True)
+        self.best.unlink(missing_ok=True)
+
     def resume(self, saved: SavedTraining) -> None:
         """Go on from a state: its best checkpoint is written again, as DVC has deleted it."""
         self.points, self.best_checkpoint = saved.points, saved.best_checkpoint

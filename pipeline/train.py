@@ -13,8 +13,6 @@ from typing import Any
 
 import torch
 
-from mnist_mamba.data.idx import read_images, read_labels
-from mnist_mamba.data.splits import LabelledImages
 from mnist_mamba.model import MambaClassifier
 from mnist_mamba.scan import choose
 from mnist_mamba.training.distributed import Processes
@@ -25,6 +23,7 @@ from mnist_mamba.training.resume import SavedTraining, parse_training
 from pipeline import paths, stage, tracking
 from pipeline.content_key import training_key
 from pipeline.params import Params, load_params, parse_params
+from pipeline.parts import read_part
 from pipeline.recorder import Recorder
 from pipeline.tracking import CurvePoint
 
@@ -70,12 +69,18 @@ def with_overrides(params: Params, arguments: argparse.Namespace) -> Params:
     return parse_params(values, "command line")
 
 
-def load_part(part: str) -> LabelledImages:
-    """A part of the prepared data."""
-    return LabelledImages(
-        read_images(paths.images(paths.PREPARED, part)),
-        read_labels(paths.labels(paths.PREPARED, part)),
-    )
+def read_info() -> dict[str, Any]:
+    """What prepare has measured, which it writes last.
+
+    Raises:
+        FileNotFoundError: it has not; the message says what to run.
+    """
+    if not paths.DATA_INFO.is_file():
+        raise FileNotFoundError(
+            f"{paths.DATA_INFO} is not there: python -m pipeline.prepare comes first"
+        )
+    info: dict[str, Any] = json.loads(paths.DATA_INFO.read_text())
+    return info
 
 
 def build_model(params: Params, info: dict[str, Any]) -> MambaClassifier:
@@ -192,7 +197,7 @@ def run_training(
 ) -> None:
     """Train, in one of the processes that do; the first writes, logs and tracks."""
     backend = choose(params.train.scan, torch.device(device))
-    model = build_model(params, json.loads(paths.DATA_INFO.read_text()))
+    model = build_model(params, read_info())
     logger.info(
         "%d parameters, %d tokens an image, scan %s on %s, %d threads, %d process(es)",
         model.n_parameters,
@@ -214,8 +219,8 @@ def run_training(
     saved = read_state(recorder.state, recorder.key, processes) if arguments.resume else None
     reports = train(
         model,
-        load_part("train"),
-        load_part("val"),
+        read_part(paths.PREPARED, "train", "prepare"),
+        read_part(paths.PREPARED, "val", "prepare"),
         params.train.config(),
         device,
         progress=processes.is_first,
@@ -239,7 +244,9 @@ def record(
     epochs: int,
 ) -> None:
     """Write, track and log each epoch's report."""
-    if saved is not None:
+    if saved is None:
+        recorder.start()
+    else:
         recorder.resume(saved)
         # Those that MLflow has are not logged twice; it may have been away, or be a new one.
         for point in recorder.points:

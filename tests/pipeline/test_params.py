@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from mnist_mamba.config import TrainConfig
-from pipeline.params import ParamsError, load_params, parse_params
+from mnist_mamba.data.sources import load_digits
+from pipeline.params import IMAGE_SIZES, ParamsError, load_params, parse_params
 from tests.pipeline.imports import ROOT
 
 
@@ -35,6 +36,9 @@ def test_the_committed_params_are_valid() -> None:
     ("key", "value", "words"),
     [
         ("train.lr", "fast", ["train.lr", "'fast'", "number"]),
+        ("train.lr", "0.001", ["train.lr", "'0.001'", "without quotes"]),
+        ("train.epochs", "10", ["train.epochs", "'10'", "without quotes"]),
+        ("model.d_model", "1e2", ["model.d_model", "'1e2'", "number"]),
         ("train.lr", -1, ["train.lr", "-1", "greater than 0"]),
         ("train.lr", float("inf"), ["train.lr", "inf", "finite"]),
         ("train.save_every", -1, ["train.save_every", "-1", "greater than or equal to 0"]),
@@ -50,6 +54,9 @@ def test_the_committed_params_are_valid() -> None:
         ("benchmark.rounds", 1001, ["benchmark.rounds", "1001", "1000"]),
         ("model.patch", [0, 4], ["model.patch.0", "0", "greater than or equal to 1"]),
         ("model.d_conv", 0, ["model.d_conv = 0", "1..16"]),
+        ("model.d_model", 4096, ["model.d_model = 4096", "1..2048"]),
+        ("model.dt_min", 0.5, ["model.dt_min = 0.5", "dt_max = 0.1"]),
+        ("data.resize", [4096, 4096], ["model.stem = 'conv'", "4096 x 4096", "up to 65536"]),
         ("model.a", "mixed", ["model.a = 'mixed'", "free, tied"]),
         ("evaluate", None, ["evaluate", "None"]),
         ("export.checkpoint", "newest", ["export.checkpoint", "'best_model'"]),
@@ -78,9 +85,22 @@ def test_patch_is_checked_against_the_size_after_resampling() -> None:
     content["data"]["resize"] = 28
     with pytest.raises(ParamsError, match="does not divide"):
         parse_params(content)
-    # A size that is not set is known only when the data is read.
-    content["data"]["resize"] = None
-    assert parse_params(content).data.size is None
+    content["data"]["resize"] = None  # the data set's own size: MNIST's, the digits'
+    with pytest.raises(ParamsError, match=r"model.patch = \[5, 4\] does not divide .* 28 x 28"):
+        parse_params(content)
+    content["data"]["dataset"] = "digits"
+    with pytest.raises(ParamsError, match="8 x 8"):
+        parse_params(content)
+    # One's own images' size is known only when they are read.
+    content["data"]["dataset"] = "idx"
+    assert parse_params(content).data.known_size is None
+
+
+def test_the_known_sizes_are_those_of_the_data() -> None:
+    train, test = load_digits()
+    assert train.images.shape[1:] == test.images.shape[1:] == IMAGE_SIZES["digits"]
+    # MNIST's: tests/pipeline/test_published.py compares the shipped model, which has them.
+    assert IMAGE_SIZES["mnist"] == (28, 28)
 
 
 def test_missing_or_broken_file(tmp_path: Path) -> None:

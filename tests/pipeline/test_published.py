@@ -14,6 +14,7 @@ import yaml
 from mnist_mamba.engine import Engine
 from pipeline import publish
 from pipeline.content_key import file_md5
+from pipeline.params import IMAGE_SIZES
 from tests.pipeline.imports import ROOT
 
 
@@ -44,6 +45,7 @@ def test_the_shipped_model_is_the_pipeline_s() -> None:
 def test_the_shipped_model_reads_the_shipped_digit() -> None:
     with Engine(ROOT / "models/mnist_mamba.bin") as engine:
         size = int(engine.info["height"]), int(engine.info["width"])
+        assert size == IMAGE_SIZES["mnist"]
         pixels = np.fromfile(ROOT / "models/example_input.bin", "<f4").reshape(1, *size)
         digit = int(engine.predict(pixels.astype(np.float32))[0])
     first = predictions()[0]

@@ -216,7 +216,8 @@ def test_a_stage_without_its_data_says_which_one_comes_first(
     folder = copy_project(tmp_path, UNTRACKED)
     done = run_module(folder, f"pipeline.{words[0]}", *words[1:])
     assert done.returncode == 1
-    assert "python -m pipeline.download" in done.stderr
+    before = {"prepare": "download", "export": "prepare"}[words[0]]
+    assert f"python -m pipeline.{before} comes first" in done.stderr
     assert done.stderr.count("\n") == 1
 
 

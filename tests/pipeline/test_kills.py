@@ -1,0 +1,168 @@
+"""Stages that are killed at any moment, or run out of disk: nothing that is left is half a file."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mnist_mamba.data.idx import read_images, read_labels
+from mnist_mamba.engine import Engine
+from mnist_mamba.engine.format import read_model
+from mnist_mamba.training.checkpoint import load_checkpoint
+from tests.pipeline.project import SMALL, copy_project, environment, run_module, start
+
+logger = logging.getLogger(__name__)
+
+UNTRACKED = {**SMALL, "tracking.enabled": False}
+MODEL = "artifacts/mnist_mamba.bin"
+EXPORT = ("pipeline.export", "model", "--output", MODEL)
+KILLS = {"download": 17, "train": 17, "export": 16}
+Check = Callable[[Path], None]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project with data, checkpoints and a model file."""
+    folder = copy_project(tmp_path_factory.mktemp("finished"), UNTRACKED)
+    for words in (("pipeline.download",), ("pipeline.prepare",), ("pipeline.train",), EXPORT):
+        done = run_module(folder, *words)
+        assert done.returncode == 0, done.stderr
+    return folder
+
+
+def data_is_whole(folder: Path) -> None:
+    """Each file is there completely or not at all."""
+    for part, n in (("train", 200), ("test", 40)):
+        images, labels = (folder / f"data/raw/{part}-{kind}.idx" for kind in ("images", "labels"))
+        if images.exists():
+            assert read_images(images).shape == (n, 9, 12)
+        if labels.exists():
+            assert len(read_labels(labels)) == n
+
+
+def checkpoints_are_whole(folder: Path) -> None:
+    for name in ("last", "best_model"):
+        path = folder / f"checkpoints/{name}.pth"
+        if path.exists():
+            load_checkpoint(path)
+
+
+def model_is_whole(folder: Path) -> None:
+    read_model(folder / MODEL)
+    Engine(folder / MODEL).close()
+
+
+STAGES: dict[str, tuple[tuple[str, ...], str, Check]] = {
+    "download": (("pipeline.download",), "data/raw", data_is_whole),
+    "train": (("pipeline.train", "--resume"), "checkpoints", checkpoints_are_whole),
+    "export": (EXPORT, "artifacts", model_is_whole),
+}
+"""What runs, the folder that it writes, and what must hold whenever it is killed."""
+
+
+def temporaries(folder: Path) -> set[str]:
+    return {path.name for path in folder.glob(".*.tmp")}
+
+
+def kill_at_random(
+    process: subprocess.Popen[bytes], folder: Path, whole: float, generator: random.Random
+) -> bool:
+    """SIGKILL anywhere, or just when a file is being written; whether it came in time."""
+    if generator.random() < 0.5:
+        time.sleep(generator.uniform(0, whole))
+    else:
+        before = temporaries(folder)
+        while process.poll() is None and temporaries(folder) == before:
+            pass
+        time.sleep(generator.choice((0, 1e-4, 1e-3, 5e-3)))
+    in_time = process.poll() is None
+    if in_time:
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    return in_time
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_kill_leaves_whole_files(stage: str, finished: Path, tmp_path: Path) -> None:
+    words, written, check = STAGES[stage]
+    project = shutil.copytree(finished, tmp_path / "project")
+    command = [sys.executable, "-m", *words]
+    started = time.monotonic()
+    assert start(project, command).wait() == 0
+    whole = time.monotonic() - started
+    seed = random.randrange(2**32)
+    logger.info("seed %d", seed)  # pytest shows it if this fails
+    generator = random.Random(seed)
+    landed = 0
+    for _ in range(3 * KILLS[stage]):
+        landed += kill_at_random(start(project, command), project / written, whole, generator)
+        check(project)
+        if landed == KILLS[stage]:
+            break
+    assert landed == KILLS[stage], "most came when all was over"
+    done = run_module(project, *words)  # whatever is left, the next run makes it good
+    assert done.returncode == 0, done.stderr
+    for path in (finished / written).iterdir():
+        assert (project / written / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+@pytest.mark.slow
+def test_a_killed_download_is_not_taken_for_data(finished: Path, tmp_path: Path) -> None:
+    project = shutil.copytree(finished, tmp_path / "project")
+    (project / "data/raw/test-labels.idx").unlink()  # as a kill before the last file leaves it
+    done = run_module(project, "pipeline.prepare")
+    assert done.returncode == 1
+    assert done.stderr.strip() == (
+        "error: data/raw/test-labels.idx is not there: python -m pipeline.download comes first"
+    )
+    (project / "data/prepared/info.json").unlink()
+    done = run_module(project, "pipeline.train")
+    assert done.returncode == 1
+    assert "data/prepared/info.json is not there: python -m pipeline.prepare" in done.stderr
+
+
+def test_no_room_for_the_model_keeps_the_old_one(finished: Path, tmp_path: Path) -> None:
+    """A limit on the size of files stands in for a full disk: write() fails in the same place."""
+    project = shutil.copytree(finished, tmp_path / "project")
+    before = (project / MODEL).read_bytes()
+
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+
+    done = subprocess.run(
+        [sys.executable, "-m", *EXPORT],
+        cwd=project,
+        env=environment(PYTHONDONTWRITEBYTECODE="1"),
+        capture_output=True,
+        text=True,
+        preexec_fn=limit,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "File too large" in done.stderr
+    assert (project / MODEL).read_bytes() == before
+    assert not temporaries(project / "artifacts")
+
+
+def test_images_that_the_model_cannot_take_are_refused_by_download(tmp_path: Path) -> None:
+    project = copy_project(tmp_path / "project", {**UNTRACKED, "model.patch": [2, 4]})
+    done = run_module(project, "pipeline.download")
+    assert done.returncode == 1
+    assert done.stderr.strip() == (
+        "error: model.patch = [2, 4] does not divide the image, which is 9 x 12 pixels"
+    )
+    assert not (project / "data/raw").exists()
