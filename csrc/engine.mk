@@ -159,7 +159,7 @@ test-scan-$(1): $$(addprefix $(BUILD)/scan-$(1)/,$$(SCAN_TESTS))
 endef
 $(foreach variant,omp debug,$(eval $(call scan_variant,$(variant))))
 
-.PHONY: engine omp debug fast dvc-engine test-c test-c-scalar test-tsan fuzz fuzz-seeds engine-clean \
+.PHONY: engine omp debug fast dvc-engine test-c test-c-scalar test-tsan fuzz fuzz-run fuzz-seeds engine-clean \
     test-cross $(addprefix test-cross-,aarch64 armhf s390x) test-big-endian test-valgrind ENGINE_FORCE
 engine: $(BUILD)/plain/mamba $(BUILD)/plain/libmamba.so ## ./mamba, one thread
 	@$(call engine_install,$(BUILD)/plain)
@@ -218,9 +218,19 @@ fuzz-seeds: $(FUZZERS)
 	@for target in $(FUZZ_TARGETS); do echo "== fuzz_$$target: its seeds"; done
 	@$(foreach target,$(FUZZ_TARGETS),$(BUILD)/fuzz/fuzz_$(target) $(if $(FUZZ_LINK),-runs=0) $(FUZZ_SEEDS_$(target)) &&) true
 
-fuzz: $(FUZZERS) ## SECONDS (60) of random bytes for each reader of files: model, input, IDX
+# With clang's libFuzzer where there is one, unless CC was chosen.
+ifeq ($(origin CC),default)
+FUZZ_PROBE := int LLVMFuzzerTestOneInput(const char *d, unsigned long n) { return d && n > 9; }
+find_fuzzer = $(shell echo '$(FUZZ_PROBE)' | clang -fsanitize=fuzzer -x c - -o /dev/null 2>/dev/null && \
+    echo CC=clang BUILD=$(BUILD)/clang)
+endif
+
+fuzz: ## SECONDS (60) of random bytes for each reader of files: model, input, IDX
+	+@$(MAKE) -f csrc/engine.mk fuzz-run SECONDS=$(SECONDS) $(find_fuzzer)
+
+fuzz-run: $(FUZZERS)
 	@$(foreach target,$(FUZZ_TARGETS),echo "== fuzz_$(target), $(SECONDS) s" && $(BUILD)/fuzz/fuzz_$(target) \
-	    $(if $(FUZZ_LINK),-max_total_time=$(SECONDS) -print_final_stats=1 $$(mkdir -p $(BUILD)/fuzz/corpus_$(target); echo $(BUILD)/fuzz/corpus_$(target)),--seconds $(SECONDS)) \
+	    $(if $(FUZZ_LINK),-max_total_time=$(SECONDS) -artifact_prefix=$(BUILD)/fuzz/ $$(mkdir -p $(BUILD)/fuzz/corpus_$(target); echo $(BUILD)/fuzz/corpus_$(target)),--seconds $(SECONDS)) \
 	    $(FUZZ_SEEDS_$(target)) &&) true
 
 # ---- other processors, other checkers ----
@@ -266,5 +276,5 @@ test-valgrind: $(addprefix $(BUILD)/plain/tests/,$(VALGRIND_TESTS)) $(BUILD)/pla
 	    echo "== $$test"; valgrind -q --leak-check=full --error-exitcode=9 $$test || exit 1; done
 
 engine-clean:
-	rm -rf $(addprefix $(BUILD)/,plain omp debug fast tsan fuzz dvc) $(BUILD)/scan-omp $(BUILD)/scan-debug \
+	rm -rf $(addprefix $(BUILD)/,plain omp debug fast tsan fuzz dvc clang) $(BUILD)/scan-omp $(BUILD)/scan-debug \
 	    $(addprefix build/,$(CROSS_NAMES) s390x) mamba
