@@ -1,8 +1,8 @@
 # The front door. Bare `make` builds ./mamba; `make help` lists the rest.
-# make omp | debug | fast are other builds of it: csrc/engine.mk says which.
+# make omp | debug | fast are other builds of it: csrc/engine.mk says which; csrc/tests.mk has the C tests.
 
 .DEFAULT_GOAL := engine
-include csrc/engine.mk
+include csrc/tests.mk
 
 PYTHON ?= python3
 VENV := .venv
@@ -18,7 +18,7 @@ PYTEST := $(ENV) python -m pytest
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
-clean: engine-clean ## remove what the compiler made
+clean: tests-clean ## remove what the compiler made
 	rm -rf build
 
 setup: $(INSTALLED) ## make .venv with the pinned dependencies

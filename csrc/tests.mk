@@ -1,0 +1,184 @@
+# The C tests: of the engine, of the training kernels, and the fuzzers. The root Makefile includes this;
+# alone: `make -f csrc/tests.mk TARGET` from the root.
+#
+#   test-c          all that needs gcc alone: plain, OpenMP, sanitizers, what fuzzers start from
+#   test-cross      for other processors, run by qemu-user
+#   test-valgrind   under valgrind
+#   fuzz            SECONDS of random bytes for each reader of files
+#
+# RUN is a program that runs the tests; BUILD, CC and CFLAGS as in csrc/engine.mk.
+
+include csrc/engine.mk
+
+RUN :=
+
+# ---- the engine ----
+
+ENGINE_TESTS := test_allocation test_kernels test_model test_hostile test_threads test_idx test_forward \
+    test_golden
+ENGINE_TEST_SUPPORT := $(filter-out csrc/engine/cli/main.c,$(ENGINE_COMMAND_SOURCES)) csrc/tests/tiny_model.c
+
+# $(call engine_tests,NAME,FOLDER), after engine_variant
+define engine_tests
+ENGINE_SUPPORT_$(1) := $$(patsubst csrc/%.c,$(2)/obj/%.o,$$(ENGINE_TEST_SUPPORT))
+
+$(2)/tests/%: $(2)/obj/tests/%.o $$(ENGINE_LIB_$(1)) $$(ENGINE_SUPPORT_$(1))
+	@mkdir -p $$(@D)
+	@echo '  link $$@'
+	$$(ENGINE_QUIET)$$(CC) $$(ENGINE_CFLAGS_$(1)) $$(ENGINE_LDFLAGS) $$(LDFLAGS) $$^ -lm -pthread -o $$@
+
+.PHONY: test-c-$(1)
+test-c-$(1): $$(addprefix $(2)/tests/,$$(ENGINE_TESTS)) $(2)/mamba
+	@for test in $$(addprefix $(2)/tests/,$$(ENGINE_TESTS)); do \
+	    echo "== $$$$test"; $(RUN) $$$$test || exit 1; done
+	@echo "== csrc/tests/test_cli.sh ($(1))"
+	@RUN="$(RUN)" sh csrc/tests/test_cli.sh $(2)/mamba
+endef
+
+$(foreach variant,plain omp debug,$(eval $(call engine_tests,$(variant),$(BUILD)/$(variant))))
+
+# The oracle itself, which no machine with vectors would take.
+test-c-scalar: $(BUILD)/plain/tests/test_forward $(BUILD)/plain/tests/test_golden
+	@for test in $^; do echo "== $$test (scalar)"; MAMBA_ISA=scalar $(RUN) $$test || exit 1; done
+
+ENGINE_CFLAGS_tsan = -O1 -g -fsanitize=thread
+$(eval $(call engine_variant,tsan,$(BUILD)/tsan))
+$(eval $(call engine_tests,tsan,$(BUILD)/tsan))
+
+# ThreadSanitizer wants addresses where newer kernels' randomisation does not put them.
+test-tsan: $(BUILD)/tsan/tests/test_threads
+	@echo "== $<"; $(shell setarch -R true 2>/dev/null && echo setarch -R) $<
+
+test-c: test-c-plain test-c-scalar test-c-omp test-c-debug test-tsan fuzz-seeds test-scan-omp test-scan-debug ## the C tests: plain, OpenMP, sanitizers
+
+# ---- the training kernels ----
+
+# The training kernels, which Python builds for itself (src/mnist_mamba/scan/kernel.py, whose flags
+# these are); here for their tests, with OpenMP and with sanitizers.
+SCAN_FLAGS := -std=c11 -Wall -Wextra -Wpedantic -Wconversion -Wshadow -Werror -Icsrc/scan -Icsrc/simd \
+    -ffp-contract=fast -fno-math-errno -fno-trapping-math
+SCAN_CFLAGS_omp := -O3 -fopenmp
+SCAN_CFLAGS_debug := -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined \
+    -fno-sanitize-recover=all
+SCAN_TESTS := test_scan test_block
+SCAN_TEST_SUPPORT := $(addprefix csrc/tests/,exact_block.c exact_scan.c random_tensors.c)
+SCAN_OBJECTS := $(patsubst csrc/scan/%.c,%.o,$(sort $(wildcard csrc/scan/*.c)))
+ifneq ($(filter x86_64 amd64,$(ENGINE_TARGET)),)
+$(BUILD)/scan-%/kernel_avx2.o: SCAN_ISA := $(ISA_avx2)
+$(BUILD)/scan-%/kernel_avx512.o: SCAN_ISA := $(ISA_avx512)
+endif
+
+# $(call scan_variant,NAME)
+define scan_variant
+$(BUILD)/scan-$(1)/%.o: csrc/scan/%.c $$(wildcard csrc/scan/*.h csrc/scan/*.inc csrc/simd/*.h) csrc/tests.mk
+	@mkdir -p $$(@D)
+	@echo '  cc scan-$(1) $$<'
+	$$(ENGINE_QUIET)$$(CC) $$(SCAN_FLAGS) $$(SCAN_CFLAGS_$(1)) $$(SCAN_ISA) -c $$< -o $$@
+
+$$(addprefix $(BUILD)/scan-$(1)/,$$(SCAN_TESTS)): $(BUILD)/scan-$(1)/%: csrc/tests/%.c \
+    $$(SCAN_TEST_SUPPORT) $$(addprefix $(BUILD)/scan-$(1)/,$$(SCAN_OBJECTS)) $$(wildcard csrc/tests/*.h)
+	@echo '  link $$@'
+	$$(ENGINE_QUIET)$$(CC) $$(SCAN_FLAGS) $$(SCAN_CFLAGS_$(1)) $$(filter %.c %.o,$$^) -lm -o $$@
+
+.PHONY: test-scan-$(1)
+test-scan-$(1): $$(addprefix $(BUILD)/scan-$(1)/,$$(SCAN_TESTS))
+	@for test in $$^; do echo "== $$$$test"; $(RUN) $$$$test || exit 1; done
+endef
+$(foreach variant,omp debug,$(eval $(call scan_variant,$(variant))))
+
+# ---- fuzzing: csrc/fuzz ----
+
+SECONDS := 60
+FUZZ_TARGETS := model input idx
+FUZZ_SEEDS_model := csrc/tests/golden csrc/fuzz/seeds/model
+FUZZ_SEEDS_input := csrc/fuzz/seeds/input
+FUZZ_SEEDS_idx := csrc/fuzz/seeds/idx
+# The code under test reports where it is: to libFuzzer if CC is clang, else to mutator.c.
+ifeq ($(shell $(CC) --version 2>/dev/null | grep -ci clang),0)
+FUZZ_COVERAGE := -fsanitize-coverage=trace-pc
+FUZZ_MAIN := $(BUILD)/fuzz/mutator.o
+else
+FUZZ_COVERAGE := -fsanitize=fuzzer-no-link
+FUZZ_LINK := -fsanitize=fuzzer
+endif
+ENGINE_CFLAGS_fuzz = -O2 -g -fno-omit-frame-pointer -fsanitize=address,undefined \
+    -fno-sanitize-recover=all -DNDEBUG $(FUZZ_COVERAGE)
+$(eval $(call engine_variant,fuzz,$(BUILD)/fuzz))
+
+$(BUILD)/fuzz/mutator.o: csrc/fuzz/mutator.c csrc/fuzz/target.h $(BUILD)/fuzz/obj/flags
+	@mkdir -p $(@D)
+	$(ENGINE_QUIET)$(CC) $(ENGINE_FLAGS) -O2 -g -fsanitize=address -c $< -o $@
+
+$(BUILD)/fuzz/fuzz_%: $(BUILD)/fuzz/obj/fuzz/%.o $(FUZZ_MAIN) $(ENGINE_LIB_fuzz) $(BUILD)/fuzz/obj/engine/idx.o
+	@echo '  link $@'
+	$(ENGINE_QUIET)$(CC) $(ENGINE_CFLAGS_fuzz) $(FUZZ_LINK) $(LDFLAGS) $^ -lm -o $@
+
+FUZZERS := $(addprefix $(BUILD)/fuzz/fuzz_,$(FUZZ_TARGETS))
+
+# Each seed, and each input that once was a finding, runs once.
+fuzz-seeds: $(FUZZERS)
+	@for target in $(FUZZ_TARGETS); do echo "== fuzz_$$target: its seeds"; done
+	@$(foreach target,$(FUZZ_TARGETS),$(BUILD)/fuzz/fuzz_$(target) $(if $(FUZZ_LINK),-runs=0) $(FUZZ_SEEDS_$(target)) &&) true
+
+# With clang's libFuzzer where there is one, unless CC was chosen.
+ifeq ($(origin CC),default)
+FUZZ_PROBE := int LLVMFuzzerTestOneInput(const char *d, unsigned long n) { return d && n > 9; }
+find_fuzzer = $(shell echo '$(FUZZ_PROBE)' | clang -fsanitize=fuzzer -x c - -o /dev/null 2>/dev/null && \
+    echo CC=clang BUILD=$(BUILD)/clang)
+endif
+
+fuzz: ## SECONDS (60) of random bytes for each reader of files: model, input, IDX
+	+@$(MAKE) -f csrc/tests.mk fuzz-run SECONDS=$(SECONDS) $(find_fuzzer)
+
+fuzz-run: $(FUZZERS)
+	@$(foreach target,$(FUZZ_TARGETS),echo "== fuzz_$(target), $(SECONDS) s" && $(BUILD)/fuzz/fuzz_$(target) \
+	    $(if $(FUZZ_LINK),-max_total_time=$(SECONDS) -artifact_prefix=$(BUILD)/fuzz/ $$(mkdir -p $(BUILD)/fuzz/corpus_$(target); echo $(BUILD)/fuzz/corpus_$(target)),--seconds $(SECONDS)) \
+	    $(FUZZ_SEEDS_$(target)) &&) true
+
+# ---- other processors, other checkers ----
+
+# NAME:compiler's prefix:qemu's name. armhf is a 32-bit machine, s390x a big-endian one.
+CROSS := aarch64:aarch64-linux-gnu:aarch64 armhf:arm-linux-gnueabihf:arm
+CROSS_NAMES := $(foreach target,$(CROSS),$(firstword $(subst :, ,$(target))))
+cross_compiler = $(word 2,$(subst :, ,$(filter $(1):%,$(CROSS) s390x:s390x-linux-gnu:s390x)))
+cross_qemu = qemu-$(word 3,$(subst :, ,$(filter $(1):%,$(CROSS) s390x:s390x-linux-gnu:s390x)))
+
+# $(call cross_check,NAME): the two tools are there, or the recipe says what to install.
+cross_check = @for tool in $(call cross_compiler,$(1))-gcc $(call cross_qemu,$(1)); do \
+    command -v $$tool >/dev/null || { echo "error: $$tool is not there; on Debian:" \
+    "apt-get install qemu-user gcc-$(call cross_compiler,$(1))" >&2; exit 1; }; done
+cross_make = $(MAKE) -f csrc/tests.mk CC=$(call cross_compiler,$(1))-gcc BUILD=build/$(1) \
+    RUN="$(call cross_qemu,$(1)) -L /usr/$(call cross_compiler,$(1))"
+
+test-cross: $(addprefix test-cross-,$(CROSS_NAMES) s390x) ## the C tests on arm64, 32-bit arm and a big-endian machine, run by qemu-user
+
+$(addprefix test-cross-,$(CROSS_NAMES)): test-cross-%:
+	$(call cross_check,$*)
+	+@$(call cross_make,$*) test-c-plain test-c-scalar test-scan-omp
+
+test-cross-s390x:
+	$(call cross_check,s390x)
+	+@$(call cross_make,s390x) test-big-endian
+
+# Model files are little-endian and used in place: a big-endian machine must say so.
+test-big-endian: $(BUILD)/plain/mamba $(BUILD)/plain/tests/test_idx
+	@echo "== $(BUILD)/plain/tests/test_idx"; $(RUN) $(BUILD)/plain/tests/test_idx
+	@echo "== a big-endian machine refuses models"
+	@for command in "info models/mnist_mamba.bin" "models/mnist_mamba.bin models/example_input.bin"; do \
+	    message=$$($(RUN) $(BUILD)/plain/mamba $$command 2>&1); code=$$?; echo "$$message"; \
+	    [ $$code -eq 4 ] && case "$$message" in *"byte order"*) ;; *) false;; esac || exit 1; done
+
+# valgrind knows no AVX-512: the kernels are those for AVX2. test_kernels goes through millions of floats
+# for each function, test_hostile through every bit: what is left has all the code.
+VALGRIND_TESTS := test_model test_threads test_idx test_forward test_golden
+test-valgrind: $(addprefix $(BUILD)/plain/tests/,$(VALGRIND_TESTS)) $(BUILD)/plain/mamba ## the C tests under valgrind
+	@command -v valgrind >/dev/null || { echo "error: valgrind is not there: install it" >&2; exit 1; }
+	@for test in $(addprefix $(BUILD)/plain/tests/,$(VALGRIND_TESTS)) "$(BUILD)/plain/mamba models/mnist_mamba.bin models/example_input.bin" \
+	    "$(BUILD)/plain/mamba info models/mnist_mamba.bin --no-mmap"; do \
+	    echo "== $$test"; valgrind -q --leak-check=full --error-exitcode=9 $$test || exit 1; done
+
+.PHONY: test-c test-c-scalar test-tsan fuzz fuzz-run fuzz-seeds test-cross test-big-endian test-valgrind \
+    $(addprefix test-cross-,$(CROSS_NAMES) s390x) tests-clean
+
+tests-clean: engine-clean
+	rm -rf $(addprefix $(BUILD)/,tsan fuzz clang scan-omp scan-debug $(CROSS_NAMES) s390x)
