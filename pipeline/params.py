@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -124,19 +125,24 @@ class AugmentParams(Section):
     scale: Annotated[float, Field(ge=0, lt=1)]
     shear: Annotated[float, Field(ge=0, lt=90)]
     shift: Fraction
+    elastic: Fraction
+    elastic_scale: Annotated[float, Field(gt=0, le=1)]
 
 
 class TrainParams(Section):
     """How the model is trained."""
 
+    on_val: bool
     epochs: Annotated[int, Field(ge=1)]
     batch_size: Annotated[int, Field(ge=1)]
+    optimizer: Literal["adamw", "muon"]
     lr: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     warmup: Fraction
     lr_end: Fraction
     weight_decay: NonNegative
     beta1: Annotated[float, Field(ge=0, lt=1)]
     beta2: Annotated[float, Field(ge=0, lt=1)]
+    momentum: Annotated[float, Field(ge=0, lt=1)]
     clip_norm: NonNegative
     label_smoothing: Annotated[float, Field(ge=0, lt=1)]
     ema_decay: Annotated[float, Field(ge=0, lt=1)]
@@ -160,11 +166,23 @@ class ExportParams(Section):
     checkpoint: Literal["last", "best_model"]
 
 
+class RobustnessParams(Section):
+    """How much harder the test images are made; whole numbers, which name the metrics."""
+
+    shift: list[Annotated[int, Field(ge=0, le=100)]]
+    rotate: list[Annotated[int, Field(ge=0, le=180)]]
+    scale: list[Annotated[int, Field(ge=1, le=1000)]]
+    noise: list[Annotated[int, Field(ge=0, le=1000)]]
+    blur: list[Annotated[int, Field(ge=0, le=100)]]
+    invert: list[Annotated[int, Field(ge=0, le=100)]]
+
+
 class EvaluateParams(Section):
     """How the C engine is judged."""
 
     max_abs_logit_diff: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     ece_bins: Annotated[int, Field(ge=1, le=1000)]
+    robustness: RobustnessParams
 
 
 class BenchmarkParams(Section):
@@ -195,7 +213,30 @@ class Params(Section):
     def _model_fits(self) -> Params:
         # A size that only the data will tell is checked as soon as it is read (download).
         self.check_fit(*(self.data.known_size or self.model.patch))
+        if self.train.on_val and self.export.checkpoint == "best_model":
+            raise ValueError(
+                "export.checkpoint = 'best_model' is chosen on validation images, and with "
+                "train.on_val = true there are none; expected 'last'"
+            )
         return self
+
+    def changed(self, changes: Mapping[str, Any], source: str) -> Params:
+        """These params with other values at dotted keys.
+
+        Raises:
+            ParamsError: no such key, or a value that cannot be used.
+        """
+        values = self.model_dump()
+        for key, value in changes.items():
+            *path, name = key.split(".")
+            section = values
+            for part in path:
+                inner = section.get(part)
+                if not isinstance(inner, dict):
+                    raise ParamsError(f"{source}: {key}: unknown key, expected one of params.yaml")
+                section = inner
+            section[name] = value
+        return parse_params(values, source)
 
     def check_fit(self, height: int, width: int) -> None:
         """Whether the model takes images of this size.

@@ -8,13 +8,11 @@ from typing import Any
 
 from mnist_mamba.files import write_bytes, write_json
 from mnist_mamba.training.checkpoint import Checkpoint, save_checkpoint
-from mnist_mamba.training.epoch import EpochReport, TrainingState
+from mnist_mamba.training.epoch import CurvePoint, EpochReport, TrainingState
 from mnist_mamba.training.resume import SavedTraining, save_training
 from pipeline import paths
 
 logger = logging.getLogger(__name__)
-
-CurvePoint = dict[str, float | int]
 
 
 class Recorder:
@@ -75,13 +73,14 @@ class Recorder:
 
     def _summary(self) -> dict[str, Any]:
         last, best = self.points[-1], _best(self.points)
+        val = {
+            "accuracy": last["val_accuracy"],
+            "loss": last["val_loss"],
+            "best_accuracy": best["val_accuracy"],
+            "best_epoch": best["epoch"],
+        }
         return {
-            "val": {
-                "accuracy": last["val_accuracy"],
-                "loss": last["val_loss"],
-                "best_accuracy": best["val_accuracy"],
-                "best_epoch": best["epoch"],
-            },
+            **({} if last["val_loss"] is None else {"val": val}),
             "train": {"accuracy": last["train_accuracy"], "loss": last["train_loss"]},
             "epochs": last["epoch"],
             "parameters": self.n_parameters,
@@ -89,5 +88,12 @@ class Recorder:
 
 
 def _best(points: list[CurvePoint]) -> CurvePoint:
-    """The first of the best on validation."""
-    return max(points, key=lambda point: (point["val_accuracy"], -point["val_loss"]))
+    """The first of the best on validation; without validation the last."""
+
+    def worth(point: CurvePoint) -> tuple[float, float]:
+        accuracy, loss = point["val_accuracy"], point["val_loss"]
+        if accuracy is None or loss is None:
+            return float(point["epoch"] or 0), 0.0
+        return accuracy, -loss
+
+    return max(points, key=worth)

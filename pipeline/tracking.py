@@ -30,7 +30,7 @@ KEY_TAG = "content_key"
 PROGRESS_TAG = "pipeline"
 """How far a run has come: a training whose later stages never ran is not whole."""
 EPOCH = "epoch"
-CurvePoint = Mapping[str, float | int]
+CurvePoint = Mapping[str, float | int | None]
 
 
 class TrackingError(RuntimeError):
@@ -116,10 +116,12 @@ def _log_points(client: MlflowClient, run_id: str, points: list[CurvePoint]) -> 
     }
     now = int(time.time() * 1000)
     metrics = [
-        Metric(f"curve/{name}", float(value), now, int(point[EPOCH]))
+        Metric(f"curve/{name}", float(value), now, int(point[EPOCH] or 0))
         for point in points
         for name, value in point.items()
-        if name != EPOCH and known.get((f"curve/{name}", int(point[EPOCH]))) != float(value)
+        if name != EPOCH
+        and value is not None
+        and known.get((f"curve/{name}", int(point[EPOCH] or 0))) != float(value)
     ]
     if metrics:
         client.log_batch(run_id, metrics=metrics)

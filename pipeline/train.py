@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
+from mnist_mamba.data.splits import LabelledImages
 from mnist_mamba.model import MambaClassifier
 from mnist_mamba.scan import choose
 from mnist_mamba.training.distributed import Processes
@@ -22,14 +24,19 @@ from mnist_mamba.training.memory import prepare_memory
 from mnist_mamba.training.resume import SavedTraining, parse_training
 from pipeline import paths, stage, tracking
 from pipeline.content_key import training_key
-from pipeline.params import Params, load_params, parse_params
+from pipeline.params import Params, ParamsError, load_params
 from pipeline.parts import read_part
 from pipeline.recorder import Recorder
 from pipeline.tracking import CurvePoint
 
 logger = logging.getLogger(__name__)
 
-OVERRIDES = ("batch_size", "epochs", "learning_rate")
+OPTIONS = {
+    "batch_size": "train.batch_size",
+    "epochs": "train.epochs",
+    "learning_rate": "train.lr",
+}
+"""Options of the command line that have a name of their own, and their keys in params.yaml."""
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -42,6 +49,7 @@ def parse_arguments() -> argparse.Namespace:
             "python -m pipeline.train",
             "python -m pipeline.train --resume",
             "python -m pipeline.train --epochs 2 --learning-rate 3e-3 --save-dir /tmp/quick",
+            "python -m pipeline.train --set model.a=tied --set train.seed=1 --save-dir /tmp/tied",
             "torchrun --standalone --nproc_per_node=2 -m pipeline.train",
             "dvc exp run -S train.epochs=20",
         ],
@@ -49,6 +57,13 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, help="images a step (train.batch_size)")
     parser.add_argument("--epochs", type=int, help="passes over the images (train.epochs)")
     parser.add_argument("--learning-rate", type=float, help="peak learning rate (train.lr)")
+    parser.add_argument(
+        "--set",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="any other key of params.yaml, dotted; may be given several times",
+    )
     parser.add_argument(
         "--save-dir", type=Path, default=paths.CHECKPOINTS, help="default: %(default)s"
     )
@@ -62,11 +77,17 @@ def parse_arguments() -> argparse.Namespace:
 
 def with_overrides(params: Params, arguments: argparse.Namespace) -> Params:
     """Params with the command line's values, checked like the file's."""
-    values = params.model_dump()
-    for name in OVERRIDES:
-        if (value := getattr(arguments, name)) is not None:
-            values["train"][{"learning_rate": "lr"}.get(name, name)] = value
-    return parse_params(values, "command line")
+    changes = {
+        key: value
+        for name, key in OPTIONS.items()
+        if (value := getattr(arguments, name)) is not None
+    }
+    for word in arguments.set:
+        key, equals, text = word.partition("=")
+        if not equals:
+            raise ParamsError(f"--set {word}: expected KEY=VALUE, e.g. train.seed=1")
+        changes[key] = yaml.safe_load(text)
+    return params.changed(changes, "command line")
 
 
 def read_info() -> dict[str, Any]:
@@ -81,6 +102,12 @@ def read_info() -> dict[str, Any]:
         )
     info: dict[str, Any] = json.loads(paths.DATA_INFO.read_text())
     return info
+
+
+def read_data(on_val: bool) -> tuple[LabelledImages, LabelledImages | None]:
+    """Images to train on and to validate with; with `on_val` all of them are to train on."""
+    train_set, val_set = (read_part(paths.PREPARED, part, "prepare") for part in ("train", "val"))
+    return (train_set.joined(val_set), None) if on_val else (train_set, val_set)
 
 
 def build_model(params: Params, info: dict[str, Any]) -> MambaClassifier:
@@ -159,13 +186,13 @@ def read_state(path: Path, key: str, processes: Processes) -> SavedTraining | No
 
 def log_epoch(report: EpochReport, epochs: int) -> None:
     """One line on what an epoch gave, one on the time that it took."""
+    validated = (report.val_loss, report.val_accuracy)
     logger.info(
-        "epoch %d/%d  loss %.4f  val loss %.4f  val accuracy %.4f  %.0f images/s",
+        "epoch %d/%d  loss %.4f  val loss %s  val accuracy %s  %.0f images/s",
         report.epoch,
         epochs,
         report.train_loss,
-        report.val_loss,
-        report.val_accuracy,
+        *("none" if value is None else f"{value:.4f}" for value in validated),
         report.images_per_s,
     )
     seconds = report.seconds
@@ -219,8 +246,7 @@ def run_training(
     saved = read_state(recorder.state, recorder.key, processes) if arguments.resume else None
     reports = train(
         model,
-        read_part(paths.PREPARED, "train", "prepare"),
-        read_part(paths.PREPARED, "val", "prepare"),
+        *read_data(params.train.on_val),
         params.train.config(),
         device,
         progress=processes.is_first,

@@ -14,6 +14,7 @@ Stem = Literal["patch", "conv"]
 Direction = Literal["forward", "alternate", "bidirectional"]
 Pool = Literal["mean", "last"]
 AForm = Literal["free", "tied"]
+OptimizerName = Literal["adamw", "muon"]
 
 MAX_LENGTH = 65536
 """Longest sequence of tokens that the model file allows (docs/format.md)."""
@@ -196,11 +197,15 @@ class AugmentConfig:
     """Degrees, to either side."""
     shift: float = 0.08
     """Fraction of the image's height and width, to either side."""
+    elastic: float = 0.0
+    """Standard deviation of a pixel's own shift, as a fraction of the image's sides."""
+    elastic_scale: float = 0.15
+    """Standard deviation of the Gaussian that smooths these shifts, as a fraction of the sides."""
 
     @property
     def is_identity(self) -> bool:
         """Whether nothing is changed."""
-        return not (self.rotate or self.scale or self.shear or self.shift)
+        return not (self.rotate or self.scale or self.shear or self.shift or self.elastic)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -209,6 +214,8 @@ class TrainConfig:
 
     epochs: int = 10
     batch_size: int = 128
+    optimizer: OptimizerName = "adamw"
+    """muon: Muon for the matrices inside the network, AdamW for the rest."""
     lr: float = 1e-3
     """Peak learning rate, reached after the warm-up."""
     warmup: float = 0.1
@@ -218,6 +225,8 @@ class TrainConfig:
     weight_decay: float = 0.05
     beta1: float = 0.9
     beta2: float = 0.99
+    momentum: float = 0.95
+    """Muon's decay of the gradient's mean."""
     clip_norm: float = 1.0
     """Largest gradient norm; 0 does not clip."""
     label_smoothing: float = 0.05

@@ -43,7 +43,10 @@ def test_the_committed_params_are_valid() -> None:
         ("train.lr", float("inf"), ["train.lr", "inf", "finite"]),
         ("train.save_every", -1, ["train.save_every", "-1", "greater than or equal to 0"]),
         ("train.epochs", 2.5, ["train.epochs", "2.5", "integer"]),
-        ("train.momentum", 0.9, ["train.momentum", "unknown key"]),
+        ("train.nesterov", True, ["train.nesterov", "unknown key"]),
+        ("train.optimizer", "sgd", ["train.optimizer", "'sgd'", "'muon'"]),
+        ("train.augment.elastic_scale", 0, ["train.augment.elastic_scale", "0", "greater than 0"]),
+        ("evaluate.robustness.shift", [0.5], ["evaluate.robustness.shift.0", "0.5", "integer"]),
         ("train.augment.rotate", 500, ["train.augment.rotate", "500", "180"]),
         ("train.scan", "gpu", ["train.scan", "'gpu'", "'cuda'"]),
         ("data.dataset", "cifar", ["data.dataset", "'cifar'", "'digits'"]),
@@ -69,6 +72,33 @@ def test_a_wrong_value_is_named_with_what_was_expected(
         parse_params(changed(key, value))
     for word in words:
         assert word in str(error.value)
+
+
+def test_the_best_on_validation_needs_validation_images() -> None:
+    content = changed("export.checkpoint", "best_model")
+    parse_params(content)
+    content["train"]["on_val"] = True
+    with pytest.raises(ParamsError, match=r"'best_model' .* train\.on_val = true .* 'last'"):
+        parse_params(content)
+
+
+def test_changes_by_dotted_keys() -> None:
+    params = load_params(ROOT / "params.yaml")
+    other = params.changed({"train.augment.rotate": 3, "model.a": "tied"}, "here")
+    assert (other.train.augment.rotate, other.model.a) == (3.0, "tied")
+    assert (
+        other.changed(
+            {"train.augment.rotate": params.train.augment.rotate, "model.a": params.model.a}, "here"
+        )
+        == params
+    )
+    for key, words in (
+        ("train.rate", "here: train.rate: unknown key"),
+        ("trains.lr", "here: trains.lr: unknown key"),
+        ("train.lr.peak", "here: train.lr.peak: unknown key"),
+    ):
+        with pytest.raises(ParamsError, match=words):
+            params.changed({key: 1}, "here")
 
 
 def test_exponents_without_a_dot_are_numbers() -> None:

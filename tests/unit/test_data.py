@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from mnist_mamba.config import AugmentConfig
-from mnist_mamba.data.augment import _grid, augment
+from mnist_mamba.data.augment import _grid, augment, smooth
 from mnist_mamba.data.idx import IdxError, read_images, read_labels, write_idx
 from mnist_mamba.data.sources import IDX_NAMES, load_digits, load_idx, load_mnist
 from mnist_mamba.data.splits import DataError, LabelledImages, Splits, describe, resize, split
@@ -271,6 +271,30 @@ def test_augmentation_depends_on_its_generator_alone() -> None:
     assert not torch.equal(a, augment(pixels, AugmentConfig(), torch.Generator().manual_seed(8)))
 
 
+def test_elastic_shifts_have_the_deviation_asked_for_and_are_smooth() -> None:
+    noise = torch.randn(4000, 2, 11, 11, generator=torch.Generator().manual_seed(0))
+    shifts = smooth(noise, 20, 30, scale=0.1)
+    assert shifts.shape == (4000, 20, 30, 2)
+    torch.testing.assert_close(shifts.std(dim=0), torch.ones(20, 30, 2), atol=0.06, rtol=0)
+    assert shifts.mean(dim=0).abs().max() < 0.08
+    # A Gaussian's average over noise is correlated by exp(-d^2 / 4 s^2) at the distance d.
+    x = shifts[:, 9, :, 0]
+    for distance in (1, 3, 6):
+        got = (x[:, 10] * x[:, 10 + distance]).mean()
+        expected = np.exp(-((distance / 30) ** 2) / (4 * 0.1**2))
+        assert abs(float(got) - expected) < 0.06
+
+
+def test_elastic_maps_move_pixels_as_far_as_asked() -> None:
+    config = AugmentConfig(rotate=0, scale=0, shear=0, shift=0, elastic=0.05, elastic_scale=0.5)
+    images = blob().expand(500, -1, -1)
+    x0, y0 = centre(images[0])
+    mapped = augment(images, config, torch.Generator().manual_seed(0))
+    moves = torch.tensor([centre(image) for image in mapped]) - torch.tensor([x0, y0])
+    # So smooth a map shifts a small blob as a whole: 0.05 of 30 columns and of 20 rows.
+    torch.testing.assert_close(moves.std(dim=0), torch.tensor([1.5, 1.0]), rtol=0.15, atol=0)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_grid_is_torch_s_affine_grid(dtype: torch.dtype) -> None:
     maps = torch.randn(7, 2, 3, dtype=dtype, generator=torch.Generator().manual_seed(0))
@@ -278,12 +302,14 @@ def test_the_grid_is_torch_s_affine_grid(dtype: torch.dtype) -> None:
     torch.testing.assert_close(_grid(maps, 9, 12), expected)
 
 
-def test_a_share_of_a_batch_is_mapped_as_in_the_whole_batch() -> None:
+@pytest.mark.parametrize("elastic", [0.0, 0.04])
+def test_a_share_of_a_batch_is_mapped_as_in_the_whole_batch(elastic: float) -> None:
+    config = AugmentConfig(elastic=elastic)
     pixels = torch.from_numpy(make_data(11, size=(9, 12)).images).float() / 255
-    whole = augment(pixels, AugmentConfig(), torch.Generator().manual_seed(3))
+    whole = augment(pixels, config, torch.Generator().manual_seed(3))
     for share in (slice(0, 6), slice(6, 11), slice(11, 11)):
         generator = torch.Generator().manual_seed(3)
-        mapped = augment(pixels[share], AugmentConfig(), generator, share, batch=11)
+        mapped = augment(pixels[share], config, generator, share, batch=11)
         torch.testing.assert_close(mapped, whole[share], atol=1e-6, rtol=0)
 
 

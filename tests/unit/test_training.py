@@ -13,7 +13,7 @@ import pytest
 import torch
 from tqdm import tqdm
 
-from mnist_mamba.config import AugmentConfig, ModelConfig, TrainConfig
+from mnist_mamba.config import AugmentConfig, ModelConfig, OptimizerName, TrainConfig
 from mnist_mamba.data.splits import LabelledImages
 from mnist_mamba.model import MambaClassifier
 from mnist_mamba.training import loop
@@ -64,8 +64,12 @@ def run(
     return classifier, list(reports)
 
 
-def test_it_learns() -> None:
-    config = TrainConfig(epochs=8, batch_size=16, lr=5e-3, augment=PLAIN)
+OPTIMIZERS: list[OptimizerName] = ["adamw", "muon"]
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_it_learns(optimizer: OptimizerName) -> None:
+    config = TrainConfig(epochs=8, batch_size=16, optimizer=optimizer, lr=5e-3, augment=PLAIN)
     _, reports = run(config)
     assert reports[-1].val_accuracy >= 0.95
     assert reports[-1].train_loss < reports[0].train_loss
@@ -153,9 +157,13 @@ def saved_states(config: TrainConfig, path: Path) -> tuple[list[bytes], MambaCla
     return files, model
 
 
-def test_resumed_anywhere_a_training_ends_with_the_same_bits(tmp_path: Path) -> None:
-    files, model = saved_states(RESUMED, tmp_path / "state")
-    _, reports = run(RESUMED)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_resumed_anywhere_a_training_ends_with_the_same_bits(
+    optimizer: OptimizerName, tmp_path: Path
+) -> None:
+    config = dataclasses.replace(RESUMED, optimizer=optimizer, augment=AugmentConfig(elastic=0.05))
+    files, model = saved_states(config, tmp_path / "state")
+    _, reports = run(config)
     states = [parse_training(data, tmp_path).state for data in files]
     assert [(state.epoch, state.steps) for state in states] == [
         *((1, 2), (1, 4), (2, 0)),
@@ -165,7 +173,7 @@ def test_resumed_anywhere_a_training_ends_with_the_same_bits(tmp_path: Path) -> 
     for state in states:
         torch.manual_seed(1)  # other weights, which must not matter
         again = MambaClassifier(MODEL, scan="reference")
-        rest = list(train(again, bars(96, 1), bars(48, 2), RESUMED, progress=False, state=state))
+        rest = list(train(again, bars(96, 1), bars(48, 2), config, progress=False, state=state))
         where = f"epoch {state.epoch}, step {state.steps}"
         for name, value in model.state_dict().items():
             assert torch.equal(value, again.state_dict()[name]), (where, name)
@@ -249,20 +257,56 @@ def test_weight_decay_spares_everything_but_matrices(name: str) -> None:
     model = make_model(name)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     model.head.bias.requires_grad_(False)
-    decayed, spared = split_parameters(model)
-    decayed_names = {names[id(p)] for p in decayed}
-    spared_names = {names[id(p)].split(".", 2)[-1] for p in spared}
+    kinds = split_parameters(model)
+    matrix_names = {names[id(p)] for p in kinds.matrices}
+    decayed_names = {names[id(p)] for p in kinds.decayed}
+    spared_names = {names[id(p)].split(".", 2)[-1] for p in kinds.spared}
     assert {"mixer.D", "norm.weight", "mixer.dt_proj.bias", "mixer.conv1d.bias"} <= spared_names
-    assert not any(n.endswith(("log", "bias", "D", "D_b", "pos_embed")) for n in decayed_names)
+    some = ("log", "bias", "D", "D_b", "pos_embed")
+    assert not any(n.endswith(some) for n in decayed_names | matrix_names)
     assert "head.weight" in decayed_names
-    assert "layers.0.mixer.in_proj.weight" in decayed_names
-    assert len(spared) + len(decayed) == len(names) - 1  # not what is frozen
-    config = TrainConfig(weight_decay=0.1)
-    optimizer = Trainer(model, config).optimizer
-    sizes = [sum(p.numel() for p in kind) for kind in (decayed, spared)]
-    groups = optimizer.param_groups
-    assert [g["weight_decay"] for g in groups] == [0.1, 0.0]
-    assert [sum(p.numel() for p in g["params"]) for g in groups] == sizes
+    assert {n.rsplit(".", 2)[1][:6] for n in matrix_names} == {
+        "in_pro",
+        "x_proj",
+        "dt_pro",
+        "out_pr",
+    }
+    assert sum(map(len, kinds)) == len(names) - 1  # not what is frozen
+    sizes = [sum(p.numel() for p in kind) for kind in kinds]
+    for optimizer, decays in (("adamw", [0.1, 0.1, 0.0]), ("muon", [0.1, 0.1, 0.0])):
+        config = TrainConfig(optimizer=optimizer, weight_decay=0.1)
+        groups = [g for o in Trainer(model, config).optimizers.all for g in o.param_groups]
+        assert [g["weight_decay"] for g in groups] == decays
+        assert [sum(p.numel() for p in g["params"]) for g in groups] == sizes
+
+
+def test_muon_moves_matrices_equally_far_in_all_directions_and_adamw_the_rest() -> None:
+    config = TrainConfig(optimizer="muon", weight_decay=0, augment=PLAIN)
+    model = make_model("conv_alternate")
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    images = make_images(model.config, 8)
+    Trainer(model, config).step(images.float() / 255, torch.arange(8) % 10, lr=0.01)
+    for name, parameter in model.named_parameters():
+        step = parameter.detach() - before[name]
+        if name.endswith("_proj.weight"):
+            size = 0.2 * 0.01 * max(step.shape) ** 0.5
+            # Its iteration leaves singular values around 1; float32 rounds what it is added to.
+            values = torch.linalg.svdvals(step) / size
+            assert values.max() < 1.4, name
+            assert values.median() > 0.5, name
+        else:
+            # AdamW's first step is the rate itself, or less where the gradient is next to nothing.
+            assert step.abs().max() < 0.01001, name
+            assert step.abs().max() > 0.005, name
+
+
+def test_without_validation_images_nothing_is_validated() -> None:
+    torch.manual_seed(0)
+    classifier = MambaClassifier(MODEL, scan="reference")
+    config = TrainConfig(epochs=1, batch_size=16, augment=PLAIN)
+    (report,) = train(classifier, bars(32, 1), None, config, progress=False)
+    assert (report.val_loss, report.val_accuracy) == (None, None)
+    assert report.curve_point()["val_loss"] is None
 
 
 def test_ema_follows_with_a_warm_up() -> None:

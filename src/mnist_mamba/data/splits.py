@@ -21,6 +21,11 @@ class LabelledImages(NamedTuple):
     images: Bytes
     labels: Bytes
 
+    def joined(self, other: LabelledImages) -> LabelledImages:
+        """These images, then the other ones."""
+        images = np.concatenate([self.images, other.images])
+        return LabelledImages(images, np.concatenate([self.labels, other.labels]))
+
     def select(self, chosen: np.ndarray) -> LabelledImages:
         """The images at a mask or at indices."""
         return LabelledImages(self.images[chosen], self.labels[chosen])

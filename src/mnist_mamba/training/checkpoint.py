@@ -25,7 +25,7 @@ class Checkpoint:
 
     model: MambaClassifier
     epoch: int
-    val_accuracy: float
+    val_accuracy: float | None
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> bytes:
@@ -70,6 +70,8 @@ def _parse(path: Path, content: Any, scan: str) -> Checkpoint:
     try:
         model = MambaClassifier(ModelConfig.from_dict(content["config"]), scan=scan)
         model.load_state_dict(content["model"])
-        return Checkpoint(model.eval(), int(content["epoch"]), float(content["val_accuracy"]))
+        accuracy = content["val_accuracy"]
+        accuracy = None if accuracy is None else float(accuracy)
+        return Checkpoint(model.eval(), int(content["epoch"]), accuracy)
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise CheckpointError(f"{path} does not hold a whole model: {error}") from error

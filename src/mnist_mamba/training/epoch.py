@@ -15,6 +15,9 @@ from mnist_mamba.training.evaluation import Scores
 from mnist_mamba.training.optimizer import learning_rate
 from mnist_mamba.training.trainer import Trainer
 
+CurvePoint = dict[str, float | int | None]
+"""Figures of an epoch by their names."""
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainingState:
@@ -56,9 +59,9 @@ class EpochReport:
     train_loss: float
     train_accuracy: float
     """On augmented images, while the weights moved."""
-    val_loss: float
-    val_accuracy: float
-    """Of the averaged weights."""
+    val_loss: float | None
+    val_accuracy: float | None
+    """Of the averaged weights; None where there are no validation images."""
     images_per_s: float
     """Trained on; evaluation does not count."""
     seconds: EpochSeconds
@@ -67,7 +70,7 @@ class EpochReport:
     model: MambaClassifier
     """The averaged model itself, which the next epoch changes."""
 
-    def curve_point(self) -> dict[str, float | int]:
+    def curve_point(self) -> CurvePoint:
         """The figures that are the same on every run: all but those of a clock."""
         return {
             "epoch": self.epoch,
@@ -157,7 +160,7 @@ class Epoch:
         every = self.config.save_every
         return bool(every) and self.steps % every == 0 and self.steps < len(self.batches)
 
-    def report(self, scores: Scores, pace: Pace, model: MambaClassifier) -> EpochReport:
+    def report(self, scores: Scores | None, pace: Pace, model: MambaClassifier) -> EpochReport:
         """The figures of an epoch that has ended."""
         busy = self.seconds.data + self.seconds.steps
         return EpochReport(
@@ -165,8 +168,8 @@ class Epoch:
             lr=self.lr(self.steps - 1),
             train_loss=self.loss_sum / self.seen,
             train_accuracy=self.correct / self.seen,
-            val_loss=scores.loss,
-            val_accuracy=scores.accuracy,
+            val_loss=scores.loss if scores else None,
+            val_accuracy=scores.accuracy if scores else None,
             images_per_s=(self.seen - self.resumed_at) / busy,
             seconds=self.seconds,
             seconds_left=pace.seconds_left(self.seen_in_all),

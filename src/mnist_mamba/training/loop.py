@@ -30,7 +30,7 @@ class TrainingError(RuntimeError):
 def train(
     model: MambaClassifier,
     train_set: LabelledImages,
-    val_set: LabelledImages,
+    val_set: LabelledImages | None,
     config: TrainConfig,
     device: str = "cpu",
     progress: bool = True,
@@ -46,6 +46,7 @@ def train(
 
     Args:
         model, train_set, val_set, config: the same in all processes, and in a resumed training.
+            Without a val_set nothing is evaluated.
         device: torch's name of it.
         progress: whether a bar is shown, where there is a terminal.
         processes: those that train together.
@@ -60,7 +61,7 @@ def train(
     if state is not None:
         trainer.load_state_dict(state.trainer)
     images, labels = _tensors(train_set)
-    val_images, val_labels = _tensors(val_set)
+    val_tensors = None if val_set is None else _tensors(val_set)
     first = 1 if state is None else state.epoch
     done = 0 if state is None else (first - 1) * len(labels) + state.steps * config.batch_size
     pace = Pace(config.epochs * len(labels), done)
@@ -72,9 +73,9 @@ def train(
             save(epoch.state(trainer))
         _run_epoch(epoch, trainer, images, labels, pace, progress, save)
         started = time.perf_counter()
-        scores = _evaluate(trainer, val_images, val_labels)
+        scores = None if val_tensors is None else _evaluate(trainer, *val_tensors)
         epoch.seconds.evaluation = time.perf_counter() - started
-        if not math.isfinite(scores.loss):
+        if scores is not None and not math.isfinite(scores.loss):
             raise TrainingError(
                 f"the validation loss is {scores.loss} after epoch {number}: {_TRY}"
             )

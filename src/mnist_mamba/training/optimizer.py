@@ -1,40 +1,110 @@
-"""AdamW, what it decays, and the learning rate's schedule."""
+"""The optimizers, what they decay, and the learning rate's schedule."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mnist_mamba.config import TrainConfig
+from mnist_mamba.training.flat import FlatParameters
 
 _NO_DECAY = ("A_log", "A_b_log", "a_log", "a_b_log", "pos_embed")
 
 
-def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """The matrices, which decay, and A, D, norms, biases and positions, which do not.
+class ParameterKinds(NamedTuple):
+    """A model's parameters by how they are optimised, each kind in the model's order."""
 
-    Each in the model's order; parameters that need no gradient are in neither.
-    """
-    decayed: list[nn.Parameter] = []
-    spared: list[nn.Parameter] = []
+    matrices: list[nn.Parameter]
+    """Between stem and head: those that Muon takes, if it is chosen."""
+    decayed: list[nn.Parameter]
+    """The other matrices and filters."""
+    spared: list[nn.Parameter]
+    """A, D, norms, biases and positions, which do not decay."""
+
+
+def split_parameters(model: nn.Module) -> ParameterKinds:
+    """Each parameter in one kind; those that need no gradient in none."""
+    kinds = ParameterKinds([], [], [])
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            spare = parameter.dim() < 2 or name.rsplit(".", 1)[-1] in _NO_DECAY
-            (spared if spare else decayed).append(parameter)
-    return decayed, spared
+        if not parameter.requires_grad:
+            continue
+        if parameter.dim() < 2 or name.rsplit(".", 1)[-1] in _NO_DECAY:
+            kinds.spared.append(parameter)
+        elif name.startswith("layers.") and parameter.dim() == 2:
+            kinds.matrices.append(parameter)
+        else:
+            kinds.decayed.append(parameter)
+    return kinds
 
 
-def make_optimizer(
-    decayed: nn.Parameter, spared: nn.Parameter, config: TrainConfig
-) -> torch.optim.AdamW:
-    """AdamW over the two kinds of `split_parameters`, each as one vector."""
-    groups = [
-        {"params": [decayed], "weight_decay": config.weight_decay},
-        {"params": [spared], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
+class Optimizers:
+    """AdamW, or Muon and AdamW, over the kinds of `split_parameters`, each in one vector.
+
+    Muon's updates are scaled to the size of AdamW's, so that one rate and one weight decay serve
+    both (arXiv 2502.16982).
+
+    Args:
+        kinds: of the model's parameters; matrices, decayed, spared.
+        config: which optimizers, and their settings.
+    """
+
+    def __init__(self, kinds: Sequence[FlatParameters], config: TrainConfig) -> None:
+        self._kinds = kinds
+        decays = (config.weight_decay, config.weight_decay, 0.0)
+        groups = [
+            {"params": [kind.vector], "weight_decay": decay}
+            for kind, decay in zip(kinds, decays, strict=True)
+        ]
+        self._matrices: list[nn.Parameter] = []
+        self.all: list[torch.optim.Optimizer] = []
+        if config.optimizer == "muon":
+            # Views of the vector, as the model's own are.
+            self._matrices = [nn.Parameter(matrix.detach()) for matrix in kinds[0].parameters]
+            muon = torch.optim.Muon(
+                self._matrices,
+                lr=config.lr,
+                weight_decay=config.weight_decay,
+                momentum=config.momentum,
+                adjust_lr_fn="match_rms_adamw",
+            )
+            self.all, groups = [muon], groups[1:]
+        betas = (config.beta1, config.beta2)
+        self.all.append(torch.optim.AdamW(groups, lr=config.lr, betas=betas, fused=True))
+
+    def set_lr(self, lr: float) -> None:
+        """The rate of the next step."""
+        for optimizer in self.all:
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+
+    def step(self, gradient: Tensor) -> None:
+        """One step; gradient (number of elements): that of all kinds, one after the other."""
+        parts = gradient.split([kind.vector.numel() for kind in self._kinds])
+        for kind, part in zip(self._kinds, parts, strict=True):
+            kind.vector.grad = part
+        if self._matrices:
+            sizes = [matrix.numel() for matrix in self._matrices]
+            for matrix, part in zip(self._matrices, parts[0].split(sizes), strict=True):
+                matrix.grad = part.view_as(matrix)
+        for optimizer in self.all:
+            optimizer.step()
+
+    def state_dict(self) -> list[dict[str, Any]]:
+        """Of each optimizer. The tensors are the live ones, not copies."""
+        return [optimizer.state_dict() for optimizer in self.all]
+
+    def load_state_dict(self, states: list[dict[str, Any]]) -> None:
+        """Go on from a `state_dict` of the same kinds and config.
+
+        Raises:
+            ValueError: a state of others.
+        """
+        for optimizer, state in zip(self.all, states, strict=True):
+            optimizer.load_state_dict(state)
 
 
 def learning_rate(step: int, total_steps: int, config: TrainConfig) -> float:

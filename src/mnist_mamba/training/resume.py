@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from mnist_mamba.files import write_bytes
-from mnist_mamba.training.epoch import TrainingState
+from mnist_mamba.training.epoch import CurvePoint, TrainingState
 
 MAGIC = b"mnist-mamba training state 1\n"
 _DIGEST = hashlib.sha256
@@ -28,7 +28,7 @@ class SavedTraining:
     key: str
     """Names the run: the same for the same model, data, settings and code."""
     state: TrainingState
-    points: list[dict[str, float | int]]
+    points: list[CurvePoint]
     """Of the learning curves, one for each epoch that has ended."""
     best_checkpoint: bytes
     """The best epoch's file; empty before the first has ended."""

@@ -14,7 +14,7 @@ from mnist_mamba.model import MambaClassifier
 from mnist_mamba.training.distributed import ALONE, Processes
 from mnist_mamba.training.ema import Ema
 from mnist_mamba.training.flat import FlatParameters
-from mnist_mamba.training.optimizer import make_optimizer, split_parameters
+from mnist_mamba.training.optimizer import Optimizers, split_parameters
 
 
 class NonFiniteError(ArithmeticError):
@@ -22,7 +22,7 @@ class NonFiniteError(ArithmeticError):
 
 
 class Trainer:
-    """A model, the average of its weights and its optimizer.
+    """A model, the average of its weights and its optimizers.
 
     Args:
         model: trained in place, and moved to the device.
@@ -42,8 +42,7 @@ class Trainer:
         self.ema = Ema(model, config.ema_decay)
         self._kinds = [FlatParameters(kind) for kind in split_parameters(self.model)]
         self._weights = [kind.vector for kind in self._kinds]
-        decayed, spared = self._weights
-        self.optimizer = make_optimizer(decayed, spared, config)
+        self.optimizers = Optimizers(self._kinds, config)
         self.config, self.device, self.processes = config, device, processes
 
     def step(
@@ -58,8 +57,7 @@ class Trainer:
         Raises:
             NonFiniteError: the loss or the gradient's norm is NaN or infinite.
         """
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        self.optimizers.set_lr(lr)
         for kind in self._kinds:
             kind.clear_gradients()
         part = 1.0 if batch is None else len(labels) / batch
@@ -71,7 +69,8 @@ class Trainer:
         for name, value in (("loss", loss), ("norm of the gradient", norm_value)):
             if not math.isfinite(value):
                 raise NonFiniteError(f"the {name} is {value}")
-        self._move_weights(gradient)
+        self.optimizers.step(gradient)
+        self.ema.update(self._weights)
         return loss, int(hits)
 
     def _backward(self, pixels: Tensor, labels: Tensor, part: float) -> Tensor:
@@ -103,20 +102,12 @@ class Trainer:
             gradient.mul_((self.config.clip_norm / (norm + 1e-6)).clamp(max=1))
         return norm
 
-    def _move_weights(self, gradient: Tensor) -> None:
-        """One step of the optimizer, and of the average."""
-        parts = gradient.split([weights.numel() for weights in self._weights])
-        for weights, part in zip(self._weights, parts, strict=True):
-            weights.grad = part
-        self.optimizer.step()
-        self.ema.update(self._weights)
-
     def state_dict(self) -> dict[str, Any]:
         """All that a later step depends on. The tensors are the live ones, not copies."""
         return {
             "model": self.model.state_dict(),
             "ema": self.ema.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": self.optimizers.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -127,4 +118,4 @@ class Trainer:
         """
         self.model.load_state_dict(state["model"])
         self.ema.load_state_dict(state["ema"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizers.load_state_dict(state["optimizers"])
