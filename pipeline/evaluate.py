@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mnist_mamba.data.idx import read_images, read_labels
+from mnist_mamba.data.corruptions import CORRUPTIONS
+from mnist_mamba.data.idx import read_images, read_labels, write_idx
 from mnist_mamba.files import write_json, write_text
 from mnist_mamba.metrics import (
     expected_calibration_error,
@@ -42,6 +43,19 @@ def engine_logits(images: Path, labels: Path) -> tuple[NDArray[np.float32], dict
         logits = Path(scratch) / "logits.f32"
         report = run_engine("eval", paths.MODEL, images, labels, "--logits", logits)
         return np.fromfile(logits, dtype="<f4").reshape(report["n"], -1), report
+
+
+def robustness(images: NDArray[np.uint8], label_file: Path, params: Params) -> dict[str, Any]:
+    """The engine's accuracy on images made harder: {"shift": {"5": 0.99, ...}, ...}."""
+    table: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch) / "images.idx"
+        for name, strengths in params.evaluate.robustness.model_dump().items():
+            for strength in strengths:
+                write_idx(file, CORRUPTIONS[name](images, strength))
+                report = run_engine("eval", paths.MODEL, file, label_file)
+                table.setdefault(name, {})[str(strength)] = report["correct"] / report["n"]
+    return table
 
 
 def summarise(
@@ -109,6 +123,7 @@ def main() -> None:
         "parameters": model.n_parameters,
         "file_bytes": paths.MODEL.stat().st_size,
     }
+    metrics["robustness"] = robustness(images, label_file, params)
     write_json(paths.METRICS / "eval.json", metrics)
     predictions = engine.argmax(axis=1)
     pairs = zip(labels, predictions, strict=True)
@@ -117,6 +132,12 @@ def main() -> None:
     probabilities = softmax(engine)
     figures.draw_predictions(paths.PLOTS / "predictions.png", images, labels, probabilities)
     figures.draw_misclassified(paths.PLOTS / "misclassified.png", images, labels, probabilities)
+    figures.draw_reliability(
+        paths.PLOTS / "reliability.png", probabilities, labels, params.evaluate.ece_bins
+    )
+    figures.draw_robustness(
+        paths.PLOTS / "robustness.png", metrics["accuracy"], metrics["robustness"]
+    )
     check(metrics, report, params)
     logger.info(
         "C engine: %d of %d right (%.4f); logits within %.1e of PyTorch's, %d predictions differ",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mnist_mamba.files import replacing
+from mnist_mamba.metrics import confidence_bins, expected_calibration_error
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
@@ -93,4 +95,72 @@ def draw_misclassified(
         axes.set_title(f"is {labels[i]}, said {predictions[i]}\n#{i}", fontsize=7)
     more = f", the {len(shown)} surest shown" if len(shown) < len(wrong) else ""
     figure.suptitle(f"{len(wrong)} of {len(labels)} test images got wrong{more}", fontsize=11)
+    _save(path, figure)
+
+
+def draw_reliability(path: Path, probabilities: Probabilities, labels: Labels, bins: int) -> None:
+    """How often the engine is right when it is so sure, and how often it is.
+
+    probabilities (n, n_classes), labels (n,).
+    """
+    found = confidence_bins(probabilities, labels, bins)
+    some = found.size > 0
+    x = found.confidence[some] / found.size[some]
+    figure, (curve, counts) = plt.subplots(
+        2,
+        1,
+        figsize=(6, 6.5),
+        sharex=True,
+        gridspec_kw={"height_ratios": [3, 1]},
+        layout="constrained",
+    )
+    curve.plot([0, 1], [0, 1], color=MUTED, linestyle="--", label="as sure as right")
+    curve.plot(x, found.correct[some] / found.size[some], "o-", color=RIGHT, label="C engine")
+    error = expected_calibration_error(probabilities, labels, bins)
+    curve.set_title(f"expected calibration error {error:.4f}", fontsize=10)
+    curve.set_ylabel("fraction right")
+    curve.legend()
+    counts.bar((np.arange(bins) + 0.5) / bins, found.size, width=0.9 / bins, color=MUTED)
+    counts.set_yscale("symlog")
+    counts.set_ylim(bottom=0)
+    counts.set_ylabel("images")
+    counts.set_xlabel("probability of the class that is predicted")
+    _save(path, figure)
+
+
+UNITS = {"shift": "% of sides", "rotate": "degrees", "scale": "% of size"}
+
+
+def draw_robustness(path: Path, accuracy: float, table: Mapping[str, Mapping[str, float]]) -> None:
+    """Accuracy of each row of images made harder, beside that on the images as they are."""
+    columns = max(1, -(-len(table) // 2))
+    figure, grid = plt.subplots(
+        2, columns, figsize=(10, 5), sharey=True, squeeze=False, layout="constrained"
+    )
+    for axes in grid.flat[len(table) :]:
+        axes.set_axis_off()
+    for axes, (name, row) in zip(grid.flat, table.items(), strict=False):
+        axes.axhline(100 * accuracy, color=RIGHT, linewidth=1)
+        bars = axes.bar(list(row), [100 * value for value in row.values()], color=MUTED, width=0.6)
+        axes.bar_label(bars, fmt="%.1f", fontsize=8)
+        axes.set_title(f"{name}, {UNITS.get(name, '%')}", fontsize=9)
+        axes.set_ylim(0, 109)
+    for axes in grid[:, 0]:
+        axes.set_ylabel("accuracy, %")
+    _save(path, figure)
+
+
+def draw_study(path: Path, runs: Mapping[str, Any], speed: Mapping[str, Any]) -> None:
+    """Validation accuracy of a study's runs against what their model costs the C engine."""
+    figure, axes = plt.subplots(figsize=(9, 6), layout="constrained")
+    for name in sorted(runs.keys() & speed.keys()):
+        accuracy = runs[name]["val_accuracy"]
+        x, y = speed[name]["b100"], 100 * accuracy["mean"]
+        colour = RIGHT if name == "base" else MUTED
+        bar = None if accuracy["std"] is None else 100 * accuracy["std"]
+        axes.errorbar(x, y, yerr=bar, fmt="o", color=colour, capsize=2)
+        axes.annotate(name, (x, y), xytext=(4, 4), textcoords="offset points", fontsize=8)
+    axes.set_xlabel("µs an image in the C engine (batch 100, one thread)")
+    axes.set_ylabel("validation accuracy, % (mean ± deviation of the seeds)")
+    axes.grid(alpha=0.3)
     _save(path, figure)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,16 +27,36 @@ def negative_log_likelihood(logits: Floats, labels: Labels) -> float:
     return float((log_sum - wide[np.arange(len(labels)), labels]).mean())
 
 
+class Bins(NamedTuple):
+    """Predictions by their confidence, in equal-width bins; all (bins,)."""
+
+    size: Floats
+    """How many there are."""
+    confidence: Floats
+    """Sum over the bin."""
+    correct: Floats
+    """How many are right."""
+
+
+def confidence_bins(probabilities: Floats, labels: Labels, bins: int) -> Bins:
+    """Predictions of (n, n_classes) probabilities, sorted into bins by the largest one."""
+    confidence = probabilities.max(axis=1)
+    correct = probabilities.argmax(axis=1) == labels
+    bin_of = np.minimum((confidence * bins).astype(int), bins - 1)
+    sums = [
+        np.bincount(bin_of, weights=weights, minlength=bins).astype(np.float64)
+        for weights in (np.ones(len(labels)), confidence, correct)
+    ]
+    return Bins(*sums)
+
+
 def expected_calibration_error(probabilities: Floats, labels: Labels, bins: int) -> float:
     """Mean gap between confidence and accuracy over equal-width bins of confidence.
 
     Source: Guo et al. 2017, arXiv 1706.04599.
     """
-    confidence = probabilities.max(axis=1)
-    correct = probabilities.argmax(axis=1) == labels
-    bin_of = np.minimum((confidence * bins).astype(int), bins - 1)
-    gaps = np.bincount(bin_of, weights=confidence - correct, minlength=bins)
-    return float(np.abs(gaps).sum() / len(labels))
+    found = confidence_bins(probabilities, labels, bins)
+    return float(np.abs(found.confidence - found.correct).sum() / len(labels))
 
 
 def per_class(predictions: Labels, labels: Labels, n_classes: int) -> dict[str, dict[str, float]]:

@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from mnist_mamba.data.corruptions import CORRUPTIONS
+from mnist_mamba.data.idx import read_images, read_labels
+from mnist_mamba.engine import Engine
 from mnist_mamba.engine.format import read_model
 from pipeline.evaluate import ParityError, check
 from pipeline.params import load_params
@@ -141,6 +144,40 @@ def test_training_with_options_of_ones_own_leaves_the_pipeline_s_results_alone(
     assert (finished / "metrics/train.json").read_bytes() == before
 
 
+def test_training_on_the_validation_images_too(finished: Path, tmp_path: Path) -> None:
+    words = ("--set", "train.on_val=true", "--set", "train.epochs=1", "--save-dir", tmp_path)
+    done = run_module(finished, "pipeline.train", *words)
+    assert done.returncode == 0, done.stderr
+    assert "val accuracy none" in done.stderr
+    assert "val" not in load(tmp_path, "metrics.json")
+    (point,) = json.loads((tmp_path / "curves.json").read_text())
+    assert (point["val_loss"], point["val_accuracy"]) == (None, None)
+    assert point["train_accuracy"] * 200 == round(point["train_accuracy"] * 200)  # 160 + 40
+    best, last = (tmp_path / name for name in ("best_model.pth", "last.pth"))
+    assert best.read_bytes() == last.read_bytes()
+    for word, error in (
+        ("train.epochs", "error: --set train.epochs: expected KEY=VALUE, e.g. train.seed=1"),
+        ("train.epoch=1", "error: command line: train.epoch: unknown key, got 1; expected no such"),
+    ):
+        done = run_module(finished, "pipeline.train", "--set", word)
+        assert done.returncode == 1
+        assert done.stderr.strip().startswith(error)
+
+
+def test_robustness_of_the_engine_and_its_calibration(finished: Path) -> None:
+    metrics = load(finished, "metrics/eval.json")
+    table = metrics["robustness"]
+    wanted = load_params(finished / "params.yaml").evaluate.robustness.model_dump()
+    assert {name: [int(one) for one in row] for name, row in table.items()} == wanted
+    assert all(0 <= value <= 1 for row in table.values() for value in row.values())
+    images = read_images(finished / "data/prepared/test-images.idx")
+    labels = read_labels(finished / "data/prepared/test-labels.idx")
+    with Engine(finished / "artifacts/mnist_mamba.bin") as engine:
+        for name, strength in (("shift", 10), ("noise", 40), ("invert", 100)):
+            predicted = engine.predict(CORRUPTIONS[name](images, strength))
+            assert table[name][str(strength)] == (predicted == labels).mean(), name
+
+
 def test_same_seed_same_files(finished: Path, tmp_path: Path) -> None:
     again = tmp_path / "again"
     shutil.copytree(finished, again)
@@ -156,6 +193,8 @@ def test_same_seed_same_files(finished: Path, tmp_path: Path) -> None:
         "plots/predictions.csv",
         "plots/predictions.png",
         "plots/misclassified.png",
+        "plots/reliability.png",
+        "plots/robustness.png",
     ):
         assert (again / name).read_bytes() == (finished / name).read_bytes(), name
 

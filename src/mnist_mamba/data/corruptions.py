@@ -1,0 +1,100 @@
+"""Images made harder in fixed ways, to see what a classifier's accuracy rests on.
+
+Everything is computed in float64 and rounded to bytes at the end, so that machines agree.
+Directions alternate from image to image; no label and no model chooses anything.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mnist_mamba.data.idx import Bytes
+
+NOISE_SEED = 0
+
+
+def shift(images: Bytes, percent: float) -> Bytes:
+    """Move by a percentage of both sides, to one of the four corners in turn."""
+    turn = torch.arange(len(images)) % 4
+    signs = torch.stack([1 - 2 * (turn % 2), 1 - 2 * (turn // 2)], dim=1)
+    maps = torch.eye(2, 3, dtype=torch.float64).repeat(len(images), 1, 1)
+    maps[:, :, 2] = 2 * percent / 100 * signs
+    return _mapped(images, maps)
+
+
+def rotate(images: Bytes, degrees: float) -> Bytes:
+    """Turn about the middle, every second image the other way."""
+    height, width = images.shape[1:]
+    signs = 1 - 2 * (torch.arange(len(images), dtype=torch.float64) % 2)
+    angles = signs * math.radians(degrees)
+    cos, sin, zero = torch.cos(angles), torch.sin(angles), torch.zeros(len(images))
+    # grid_sample's coordinates run from -1 to 1 along both sides.
+    aspect = height / width
+    rows = [torch.stack([cos, -sin * aspect, zero], 1), torch.stack([sin / aspect, cos, zero], 1)]
+    return _mapped(images, torch.stack(rows, dim=1))
+
+
+def scale(images: Bytes, percent: float) -> Bytes:
+    """Resize about the middle to a percentage of the size; the image's own size stays."""
+    maps = torch.eye(2, 3, dtype=torch.float64).repeat(len(images), 1, 1) * (100 / percent)
+    return _mapped(images, maps)
+
+
+def noise(images: Bytes, percent: float) -> Bytes:
+    """Add Gaussian noise with a standard deviation of a percentage of white, the same each time."""
+    draw = np.random.default_rng(NOISE_SEED).standard_normal(images.shape)
+    return _bytes(images + draw * (2.55 * percent))
+
+
+def blur(images: Bytes, percent: float) -> Bytes:
+    """Average by a Gaussian with a standard deviation of a percentage of the sides."""
+    rows, columns = (_blur_matrix(n, n * percent / 100) for n in images.shape[1:])
+    return _bytes(rows @ images.astype(np.float64) @ columns.T)
+
+
+def invert(images: Bytes, percent: float) -> Bytes:
+    """Fade towards the negative; 100 is the negative itself."""
+    return _bytes(images * (1 - percent / 50) + 2.55 * percent)
+
+
+CORRUPTIONS: dict[str, Callable[[Bytes, float], Bytes]] = {
+    "shift": shift,
+    "rotate": rotate,
+    "scale": scale,
+    "noise": noise,
+    "blur": blur,
+    "invert": invert,
+}
+"""By name; each takes (n, height, width) uint8 images and a strength, and returns as many."""
+
+
+def _mapped(images: Bytes, maps: Tensor) -> Bytes:
+    """Each image seen through its (2, 3) map from output to input; black comes in from outside."""
+    mapped = []
+    chunks = zip(torch.from_numpy(images).split(1000), maps.split(1000), strict=True)
+    for chunk, matrices in chunks:
+        pixels = chunk[:, None].double()
+        grid = F.affine_grid(matrices, list(pixels.shape), align_corners=False)
+        mapped.append(F.grid_sample(pixels, grid, padding_mode="zeros", align_corners=False)[:, 0])
+    return _bytes(torch.cat(mapped).numpy())
+
+
+def _blur_matrix(n: int, deviation: float) -> NDArray[np.float64]:
+    """(n, n): row i averages n pixels around pixel i; at the border what is inside counts."""
+    places = np.arange(n)
+    weights = np.exp(-0.5 * ((places[:, None] - places) / max(deviation, 1e-9)) ** 2)
+    averages: NDArray[np.float64] = weights / weights.sum(axis=1, keepdims=True)
+    return averages
+
+
+def _bytes(values: NDArray[np.floating[Any]]) -> Bytes:
+    rounded: Bytes = np.clip(np.rint(values), 0, 255).astype(np.uint8)
+    return rounded

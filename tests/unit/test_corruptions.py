@@ -1,0 +1,91 @@
+"""Images made harder: by how much, and the same on each run."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from mnist_mamba.data.corruptions import CORRUPTIONS, blur, invert, noise, rotate, scale, shift
+from mnist_mamba.data.idx import Bytes
+
+
+def dots(n: int, row: int, column: int) -> Bytes:
+    """n images of 20 x 40 with a bright square of 3 x 3 around a pixel."""
+    images = np.zeros((n, 20, 40), np.uint8)
+    images[:, row - 1 : row + 2, column - 1 : column + 2] = 200
+    return images
+
+
+def centres(images: Bytes) -> NDArray[np.float64]:
+    """(n, 2): row and column of each image's centre of mass."""
+    weights = images.astype(np.float64)
+    rows, columns = np.arange(images.shape[1]), np.arange(images.shape[2])
+    total = weights.sum(axis=(1, 2))
+    sums = (weights.sum(axis=2) @ rows, weights.sum(axis=1) @ columns)
+    return np.stack([part / total for part in sums], axis=1)
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_each_gives_as_many_bytes_and_the_same_again(name: str) -> None:
+    images = np.random.default_rng(1).integers(0, 256, (7, 9, 12), dtype=np.uint8)
+    before = images.copy()
+    corrupted = CORRUPTIONS[name](images, 20)
+    assert (corrupted.shape, corrupted.dtype) == (images.shape, np.uint8)
+    assert not np.array_equal(corrupted, images)
+    np.testing.assert_array_equal(CORRUPTIONS[name](images, 20), corrupted)
+    np.testing.assert_array_equal(images, before)
+    nothing = 100 if name == "scale" else 0
+    np.testing.assert_array_equal(CORRUPTIONS[name](images, nothing), images)
+
+
+def test_shift_goes_to_the_four_corners_in_turn() -> None:
+    moves = centres(shift(dots(5, 10, 20), 10)) - (10, 20)
+    expected = [[-2, -4], [-2, 4], [2, -4], [2, 4], [-2, -4]]
+    np.testing.assert_allclose(np.abs(moves), np.abs(expected), atol=1e-9)
+    assert {tuple(np.sign(move)) for move in moves[:4]} == {(-1, -1), (-1, 1), (1, -1), (1, 1)}
+    np.testing.assert_array_equal(moves[4], moves[0])
+
+
+def test_rotation_turns_about_the_middle_to_either_side() -> None:
+    # 8 columns right of the middle, which is at row 9.5 and column 19.5.
+    turned = centres(rotate(dots(2, 9, 28), 30)) - (9.5, 19.5)
+    before = complex(28 - 19.5, 9 - 9.5)
+    angles = [np.degrees(np.angle(complex(x, y) / before)) for y, x in turned]
+    np.testing.assert_allclose(sorted(angles), [-30, 30], atol=1)
+    np.testing.assert_allclose([abs(complex(x, y)) for y, x in turned], abs(before), atol=0.1)
+
+
+def test_scale_is_about_the_middle_and_sizes_are_those_asked_for() -> None:
+    for percent in (50, 150):
+        scaled = scale(dots(1, 12, 24), percent)
+        expected = (9.5 + 2.5 * percent / 100, 19.5 + 4.5 * percent / 100)
+        np.testing.assert_allclose(centres(scaled)[0], expected, atol=0.2)
+        mass = scaled.sum(dtype=np.int64) / dots(1, 12, 24).sum(dtype=np.int64)
+        assert mass == pytest.approx((percent / 100) ** 2, rel=0.15)
+
+
+def test_noise_has_the_deviation_asked_for() -> None:
+    grey = np.full((50, 20, 40), 128, np.uint8)
+    noisy = noise(grey, 10)
+    assert noisy.std() == pytest.approx(25.5, rel=0.02)
+    assert noisy.mean() == pytest.approx(128, abs=0.5)
+    assert not np.array_equal(noisy[0], noisy[1])
+
+
+def test_blur_keeps_the_mass_and_spreads_it_as_far_as_asked() -> None:
+    image = np.zeros((1, 40, 40), np.uint8)
+    image[0, 17:24, 17:24] = 255
+    blurred = blur(image, 5).astype(np.float64)[0]  # 2 pixels
+    assert blurred.sum() == pytest.approx(49 * 255, rel=0.01)
+    places = np.arange(40) - 20
+    variance = (blurred.sum(axis=1) @ places**2) / blurred.sum()
+    assert variance == pytest.approx((7**2 - 1) / 12 + 2**2, rel=0.05)
+    flat = np.full((1, 9, 12), 77, np.uint8)
+    np.testing.assert_array_equal(blur(flat, 10), flat)
+
+
+def test_the_negative() -> None:
+    images = np.arange(256, dtype=np.uint8).reshape(1, 16, 16)
+    np.testing.assert_array_equal(invert(images, 100), 255 - images)
+    assert set(invert(images, 50).ravel().tolist()) <= {127, 128}
