@@ -13,7 +13,7 @@ TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 ENV := PATH="$(CURDIR)/$(BIN):$$PATH" DVC_NO_ANALYTICS=1 MLFLOW_DISABLE_TELEMETRY=true
 PYTEST := $(ENV) python -m pytest
 
-.PHONY: help clean setup demo repro track ui publish kernels golden bench-train bench-engine instructions test test-slow test-python lint format check-lock
+.PHONY: help clean setup demo repro study seeds track ui publish kernels golden bench-train bench-engine instructions test test-slow test-python lint format check-lock
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -41,6 +41,17 @@ demo: $(INSTALLED) engine ## run the whole pipeline on real digits that need no 
 
 repro: $(INSTALLED) ## run what has changed of the pipeline (MNIST, unless params.yaml says otherwise)
 	@$(ENV) dvc repro
+
+# Series go on where they were stopped; JOBS trainings at a time, each with one thread.
+JOBS := $(shell nproc 2>/dev/null || echo 1)
+
+study: $(INSTALLED) ## train what metrics/study.json lacks: one choice at a time, on validation images: an hour or more
+	@$(ENV) dvc repro prepare compile
+	@$(ENV) python -m pipeline.study --jobs $(JOBS)
+
+seeds: $(INSTALLED) ## train what metrics/seeds.json lacks: the final figures, five seeds each: an hour or more
+	@$(ENV) dvc repro prepare compile
+	@$(ENV) python -m pipeline.seeds --jobs $(JOBS)
 
 track: $(INSTALLED) ## put the current results into MLflow again
 	@$(ENV) dvc repro --single-item --force track

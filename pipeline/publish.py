@@ -10,13 +10,14 @@ from typing import Any
 
 from mnist_mamba.files import replacing, write_text
 from pipeline import paths, stage
+from pipeline.documents import with_table
 from pipeline.export import export_image
 
 logger = logging.getLogger(__name__)
 
 MODELS = Path("models")
 README = Path("README.md")
-BEGIN, END = "<!-- results: make publish -->\n", "<!-- end of results -->"
+TABLE = "results"
 
 
 def results_table(metrics: Path) -> str:
@@ -38,13 +39,14 @@ def _rows(
     benchmark: dict[str, Any],
 ) -> list[tuple[str, str, str]]:
     us, parity = benchmark["us_per_image"], eval["parity"]
+    validated = f"{train['val']['accuracy']:.2%}" if "val" in train else "(trained on them)"
     return [
         (f"accuracy on the {eval['n_test']:,} test images", f"{eval['accuracy']:.2%}", "eval"),
         ("predictions that differ from PyTorch's", f"{parity['prediction_mismatches']}", "eval"),
         ("largest difference of a logit", f"{parity['max_abs_logit_diff']:.1e}", "eval"),
         ("negative log-likelihood (nats)", f"{eval['nll']:.4f}", "eval"),
         ("expected calibration error", f"{eval['ece']:.4f}", "eval"),
-        ("validation accuracy", f"{train['val']['accuracy']:.2%}", "train"),
+        ("validation accuracy", validated, "train"),
         ("parameters learned", f"{train['parameters']:,}", "train"),
         ("model file (bytes)", f"{eval['model']['file_bytes']:,}", "eval"),
         ("C engine, one image (µs)", f"{us['engine']['b1']:,.0f}", "benchmark"),
@@ -55,25 +57,14 @@ def _rows(
     ]
 
 
-def with_table(text: str, table: str) -> str:
-    """A document with the part between its two marks replaced.
-
-    Raises:
-        ValueError: the marks are not there.
-    """
-    if BEGIN not in text or END not in text:
-        raise ValueError(f"{README} lacks the lines {BEGIN.strip()} and {END}")
-    before, rest = text.split(BEGIN, 1)
-    return before + BEGIN + table + END + rest.split(END, 1)[1]
-
-
 def main() -> None:
     """Copy the model, export the first test image, rewrite the table."""
     stage.parser(__doc__ or "").parse_args()
     with replacing(MODELS / paths.MODEL.name) as temporary:
         shutil.copyfile(paths.MODEL, temporary)
     export_image("test", 0, MODELS / "example_input.bin")
-    write_text(README, with_table(README.read_text(), results_table(paths.METRICS)))
+    table = results_table(paths.METRICS)
+    write_text(README, with_table(README.read_text(), TABLE, table))
     logger.info("models/ and the README's results are those of the last run")
 
 

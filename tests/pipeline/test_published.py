@@ -14,6 +14,7 @@ import yaml
 from mnist_mamba.engine import Engine
 from pipeline import publish
 from pipeline.content_key import file_md5
+from pipeline.documents import with_table
 from pipeline.params import IMAGE_SIZES
 from tests.pipeline.imports import ROOT
 
@@ -64,13 +65,20 @@ def test_metrics_agree_with_the_predictions() -> None:
 def test_every_number_of_the_readme_is_in_the_metrics() -> None:
     text = (ROOT / "README.md").read_text()
     table = publish.results_table(ROOT / "metrics")
-    assert publish.with_table(text, table) == text, "run `make publish`"
+    assert with_table(text, publish.TABLE, table) == text, "run `make publish`"
     assert f"| {metrics('eval')['accuracy']:.2%} |" in text
 
 
-def test_a_document_without_the_marks_is_refused() -> None:
-    with pytest.raises(ValueError, match="lacks the lines"):
-        publish.with_table("# a document", "table")
+def test_a_table_takes_its_place_between_its_marks() -> None:
+    marked = "1\n<!-- a: make it -->\n{}<!-- end of a -->\n2"
+    assert with_table(marked.format("| old |\n"), "a", "| new |\n") == marked.format("| new |\n")
+    for text, found in (
+        ("# a document", 0),
+        (marked.replace("end of a", "end"), 0),
+        (marked * 2, 2),
+    ):
+        with pytest.raises(ValueError, match=f"has {found} tables a, expected one"):
+            with_table(text, "a", "table")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,24 @@
+"""Tables in documents, between two marks, that commands write from metrics files."""
+
+from __future__ import annotations
+
+import re
+
+
+def with_table(text: str, name: str, table: str) -> str:
+    """A document with what stands between the marks of `name` replaced.
+
+    The marks are lines: `<!-- NAME: the command that writes it -->` and `<!-- end of NAME -->`.
+
+    Raises:
+        ValueError: the marks are not there, once and in this order.
+    """
+    begin, end = rf"<!-- {re.escape(name)}: [^\n]* -->\n", rf"<!-- end of {re.escape(name)} -->"
+    parts = re.split(rf"({begin})(?:.*?)({end})", text, flags=re.DOTALL)
+    if len(parts) != 4:
+        raise ValueError(
+            f"the document has {len(parts) // 3} tables {name}, expected one between the lines "
+            f"<!-- {name}: COMMAND --> and <!-- end of {name} -->"
+        )
+    before, first, last, rest = parts
+    return before + first + table + last + rest

@@ -1,0 +1,137 @@
+"""Series of trainings: what is run, what is kept, and what happens if one fails."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipeline.params import ParamsError, load_params
+from pipeline.series import load_series, spread, trainings
+from tests.pipeline.imports import ROOT
+from tests.pipeline.project import SMALL, copy_project, run, run_module
+
+SMALLEST = {**SMALL, "tracking.enabled": False, "train.epochs": 1}
+SERIES: dict[str, Any] = {
+    "study": {
+        "params": {"train.batch_size": 20},
+        "seeds": [3, 4],
+        "runs": {"base": {}, "tied": {"model.a": "tied"}},
+    },
+    "seeds": {"params": {"train.on_val": True}, "seeds": [0, 1], "runs": {"default": {}}},
+}
+MARKED = "# Training\n\n<!-- study: make study -->\n<!-- end of study -->\n"
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project with small series, whose data and engine are there."""
+    folder = copy_project(tmp_path_factory.mktemp("series"), SMALLEST)
+    (folder / "pipeline/series.yaml").write_text(yaml.safe_dump(SERIES))
+    (folder / "docs").mkdir()
+    (folder / "docs/training.md").write_text(MARKED)
+    done = run(folder, ["make", "-s", "-f", "csrc/engine.mk", "dvc-engine", "OUT=build/dvc"])
+    assert done.returncode == 0, done.stderr
+    for stage in ("download", "prepare"):
+        done = run_module(folder, f"pipeline.{stage}")
+        assert done.returncode == 0, done.stderr
+    return folder
+
+
+def load(folder: Path, name: str) -> Any:
+    return json.loads((folder / name).read_text())
+
+
+def test_a_study_trains_what_is_missing_and_writes_down_what_came_of_it(project: Path) -> None:
+    done = run_module(project, "pipeline.study", "--jobs", "2", "--only", "base")
+    assert done.returncode == 0, done.stderr
+    assert "0 of 4 trainings are done, 2 to do" in done.stderr
+    assert list(load(project, "metrics/study.json")["runs"]) == ["base"]
+    assert not (project / "metrics/study_speed.json").exists()  # tied was not trained
+
+    done = run_module(project, "pipeline.study")
+    assert "2 of 4 trainings are done, 2 to do" in done.stderr
+    runs = load(project, "metrics/study.json")["runs"]
+    assert list(runs) == ["base", "tied"]
+    for run_ in runs.values():
+        accuracies = [one["val_accuracy"] for one in run_["trainings"]]
+        assert [one["seed"] for one in run_["trainings"]] == [3, 4]
+        assert run_["val_accuracy"] == spread(accuracies)
+    assert runs["tied"]["parameters"] < runs["base"]["parameters"]
+    for one in runs["tied"]["trainings"]:
+        (folder,) = (project / "runs").glob(f"tied-{one['seed']}-{one['key'][:8]}")
+        assert load(folder, "metrics.json")["val"]["accuracy"] == one["val_accuracy"]
+    speed = load(project, "metrics/study_speed.json")["us_per_image"]
+    assert all(speed[name][batch] > 0 for name in runs for batch in ("b1", "b100"))
+    assert (project / "plots/study.png").read_bytes().startswith(b"\x89PNG")
+    text = (project / "docs/training.md").read_text()
+    assert '| tied | `model.a="tied"` |' in text
+
+    before = (project / "metrics/study.json").read_bytes()
+    done = run_module(project, "pipeline.study", "--no-timing")
+    assert "4 of 4 trainings are done, 0 to do" in done.stderr
+    assert (project / "metrics/study.json").read_bytes() == before
+    assert (project / "docs/training.md").read_text() == text
+
+
+def test_seeds_are_scored_by_the_engine_on_test_images(project: Path) -> None:
+    done = run_module(project, "pipeline.seeds")
+    assert done.returncode == 0, done.stderr
+    result = load(project, "metrics/seeds.json")["default"]
+    assert len(result["test_accuracy"]) == 2
+    assert all(value * 40 == round(value * 40) for value in result["test_accuracy"])
+    assert {k: result[k] for k in ("mean", "std")} == spread(result["test_accuracy"])
+    assert (
+        result["params"]
+        == load(next((project / "runs").glob("default-0-*")), "metrics.json")["parameters"]
+    )
+    # Another code trains them again; what is there of the old one is dropped.
+    source = project / "src/mnist_mamba/training/loop.py"
+    source.write_text(source.read_text() + "\n")
+    done = run_module(project, "pipeline.seeds", "--jobs", "1")
+    assert "0 of 2 trainings are done, 2 to do" in done.stderr
+    again = load(project, "metrics/seeds.json")["default"]
+    assert again["test_accuracy"] == result["test_accuracy"]
+    assert [one["key"] for one in again["trainings"]] != [one["key"] for one in result["trainings"]]
+
+
+def test_a_training_that_fails_is_named_and_the_others_are_kept(
+    project: Path, tmp_path: Path
+) -> None:
+    series = {**SERIES["study"], "seeds": [7]}
+    series["runs"] = {"diverges": {"train.lr": 1e30, "train.clip_norm": 0}, "base": {}}
+    (project / "pipeline/series.yaml").write_text(yaml.safe_dump({"study": series}))
+    done = run_module(project, "pipeline.study", "--no-timing")
+    assert done.returncode == 1
+    error = done.stderr.strip().splitlines()[-1]
+    assert error.startswith("error: 1 of 2 trainings failed: diverges, seed 7: error: the ")
+    assert list(load(project, "metrics/study.json")["runs"]) == ["base"]
+    done = run_module(project, "pipeline.study", "--only", "bass")
+    assert done.stderr.strip() == "error: --only bass: no such run in pipeline/series.yaml"
+
+
+def test_what_is_wrong_in_a_series_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "series.yaml"
+    params = load_params(ROOT / "params.yaml")
+    for content, words in (
+        ("study: {}", r"study\.params: Field required"),
+        ("study: {params: {}, seeds: [], runs: {a: {}}}", r"study\.seeds: .* at least 1"),
+        ("other: {}", "study: not there"),
+        ("[]", "study: not there"),
+    ):
+        file.write_text(content)
+        with pytest.raises(ParamsError, match=words):
+            load_series("study", file)
+    file.write_text("study: {params: {}, seeds: [0], runs: {a: {train.rate: 1}}}")
+    with pytest.raises(ParamsError, match=r"series\.yaml: a: train\.rate: unknown key"):
+        trainings(load_series("study", file), params)
+
+
+@pytest.mark.parametrize("name", ["study", "seeds"])
+def test_the_committed_series_can_be_run(name: str) -> None:
+    series = load_series(name, ROOT / "pipeline/series.yaml")
+    found = trainings(series, load_params(ROOT / "params.yaml"))
+    assert len(found) == len(series.runs) * len(series.seeds)
