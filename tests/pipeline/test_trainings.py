@@ -246,6 +246,8 @@ def test_a_training_is_named_by_what_its_weights_come_from(
     key = training_key(load_params())
     set_params(project, {**UNTRACKED, "train.save_every": 3, "evaluate.ece_bins": 5})
     (project / "csrc/engine/forward.c").write_text("/* another engine */\n")
+    with (project / "pipeline/params.py").open("a") as file:
+        file.write("# a params section of another stage\n")
     assert training_key(load_params()) == key
     set_params(project, {**UNTRACKED, "train.lr": 0.5})
     assert training_key(load_params()) != key
