@@ -24,11 +24,13 @@ logger = logging.getLogger(__name__)
 BATCHES = (1, 100)
 
 
-def engine_bench(batch: int, threads: int, rounds: int) -> dict[str, Any]:
+def engine_bench(
+    batch: int, threads: int, rounds: int, model: Path = paths.MODEL
+) -> dict[str, Any]:
     """What `mamba bench` reports: microseconds an image."""
     options = {"--batch": batch, "--threads": threads, "--rounds": rounds}
     words = [word for option in options.items() for word in option]
-    return run_engine("bench", paths.MODEL, *words)
+    return run_engine("bench", model, *words)
 
 
 @torch.inference_mode()

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mnist_mamba.engine.format import write_model
 from mnist_mamba.files import write_json, write_text
 from pipeline import figures, paths, series, stage
+from pipeline.benchmark import BATCHES, cpu_name, engine_bench
 from pipeline.documents import with_table
-from pipeline.engine import run_engine
-from pipeline.export import export_model
 from pipeline.params import load_params
+from pipeline.train import build_model, read_info
 
 logger = logging.getLogger(__name__)
 
@@ -49,21 +51,24 @@ def summary(chosen: series.Series, records: series.Records) -> dict[str, Any]:
     return {"params": chosen.params, "runs": runs}
 
 
-def time_engine(wanted: list[series.Training]) -> None:
-    """Microseconds an image of each run's model in the C engine, on one thread, one by one."""
-    first = {training.name: training for training in reversed(wanted)}
-    if missing := [n for n, one in first.items() if not (one.folder / "last.pth").is_file()]:
-        logger.warning("%s stays as it is: %s not trained here", SPEED, ", ".join(missing))
-        return
-    speed = {}
-    for training in first.values():
-        model = training.folder / "model.bin"
-        export_model(training.folder / "last.pth", model)
-        speed[training.name] = {
-            f"b{batch}": run_engine("bench", model, "--batch", batch, "--threads", 1)["median_us"]
-            for batch in (1, 100)
-        }
-    write_json(SPEED, {"us_per_image": speed})
+def time_engine(wanted: list[series.Training]) -> dict[str, Any]:
+    """Microseconds an image of each run's model in the C engine, on one thread, one by one.
+
+    Of untrained models: what the weights are changes no time.
+    """
+    speed: dict[str, Any] = {}
+    info = read_info()
+    with tempfile.TemporaryDirectory() as scratch:
+        model = Path(scratch) / "model.bin"
+        for training in wanted:
+            if training.name not in speed:
+                write_model(model, build_model(training.params, info))
+                rounds = training.params.benchmark.rounds
+                speed[training.name] = {
+                    f"b{batch}": engine_bench(batch, 1, rounds, model)["median_us"]
+                    for batch in BATCHES
+                }
+    return speed
 
 
 def table(results: Mapping[str, Any], speed: Mapping[str, Any]) -> str:
@@ -110,7 +115,7 @@ def main() -> None:
     records = series.complete(wanted, old, arguments, measure, write)
     write(records)
     if not arguments.no_timing:
-        time_engine(wanted)
+        write_json(SPEED, {"us_per_image": time_engine(wanted), "cpu": cpu_name()})
     speed = json.loads(SPEED.read_text())["us_per_image"] if SPEED.is_file() else {}
     content = summary(chosen, records)
     figures.draw_study(PLOT, content["runs"], speed)
