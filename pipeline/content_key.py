@@ -19,7 +19,7 @@ SECTIONS = ("data", "model", "train", "export", "evaluate")
 """The params that those results depend on."""
 
 PLUMBING = {"pipeline/params.py", "pipeline/paths.py", "pipeline/stage.py"}
-"""Deps of train that no weight comes from but by the params and the data, which count themselves."""
+"""Deps of train that no weight comes from but by params and data, which count themselves."""
 
 
 def file_md5(path: Path) -> str:
