@@ -26,14 +26,16 @@ static mamba_status map(struct file_bytes *out, int fd, const char *path, mamba_
     return MAMBA_OK;
 }
 
-static mamba_status copy(struct file_bytes *out, int fd, const char *path, mamba_error *error)
+/* Makes the first `wanted` bytes of a copy be there. */
+static mamba_status copy(struct file_bytes *file, size_t wanted, int fd, const char *path,
+                         mamba_error *error)
 {
-    uint8_t *data = malloc(out->size);
+    uint8_t *data = realloc((void *)(uintptr_t)file->data, wanted);
     if (!data)
-        return mamba_fail(error, MAMBA_ERR_MEMORY, path, "no memory for its %zu bytes", out->size);
-    out->data = data;
-    for (size_t have = 0; have < out->size;) {
-        const ssize_t got = read(fd, data + have, out->size - have);
+        return mamba_fail(error, MAMBA_ERR_MEMORY, path, "no memory for its %zu bytes", wanted);
+    file->data = data;
+    while (file->copied < wanted) {
+        const ssize_t got = read(fd, data + file->copied, wanted - file->copied);
         if (got < 0 && errno == EINTR)
             continue;
         if (got < 0)
@@ -42,8 +44,8 @@ static mamba_status copy(struct file_bytes *out, int fd, const char *path, mamba
             return mamba_fail(error, MAMBA_ERR_IO, path,
                               "file size: got %zu bytes, expected the %zu that it had when it was "
                               "opened",
-                              have, out->size);
-        have += (size_t)got;
+                              file->copied, file->size);
+        file->copied += (size_t)got;
     }
     return MAMBA_OK;
 }
@@ -61,27 +63,44 @@ static mamba_status open_descriptor(struct file_bytes *out, int fd, const char *
     out->size = (size_t)status.st_size;
     if (out->size == 0) /* mmap refuses length 0; the caller's size check words it better */
         return MAMBA_OK;
-    return out->access == FILE_COPIED ? copy(out, fd, path, error) : map(out, fd, path, error);
+    if (out->access == FILE_MAPPED)
+        return map(out, fd, path, error);
+    return copy(out, out->size < FILE_HEAD_BYTES ? out->size : FILE_HEAD_BYTES, fd, path, error);
 }
 
 mamba_status mamba_file_open(struct file_bytes *out, const char *path, enum file_access access,
                              mamba_error *error)
 {
-    *out = (struct file_bytes){.access = access};
+    *out = (struct file_bytes){.access = access, .fd = -1};
     /* The path is resolved once: size and bytes are the same file's, whatever is renamed over
      * it. O_NONBLOCK, so that a FIFO is refused instead of waited for. */
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (fd < 0)
         return mamba_fail(error, MAMBA_ERR_IO, path, "cannot open: %s", strerror(errno));
     mamba_status status = open_descriptor(out, fd, path, error);
-    close(fd);
+    if (status == MAMBA_OK && access == FILE_COPIED && out->copied < out->size)
+        out->fd = fd;
+    else
+        close(fd);
+    return status;
+}
+
+mamba_status mamba_file_rest(struct file_bytes *file, const char *path, mamba_error *error)
+{
+    if (file->access != FILE_COPIED || file->fd < 0)
+        return MAMBA_OK;
+    mamba_status status = copy(file, file->size, file->fd, path, error);
+    close(file->fd);
+    file->fd = -1;
     return status;
 }
 
 void mamba_file_close(struct file_bytes *file)
 {
     void *data = (void *)(uintptr_t)file->data;
-    if (data && file->access == FILE_COPIED)
+    if (file->access == FILE_COPIED && file->fd >= 0)
+        close(file->fd);
+    if (file->access == FILE_COPIED)
         free(data);
     if (data && file->access == FILE_MAPPED)
         munmap(data, file->size);

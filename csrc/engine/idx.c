@@ -14,8 +14,8 @@ static uint32_t get_u32_big_endian(const uint8_t *data)
 }
 
 /* Reads dims [rank] of an IDX file of bytes whose sides are limited; leaves room for no other
- * size than the one that they demand. */
-static mamba_status check_idx(const struct file_bytes *file, uint32_t *dims, size_t rank,
+ * size than the one that they demand, and makes all of it be there. */
+static mamba_status check_idx(struct file_bytes *file, uint32_t *dims, size_t rank,
                               const char *path, mamba_error *error)
 {
     const size_t header = MAGIC_BYTES + rank * DIM_BYTES;
@@ -44,7 +44,7 @@ static mamba_status check_idx(const struct file_bytes *file, uint32_t *dims, siz
         return mamba_fail(error, MAMBA_ERR_INPUT, path,
                           "file size: got %zu bytes, expected exactly the %llu of its dims",
                           file->size, (unsigned long long)bytes);
-    return MAMBA_OK;
+    return mamba_file_rest(file, path, error);
 }
 
 mamba_status mamba_idx_images_check(struct idx_images *images, const char *path, mamba_error *error)
@@ -81,6 +81,9 @@ mamba_status mamba_raw_image_check(struct raw_image *image, size_t height, size_
         return mamba_fail(error, MAMBA_ERR_INPUT, path,
                           "file size: got %zu bytes, expected exactly %zu (%zu x %zu float32)",
                           image->file.size, bytes, height, width);
+    mamba_status status = mamba_file_rest(&image->file, path, error);
+    if (status != MAMBA_OK)
+        return status;
     const float *pixels = (const float *)(const void *)image->file.data;
     for (size_t i = 0; i < n; i++) {
         if (!mamba_is_finite(pixels[i]) || pixels[i] < 0.0f || pixels[i] > 1.0f)

@@ -10,6 +10,7 @@
 #include "finite.h"
 
 _Static_assert(sizeof(float) == 4, "model files hold IEEE 754 binary32");
+_Static_assert((int)HEADER_BYTES <= (int)FILE_HEAD_BYTES, "the header is read before the rest");
 
 static const uint8_t MAGIC[8] = {0x89, 'M', 'A', 'M', 'B', 'A', '\r', '\n'};
 enum { MAX_ACTIVATIONS = 1 << 24 }; /* floats of one array */
@@ -361,7 +362,7 @@ static void walk_tensors(struct walk *walk, struct mamba_model *model)
 
 static mamba_status check_tensors(struct mamba_model *model, const char *path, mamba_error *error)
 {
-    const struct file_bytes *file = &model->file;
+    struct file_bytes *file = &model->file;
     struct walk measure = {0};
     walk_tensors(&measure, model);
     uint64_t expected = HEADER_BYTES + measure.floats * sizeof(float);
@@ -372,6 +373,9 @@ static mamba_status check_tensors(struct mamba_model *model, const char *path, m
                           "file size: got %zu bytes, expected exactly the %llu of its dims",
                           file->size, (unsigned long long)expected);
     model->info.parameters = measure.parameters;
+    mamba_status status = mamba_file_rest(file, path, error);
+    if (status != MAMBA_OK)
+        return status;
 
     uint32_t crc = mamba_crc32(file->data + CHECKED_FROM, file->size - CHECKED_FROM);
     if (crc != model->info.crc32)

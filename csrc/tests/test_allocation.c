@@ -122,6 +122,16 @@ static mamba_status run_quietly(mamba_status (*command)(const struct options *, 
     return status;
 }
 
+/* The lowest descriptor that is free. */
+static int next_descriptor(void)
+{
+    const int next = dup(STDOUT_FILENO);
+    if (next < 0)
+        abort();
+    close(next);
+    return next;
+}
+
 static void test_every_failure(const char *name,
                                mamba_status (*command)(const struct options *, mamba_error *),
                                struct options options)
@@ -133,10 +143,12 @@ static void test_every_failure(const char *name,
         mamba_error error = {MAMBA_OK, ""};
         failed = false;
         fails_after = failures;
-        const int before = live;
+        const int before = live, descriptor = next_descriptor();
         mamba_status status = run_quietly(command, &options, &error);
         CHECK(live == before, "%s, allocation %d: %d blocks were not freed", name, failures + 1,
               live - before);
+        CHECK(next_descriptor() == descriptor, "%s, allocation %d: a file stayed open", name,
+              failures + 1);
         if (!failed) {
             CHECK(status == MAMBA_OK, "%s: %s", name, error.message);
         } else {

@@ -2,8 +2,11 @@
  * byte read outside. Every sweep runs twice: as is, where the checksum refuses nearly everything,
  * and sealed again, so that each check behind it is reached. */
 #define _DEFAULT_SOURCE
+#define _FILE_OFFSET_BITS 64
 
 #include <math.h>
+#include <pthread.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -11,6 +14,7 @@
 
 #include "check.h"
 #include "crc32.h"
+#include "file_bytes.h"
 #include "tiny_model.h"
 
 /* Bytes whose last one is the last of a page, before a page that cannot be read. */
@@ -275,17 +279,120 @@ static void test_access(void)
     CHECK(mamba_model_read(&model, tiny_path(), &error) == MAMBA_ERR_MODEL, "an empty file");
     unlink(tiny_path());
     CHECK(mamba_model_read(&model, tiny_path(), &error) == MAMBA_ERR_IO && !model, "no file");
-    /* A file of the kernel's with fewer bytes than it says: as if it had shrunk meanwhile. */
-    const char *shrunk = "/sys/kernel/mm/transparent_hugepage/enabled";
-    if (access(shrunk, R_OK) == 0)
-        CHECK(mamba_model_read(&model, shrunk, &error) == MAMBA_ERR_IO &&
-                  strstr(error.message, "when it was opened"),
-              "%s", error.message);
     CHECK(mamba_model_from_bytes(&model, tiny.bytes + 1, 8, &error) == MAMBA_ERR_ARGUMENT, "odd");
     CHECK(mamba_model_from_bytes(&model, NULL, 8, &error) == MAMBA_ERR_ARGUMENT, "NULL");
     CHECK(mamba_model_from_bytes(&model, NULL, 0, &error) == MAMBA_ERR_MODEL, "nothing");
     CHECK(mamba_model_from_bytes(NULL, tiny.bytes, tiny.size, &error) == MAMBA_ERR_ARGUMENT, "out");
     tiny_free(&tiny);
+}
+
+/* A copy of a file that shrinks before it is complete. */
+static void test_shrinking(void)
+{
+    struct tiny_model tiny = tiny_build(tiny_dims(), 27);
+    struct file_bytes file;
+    mamba_error error = {MAMBA_OK, ""};
+    tiny_write(tiny_path(), tiny.bytes, tiny.size);
+    CHECK(mamba_file_open(&file, tiny_path(), FILE_COPIED, &error) == MAMBA_OK, "%s",
+          error.message);
+    CHECK(truncate(tiny_path(), 300) == 0, "truncate");
+    CHECK(mamba_file_rest(&file, tiny_path(), &error) == MAMBA_ERR_IO &&
+              strstr(error.message, "got 300 bytes") && strstr(error.message, "when it was opened"),
+          "%s", error.message);
+    mamba_file_close(&file);
+    unlink(tiny_path());
+    tiny_free(&tiny);
+}
+
+/* A file as large as file systems have them (it is all holes): refused for its size before a copy
+ * of it takes memory or time. */
+static void test_large_copy(void)
+{
+    struct tiny_model tiny = tiny_build(tiny_dims(), 28);
+    mamba_model *model;
+    mamba_error error = {MAMBA_OK, ""};
+    tiny_write(tiny_path(), tiny.bytes, tiny.size);
+    if (truncate(tiny_path(), sizeof(size_t) > 4 ? (off_t)1 << 40 : (off_t)1 << 30) == 0)
+        CHECK(mamba_model_read(&model, tiny_path(), &error) == MAMBA_ERR_MODEL &&
+                  strstr(error.message, "file size"),
+              "%s", error.message);
+    unlink(tiny_path());
+    tiny_free(&tiny);
+}
+
+/* The most that the dims of a model can demand of one thread: docs/format.md limits each array. */
+static void test_memory_of_a_context(void)
+{
+    mamba_info dims = tiny_dims();
+    dims.direction = 2;
+    dims.n_layers = 1;
+    for (int conv = 0; conv < 2; conv++) {
+        dims.height = dims.width = conv ? 1024 : 4096; /* 65,536 tokens */
+        dims.stem = (uint32_t)conv;
+        dims.patch_height = dims.patch_width = conv ? 0 : 16;
+        dims.stem_width = conv ? 64 : 0;
+        dims.d_model = dims.d_inner = 256;
+        dims.dt_rank = 248;
+        struct tiny_model tiny = tiny_build(dims, 29);
+        mamba_model *model;
+        mamba_error error = {MAMBA_OK, ""};
+        if (CHECK(mamba_model_from_bytes(&model, tiny.bytes, tiny.size, &error) == MAMBA_OK, "%s",
+                  error.message)) {
+            const size_t bytes = mamba_context_bytes(model);
+            CHECK(bytes > 500000000 && bytes < 1000000000, "%zu bytes", bytes);
+        }
+        mamba_model_close(model);
+        tiny_free(&tiny);
+    }
+}
+
+struct replacer {
+    const struct tiny_model *models; /* [2] */
+    const char *path;
+    atomic_bool stop;
+};
+
+static void *replace(void *argument)
+{
+    struct replacer *replacer = argument;
+    char name[250];
+    snprintf(name, sizeof name, "%s.new", replacer->path);
+    for (size_t i = 0; !replacer->stop; i++) {
+        tiny_write(name, replacer->models[i % 2].bytes, replacer->models[i % 2].size);
+        if (rename(name, replacer->path) != 0)
+            abort();
+    }
+    return NULL;
+}
+
+/* While another thread renames large and small files over the path, each opening sees one of them,
+ * never the size of one and the bytes of the other. */
+static void test_replacing(void)
+{
+    mamba_info large = tiny_dims();
+    large.d_inner = 70;
+    struct tiny_model models[2] = {tiny_build(tiny_dims(), 30), tiny_build(large, 31)};
+    const char *path = tiny_path(); /* once: it is one thread's */
+    struct replacer replacer = {.models = models, .path = path};
+    pthread_t thread;
+    tiny_write(path, models[0].bytes, models[0].size);
+    if (pthread_create(&thread, NULL, replace, &replacer) != 0)
+        abort();
+    size_t seen[2] = {0};
+    for (int i = 0; i < 50000 && (i < 2000 || !seen[0] || !seen[1]); i++) {
+        mamba_model *model;
+        mamba_error error = {MAMBA_OK, ""};
+        mamba_status status = (i % 2 ? mamba_model_open : mamba_model_read)(&model, path, &error);
+        if (CHECK(status == MAMBA_OK, "opening %d: %s", i, error.message))
+            seen[mamba_model_info(model)->d_inner == 70]++;
+        mamba_model_close(model);
+    }
+    replacer.stop = true;
+    pthread_join(thread, NULL);
+    CHECK(seen[0] && seen[1], "the file was never replaced");
+    unlink(path);
+    tiny_free(&models[0]);
+    tiny_free(&models[1]);
 }
 
 int main(void)
@@ -304,5 +411,9 @@ int main(void)
     test_stem_activations();
     test_overflow();
     test_access();
+    test_shrinking();
+    test_large_copy();
+    test_memory_of_a_context();
+    test_replacing();
     return check_summary();
 }

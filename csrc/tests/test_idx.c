@@ -1,5 +1,6 @@
 /* The readers of image, label and input files. */
 #define _POSIX_C_SOURCE 200809L
+#define _FILE_OFFSET_BITS 64
 
 #include <math.h>
 #include <string.h>
@@ -127,6 +128,36 @@ static void test_raw(void)
     }
 }
 
+/* Files as large as file systems have them: no copy is begun. */
+static void test_large_copies(void)
+{
+    const uint8_t heads[][16] = {[IMAGES] = {0, 0, 8, 3, 0, 0, 0, 2, 0, 0, 0, 1, 0, 0, 0, 3},
+                                 [LABELS] = {0, 0, 8, 1, 0, 0, 0, 3},
+                                 [RAW] = {0}};
+    for (int kind = IMAGES; kind <= RAW; kind++) {
+        struct idx_images images = {0};
+        struct idx_labels labels = {0};
+        struct raw_image raw = {0};
+        const char *path = tiny_path();
+        mamba_error error = {MAMBA_OK, ""};
+        tiny_write(path, heads[kind], sizeof heads[kind]);
+        if (truncate(path, sizeof(size_t) > 4 ? (off_t)1 << 40 : (off_t)1 << 30) == 0) {
+            if (kind == IMAGES)
+                mamba_idx_images_open(&images, path, FILE_COPIED, &error);
+            else if (kind == LABELS)
+                mamba_idx_labels_open(&labels, path, FILE_COPIED, &error);
+            else
+                mamba_raw_image_open(&raw, path, 2, 3, FILE_COPIED, &error);
+            CHECK(error.status == MAMBA_ERR_INPUT && strstr(error.message, "file size"),
+                  "kind %d: %s", kind, error.message);
+        }
+        mamba_idx_images_close(&images);
+        mamba_idx_labels_close(&labels);
+        mamba_raw_image_close(&raw);
+        unlink(path);
+    }
+}
+
 static void test_not_files(void)
 {
     struct idx_images images;
@@ -143,6 +174,7 @@ int main(void)
     test_images();
     test_labels();
     test_raw();
+    test_large_copies();
     test_not_files();
     return check_summary();
 }
