@@ -92,6 +92,18 @@ check "median" grep -q '"median_us":[0-9.]*,.*"load_us":' out
 expect 0 "$model" input.bin --no-mmap
 expect 0 info --no-mmap "$model"
 expect 0 eval "$model" images.idx labels.idx --no-mmap
+# A file of the kernel's that cannot be mapped, and when it is copied has fewer bytes than it says.
+shrunk=/sys/kernel/mm/transparent_hugepage/enabled
+if [ -r $shrunk ]; then
+    cp "$model" model.bin
+    for arguments in "info $shrunk" "model.bin $shrunk" "eval model.bin $shrunk labels.idx" \
+        "eval model.bin images.idx $shrunk"; do
+        expect 3 $arguments
+        says "cannot map"
+        expect 3 $arguments --no-mmap
+        says "when it was opened"
+    done
+fi
 
 expect 3 missing.bin input.bin
 expect 3 missing.bin input.bin --no-mmap

@@ -288,6 +288,9 @@ int main(void)
     const char *const names[] = {"scalar", "neon", "avx2", "avx512"};
     CHECK(mamba_choose_kernels("mmx") == NULL, "an unknown instruction set is chosen");
     CHECK(mamba_choose_kernels(NULL) != NULL, "none is chosen");
+#if defined(__aarch64__)
+    CHECK(mamba_choose_kernels(NULL) == mamba_choose_kernels("neon"), "arm64 without NEON");
+#endif
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         const struct mamba_kernels *kernels = mamba_choose_kernels(names[i]);
         if (!kernels)

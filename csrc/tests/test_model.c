@@ -117,6 +117,17 @@ static void test_identity(void)
     tiny_free(&tiny);
 }
 
+static void test_checksum(void)
+{
+    struct tiny_model tiny = tiny_build(tiny_dims(), 10);
+    tiny.bytes[tiny.size - 1] ^= 1;
+    expect_refused(&tiny, "crc32: got ");
+    tiny.bytes[tiny.size - 1] ^= 1;
+    tiny_put_u32(&tiny, TINY_CRC, ~tiny_get_u32(&tiny, TINY_CRC));
+    expect_refused(&tiny, "crc32: got ");
+    tiny_free(&tiny);
+}
+
 /* Each integer of the header, just outside its range and far outside. */
 static void test_integer_fields(void)
 {
@@ -304,6 +315,7 @@ int main(void)
     test_every_truncation();
     test_trailing_bytes();
     test_identity();
+    test_checksum();
     test_integer_fields();
     test_conv_stem_fields();
     test_float_fields();

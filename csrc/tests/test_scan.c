@@ -179,6 +179,9 @@ int main(void)
         test_threads(isa);
     }
     CHECK(scan_isa_works(scan_best_isa()), "the best instruction set works");
+#if defined(__aarch64__)
+    CHECK(scan_best_isa() == SCAN_ISA_NEON, "arm64 without NEON");
+#endif
     test_scans(SCAN_FLOAT64, SCAN_ISA_SCALAR);
     test_refusals();
     return check_summary();
