@@ -4,7 +4,7 @@
 #   test-c          all that needs gcc alone: plain, OpenMP, sanitizers, what fuzzers start from
 #   test-cross      for other processors, run by qemu-user
 #   test-valgrind   under valgrind
-#   fuzz            SECONDS of random bytes for each reader of files
+#   fuzz            SECONDS of random bytes for each reader of files, or RUNS of them
 #
 # RUN is a program that runs the tests; BUILD, CC and CFLAGS as in csrc/engine.mk.
 
@@ -89,6 +89,7 @@ $(foreach variant,omp debug,$(eval $(call scan_variant,$(variant))))
 # ---- fuzzing: csrc/fuzz ----
 
 SECONDS := 60
+RUNS := # so many inputs instead
 FUZZ_TARGETS := model input idx
 FUZZ_SEEDS_model := csrc/tests/golden csrc/fuzz/seeds/model
 FUZZ_SEEDS_input := csrc/fuzz/seeds/input
@@ -127,12 +128,13 @@ find_fuzzer = $(shell echo '$(FUZZ_PROBE)' | clang -fsanitize=fuzzer -x c - -o /
     echo CC=clang BUILD=$(BUILD)/clang)
 endif
 
-fuzz: ## SECONDS (60) of random bytes for each reader of files: model, input, IDX
-	+@$(MAKE) -f csrc/tests.mk fuzz-run SECONDS=$(SECONDS) $(find_fuzzer)
+fuzz: ## SECONDS (60), or RUNS, of random bytes for each reader of files: model, input, IDX
+	+@$(MAKE) -f csrc/tests.mk fuzz-run SECONDS=$(SECONDS) RUNS=$(RUNS) $(find_fuzzer)
 
+FUZZ_LIMIT = $(if $(FUZZ_LINK),$(if $(RUNS),-runs=$(RUNS),-max_total_time=$(SECONDS)),$(if $(RUNS),--runs $(RUNS),--seconds $(SECONDS)))
 fuzz-run: $(FUZZERS)
-	@$(foreach target,$(FUZZ_TARGETS),echo "== fuzz_$(target), $(SECONDS) s" && $(BUILD)/fuzz/fuzz_$(target) \
-	    $(if $(FUZZ_LINK),-max_total_time=$(SECONDS) -artifact_prefix=$(BUILD)/fuzz/ $$(mkdir -p $(BUILD)/fuzz/corpus_$(target); echo $(BUILD)/fuzz/corpus_$(target)),--seconds $(SECONDS)) \
+	@$(foreach target,$(FUZZ_TARGETS),echo "== fuzz_$(target), $(or $(RUNS),$(SECONDS) s)" && $(BUILD)/fuzz/fuzz_$(target) $(FUZZ_LIMIT) \
+	    $(if $(FUZZ_LINK),-artifact_prefix=$(BUILD)/fuzz/ $$(mkdir -p $(BUILD)/fuzz/corpus_$(target); echo $(BUILD)/fuzz/corpus_$(target))) \
 	    $(FUZZ_SEEDS_$(target)) &&) true
 
 # ---- other processors, other checkers ----
@@ -168,14 +170,16 @@ test-big-endian: $(BUILD)/plain/mamba $(BUILD)/plain/tests/test_idx
 	    message=$$($(RUN) $(BUILD)/plain/mamba $$command 2>&1); code=$$?; echo "$$message"; \
 	    [ $$code -eq 4 ] && case "$$message" in *"byte order"*) ;; *) false;; esac || exit 1; done
 
-# valgrind knows no AVX-512: the kernels are those for AVX2. test_kernels goes through millions of floats
-# for each function, test_hostile through every bit: what is left has all the code.
-VALGRIND_TESTS := test_model test_threads test_idx test_forward test_golden
+# valgrind knows no AVX-512: the kernels are those for AVX2. test_allocation has a malloc of its own, and
+# test_kernels goes through millions of floats for each function: test_forward runs the same code.
+VALGRIND := valgrind -q --leak-check=full --error-exitcode=9
+VALGRIND_TESTS := test_model test_hostile test_threads test_idx test_forward test_golden
 test-valgrind: $(addprefix $(BUILD)/plain/tests/,$(VALGRIND_TESTS)) $(BUILD)/plain/mamba ## the C tests under valgrind
 	@command -v valgrind >/dev/null || { echo "error: valgrind is not there: install it" >&2; exit 1; }
-	@for test in $(addprefix $(BUILD)/plain/tests/,$(VALGRIND_TESTS)) "$(BUILD)/plain/mamba models/mnist_mamba.bin models/example_input.bin" \
-	    "$(BUILD)/plain/mamba info models/mnist_mamba.bin --no-mmap"; do \
-	    echo "== $$test"; valgrind -q --leak-check=full --error-exitcode=9 $$test || exit 1; done
+	@for test in $(addprefix $(BUILD)/plain/tests/,$(VALGRIND_TESTS)) "$(BUILD)/plain/mamba models/mnist_mamba.bin models/example_input.bin"; do \
+	    echo "== $$test"; $(VALGRIND) $$test || exit 1; done
+	@echo "== csrc/tests/test_cli.sh"
+	@RUN="$(VALGRIND)" sh csrc/tests/test_cli.sh $(BUILD)/plain/mamba
 
 .PHONY: test-c test-c-scalar test-tsan fuzz fuzz-run fuzz-seeds test-cross test-big-endian test-valgrind \
     $(addprefix test-cross-,$(CROSS_NAMES) s390x) tests-clean

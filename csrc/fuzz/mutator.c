@@ -2,7 +2,8 @@
  * those that reach code which none before has reached (gcc's -fsanitize-coverage=trace-pc).
  *
  *     TARGET FILE|FOLDER...              runs each file once
- *     TARGET --seconds N FILE|FOLDER...  then mutates them for so long; --seed S for the same again
+ *     TARGET --seconds N FILE|FOLDER...  then mutates them for so long
+ *     TARGET --runs N FILE|FOLDER...     or until N inputs have run; --seed S for the same again
  *
  * An input that ends the process, or takes over 20 seconds, is left as crash.bin in the folder
  * where the target runs. This file itself is compiled without coverage. */
@@ -239,7 +240,7 @@ static double now(void)
     return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
 }
 
-static void fuzz(double seconds)
+static void fuzz(double seconds, uint64_t runs)
 {
     const double start = now();
     const size_t seeds = n_inputs;
@@ -250,7 +251,7 @@ static void fuzz(double seconds)
             if (anything_new)
                 keep_current();
         }
-    } while (now() - start < seconds);
+    } while (executions < runs || now() - start < seconds);
     printf("%" PRIu64 " executions in %.0f s, %zu of them reached something new, none failed\n",
            executions, now() - start, n_inputs - seeds);
 }
@@ -258,10 +259,13 @@ static void fuzz(double seconds)
 int main(int argc, char **argv)
 {
     double seconds = 0;
+    uint64_t runs = 0;
     random_state = (uint64_t)time(NULL);
     for (int i = 1; i < argc; i++) {
         if (strcmp(argv[i], "--seconds") == 0 && i + 1 < argc)
             seconds = strtod(argv[++i], NULL);
+        else if (strcmp(argv[i], "--runs") == 0 && i + 1 < argc)
+            runs = strtoull(argv[++i], NULL, 10);
         else if (strcmp(argv[i], "--seed") == 0 && i + 1 < argc)
             random_state = strtoull(argv[++i], NULL, 10);
     }
@@ -279,8 +283,8 @@ int main(int argc, char **argv)
         fprintf(stderr, "%s: no input: name files, or folders of .bin files\n", argv[0]);
         return 2;
     }
-    if (seconds > 0)
-        fuzz(seconds);
+    if (seconds > 0 || runs > 0)
+        fuzz(seconds, runs);
     else
         printf("%" PRIu64 " files run\n", executions);
     return 0;
