@@ -27,7 +27,8 @@ logger = logging.getLogger(__name__)
 UNTRACKED = {**SMALL, "tracking.enabled": False}
 MODEL = "artifacts/mnist_mamba.bin"
 EXPORT = ("pipeline.export", "model", "--output", MODEL)
-KILLS = {"download": 17, "train": 17, "export": 16}
+KILLS = {"download": 17, "prepare": 10, "train": 17, "export": 16}
+KINDS = ("images", "labels")
 Check = Callable[[Path], None]
 
 
@@ -44,10 +45,21 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def data_is_whole(folder: Path) -> None:
     """Each file is there completely or not at all."""
     for part, n in (("train", 200), ("test", 40)):
-        images, labels = (folder / f"data/raw/{part}-{kind}.idx" for kind in ("images", "labels"))
+        images, labels = (folder / f"data/raw/{part}-{kind}.idx" for kind in KINDS)
         if images.exists():
             assert read_images(images).shape == (n, 9, 12)
         if labels.exists():
+            assert len(read_labels(labels)) == n
+
+
+def prepared_is_whole(folder: Path) -> None:
+    """The description comes last: where it is, all of the data is."""
+    parts = {"train": 160, "val": 40, "test": 40}
+    for part, n in parts.items():
+        images, labels = (folder / f"data/prepared/{part}-{kind}.idx" for kind in KINDS)
+        if (folder / "data/prepared/info.json").exists() or images.exists():
+            assert read_images(images).shape == (n, 9, 12)
+        if (folder / "data/prepared/info.json").exists() or labels.exists():
             assert len(read_labels(labels)) == n
 
 
@@ -65,6 +77,7 @@ def model_is_whole(folder: Path) -> None:
 
 STAGES: dict[str, tuple[tuple[str, ...], str, Check]] = {
     "download": (("pipeline.download",), "data/raw", data_is_whole),
+    "prepare": (("pipeline.prepare",), "data/prepared", prepared_is_whole),
     "train": (("pipeline.train", "--resume"), "checkpoints", checkpoints_are_whole),
     "export": (EXPORT, "artifacts", model_is_whole),
 }

@@ -40,6 +40,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def stamps(folder: Path) -> dict[Path, int]:
+    """All files, and when each was last written."""
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
 def load(folder: Path, name: str) -> dict:
     return json.loads((folder / name).read_text())
 
@@ -246,6 +251,21 @@ def test_errors_are_one_clear_line(
     assert done.stderr.startswith("error: ")
     assert message in done.stderr
     assert not (folder / "data/raw").exists()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_wrong_params_end_each_stage_before_it_does_anything(
+    stage: str, finished: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "wrong"
+    shutil.copytree(finished, folder)
+    set_params(folder, {**UNTRACKED, "model.d_conv": 0})
+    words = ("export", "model") if stage == "export" else (stage,)
+    before = stamps(folder)
+    done = run_module(folder, f"pipeline.{words[0]}", *words[1:], PYTHONDONTWRITEBYTECODE="1")
+    assert done.returncode == 1
+    assert done.stderr == "error: params.yaml: model.d_conv = 0: expected a whole number in 1..16\n"
+    assert stamps(folder) == before
 
 
 @pytest.mark.parametrize("words", [("prepare",), ("export", "image")])

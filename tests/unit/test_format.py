@@ -14,6 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mnist_mamba.config import MAX_ACTIVATIONS, MAX_LENGTH
 from mnist_mamba.engine import Engine
 from mnist_mamba.engine import format as model_format
 from mnist_mamba.engine.format import FormatError, read_model, write_model
@@ -182,6 +183,40 @@ def test_the_header_table_matches_the_specification() -> None:
         offset += 4
     assert offset == model_format.RESERVED_FROM
     assert f"| {offset} | {256 - offset} bytes | reserved |" in text
+
+
+def test_the_limits_are_those_of_the_specification() -> None:
+    """docs/format.md's ranges, field by field, and the limits of what follows from the fields."""
+    text = FORMAT_PAGE.read_text()
+    number = r"([\d.e+-]*\d)"
+    for field in model_format.FIELDS:
+        (allowed,) = re.findall(rf"^\| \d+ \| \w+ \| {field.name} \| (.*) \|$", text, re.MULTILINE)
+        match field.name:
+            case "flags":
+                wanted = sum(1 << int(bit) for bit in re.findall(r"bit (\d+) `", allowed))
+                assert (field.low, field.high) == (0, wanted)
+            case "stem" | "direction" | "pool":
+                choices = re.findall(r"(\d+) (\w+)", allowed)
+                names = {"stem": model_format.STEMS, "direction": model_format.DIRECTIONS}
+                assert [name for _, name in choices] == list(
+                    names.get(field.name, model_format.POOLS)
+                )
+                assert [int(value) for value, _ in choices] == list(range(int(field.high) + 1))
+            case "patch_height" | "patch_width":
+                side = field.name.removeprefix("patch_")
+                assert allowed == f"patch stem: divides {side}; conv stem: 0"
+            case "channels":
+                assert (field.low, field.high) == (1, 1)
+                assert allowed == "1"
+            case "norm_eps":
+                assert allowed == f"0 < eps <= {field.high}"
+            case _:
+                ((low, high),) = re.findall(rf"{number}\.\.{number}", allowed)
+                lowest = 1 if field.name == "stem_width" else field.low
+                assert (float(low), float(high)) == (lowest, field.high), field.name
+    assert f"It must be {MAX_LENGTH:,} or less" in text
+    assert MAX_ACTIVATIONS == 2**24
+    assert "must be 2^24 or less" in text
 
 
 def test_a_diverged_model_is_not_written(tmp_path: Path) -> None:
