@@ -45,11 +45,11 @@ repro: $(INSTALLED) ## run what has changed of the pipeline (MNIST, unless param
 # Series go on where they were stopped; JOBS trainings at a time, each with one thread.
 JOBS := $(shell nproc 2>/dev/null || echo 1)
 
-study: $(INSTALLED) ## train what metrics/study.json lacks: one choice at a time, on validation images: an hour or more
+study: $(INSTALLED) ## train what metrics/study.json lacks: one choice at a time, on validation images: hours
 	@$(ENV) dvc repro prepare compile
 	@$(ENV) python -m pipeline.study --jobs $(JOBS)
 
-seeds: $(INSTALLED) ## train what metrics/seeds.json lacks: the final figures, five seeds each: an hour or more
+seeds: $(INSTALLED) ## train what metrics/seeds.json lacks: the final figures, five seeds each: hours
 	@$(ENV) dvc repro prepare compile
 	@$(ENV) python -m pipeline.seeds --jobs $(JOBS)
 

@@ -141,7 +141,8 @@ def draw_robustness(path: Path, accuracy: float, table: Mapping[str, Mapping[str
         axes.set_axis_off()
     for axes, (name, row) in zip(grid.flat, table.items(), strict=False):
         axes.axhline(100 * accuracy, color=RIGHT, linewidth=1)
-        bars = axes.bar(list(row), [100 * value for value in row.values()], color=MUTED, width=0.6)
+        heights = [100 * value for value in row.values()]
+        bars = axes.bar(range(len(row)), heights, tick_label=list(row), color=MUTED, width=0.6)
         axes.bar_label(bars, fmt="%.1f", fontsize=8)
         axes.set_title(f"{name}, {UNITS.get(name, '%')}", fontsize=9)
         axes.set_ylim(0, 109)

@@ -100,7 +100,7 @@ def main() -> None:
     parser = stage.parser(
         f"Run the trainings of the series `{NAME}` in {series.SERIES_FILE} that "
         f"{RESULTS} lacks. Validation images judge; test images are not read.",
-        ["python -m pipeline.study", "python -m pipeline.study --jobs 1 --only base tied"],
+        ["python -m pipeline.study", "python -m pipeline.study --jobs 1 --only base state16"],
     )
     series.options(parser)
     parser.add_argument("--no-timing", action="store_true", help="keep the speeds as they are")
