@@ -106,11 +106,15 @@ def trainings(series: Series, params: Params) -> list[Training]:
 def train(training: Training) -> dict[str, Any]:
     """Train in a process of its own, going on where an earlier one was stopped; its metrics.
 
+    One that came to its end, but whose figures were lost, is not repeated.
+
     Raises:
         RuntimeError: it failed; the message ends with what it said last.
     """
     folder = training.folder
     folder.mkdir(parents=True, exist_ok=True)
+    if (metrics := _finished(training)) is not None:
+        return metrics
     command = [sys.executable, "-m", "pipeline.train", "--resume", "--save-dir", str(folder)]
     for key, value in training.changes.items():
         command += ["--set", f"{key}={json.dumps(value)}"]
@@ -119,8 +123,21 @@ def train(training: Training) -> dict[str, Any]:
     if done.returncode:
         last = (folder / "log.txt").read_text().splitlines()[-1:]
         raise RuntimeError(f"{training.name}, seed {training.seed}: {' '.join(last)}")
+    return _metrics(folder)
+
+
+def _metrics(folder: Path) -> dict[str, Any]:
     metrics: dict[str, Any] = json.loads((folder / "metrics.json").read_text())
     return metrics
+
+
+def _finished(training: Training) -> dict[str, Any] | None:
+    """The metrics of the last epoch, which are written after its checkpoint, or None."""
+    folder = training.folder
+    if not ((folder / "metrics.json").is_file() and (folder / "last.pth").is_file()):
+        return None
+    metrics = _metrics(folder)
+    return metrics if metrics["epochs"] == training.params.train.epochs else None
 
 
 def options(parser: argparse.ArgumentParser) -> None:

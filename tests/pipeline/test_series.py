@@ -29,7 +29,7 @@ MARKED = "# Training\n\n<!-- study: make study -->\n<!-- end of study -->\n"
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project with small series, whose data and engine are there."""
-    folder = copy_project(tmp_path_factory.mktemp("series"), SMALLEST)
+    folder = copy_project(tmp_path_factory.mktemp("series"), {**SMALLEST, "model.a": "free"})
     (folder / "pipeline/series.yaml").write_text(yaml.safe_dump(SERIES))
     (folder / "docs").mkdir()
     (folder / "docs/training.md").write_text(MARKED)
@@ -70,6 +70,12 @@ def test_a_study_trains_what_is_missing_and_writes_down_what_came_of_it(project:
     assert '| tied | `model.a="tied"` |' in text
 
     before = (project / "metrics/study.json").read_bytes()
+    logs = {path: path.read_bytes() for path in project.glob("runs/*/log.txt")}
+    (project / "metrics/study.json").unlink()  # the trainings are there all the same
+    done = run_module(project, "pipeline.study", "--no-timing")
+    assert "0 of 4 trainings are done, 4 to do" in done.stderr
+    assert (project / "metrics/study.json").read_bytes() == before
+    assert logs == {path: path.read_bytes() for path in project.glob("runs/*/log.txt")}
     done = run_module(project, "pipeline.study", "--no-timing")
     assert "4 of 4 trainings are done, 0 to do" in done.stderr
     assert (project / "metrics/study.json").read_bytes() == before
