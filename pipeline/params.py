@@ -28,7 +28,9 @@ IMAGE_SIZES = {"mnist": (28, 28), "digits": (8, 8)}
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Side = Annotated[int, Field(ge=1, le=4096)]
+Side = Annotated[int, Field(ge=1, le=4096, strict=True)]
+Flag = Annotated[bool, Field(strict=True)]
+"""Neither 1 nor "1" stands for true."""
 
 
 class ParamsError(ValueError):
@@ -71,10 +73,10 @@ class DataParams(Section):
     """Which data, and how it is split."""
 
     dataset: Literal["mnist", "digits", "idx"]
-    idx_dir: str
+    idx_dir: Annotated[str, Field(min_length=1)]
     resize: Side | tuple[Side, Side] | None
     val_fraction: Annotated[float, Field(gt=0, lt=1)]
-    split_seed: Annotated[int, Field(ge=0)]
+    split_seed: Annotated[int, Field(ge=0, lt=2**32)]
 
     @property
     def size(self) -> tuple[int, int] | None:
@@ -93,7 +95,7 @@ class ModelParams(Section):
     stem: str
     patch: tuple[Side, Side]
     stem_width: int
-    pos_embed: bool
+    pos_embed: Flag
     direction: str
     pool: str
     d_model: int
@@ -101,7 +103,7 @@ class ModelParams(Section):
     d_state: int
     d_conv: int
     expand: int
-    dt_rank: int | Literal["auto"]
+    dt_rank: Annotated[int, Field(strict=True)] | Literal["auto"]
     a: str
     dt_min: float
     dt_max: float
@@ -132,9 +134,9 @@ class AugmentParams(Section):
 class TrainParams(Section):
     """How the model is trained."""
 
-    on_val: bool
-    epochs: Annotated[int, Field(ge=1)]
-    batch_size: Annotated[int, Field(ge=1)]
+    on_val: Flag
+    epochs: Annotated[int, Field(ge=1, le=1_000_000)]
+    batch_size: Annotated[int, Field(ge=1, le=1_000_000)]
     optimizer: Literal["adamw", "muon"]
     lr: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     warmup: Fraction
@@ -147,7 +149,7 @@ class TrainParams(Section):
     label_smoothing: Annotated[float, Field(ge=0, lt=1)]
     ema_decay: Annotated[float, Field(ge=0, lt=1)]
     seed: Annotated[int, Field(ge=0, lt=2**32)]
-    save_every: Annotated[int, Field(ge=0)]
+    save_every: Annotated[int, Field(ge=0, le=1_000_000_000)]
     augment: AugmentParams
     scan: Literal["auto", "reference", "cpu", "cuda"]
     device: Literal["auto", "cpu", "cuda"]
@@ -169,12 +171,12 @@ class ExportParams(Section):
 class RobustnessParams(Section):
     """How much harder the test images are made; whole numbers, which name the metrics."""
 
-    shift: list[Annotated[int, Field(ge=0, le=100)]]
-    rotate: list[Annotated[int, Field(ge=0, le=180)]]
-    scale: list[Annotated[int, Field(ge=1, le=1000)]]
-    noise: list[Annotated[int, Field(ge=0, le=1000)]]
-    blur: list[Annotated[int, Field(ge=0, le=100)]]
-    invert: list[Annotated[int, Field(ge=0, le=100)]]
+    shift: list[Annotated[int, Field(ge=0, le=100, strict=True)]]
+    rotate: list[Annotated[int, Field(ge=0, le=180, strict=True)]]
+    scale: list[Annotated[int, Field(ge=1, le=1000, strict=True)]]
+    noise: list[Annotated[int, Field(ge=0, le=1000, strict=True)]]
+    blur: list[Annotated[int, Field(ge=0, le=100, strict=True)]]
+    invert: list[Annotated[int, Field(ge=0, le=100, strict=True)]]
 
 
 class EvaluateParams(Section):
@@ -194,7 +196,7 @@ class BenchmarkParams(Section):
 class TrackingParams(Section):
     """Where runs are shown."""
 
-    enabled: bool
+    enabled: Flag
     experiment: Annotated[str, Field(min_length=1)]
 
 
@@ -217,6 +219,17 @@ class Params(Section):
             raise ValueError(
                 "export.checkpoint = 'best_model' is chosen on validation images, and with "
                 "train.on_val = true there are none; expected 'last'"
+            )
+        scan, device = self.train.scan, self.train.device
+        if {scan, device} == {"cpu", "cuda"}:
+            raise ValueError(
+                f"train.scan = {scan!r} does not run on train.device = {device!r}; expected "
+                f"train.scan = 'auto', 'reference' or {device!r}"
+            )
+        if self.model.dt_init_floor > self.model.dt_max:
+            raise ValueError(
+                f"model.dt_init_floor = {self.model.dt_init_floor} is above "
+                f"model.dt_max = {self.model.dt_max}: expected up to that"
             )
         return self
 
@@ -247,7 +260,26 @@ class Params(Section):
         try:
             self.model.config(height, width, n_classes=2)
         except ConfigError as error:
-            raise ValueError(f"model.{error}") from error
+            # No key of params.yaml, but the product of two.
+            message = str(error).replace("d_inner =", "expand * model.d_model =")
+            raise ValueError(f"model.{message}") from error
+
+
+class _UniqueKeysLoader(yaml.SafeLoader):
+    """Refuses what YAML forbids and PyYAML takes: the last of a key's several values."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.MarkedYAMLError(
+                    problem=f"the key {key!r} stands here a second time",
+                    problem_mark=key_node.start_mark,
+                )
+            seen.add(key)
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        return mapping
 
 
 def load_params(path: Path = PARAMS_FILE) -> Params:
@@ -257,11 +289,13 @@ def load_params(path: Path = PARAMS_FILE) -> Params:
         ParamsError: the file is missing, is not YAML, or holds a value that cannot be used.
     """
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.load(path.read_text(), _UniqueKeysLoader)  # a safe loader
     except FileNotFoundError as error:
         raise ParamsError(f"{path} is missing: run from the project's folder") from error
     except yaml.YAMLError as error:
         raise ParamsError(f"{path} is not valid YAML: {error}") from error
+    except UnicodeDecodeError as error:
+        raise ParamsError(f"{path} is not UTF-8: {error}") from error
     return parse_params(content, str(path))
 
 
@@ -278,6 +312,8 @@ def _explain(source: str, problem: Any) -> str:
     key = ".".join(str(part) for part in problem["loc"])
     if not key:  # a check of our own, which names its key itself
         return f"{source}: {problem['msg'].removeprefix('Value error, ')}"
+    if problem["type"] == "missing":
+        return f"{source}: {key}: got nothing; expected a value"
     if problem["type"] == "extra_forbidden":
         return f"{source}: {key}: unknown key, got {problem['input']!r}; expected no such key"
     reason = problem["msg"].removeprefix("Value error, ").lower()

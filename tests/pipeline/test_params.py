@@ -63,6 +63,13 @@ def test_the_committed_params_are_valid() -> None:
         ("data.resize", [4096, 4096], ["model.stem = 'conv'", "4096 x 4096", "up to 65536"]),
         ("model.a", "mixed", ["model.a = 'mixed'", "free, tied"]),
         ("evaluate", None, ["evaluate", "None"]),
+        ("model.pos_embed", 1, ["model.pos_embed", "got 1", "boolean"]),
+        ("train.on_val", "1", ["train.on_val", "got '1'", "boolean"]),
+        ("model.dt_rank", "4", ["model.dt_rank", "got '4'", "'auto'"]),
+        ("data.resize", "28", ["data.resize", "got '28'", "integer"]),
+        ("evaluate.robustness.shift", [True], ["robustness.shift.0", "got True", "integer"]),
+        ("data.split_seed", 2**32, ["data.split_seed", "4294967296", "less than 4294967296"]),
+        ("model.dt_init_floor", 0.5, ["model.dt_init_floor = 0.5", "dt_max = 0.1"]),
         ("export.checkpoint", "newest", ["export.checkpoint", "'best_model'"]),
     ],
 )
@@ -73,6 +80,38 @@ def test_a_wrong_value_is_named_with_what_was_expected(
         parse_params(changed(key, value))
     for word in words:
         assert word in str(error.value)
+
+
+@pytest.mark.parametrize(("scan", "device"), [("cuda", "cpu"), ("cpu", "cuda")])
+def test_a_scan_of_another_device_is_refused(scan: str, device: str) -> None:
+    content = changed("train.scan", scan)
+    parse_params(content)  # device: auto
+    content["train"]["device"] = device
+    with pytest.raises(ParamsError, match=rf"train\.scan = '{scan}' .* train\.device = '{device}'"):
+        parse_params(content)
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    text = (ROOT / "params.yaml").read_text()
+    path = tmp_path / "params.yaml"
+    path.write_text(text.replace("  n_layers: 4\n", "  n_layers: 4\n  n_layers: 2\n"))
+    with pytest.raises(ParamsError, match=r"'n_layers' stands here a second time(?s:.*)line \d+"):
+        load_params(path)
+
+
+def test_a_width_that_is_a_product_names_its_factors() -> None:
+    content = changed("model.expand", 8)
+    content["model"]["d_model"] = 2048
+    with pytest.raises(ParamsError, match=r"model\.expand \* model\.d_model = 16384: .* 1\.\.8192"):
+        parse_params(content)
+
+
+def test_a_missing_key_is_named_alone() -> None:
+    content = changed("train.lr", 0.1)
+    del content["train"]["lr"]
+    with pytest.raises(ParamsError) as error:
+        parse_params(content)
+    assert str(error.value) == "params.yaml: train.lr: got nothing; expected a value"
 
 
 def test_the_best_on_validation_needs_validation_images() -> None:
