@@ -18,9 +18,6 @@ LAST_STAGE = "evaluate"
 SECTIONS = ("data", "model", "train", "export", "evaluate")
 """The params that those results depend on."""
 
-PLUMBING = {"pipeline/params.py", "pipeline/paths.py", "pipeline/stage.py"}
-"""Deps of train that no weight comes from but by params and data, which count themselves."""
-
 
 def file_md5(path: Path) -> str:
     """MD5 of a file, which is also DVC's name for it."""
@@ -60,7 +57,7 @@ def training_key(params: Params, pipeline: Path = Path("dvc.yaml")) -> str:
     return _hash(
         {
             "params": {name: _look_up(values, name) for name in stage["params"]},
-            "files": {dep: file_md5(Path(dep)) for dep in stage["deps"] if dep not in PLUMBING},
+            "files": {dep: file_md5(Path(dep)) for dep in stage["deps"]},
         }
     )
 
