@@ -31,6 +31,7 @@ SMALL: dict[str, Any] = {
     "train.batch_size": 16,
     "train.lr": 0.005,
     "train.augment.rotate": 0,
+    "train.augment.elastic": 0,
     "train.threads": 1,
     "benchmark.rounds": 2,
 }
