@@ -29,7 +29,7 @@ SMALL: dict[str, Any] = {
     "model.d_state": 4,
     "train.epochs": 3,
     "train.batch_size": 16,
-    "train.lr": 0.005,
+    "train.lr": 0.02,
     "train.augment.rotate": 0,
     "train.augment.elastic": 0,
     "train.threads": 1,
