@@ -82,7 +82,7 @@ def test_every_stage_left_its_outputs_and_git_sees_no_binaries(repository: Path)
         "artifacts/tracking_key.txt",
         *(f"metrics/{name}.json" for name in ("train", "eval", "benchmark")),
         *(f"plots/{name}" for name in ("curves.json", "predictions.csv", "predictions.png")),
-        "plots/misclassified.png",
+        *(f"plots/{name}.png" for name in ("misclassified", "reliability", "robustness")),
     }
 
 
