@@ -40,6 +40,7 @@ LONG = {
     **SMALL,
     "model.n_layers": 1,
     "train.batch_size": 2,
+    "train.lr": 0.005,
     "train.epochs": 4,
     "train.save_every": 7,
 }
