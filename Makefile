@@ -13,7 +13,7 @@ TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 ENV := PATH="$(CURDIR)/$(BIN):$$PATH" DVC_NO_ANALYTICS=1 MLFLOW_DISABLE_TELEMETRY=true
 PYTEST := $(ENV) python -m pytest
 
-.PHONY: help clean setup demo repro study seeds track ui publish kernels golden bench-train bench-engine instructions test test-slow test-python lint format check-lock
+.PHONY: help clean setup demo repro study seeds track ui gate gate-speed publish kernels golden bench-train bench-engine instructions test test-slow test-python lint format check-lock
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -58,6 +58,15 @@ track: $(INSTALLED) ## put the current results into MLflow again
 
 ui: $(INSTALLED) ## open MLflow on this project's runs
 	@$(ENV) mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}"
+
+# A recipe that fails is 2 to make; `python -m pipeline.release.gate` itself exits 0, 1 (worse) or 2 (no verdict).
+BASE ?= origin/main
+
+gate: $(INSTALLED) ## are these results as good as those of BASE=origin/main? Seconds
+	@$(ENV) python -m pipeline.release.gate --base "$(BASE)" --output build/gate.md
+
+gate-speed: $(INSTALLED) ## is this engine as fast as that of BASE=origin/main, built and run here? Minutes, needs valgrind
+	@$(ENV) python -m pipeline.release.gate_speed --base "$(BASE)" --output build/gate-speed.md
 
 publish: $(INSTALLED) ## renew models/ and the README's results from what the pipeline has made
 	@$(ENV) python -m pipeline.publish

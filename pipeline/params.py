@@ -200,6 +200,36 @@ class TrackingParams(Section):
     experiment: Annotated[str, Field(min_length=1)]
 
 
+class Rule(Section):
+    """How much worse a figure may be than it was, and than it may ever be."""
+
+    better: Literal["higher", "lower"]
+    bound: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    absolute: NonNegative | None = None
+    relative: NonNegative | None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Rule:
+        if self.bound is self.absolute is self.relative is None:
+            raise ValueError("expected at least one of bound, absolute and relative")
+        return self
+
+
+class GateAccuracyParams(Section):
+    """When a loss of right answers is one."""
+
+    floor: Fraction
+    significance: Annotated[float, Field(gt=0, lt=1)]
+
+
+class GateParams(Section):
+    """What may get worse, and by how much."""
+
+    accuracy: GateAccuracyParams
+    metrics: dict[str, Rule]
+    speed: dict[str, Rule]
+
+
 class Params(Section):
     """All of params.yaml."""
 
@@ -210,6 +240,7 @@ class Params(Section):
     evaluate: EvaluateParams
     benchmark: BenchmarkParams
     tracking: TrackingParams
+    gate: GateParams
 
     @model_validator(mode="after")
     def _model_fits(self) -> Params:

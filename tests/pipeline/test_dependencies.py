@@ -75,6 +75,7 @@ def test_every_param_is_used_by_a_stage_and_commented() -> None:
     text = (ROOT / "params.yaml").read_text()
     content = yaml.safe_load(text)
     named = {param for stage in STAGES.values() for param in stage.get("params", [])}
+    named.add("gate")  # judges what the stages have made
     for section, values in content.items():
         for key in values:
             known = section in named or f"{section}.{key}" in named

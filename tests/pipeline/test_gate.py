@@ -1,0 +1,355 @@
+"""The gate: planted regressions fail, noise passes, and what cannot be judged is said to be so."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline import paths
+from pipeline.params import Rule, load_params
+from pipeline.release import gate
+from pipeline.release.rules import Verdict, judge, markdown
+from tests.pipeline.imports import ROOT
+from tests.pipeline.project import run, run_module, set_params
+
+FILES = ("params.yaml", "metrics/eval.json", "metrics/train.json", "plots/predictions.csv")
+IDENTITY = {
+    f"GIT_{role}_{field}": value
+    for role in ("AUTHOR", "COMMITTER")
+    for field, value in (("NAME", "test"), ("EMAIL", "test@localhost"))
+}
+
+
+@pytest.fixture(scope="module")
+def committed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository whose one commit, tagged base, holds this project's results."""
+    folder = tmp_path_factory.mktemp("gate")
+    for name in FILES:
+        (folder / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)
+    for words in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "results"], ["tag", "base"]):
+        done = run(folder, ["git", *words], **IDENTITY)
+        assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture
+def tree(committed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A clone of it to spoil, as the current folder."""
+    folder = tmp_path / "clone"
+    subprocess.run(["git", "clone", "-q", str(committed), str(folder)], check=True)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def verdicts(base: str = "base") -> dict[str, Verdict]:
+    return {one.name: one for one in gate.run_gate(load_params(), base)}
+
+
+def failures() -> set[str]:
+    return {name for name, one in verdicts().items() if not one.passed}
+
+
+def edit(name: str, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change a metrics file."""
+    path = Path(f"metrics/{name}.json")
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def put(name: str, value: Any) -> None:
+    """Set a figure by the gate's name for it; None removes it."""
+    file, *parts, last = name.split(".")
+
+    def change(content: dict[str, Any]) -> None:
+        for part in parts:
+            content = content[part]
+        if value is None:
+            del content[last]
+        else:
+            content[last] = value
+
+    edit(file, change)
+
+
+def predict(change: Callable[[list[dict[str, str]]], object]) -> None:
+    """Change the predictions, and the count of right ones with them."""
+    with paths.PREDICTIONS.open() as file:
+        rows = list(csv.DictReader(file))
+    change(rows)
+    with paths.PREDICTIONS.open("w") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    correct = sum(row["label"] == row["predicted"] for row in rows)
+    edit("eval", lambda content: content.update(correct=correct))
+
+
+def misread(rows: list[dict[str, str]], count: int) -> None:
+    right = [row for row in rows if row["label"] == row["predicted"]]
+    for row in right[:count]:
+        row["predicted"] = str((int(row["label"]) + 1) % 10)
+
+
+def correct_all(rows: list[dict[str, str]], count: int) -> None:
+    for row in [row for row in rows if row["label"] != row["predicted"]][:count]:
+        row["predicted"] = row["label"]
+
+
+def committed_figures() -> dict[str, Any]:
+    """Those of this project's metrics files."""
+    return dict(gate.figures(lambda path: (ROOT / path).read_text(), ["eval", "train"]))
+
+
+def compared() -> list[str]:
+    """Every figure of them that a rule names."""
+    here = committed_figures()
+    return [one.name for one in judge(load_params(ROOT / "params.yaml").gate.metrics, here, here)]
+
+
+def worse(name: str, value: float) -> float:
+    """A value just too bad for the rule that names a figure."""
+    rules = load_params(ROOT / "params.yaml").gate.metrics
+    (rule,) = [
+        rule
+        for pattern, rule in rules.items()
+        if judge({pattern: rule}, {}, {name: 1})[0].name == name
+    ]
+    tolerance = max(rule.absolute or 0, (rule.relative or 0) * value)
+    return value + (tolerance * 1.1 + 1e-3) * (-1 if rule.better == "higher" else 1)
+
+
+def test_the_same_results_pass(tree: Path) -> None:
+    assert failures() == set()
+    assert set(verdicts()) == {"accuracy", *compared()}
+    assert len(compared()) > 15
+
+
+@pytest.mark.parametrize("name", compared())
+def test_a_planted_regression_fails(name: str) -> None:
+    rules, base = load_params(ROOT / "params.yaml").gate.metrics, committed_figures()
+    spoilt = {
+        "expected": {**base, name: worse(name, base[name])},
+        "missing": {key: value for key, value in base.items() if key != name},
+    }
+    for problem, here in spoilt.items():
+        failed = [one for one in judge(rules, base, here) if not one.passed]
+        assert [one.name for one in failed] == [name]
+        assert problem in str(failed[0].problem)
+
+
+def test_planted_regressions_fail_all_at_once(tree: Path) -> None:
+    for name in compared():
+        put(name, worse(name, committed_figures()[name]))
+    assert failures() == set(compared())
+
+
+def test_missing_figures_fail_all_at_once(tree: Path) -> None:
+    for name in compared():
+        put(name, None)
+    assert failures() == set(compared())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "0.99", True, [1], None])
+def test_what_is_no_number_fails(value: Any) -> None:
+    rules = {"eval.nll": Rule(better="lower", bound=1)}
+    for base, here in ((0.5, value), (value, 0.5)):
+        (verdict,) = judge(rules, {"eval.nll": base}, {"eval.nll": here})
+        assert verdict.passed is (base is None)  # a base without the figure is no fault
+
+
+def test_a_whole_file_that_is_missing_fails(tree: Path) -> None:
+    Path("metrics/train.json").unlink()
+    assert failures() == {"train.val.accuracy"}
+
+
+def test_missing_predictions_fail(tree: Path) -> None:
+    paths.PREDICTIONS.unlink()
+    assert failures() == {"accuracy"}
+
+
+def test_noise_passes(tree: Path) -> None:
+    """What another seed does: some images lost, about as many won, figures a little off."""
+
+    def another_seed(rows: list[dict[str, str]]) -> None:
+        misread(rows, 14)
+        correct_all(rows, 10)
+
+    predict(another_seed)
+    put("eval.robustness.shift.5", 0.9949)
+    put("eval.nll", 0.0597)
+    assert failures() == set()
+
+
+def test_a_real_loss_fails(tree: Path) -> None:
+    predict(lambda rows: misread(rows, 7))  # all lost, none won: p = 0.008
+    assert failures() == {"accuracy"}
+    assert "7 lost, 0 won" in str(verdicts()["accuracy"].problem)
+
+
+def test_a_loss_that_chance_explains_passes(tree: Path) -> None:
+    predict(lambda rows: misread(rows, 6))  # p = 0.016
+    assert failures() == set()
+
+
+def test_better_results_pass(tree: Path) -> None:
+    predict(lambda rows: correct_all(rows, 20))
+    put("eval.nll", 0.01)
+    put("eval.model.file_bytes", 1000)
+    assert failures() == set()
+
+
+def test_the_floor_holds_whatever_the_base_has(tree: Path) -> None:
+    predict(lambda rows: misread(rows, 100))
+    commit("worse")
+    assert not verdicts("HEAD")["accuracy"].passed
+    assert "expected ≥ 0.995" in str(verdicts("HEAD")["accuracy"].problem)
+
+
+def commit(message: str) -> None:
+    done = run(Path(), ["git", "commit", "-qam", message], **IDENTITY)
+    assert done.returncode == 0, done.stderr
+
+
+def test_false_alarms_are_as_rare_as_promised() -> None:
+    """Two equally good models disagree at random: at most `significance` of such pairs fail."""
+    generator = random.Random(0)
+    limit, alarms, trials = 0.05, 0, 400
+    for _ in range(trials):
+        base, here = ([(0, int(generator.random() < 0.05)) for _ in range(500)] for _ in range(2))
+        alarms += gate.mcnemar(base, here)[2] < limit
+    assert alarms <= trials * limit * 1.5
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))
+def test_mcnemar_counts_pairs(pairs: list[tuple[bool, bool]]) -> None:
+    base, here = ([(1, int(pair[i])) for pair in pairs] for i in (0, 1))
+    lost, won, p = gate.mcnemar(base, here)
+    assert (lost, won) == (pairs.count((True, False)), pairs.count((False, True)))
+    assert 0 < p <= 1
+    # Never an alarm where no more was lost than won.
+    assert p > 0.5 or lost > won
+
+
+def test_a_new_figure_is_held_to_its_bound_alone() -> None:
+    rules = {"a.*": Rule(better="higher", bound=0.5, absolute=0.0)}
+    (good,), (bad,) = judge(rules, {}, {"a.x": 0.6}), judge(rules, {}, {"a.x": 0.4})
+    assert (good.passed, bad.passed) == (True, False)
+    assert "new" in good.note
+
+
+def test_a_pattern_that_finds_nothing_fails() -> None:
+    (verdict,) = judge({"a.*": Rule(better="higher", bound=0.5)}, {"a": 1, "a.b.c": 1}, {"a": 1})
+    assert (verdict.name, verdict.passed) == ("a.*", False)
+
+
+def test_a_tolerance_is_met_exactly() -> None:
+    rules = {"a": Rule(better="higher", absolute=0.0015)}
+    assert judge(rules, {"a": 0.9957}, {"a": 0.9942})[0].passed
+    assert not judge(rules, {"a": 0.9957}, {"a": 0.99419})[0].passed
+
+
+def test_the_table_shows_failures_first_and_keeps_to_its_cells() -> None:
+    rules = {"a": Rule(better="lower", bound=1), "b": Rule(better="lower", bound=1)}
+    table = markdown(judge(rules, {}, {"a": 0, "b": "|x\n|"})).splitlines()
+    assert "`b`" in table[2]
+    assert "**FAIL**" in table[2]
+    assert {line.count("|") for line in table} == {7}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda: Path("metrics/eval.json").write_text("{"), "metrics/eval.json is not JSON"),
+        (lambda: put("eval.correct", 9000), "not of one run"),
+        (lambda: paths.PREDICTIONS.write_text("a,b\n1,2\n"), "no columns label and predicted"),
+        (
+            lambda: predict(lambda rows: rows[0].update(label="1", predicted="1")),
+            "other test images",
+        ),
+        (lambda: predict(lambda rows: rows.pop()), "other test images"),
+    ],
+)
+def test_what_cannot_be_judged_is_no_verdict(
+    tree: Path, spoil: Callable[[], object], words: str
+) -> None:
+    spoil()
+    with pytest.raises(gate.NoVerdictError, match=words):
+        verdicts()
+
+
+@pytest.mark.parametrize("base", ["nowhere", "", "--help", "base:params.yaml"])
+def test_an_unknown_base_is_no_verdict(tree: Path, base: str) -> None:
+    with pytest.raises(gate.NoVerdictError, match="is no commit of this repository"):
+        verdicts(base)
+
+
+def test_the_command_s_codes_and_table(tree: Path) -> None:
+    """0, 1 and 2, from a clone that has nothing but its files."""
+    for name in ("pipeline", "src"):
+        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+    command = ("pipeline.release.gate", "--output", "out/gate.md", "--base")
+    done = run_module(tree, *command, "base")
+    assert done.returncode == gate.PASS, done.stderr
+    assert Path("out/gate.md").read_text() in done.stdout
+    set_params(tree, {"gate.accuracy.floor": 0.9999})
+    done = run_module(tree, *command, "origin/HEAD")
+    assert done.returncode == gate.REGRESSION, done.stderr
+    assert "1 of" in done.stdout.splitlines()[0]
+    assert "`gate.accuracy.floor`: 0.995 → 0.9999" in done.stdout
+    done = run_module(tree, *command, "nowhere")
+    assert (done.returncode, done.stdout) == (gate.NO_VERDICT, "")
+    assert "error: BASE=nowhere" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+SLOWER = {"CFLAGS := -Os": "CFLAGS := -O0", "ENGINE_HOT := -O2": "ENGINE_HOT := -O0"}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("valgrind") is None, reason="needs valgrind")
+def test_a_slower_engine_fails_the_speed_gate(tmp_path: Path) -> None:
+    for name in ("pipeline", "src", "csrc", "models"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("Makefile", "params.yaml", ".gitignore", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    set_params(tmp_path, {"benchmark.rounds": 2})
+    for words in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "base"]):
+        assert run(tmp_path, ["git", *words], **IDENTITY).returncode == 0
+    flags = tmp_path / "csrc/engine.mk"
+    text = flags.read_text()
+    for old, new in SLOWER.items():
+        assert text.count(old) == 1
+        text = text.replace(old, new)
+    flags.write_text(text)
+    done = run_module(tmp_path, "pipeline.release.gate_speed", "--base", "HEAD")
+    assert done.returncode == gate.REGRESSION, done.stderr
+    failed = {line.split("`")[1] for line in done.stdout.splitlines() if "**FAIL**" in line}
+    assert failed >= {"instructions.avx2", "us_per_image.b1", "us_per_image.b100", "binary_bytes"}
+    assert run(tmp_path, ["git", "status", "--porcelain"]).stdout.strip() == "M csrc/engine.mk"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("valgrind") is None, reason="needs valgrind")
+def test_an_engine_that_does_not_build_is_no_verdict(tmp_path: Path) -> None:
+    assert run(tmp_path, ["git", "init", "-q"]).returncode == 0
+    for name in ("pipeline", "src"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    assert run(tmp_path, ["git", "add", "params.yaml"]).returncode == 0
+    assert run(tmp_path, ["git", "commit", "-qm", "no engine"], **IDENTITY).returncode == 0
+    done = run_module(tmp_path, "pipeline.release.gate_speed", "--base", "HEAD")
+    assert done.returncode == gate.NO_VERDICT
+    assert "error: make" in done.stderr
+    assert "failed" in done.stderr
