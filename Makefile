@@ -13,7 +13,7 @@ TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 ENV := PATH="$(CURDIR)/$(BIN):$$PATH" DVC_NO_ANALYTICS=1 MLFLOW_DISABLE_TELEMETRY=true
 PYTEST := $(ENV) python -m pytest
 
-.PHONY: help clean setup demo repro study seeds track ui gate gate-speed publish kernels golden bench-train bench-engine instructions test test-slow test-python lint format check-lock
+.PHONY: help clean setup demo repro study seeds track ui gate gate-speed summary promote kernels golden bench-train bench-engine instructions test test-slow test-python lint lint-workflows format wheel dist-engine dist-collect check-version check-lock
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -68,8 +68,17 @@ gate: $(INSTALLED) ## are these results as good as those of BASE=origin/main? Se
 gate-speed: $(INSTALLED) ## is this engine as fast as that of BASE=origin/main, built and run here? Minutes, needs valgrind
 	@$(ENV) python -m pipeline.release.gate_speed --base "$(BASE)" --output build/gate-speed.md
 
-publish: $(INSTALLED) ## renew models/ and the README's results from what the pipeline has made
-	@$(ENV) python -m pipeline.publish
+# What CI shows of a change: the gates' pages where they were made, what moved, the plots (PLOTS_URL: where they are served).
+summary: $(INSTALLED) ## build/summary.md: gates, and metrics and params beside BASE=origin/main
+	@mkdir -p build
+	@{ cat build/gate.md build/gate-speed.md 2>/dev/null || true; \
+	  echo "## Params beside $(BASE)"; $(ENV) dvc params diff --md "$(BASE)"; \
+	  echo "## Metrics beside $(BASE)"; $(ENV) dvc metrics diff --md "$(BASE)"; \
+	  if [ -n "$(PLOTS_URL)" ]; then for plot in plots/*.png; do echo "![$$plot]($(PLOTS_URL)/$$plot)"; done; fi; \
+	} > build/summary.md && echo "build/summary.md"
+
+promote: $(INSTALLED) ## after a passing gate: the champion in MLflow's registry, models/ with its card, the README's results
+	@$(ENV) python -m pipeline.release.promote --base "$(BASE)" --output build/gate.md
 
 kernels: $(INSTALLED) ## build the training kernels now (else they are built on first use)
 	@$(ENV) PYTHONPATH=src python -c 'from mnist_mamba.scan import kernel; print(kernel.library_path(), kernel.isa())'
@@ -102,9 +111,41 @@ lint: $(INSTALLED) ## style and types; changes nothing
 	@$(ENV) ruff check . && $(ENV) ruff format --check . && $(ENV) mypy
 	@$(ENV) clang-format --dry-run --Werror $$(git ls-files '*.c' '*.h' '*.inc')
 
+# zizmor comes with the environment; actionlint, a Go program, is used where it is.
+lint-workflows: $(INSTALLED) ## GitHub's workflows: mistakes, and what could be attacked
+	@$(ENV) zizmor --offline --quiet .github/workflows
+	@if command -v actionlint >/dev/null; then actionlint; else echo "NOT RUN: actionlint, because it is not there"; fi
+
 format: $(INSTALLED) ## rewrite the sources in the project's style
 	@$(ENV) ruff check --fix . ; $(ENV) ruff format .
 	@$(ENV) clang-format -i $$(git ls-files '*.c' '*.h' '*.inc')
+
+VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' src/mnist_mamba/__init__.py)
+ENGINE_DIST = dist/mamba-$(VERSION)-$(shell uname -s | tr A-Z a-z)-$(shell uname -m)
+
+wheel: $(INSTALLED) ## dist/: the Python package, which compiles its kernels where it is used
+	@mkdir -p dist
+	@$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
+	@ls dist/*.whl
+
+# Of the same files the same bytes, whoever packs them.
+dist-engine: $(BUILD)/plain/mamba $(BUILD)/plain/libmamba.so ## dist/: command, library and header for this kind of machine
+	@rm -rf "$(ENGINE_DIST)" && mkdir -p "$(ENGINE_DIST)"
+	@cp $(BUILD)/plain/mamba $(BUILD)/plain/libmamba.so csrc/include/mamba.h csrc/README.md LICENSE "$(ENGINE_DIST)"
+	@strip "$(ENGINE_DIST)/mamba" && strip --strip-unneeded "$(ENGINE_DIST)/libmamba.so"
+	@tar --sort=name --owner=0 --group=0 --numeric-owner --mtime=@0 -C dist -cf - "$(notdir $(ENGINE_DIST))" | \
+	  gzip -n > "$(ENGINE_DIST).tar.gz" && rm -r "$(ENGINE_DIST)"
+	@ls "$(ENGINE_DIST).tar.gz"
+
+dist-collect: ## dist/: what the folders in FROM hold, the model with its card, and the checksums of it all
+	@test -d "$(FROM)" || { echo "error: FROM=$(FROM) is no folder: expected one with wheels, engines and report" >&2; exit 1; }
+	@mkdir -p dist
+	@find "$(FROM)" -type f \( -name '*.whl' -o -name '*.tar.gz' -o -name report.html \) -exec cp {} dist/ \;
+	@cp models/mnist_mamba.bin models/example_input.bin dist/ && cp models/README.md dist/model-card.md
+	@cd dist && rm -f SHA256SUMS && sha256sum * > SHA256SUMS && cat SHA256SUMS
+
+check-version: ## is TAG this version's?
+	@test "$(TAG)" = "v$(VERSION)" || { echo "error: the tag is $(TAG), expected v$(VERSION) as in src/mnist_mamba/__init__.py" >&2; exit 1; }
 
 # The dry run always exits 0, so what it says is what counts.
 check-lock: $(INSTALLED) ## does dvc.lock belong to these sources and params?

@@ -256,16 +256,19 @@ def run(main: Callable[[], int]) -> None:
     sys.exit(code)
 
 
+def judged_page(params: Params, base: str) -> tuple[str, list[Verdict]]:
+    """The gate's page, and the verdicts in it."""
+    verdicts = run_gate(params, base)
+    changed = changed_rules(params, in_revision(resolve(base)))
+    remarks = [f"- rule changed: {rule}" for rule in changed]
+    return summary(f"Gate against {base}", verdicts, remarks), verdicts
+
+
 def main() -> int:
     """Judge, and print a table."""
     options = arguments(__doc__ or "", "pipeline.release.gate")
-    params = load_params()
-    verdicts = run_gate(params, options.base)
-    changed = changed_rules(params, in_revision(resolve(options.base)))
-    remarks = [f"- rule changed: {rule}" for rule in changed]
-    return finish(
-        summary(f"Gate against {options.base}", verdicts, remarks), verdicts, options.output
-    )
+    page, verdicts = judged_page(load_params(), options.base)
+    return finish(page, verdicts, options.output)
 
 
 if __name__ == "__main__":

@@ -9,23 +9,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 
 from mnist_mamba.engine import Engine
-from pipeline import publish
 from pipeline.content_key import file_md5
 from pipeline.documents import with_table
-from pipeline.params import IMAGE_SIZES
+from pipeline.params import IMAGE_SIZES, load_params
+from pipeline.release import published
 from tests.pipeline.imports import ROOT
 
 
 def metrics(name: str) -> Any:
     return json.loads((ROOT / "metrics" / f"{name}.json").read_text())
-
-
-def locked_md5s() -> dict[str, str]:
-    stages = yaml.safe_load((ROOT / "dvc.lock").read_text())["stages"].values()
-    return {out["path"]: out["md5"] for stage in stages for out in stage["outs"]}
 
 
 def predictions() -> list[dict[str, str]]:
@@ -34,13 +28,16 @@ def predictions() -> list[dict[str, str]]:
 
 
 def test_committed_results_are_those_of_the_lock() -> None:
-    for path, md5 in locked_md5s().items():
+    for path, md5 in published.locked_md5s(ROOT).items():
         if path.startswith(("metrics/", "plots/")) or path.endswith("tracking_key.txt"):
             assert file_md5(ROOT / path) == md5, path
 
 
 def test_the_shipped_model_is_the_pipeline_s() -> None:
-    assert file_md5(ROOT / "models/mnist_mamba.bin") == locked_md5s()["artifacts/mnist_mamba.bin"]
+    assert (
+        file_md5(ROOT / "models/mnist_mamba.bin")
+        == published.locked_md5s(ROOT)["artifacts/mnist_mamba.bin"]
+    )
 
 
 def test_the_shipped_model_reads_the_shipped_digit() -> None:
@@ -64,9 +61,21 @@ def test_metrics_agree_with_the_predictions() -> None:
 
 def test_every_number_of_the_readme_is_in_the_metrics() -> None:
     text = (ROOT / "README.md").read_text()
-    table = publish.results_table(ROOT / "metrics")
-    assert with_table(text, publish.TABLE, table) == text, "run `make publish`"
+    table = published.results_table(ROOT / "metrics")
+    assert with_table(text, published.TABLE, table) == text, "run `make promote`"
     assert f"| {metrics('eval')['accuracy']:.2%} |" in text
+
+
+def test_the_card_is_that_of_the_results() -> None:
+    params = load_params(ROOT / "params.yaml")
+    card = published.model_card(params, ROOT)
+    assert (ROOT / published.CARD).read_text() == card, "run `make promote`"
+    scores = metrics("eval")
+    assert f"| {100 * scores['accuracy']:.2f} % |" in card
+    low, high = published.interval(scores["correct"], scores["n_test"])
+    assert low < scores["accuracy"] < high
+    for strength, accuracy in scores["robustness"]["rotate"].items():
+        assert f"{strength}: {100 * accuracy:.2f} %" in card
 
 
 def test_a_table_takes_its_place_between_its_marks() -> None:
@@ -82,7 +91,14 @@ def test_a_table_takes_its_place_between_its_marks() -> None:
 
 
 @pytest.mark.parametrize(
-    "document", ["README.md", "docs/your-own-data.md", "docs/benchmarks.md", "csrc/README.md"]
+    "document",
+    [
+        "README.md",
+        "docs/your-own-data.md",
+        "docs/benchmarks.md",
+        "csrc/README.md",
+        "models/README.md",
+    ],
 )
 def test_links_lead_somewhere(document: str) -> None:
     path = ROOT / document

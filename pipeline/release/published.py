@@ -1,22 +1,26 @@
-"""`make publish`: renew models/ and the README's results from what the pipeline has made."""
+"""What a promotion renews: the shipped model with its card and example, and the README's results."""
 
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 from pathlib import Path
 from typing import Any
 
+import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from scipy.stats import binomtest
+
 from mnist_mamba.files import replacing, write_text
-from pipeline import paths, stage
+from pipeline import paths
 from pipeline.documents import with_table
 from pipeline.export import export_image
-
-logger = logging.getLogger(__name__)
+from pipeline.params import Params
 
 MODELS = Path("models")
+CARD = MODELS / "README.md"
 README = Path("README.md")
+LOCK = Path("dvc.lock")
 TABLE = "results"
 
 
@@ -57,16 +61,57 @@ def _rows(
     ]
 
 
-def main() -> None:
-    """Copy the model, export the first test image, rewrite the table."""
-    stage.parser(__doc__ or "").parse_args()
+def interval(correct: int, n: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of the share of right answers, had other images been drawn."""
+    low, high = binomtest(correct, n).proportion_ci(method="wilson")
+    return float(low), float(high)
+
+
+def locked_md5s(root: Path = Path()) -> dict[str, str]:
+    """MD5 of each output by its path, as dvc.lock has them."""
+    stages = yaml.safe_load((root / LOCK).read_text())["stages"].values()
+    return {out["path"]: out["md5"] for stage in stages for out in stage["outs"]}
+
+
+def model_card(params: Params, root: Path = Path()) -> str:
+    """models/README.md, from the params, metrics and lock in `root`.
+
+    Raises:
+        FileNotFoundError: a file of these is missing.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    metrics = {
+        file.stem: json.loads(file.read_text())
+        for file in sorted((root / paths.METRICS).glob("*.json"))
+    }
+    scores = metrics["eval"]
+    return environment.get_template("model_card.md.j2").render(
+        params=params.model_dump(mode="json"),
+        scores=scores,
+        interval=interval(scores["correct"], scores["n_test"]),
+        train=metrics["train"],
+        benchmark=metrics["benchmark"],
+        seeds=metrics.get("seeds", {}),
+        md5=locked_md5s(root),
+    )
+
+
+def renew(params: Params) -> None:
+    """Copy the model, export the first test image, write the card and the README's table.
+
+    Raises:
+        ValueError: the README has no place for the table.
+    """
+    card = model_card(params)
+    readme = with_table(README.read_text(), TABLE, results_table(paths.METRICS))
     with replacing(MODELS / paths.MODEL.name) as temporary:
         shutil.copyfile(paths.MODEL, temporary)
     export_image("test", 0, MODELS / "example_input.bin")
-    table = results_table(paths.METRICS)
-    write_text(README, with_table(README.read_text(), TABLE, table))
-    logger.info("models/ and the README's results are those of the last run")
-
-
-if __name__ == "__main__":
-    stage.run(main)
+    write_text(CARD, card)
+    write_text(README, readme)
