@@ -29,11 +29,14 @@ class EngineModel(PythonModel):  # type: ignore[misc]  # mlflow has no types her
     Not uint8: MLflow would turn a pixel of 0.5 into 0 before any check could see it.
     """
 
+    # The signature is given. MLflow would take a type of model_input for it, and asks for one in a
+    # warning unless this is set.
+    _skip_type_hint_validation = True
+
     def load_context(self, context: PythonModelContext) -> None:
         """Open the bundled model with the bundled library."""
         self._engine = Engine(context.artifacts[MODEL], library=context.artifacts[LIBRARY])
 
-    # MLflow takes a type of model_input for a schema, and warns if it is none that it knows.
     def predict(  # type: ignore[no-untyped-def]
         self, context: PythonModelContext, model_input, params: dict[str, Any] | None = None
     ) -> dict[str, NDArray[Any]]:
