@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -195,3 +196,76 @@ def test_experiments_in_temp_copies_share_the_parent_s_database(
     assert run.info.run_name == "wavy-hare"
     assert run.info.artifact_uri.startswith((parent / "mlartifacts").as_uri())
     assert json.loads(next((parent / "mlartifacts").rglob("eval.json")).read_text())["accuracy"]
+
+
+def test_experiments_of_a_commit_have_one_parent(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for baseline, name, rate in (("a", "wavy-hare", 0.1), ("a", "bold-fox", 0.2), ("b", "x", 0.3)):
+        monkeypatch.setenv("DVC_EXP_BASELINE_REV", baseline * 40)
+        monkeypatch.setenv("DVC_EXP_NAME", name)
+        set_params(project, {**SMALL, "train.lr": rate})
+        tracked_run.upsert(load_params())
+    named = {run.info.run_name: run for run in runs(load_params())}
+    assert set(named) == {"wavy-hare", "bold-fox", "x", "from aaaaaaa", "from bbbbbbb"}
+    parents = {name: run.data.tags.get("mlflow.parentRunId") for name, run in named.items()}
+    first, second = (named[f"from {letter * 7}"].info for letter in "ab")
+    assert (first.status, second.status) == ("FINISHED", "FINISHED")
+    assert parents == {
+        "wavy-hare": first.run_id,
+        "bold-fox": first.run_id,
+        "x": second.run_id,
+        "from aaaaaaa": None,
+        "from bbbbbbb": None,
+    }
+
+
+def test_a_description_says_what_came_of_it_and_how_to_have_it_again(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DVC_EXP_BASELINE_REV", "a" * 40)
+    monkeypatch.setenv("DVC_EXP_NAME", "wavy-hare")
+    tracked_run.upsert(load_params())
+    (run,) = (run for run in runs(load_params()) if run.info.run_name == "wavy-hare")
+    note = run.data.tags["mlflow.note.content"]
+    for words in ("**70.00%** of 3 test images of idx", "75.00% on validation", "1,234 parameters"):
+        assert words in note
+    assert "`git checkout aaaaaaaaaaaa`" in note
+    assert "`dvc exp apply wavy-hare`" in note
+
+
+@pytest.mark.parametrize("seconds", [0, 0.05])
+def test_the_machine_is_measured_while_training_if_asked_for(project: Path, seconds: float) -> None:
+    set_params(project, {**SMALL, "tracking.system_metrics": seconds})
+    params = load_params()
+
+    def measured() -> set[str]:
+        (run,) = runs(params)
+        return {name for name in run.data.metrics if name.startswith("system/")}
+
+    with tracking.live_run(params) as log_point:
+        log_point(POINTS[0])
+        deadline = time.monotonic() + (60 if seconds else 1)
+        while not measured() and time.monotonic() < deadline:
+            time.sleep(0.1)
+    wanted = {"system/cpu_utilization_percentage", "system/system_memory_usage_megabytes"}
+    assert measured() >= wanted if seconds else not measured()
+
+
+def test_training_goes_on_where_the_machine_cannot_be_measured(
+    project: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("mlflow.system_metrics.system_metrics_monitor.CPUMonitor", lambda: 1 / 0)
+    params = load_params()
+    with tracking.live_run(params) as log_point:
+        log_point(POINTS[0])
+    assert "MLflow gets no CPU and memory figures: division by zero" in caplog.text
+    (run,) = runs(params)
+    assert run.info.status == "FINISHED"
+    assert curve(params, run.info.run_id, "lr") == [(1, 0.1)]
+
+
+def test_figures_of_series_are_no_run_s(project: Path) -> None:
+    tracked_run.upsert(load_params())
+    (run,) = runs(load_params())
+    assert not [name for name in run.data.metrics if name.startswith("study/")]
