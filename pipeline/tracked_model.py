@@ -40,15 +40,16 @@ BUNDLE_TAG = "bundle_md5"
 """Names everything that the model carries, so that the same is logged once."""
 
 
-def log(client: MlflowClient, run: Run, params: Params) -> None:
-    """Log the run's model, unless it has this very one.
+def log(client: MlflowClient, run: Run, params: Params) -> LoggedModel:
+    """Log the run's model, unless it has this very one, and return it.
 
     Raises:
         OSError: a file of it is missing: the stages before `track` make them.
     """
     bundle = _bundle_md5()
-    if any(model.tags.get(BUNDLE_TAG) == bundle for model in _models(client, run)):
-        return
+    for known in _models(client, run):
+        if known.tags.get(BUNDLE_TAG) == bundle:
+            return known
     model = client.create_logged_model(
         run.info.experiment_id,
         name=params.tracking.model_name,
@@ -62,7 +63,7 @@ def log(client: MlflowClient, run: Run, params: Params) -> None:
         status = "READY"
     finally:
         client.finalize_logged_model(model.model_id, status)
-    logger.info("MLflow: model %s", model.model_uri)
+    return model
 
 
 def _models(client: MlflowClient, run: Run) -> list[LoggedModel]:

@@ -43,12 +43,17 @@ def upsert(params: Params) -> str:
             for file in files:
                 client.log_artifact(run_id, str(file), folder)
         run = client.get_run(run_id)
-        tracked_model.log(client, run, params)
+        model = tracked_model.log(client, run, params)
         client.set_tag(run_id, "mlflow.note.content", description(run, params))
         client.set_tag(run_id, tracking.PROGRESS_TAG, "whole")
         if run.info.status != "FINISHED":  # else its end, and so its duration, would move
             client.set_terminated(run_id, "FINISHED")
-    logger.info("MLflow: run %s of %s", run.info.run_name, params.tracking.experiment)
+    logger.info(
+        "MLflow: run %s of %s, model %s",
+        run.info.run_name,
+        params.tracking.experiment,
+        model.model_uri,
+    )
     return key
 
 
