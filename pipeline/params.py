@@ -198,6 +198,9 @@ class TrackingParams(Section):
 
     enabled: Flag
     experiment: Annotated[str, Field(min_length=1)]
+    # What MLflow allows in the name of a model.
+    model_name: Annotated[str, Field(pattern=r"""^[^/:.%"']+$""")]
+    system_metrics: Annotated[float, Field(ge=0, le=3600)]
 
 
 class Rule(Section):

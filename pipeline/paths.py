@@ -11,6 +11,8 @@ TRAINING_STATE = "training_state.pth"
 """Beside the checkpoints while a training runs; no output of the stage, which DVC would delete."""
 MODEL = Path("artifacts/mnist_mamba.bin")
 ENGINE = Path("build/dvc/mamba")
+ENGINE_LIBRARY = Path("build/dvc/plain/libmamba.so")
+"""Without OpenMP, so that it needs nothing but libc and libm where it is served."""
 METRICS = Path("metrics")
 PLOTS = Path("plots")
 CURVES = PLOTS / "curves.json"

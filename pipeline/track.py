@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from mnist_mamba.files import write_text
-from pipeline import paths, stage, tracking
+from pipeline import paths, stage, tracked_run
 from pipeline.content_key import content_key
 from pipeline.params import load_params
 
@@ -17,7 +17,7 @@ def main() -> None:
     stage.parser(__doc__ or "").parse_args()
     params = load_params()
     if params.tracking.enabled:
-        key = tracking.upsert(params)
+        key = tracked_run.upsert(params)
     else:
         key = content_key(params)
         logger.info("tracking.enabled is false: nothing was sent to MLflow")

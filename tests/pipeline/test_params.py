@@ -70,6 +70,8 @@ def test_the_committed_params_are_valid() -> None:
         ("evaluate.robustness.shift", [True], ["robustness.shift.0", "got True", "integer"]),
         ("data.split_seed", 2**32, ["data.split_seed", "4294967296", "less than 4294967296"]),
         ("model.dt_init_floor", 0.5, ["model.dt_init_floor = 0.5", "dt_max = 0.1"]),
+        ("tracking.model_name", "a/b", ["tracking.model_name", "'a/b'", "pattern"]),
+        ("tracking.system_metrics", -1, ["tracking.system_metrics", "-1", "or equal to 0"]),
         ("export.checkpoint", "newest", ["export.checkpoint", "'best_model'"]),
     ],
 )

@@ -4,71 +4,32 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
+import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
-from mnist_mamba.data.idx import write_idx
 from mnist_mamba.files import write_json
-from pipeline import paths, tracking
+from pipeline import paths, tracked_run, tracking
 from pipeline.content_key import content_key
 from pipeline.params import Params, load_params
-from tests.pipeline.project import SMALL, copy_project, set_params
-
-POINTS = [
-    {"epoch": 1, "lr": 0.1, "train_loss": 2.0, "val_accuracy": 0.5},
-    {"epoch": 2, "lr": 0.2, "train_loss": 1.0, "val_accuracy": 0.75},
-]
-
-
-@pytest.fixture(scope="module")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database with MLflow's tables and nothing in them, which takes it seconds to make."""
-    from mlflow import MlflowClient
-
-    path = tmp_path_factory.mktemp("database") / "mlflow.db"
-    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
-    return path
-
-
-@pytest.fixture
-def project(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A project folder with the files of a finished run, as the current folder."""
-    folder = copy_project(tmp_path)
-    shutil.copy(empty_database, folder / "mlflow.db")
-    monkeypatch.chdir(folder)
-    for variable in ("DVC_ROOT", "MLFLOW_TRACKING_URI", "DVC_EXP_NAME"):
-        monkeypatch.delenv(variable, raising=False)
-    write_json(paths.CURVES, POINTS)
-    write_json(paths.METRICS / "train.json", {"val": {"accuracy": 0.75}})
-    write_json(paths.METRICS / "eval.json", {"accuracy": 0.7, "parity": {"max": 1e-6}})
-    splits = {part: {"n": 3, "per_class": [2, 1]} for part in ("train", "val", "test")}
-    write_json(paths.DATA_INFO, {"splits": splits})
-    for i, part in enumerate(splits):
-        write_idx(paths.images(paths.PREPARED, part), np.full((3, 2, 2), i, np.uint8))
-        write_idx(paths.labels(paths.PREPARED, part), np.array([0, 0, 1], np.uint8))
-    for file in (paths.MODEL, paths.PLOTS / "predictions.png", paths.PREDICTIONS):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(b"content of " + file.name.encode())
-    Path("dvc.lock").write_text("schema: '2.0'\n")
-    return folder
+from tests.pipeline.conftest import POINTS
+from tests.pipeline.project import SMALL, set_params
 
 
 def runs(params: Params) -> list[Any]:
-    client, experiment = tracking._client(params)
+    client, experiment = tracking.connect(params)
     return client.search_runs([experiment])
 
 
 def curve(params: Params, run_id: str, name: str) -> list[tuple[int, float]]:
-    client, _ = tracking._client(params)
+    client, _ = tracking.connect(params)
     return [(m.step, m.value) for m in client.get_metric_history(run_id, f"curve/{name}")]
 
 
 def artifact_names(params: Params, run_id: str) -> set[str]:
-    client, _ = tracking._client(params)
+    client, _ = tracking.connect(params)
     found = set()
     waiting = [""]
     while waiting:
@@ -83,8 +44,8 @@ def test_a_run_is_whole_and_a_second_upsert_changes_nothing(project: Path) -> No
         log_point(POINTS[0])
     assert [run.info.status for run in runs(params)] == ["FINISHED"]
     assert runs(params)[0].data.tags["pipeline"] == "training alone"
-    key = tracking.upsert(params)
-    assert tracking.upsert(params) == key == content_key(params)
+    key = tracked_run.upsert(params)
+    assert tracked_run.upsert(params) == key == content_key(params)
     (run,) = runs(params)
     assert run.data.tags["content_key"] == key
     assert run.data.tags["pipeline"] == "whole"
@@ -108,20 +69,19 @@ def test_a_run_is_whole_and_a_second_upsert_changes_nothing(project: Path) -> No
         "figures/predictions.png",
         "plots/curves.json",
         "plots/predictions.csv",
-        "model/mnist_mamba.bin",
     }
 
 
 def test_everything_is_back_after_the_database_is_deleted(project: Path) -> None:
     params = load_params()
-    tracking.upsert(params)
+    tracked_run.upsert(params)
     before = runs(params)[0]
     (project / "mlflow.db").rename(project / "old.db")
     # A new process would open the new file; this one has to be pointed at it.
     uri = f"sqlite:///{project}/./mlflow.db"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", uri)
-        tracking.upsert(params)
+        tracked_run.upsert(params)
         (after,) = runs(params)
         assert after.info.run_id != before.info.run_id
         assert after.data.params == before.data.params
@@ -131,9 +91,9 @@ def test_everything_is_back_after_the_database_is_deleted(project: Path) -> None
 
 def test_a_run_that_was_left_half_made_is_completed(project: Path) -> None:
     params = load_params()
-    client, experiment = tracking._client(params)
+    client, experiment = tracking.connect(params)
     client.create_run(experiment, tags={"content_key": content_key(params)})
-    tracking.upsert(params)
+    tracked_run.upsert(params)
     (run,) = runs(params)
     assert run.data.params["model.d_model"] == "16"
     assert run.info.status == "FINISHED"
@@ -141,9 +101,9 @@ def test_a_run_that_was_left_half_made_is_completed(project: Path) -> None:
 
 def test_curves_of_a_retraining_with_other_bits_are_corrected(project: Path) -> None:
     params = load_params()
-    tracking.upsert(params)
+    tracked_run.upsert(params)
     write_json(paths.CURVES, [POINTS[0], {**POINTS[1], "train_loss": 1.5}])
-    tracking.upsert(params)
+    tracked_run.upsert(params)
     (run,) = runs(params)
     assert curve(params, run.info.run_id, "train_loss") == [(1, 2.0), (2, 1.0), (2, 1.5)]
     assert run.data.metrics["curve/train_loss"] == 1.5
@@ -154,14 +114,14 @@ def test_track_says_in_one_line_where_mlflow_cannot_be_written(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////dev/null/mlflow.db")
     with pytest.raises(tracking.TrackingError, match="`make track`"):
-        tracking.upsert(load_params())
+        tracked_run.upsert(load_params())
 
 
 def test_other_content_is_another_run(project: Path) -> None:
     params = load_params()
-    key = tracking.upsert(params)
+    key = tracked_run.upsert(params)
     set_params(project, {**SMALL, "train.lr": 0.1})
-    assert tracking.upsert(load_params()) != key
+    assert tracked_run.upsert(load_params()) != key
     assert len(runs(params)) == 2
     source = project / "src/mnist_mamba/model/mixer.py"
     source.write_text(source.read_text() + "\n")
@@ -229,10 +189,83 @@ def test_experiments_in_temp_copies_share_the_parent_s_database(
     parent = tmp_path_factory.mktemp("parent")
     monkeypatch.setenv("DVC_ROOT", str(parent))
     monkeypatch.setenv("DVC_EXP_NAME", "wavy-hare")
-    tracking.upsert(load_params())
+    tracked_run.upsert(load_params())
     assert (parent / "mlflow.db").exists()
     assert not (project / "mlflow.db").exists()
     (run,) = runs(load_params())
     assert run.info.run_name == "wavy-hare"
     assert run.info.artifact_uri.startswith((parent / "mlartifacts").as_uri())
     assert json.loads(next((parent / "mlartifacts").rglob("eval.json")).read_text())["accuracy"]
+
+
+def test_experiments_of_a_commit_have_one_parent(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for baseline, name, rate in (("a", "wavy-hare", 0.1), ("a", "bold-fox", 0.2), ("b", "x", 0.3)):
+        monkeypatch.setenv("DVC_EXP_BASELINE_REV", baseline * 40)
+        monkeypatch.setenv("DVC_EXP_NAME", name)
+        set_params(project, {**SMALL, "train.lr": rate})
+        tracked_run.upsert(load_params())
+    named = {run.info.run_name: run for run in runs(load_params())}
+    assert set(named) == {"wavy-hare", "bold-fox", "x", "from aaaaaaa", "from bbbbbbb"}
+    parents = {name: run.data.tags.get("mlflow.parentRunId") for name, run in named.items()}
+    first, second = (named[f"from {letter * 7}"].info for letter in "ab")
+    assert (first.status, second.status) == ("FINISHED", "FINISHED")
+    assert parents == {
+        "wavy-hare": first.run_id,
+        "bold-fox": first.run_id,
+        "x": second.run_id,
+        "from aaaaaaa": None,
+        "from bbbbbbb": None,
+    }
+
+
+def test_a_description_says_what_came_of_it_and_how_to_have_it_again(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DVC_EXP_BASELINE_REV", "a" * 40)
+    monkeypatch.setenv("DVC_EXP_NAME", "wavy-hare")
+    tracked_run.upsert(load_params())
+    (run,) = (run for run in runs(load_params()) if run.info.run_name == "wavy-hare")
+    note = run.data.tags["mlflow.note.content"]
+    for words in ("**70.00%** of 3 test images of idx", "75.00% on validation", "1,234 parameters"):
+        assert words in note
+    assert "`git checkout aaaaaaaaaaaa`" in note
+    assert "`dvc exp apply wavy-hare`" in note
+
+
+@pytest.mark.parametrize("seconds", [0, 0.05])
+def test_the_machine_is_measured_while_training_if_asked_for(project: Path, seconds: float) -> None:
+    set_params(project, {**SMALL, "tracking.system_metrics": seconds})
+    params = load_params()
+
+    def measured() -> set[str]:
+        (run,) = runs(params)
+        return {name for name in run.data.metrics if name.startswith("system/")}
+
+    with tracking.live_run(params) as log_point:
+        log_point(POINTS[0])
+        deadline = time.monotonic() + (60 if seconds else 1)
+        while not measured() and time.monotonic() < deadline:
+            time.sleep(0.1)
+    wanted = {"system/cpu_utilization_percentage", "system/system_memory_usage_megabytes"}
+    assert measured() >= wanted if seconds else not measured()
+
+
+def test_training_goes_on_where_the_machine_cannot_be_measured(
+    project: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("mlflow.system_metrics.system_metrics_monitor.CPUMonitor", lambda: 1 / 0)
+    params = load_params()
+    with tracking.live_run(params) as log_point:
+        log_point(POINTS[0])
+    assert "MLflow gets no CPU and memory figures: division by zero" in caplog.text
+    (run,) = runs(params)
+    assert run.info.status == "FINISHED"
+    assert curve(params, run.info.run_id, "lr") == [(1, 0.1)]
+
+
+def test_figures_of_series_are_no_run_s(project: Path) -> None:
+    tracked_run.upsert(load_params())
+    (run,) = runs(load_params())
+    assert not [name for name in run.data.metrics if name.startswith("study/")]

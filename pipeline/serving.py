@@ -1,0 +1,70 @@
+"""The shipped model as MLflow serves it: the C engine behind a pyfunc.
+
+A model from code: pipeline/tracked_model.py bundles this file with the model file, the engine's
+library and what is imported here of mnist_mamba, and MLflow runs it wherever the model is loaded.
+So it imports nothing else of the project, and needs no PyTorch, compiler or package index.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from mlflow.exceptions import MlflowException
+from mlflow.models import set_model
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
+from mlflow.pyfunc import PythonModel, PythonModelContext
+from numpy.typing import NDArray
+
+from mnist_mamba.engine import Engine
+from mnist_mamba.metrics import softmax
+
+MODEL, LIBRARY = "model", "library"
+"""Names of the bundled files among MLflow's artifacts."""
+
+
+class EngineModel(PythonModel):  # type: ignore[misc]  # mlflow has no types here
+    """Images (n, height, width), float32 in [0, 1], to classes and their probabilities.
+
+    Not uint8: MLflow would turn a pixel of 0.5 into 0 before any check could see it.
+    """
+
+    # The signature is given. MLflow would take a type of model_input for it, and asks for one in a
+    # warning unless this is set.
+    _skip_type_hint_validation = True
+
+    def load_context(self, context: PythonModelContext) -> None:
+        """Open the bundled model with the bundled library."""
+        self._engine = Engine(context.artifacts[MODEL], library=context.artifacts[LIBRARY])
+
+    def predict(  # type: ignore[no-untyped-def]
+        self, context: PythonModelContext, model_input, params: dict[str, Any] | None = None
+    ) -> dict[str, NDArray[Any]]:
+        """The most likely class of each image, and every class's probability.
+
+        Raises:
+            MlflowException: images that the engine does not take; the server answers 400.
+        """
+        _check_range(model_input)
+        try:
+            logits = self._engine.logits(model_input)
+        except ValueError as error:
+            raise _refusal(str(error)) from error
+        return {"prediction": logits.argmax(axis=1), "probabilities": softmax(logits)}
+
+
+def _check_range(images: NDArray[Any]) -> None:
+    wrong = np.argwhere(~((images >= 0) & (images <= 1)))  # NaN, too
+    if len(wrong):
+        place = "".join(f"[{index}]" for index in wrong[0])
+        raise _refusal(
+            f"inputs{place}: got {images[tuple(wrong[0])]:g}, expected 0 (background) to 1; "
+            "divide pixels of 0 to 255 by 255"
+        )
+
+
+def _refusal(message: str) -> MlflowException:
+    return MlflowException(message, error_code=INVALID_PARAMETER_VALUE)
+
+
+set_model(EngineModel())

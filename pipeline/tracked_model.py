@@ -1,0 +1,212 @@
+"""The model of a run in MLflow: logged with the run, registered by promotion alone.
+
+It is a pyfunc around the C engine (pipeline/serving.py) that carries all it needs: the model file,
+the engine's library and those modules of ours that serving imports.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import mnist_mamba
+from mnist_mamba.data.idx import read_images
+from pipeline import paths, tracking
+from pipeline.content_key import content_key, file_md5
+from pipeline.params import Params
+from pipeline.tracking import KEY_TAG, TrackingError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import LoggedModel, Run
+    from mlflow.models import ModelSignature
+
+logger = logging.getLogger(__name__)
+
+SERVING = Path(__file__).with_name("serving.py")
+PACKAGE = Path(mnist_mamba.__file__).parent
+MODULES = ("__init__.py", "engine/__init__.py", "engine/binding.py", "metrics.py", "native.py")
+"""What serving imports of mnist_mamba, directly or not: numpy is all that they need."""
+SCORES = ("eval/accuracy", "eval/nll", "eval/ece")
+"""The run's figures that are shown beside the model."""
+BUNDLE_TAG = "bundle_md5"
+"""Names everything that the model carries, so that the same is logged once."""
+
+
+def log(client: MlflowClient, run: Run, params: Params) -> LoggedModel:
+    """Log the run's model, unless it has this very one, and return it.
+
+    Raises:
+        OSError: a file of it is missing: the stages before `track` make them.
+    """
+    bundle = _bundle_md5()
+    for known in _models(client, run):
+        if known.tags.get(BUNDLE_TAG) == bundle:
+            return known
+    model = client.create_logged_model(
+        run.info.experiment_id,
+        name=params.tracking.model_name,
+        source_run_id=run.info.run_id,
+        tags={BUNDLE_TAG: bundle, KEY_TAG: run.data.tags[KEY_TAG]},
+        params=dict(run.data.params),
+    )
+    status = "FAILED"
+    try:
+        _upload(client, run, model)
+        status = "READY"
+    finally:
+        client.finalize_logged_model(model.model_id, status)
+    return model
+
+
+def _models(client: MlflowClient, run: Run) -> list[LoggedModel]:
+    """The run's complete models, newest first."""
+    found = client.search_logged_models(
+        [run.info.experiment_id], f"source_run_id = '{run.info.run_id}'"
+    )
+    return [model for model in found if str(model.status) == "READY"]
+
+
+def _bundle_md5() -> str:
+    modules = [PACKAGE / module for module in MODULES]
+    files = [paths.MODEL, paths.ENGINE_LIBRARY, SERVING, *modules]
+    return hashlib.md5(json.dumps([file_md5(file) for file in files]).encode()).hexdigest()
+
+
+def _upload(client: MlflowClient, run: Run, model: LoggedModel) -> None:
+    """Save the pyfunc and hand it to MLflow; its figures are shown beside it."""
+    from mlflow.entities import LoggedModelOutput, Metric
+
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "model"
+        _save(folder, Path(scratch) / PACKAGE.name, run, model)
+        client.log_model_artifacts(model.model_id, str(folder))
+    client.log_outputs(run.info.run_id, [LoggedModelOutput(model.model_id, step=0)])
+    test = file_md5(paths.images(paths.PREPARED, "test"))
+    metrics = [
+        Metric(
+            known.key,
+            known.value,
+            known.timestamp,
+            known.step,
+            model_id=model.model_id,
+            run_id=run.info.run_id,
+            dataset_name="test",
+            dataset_digest=test,
+        )
+        for name in SCORES
+        for known in client.get_metric_history(run.info.run_id, name)[-1:]
+    ]
+    client.log_batch(run.info.run_id, metrics=metrics)
+
+
+def _save(folder: Path, code: Path, run: Run, model: LoggedModel) -> None:
+    import mlflow
+
+    from pipeline import serving
+
+    for module in MODULES:
+        (code / module).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(PACKAGE / module, code / module)
+    signature, example = _signature_and_example()
+    mlflow.pyfunc.save_model(
+        str(folder),
+        mlflow_model=mlflow.models.Model(
+            artifact_path=model.artifact_location,
+            run_id=run.info.run_id,
+            model_uuid=model.model_id,
+            model_id=model.model_id,
+        ),
+        python_model=str(SERVING),
+        artifacts={serving.MODEL: str(paths.MODEL), serving.LIBRARY: str(paths.ENGINE_LIBRARY)},
+        code_paths=[str(code)],
+        signature=signature,
+        input_example=example,
+        # Given, so that MLflow does not go looking for what is imported.
+        pip_requirements=[f"mlflow=={mlflow.__version__}", f"numpy=={np.__version__}"],
+    )
+
+
+def _signature_and_example() -> tuple[ModelSignature, Any]:
+    """What goes in and comes out, and the first test image."""
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    info = json.loads(paths.DATA_INFO.read_text())
+    height, width, classes = (info[name] for name in ("height", "width", "n_classes"))
+    inputs = Schema([TensorSpec(np.dtype(np.float32), (-1, height, width))])
+    outputs = Schema(
+        [
+            TensorSpec(np.dtype(np.int64), (-1,), "prediction"),
+            TensorSpec(np.dtype(np.float64), (-1, classes), "probabilities"),
+        ]
+    )
+    image = read_images(paths.images(paths.PREPARED, "test"))[:1]
+    return ModelSignature(inputs, outputs), image / np.float32(255)
+
+
+def logged_model(params: Params) -> LoggedModel:
+    """The newest model of the run that the current files are the content of.
+
+    Raises:
+        TrackingError: MLflow has no such run, or no model of it.
+    """
+    with tracking.reported():
+        client, experiment = tracking.connect(params)
+        key = content_key(params)
+        run = tracking.find(client, experiment, key)
+        models = _models(client, run) if run else []
+        if not models:
+            raise TrackingError(
+                f"MLflow has no model of content {key} in {params.tracking.experiment}: expected "
+                "the one that the stage `track` logs; `make track`"
+            )
+        return models[0]
+
+
+def register(params: Params, name: str, alias: str) -> str:
+    """Register the current content's model under a name, and point the alias at it.
+
+    Returns:
+        Its version, which is the same if it has been registered before.
+
+    Raises:
+        TrackingError: there is no such model, or MLflow did not take it.
+    """
+    model = logged_model(params)
+    with tracking.reported():
+        client, _ = tracking.connect(params)
+        with tracking.locked():
+            version = _register(client, model, name, alias)
+    logger.info("MLflow: version %s of %s is the %s", version, name, alias)
+    return version
+
+
+def _register(client: MlflowClient, model: LoggedModel, name: str, alias: str) -> str:
+    if not client.search_registered_models(f"name = '{name}'"):
+        client.create_registered_model(name)
+    version = _version(client, name, model)
+    client.set_registered_model_alias(name, alias, version)
+    return version
+
+
+def _version(client: MlflowClient, name: str, model: LoggedModel) -> str:
+    """The model's version, made where it is missing."""
+    for known in client.search_model_versions(f"name = '{name}'"):
+        if known.model_id == model.model_id:
+            return str(known.version)
+    created = client.create_model_version(
+        name,
+        model.model_uri,
+        run_id=model.source_run_id,
+        model_id=model.model_id,
+        tags={KEY_TAG: model.tags[KEY_TAG]},
+    )
+    return str(created.version)

@@ -1,0 +1,236 @@
+"""The model in MLflow: logged once, registered by promotion, served without PyTorch."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from mlflow.exceptions import MlflowException
+
+from mnist_mamba.data.idx import write_idx
+from mnist_mamba.engine import Engine
+from mnist_mamba.engine.format import write_model
+from mnist_mamba.files import write_json
+from mnist_mamba.metrics import softmax
+from mnist_mamba.model import MambaClassifier
+from pipeline import paths, serving, tracked_model, tracked_run, tracking
+from pipeline.params import load_params
+from tests.pipeline.conftest import CONFIG
+from tests.pipeline.imports import ROOT, imported_files
+from tests.pipeline.project import SMALL, run, set_params, start
+
+IMPORTS_MLFLOW = r"(?m)^\s*(import|from) mlflow"
+STARTS_WITHIN_S = 300
+"""On a machine that is busy with something else; quiet ones need seconds."""
+
+
+def write_other_model() -> None:
+    torch.manual_seed(1)
+    write_model(paths.MODEL, MambaClassifier(CONFIG, scan="reference"))
+
+
+@pytest.fixture(scope="module")
+def served_model(engine_files: tuple[Path, Path]) -> serving.EngineModel:
+    """The pyfunc itself, with the files that MLflow would hand it."""
+    model = serving.EngineModel()
+    model.load_context(
+        SimpleNamespace(artifacts=dict(zip(("model", "library"), engine_files, strict=True)))
+    )
+    return model
+
+
+def test_probabilities_are_the_engine_s(
+    served_model: serving.EngineModel, engine_files: tuple[Path, Path]
+) -> None:
+    images = np.random.default_rng(0).random((5, 2, 2), dtype=np.float32)
+    answer = served_model.predict(None, images)
+    with Engine(engine_files[0]) as engine:
+        np.testing.assert_array_equal(answer["probabilities"], softmax(engine.logits(images)))
+        np.testing.assert_array_equal(answer["prediction"], engine.predict(images))
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "words"),
+    [
+        ((1, 0, 1), 7.0, r"inputs\[1\]\[0\]\[1\]: got 7, expected 0 \(background\) to 1; divide"),
+        ((0, 1, 0), -0.5, r"inputs\[0\]\[1\]\[0\]: got -0.5, expected 0"),
+        ((0, 0, 0), np.nan, r"inputs\[0\]\[0\]\[0\]: got nan, expected 0"),
+        ((0, 0, 0), np.inf, r"got inf, expected 0"),
+    ],
+)
+def test_pixels_out_of_range_are_the_caller_s_mistake(
+    served_model: serving.EngineModel, place: tuple[int, ...], value: float, words: str
+) -> None:
+    images = np.zeros((2, 2, 2), np.float32)
+    images[place] = value
+    with pytest.raises(MlflowException, match=words) as error:
+        served_model.predict(None, images)
+    assert error.value.get_http_status_code() == 400
+
+
+def test_another_shape_is_the_caller_s_mistake(served_model: serving.EngineModel) -> None:
+    with pytest.raises(MlflowException, match=r"shape \(1, 3, 2\), expected \(n, 2, 2\)") as error:
+        served_model.predict(None, np.zeros((1, 3, 2), np.float32))
+    assert error.value.get_http_status_code() == 400
+
+
+def test_the_bundle_is_what_serving_imports() -> None:
+    package = ROOT / "src/mnist_mamba"
+    files = imported_files(ROOT / "pipeline/serving.py") - {ROOT / "pipeline/serving.py"}
+    assert {str(file.relative_to(package)) for file in files} == set(tracked_model.MODULES)
+
+
+def test_few_modules_know_mlflow() -> None:
+    files = [path for name in ("pipeline", "src") for path in (ROOT / name).rglob("*.py")]
+    known = {path.name for path in files if re.search(IMPORTS_MLFLOW, path.read_text())}
+    assert known == {"tracking.py", "tracked_run.py", "tracked_model.py", "serving.py"}
+
+
+def test_a_model_is_logged_once_and_a_changed_one_again(project: Path) -> None:
+    params = load_params()
+    tracked_run.upsert(params)
+    first = tracked_model.logged_model(params)
+    tracked_run.upsert(params)
+    assert tracked_model.logged_model(params).model_id == first.model_id
+    write_other_model()
+    tracked_run.upsert(params)
+    second = tracked_model.logged_model(params)
+    client, experiment = tracking.connect(params)
+    models = client.search_logged_models([experiment])
+    assert {model.model_id for model in models} == {first.model_id, second.model_id}
+    (run,) = client.search_runs([experiment])
+    assert {output.model_id for output in run.outputs.model_outputs} == {
+        first.model_id,
+        second.model_id,
+    }
+    assert second.name == params.tracking.model_name
+    assert [(metric.key, metric.value) for metric in second.metrics] == [("eval/accuracy", 0.7)]
+    assert len(client.get_metric_history(run.info.run_id, "eval/accuracy")) == 1
+
+
+def test_a_registered_content_has_one_version(project: Path) -> None:
+    params = load_params()
+    with pytest.raises(tracking.TrackingError, match=r"no model of content .*`make track`"):
+        tracked_model.register(params, "digits", "champion")
+    tracked_run.upsert(params)
+    client, _ = tracking.connect(params)
+    assert not client.search_registered_models()  # tracking alone registers nothing
+    version = tracked_model.register(params, "digits", "champion")
+    assert tracked_model.register(params, "digits", "champion") == version == "1"
+    champion = client.get_model_version_by_alias("digits", "champion")
+    assert champion.model_id == tracked_model.logged_model(params).model_id
+    set_params(project, {**SMALL, "train.lr": 0.1})
+    other = load_params()
+    tracked_run.upsert(other)
+    assert tracked_model.register(other, "digits", "champion") == "2"
+    assert client.get_model_version_by_alias("digits", "champion").version == "2"
+    assert tracked_model.register(params, "digits", "champion") == version
+    assert client.get_model_version_by_alias("digits", "champion").version == version
+    assert len(client.search_model_versions("name = 'digits'")) == 2
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port: int = found.getsockname()[1]
+        return port
+
+
+def post(url: str, body: Any) -> tuple[int, dict[str, Any]]:
+    """Status and answer; bytes go as they are."""
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.status, json.loads(answer.read())
+    except urllib.error.HTTPError as error:
+        return error.code, json.loads(error.read())
+
+
+@contextlib.contextmanager
+def server(folder: Path, uri: str, **env: str) -> Iterator[Callable[[Any], tuple[int, Any]]]:
+    """`mlflow models serve`, and a function that posts to it; gone afterwards."""
+    address = f"http://127.0.0.1:{(port := free_port())}"
+    words = ["-m", uri, "--env-manager", "local", "-p", str(port)]
+    process = start(folder, ["mlflow", "models", "serve", *words], **env)
+    try:
+        deadline = time.monotonic() + STARTS_WITHIN_S
+        while True:
+            try:
+                urllib.request.urlopen(f"{address}/ping", timeout=5).close()
+                break
+            except OSError:
+                assert process.poll() is None, "the server ended"
+                assert time.monotonic() < deadline, "the server did not start"
+                time.sleep(0.2)
+        yield lambda body: post(f"{address}/invocations", body)
+    finally:
+        with contextlib.suppress(ProcessLookupError):  # uvicorn is a child of mlflow's
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+@pytest.mark.slow
+def test_the_shipped_model_served_without_torch_and_compiler(project: Path, tmp_path: Path) -> None:
+    shutil.copy(ROOT / "models/mnist_mamba.bin", paths.MODEL)
+    example = ROOT / "models/example_input.bin"
+    image = np.fromfile(example, "<f4").reshape(1, 28, 28)
+    info = json.loads(paths.DATA_INFO.read_text())
+    write_json(paths.DATA_INFO, {**info, "height": 28, "width": 28, "n_classes": 10})
+    write_idx(paths.images(paths.PREPARED, "test"), np.rint(image * 255).astype(np.uint8))
+    params = load_params()
+    tracked_run.upsert(params)
+    done = run(project, ["make", "-sf", "csrc/engine.mk", "build/plain/mamba"])
+    assert done.returncode == 0, done.stderr
+    mamba = run(project, ["build/plain/mamba", str(paths.MODEL), str(example), "--json"])
+    expected = json.loads(mamba.stdout)
+
+    poison = tmp_path / "poison"
+    poison.mkdir()
+    for package in ("torch", "mnist_mamba"):  # the model brings its own of the second
+        (poison / f"{package}.py").write_text(f"raise ImportError('{package} is not there')\n")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    uri = tracked_model.logged_model(params).model_uri
+    env = {"MLFLOW_TRACKING_URI": f"sqlite:///{project}/mlflow.db", "CC": "false"}
+    # Nothing is compiled: there is no compiler, and no library of an earlier time.
+    env |= {"PYTHONPATH": str(poison), "MNIST_MAMBA_CACHE": str(elsewhere)}
+    with server(elsewhere, uri, **env) as ask:
+        status, answer = ask({"inputs": image.tolist()})
+        assert status == 200
+        assert answer["predictions"]["prediction"] == [expected["prediction"]]
+        (probabilities,) = answer["predictions"]["probabilities"]
+        np.testing.assert_allclose(probabilities, expected["probabilities"], rtol=0, atol=1e-6)
+        bright, nan = image.copy(), image.copy()
+        bright[0, 3, 4], nan[0, 0, 1] = 255, np.nan
+        for body, words in (
+            ({"inputs": bright.tolist()}, ["inputs[0][3][4]: got 255, expected 0", "divide"]),
+            ({"inputs": nan.tolist()}, ["inputs[0][0][1]: got nan, expected 0"]),
+            ({"inputs": [[[0, 1], [1, 0]]]}, ["(1, 2, 2)", "expected shape (-1, 28, 28)"]),
+            ({"inputs": image[0].tolist()}, ["(28, 28)", "expected shape (-1, 28, 28)"]),
+            ({"inputs": [[[0, 1], [1]]]}, ["inhomogeneous shape after 2 dimensions"]),
+            ({"inputs": [[["dark"]]]}, ["could not convert string to float: 'dark'"]),
+            ({"inputs": []}, ["numpy array", "list"]),
+            ({"images": image.tolist()}, ["exactly one of the input fields", "['images']"]),
+            (b"a picture", ["valid JSON", "a picture"]),
+        ):
+            status, answer = ask(body)
+            assert 400 <= status < 500, body
+            for word in words:
+                assert word in answer["message"], word
+        assert ask({"inputs": image.tolist()})[0] == 200  # it goes on
