@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 
-from pipeline import paths, tracking
+from pipeline import paths, tracked_model
 from pipeline.content_key import file_md5
 from pipeline.params import Params, load_params
 from pipeline.release import gate, published
@@ -41,7 +41,7 @@ def register(params: Params) -> None:
         logger.info("tracking.enabled is false: nothing is registered in MLflow")
         return
     name = params.tracking.model_name
-    version = tracking.register(params, name, ALIAS)
+    version = tracked_model.register(params, name, ALIAS)
     logger.info("MLflow: models:/%s@%s is version %s", name, ALIAS, version)
 
 

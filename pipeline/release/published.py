@@ -1,4 +1,4 @@
-"""What a promotion renews: the shipped model with its card and example, and the README's results."""
+"""What a promotion renews: the shipped model, its card and example, and the README's results."""
 
 from __future__ import annotations
 
