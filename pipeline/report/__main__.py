@@ -55,6 +55,7 @@ def content(params: Params) -> dict[str, Any]:
         "bench_engine": files.view(files.BENCH_ENGINE, results.bench_engine),
         "bench_train": files.view(files.BENCH_TRAIN, results.bench_train),
         "lineage": files.required(files.LOCK, lambda lock: lineage.lineage(lock, params)),
+        "label_smoothing": params.train.label_smoothing,
         "data_info": _data_info(outputs),
         "files": files,
     }

@@ -6,10 +6,11 @@ put several side by side.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from xml.etree import ElementTree
+from xml.etree import ElementTree as ET
 
 from markupsafe import Markup
 
@@ -55,13 +56,14 @@ def axis(values: Sequence[float], start: float, end: float, log: bool = False) -
 
 
 def line_chart(
-    label: str, lines: Mapping[str, Sequence[float]], form: Form, x_label: str, height: int = 220
+    label: str, lines: Mapping[str, Sequence[float]], form: Form, x_label: str
 ) -> Markup:
     """Lines over 1, 2, 3 and so on, each with its name and last value at its end.
 
     The scale is logarithmic unless a value is 0 or less. The first line is drawn strongest.
     """
-    right, bottom = WIDTH - 78, height - BOTTOM
+    height, right = 220, WIDTH - 78
+    bottom = height - BOTTOM
     values = [value for line in lines.values() for value in line]
     longest = max(len(line) for line in lines.values())
     y = axis(values, bottom, TOP, log=min(values) > 0)
@@ -71,7 +73,7 @@ def line_chart(
     for tick in (tick for tick in x.ticks(5) if tick == int(tick)):
         _text(svg, x.at(tick), bottom + 14, f"{tick:g}", "tick", "middle")
     _text(svg, (LEFT + right) / 2, height - 4, x_label, "tick", "middle")
-    heights = _apart([y.at(line[-1]) for line in lines.values()], 27)
+    heights = _apart([y.at(line[-1]) for line in lines.values()], 30, bottom - 13)
     for number, (name, line) in enumerate(lines.items()):
         points = [(x.at(i), y.at(value)) for i, value in enumerate(line, start=1)]
         kind = f"line line-{number}"
@@ -160,40 +162,38 @@ def unbeaten(points: Mapping[str, tuple[float, float]]) -> set[str]:
     }
 
 
-def _grid(svg: ElementTree.Element, y: Axis, right: float, form: Form) -> None:
+def _grid(svg: ET.Element, y: Axis, right: float, form: Form) -> None:
     for tick in y.ticks():
         _add(svg, "line", x1=LEFT, x2=right, y1=y.at(tick), y2=y.at(tick), kind="grid")
         _text(svg, LEFT - 6, y.at(tick) + 4, form(tick), "tick", "end")
 
 
-def _svg(label: str, height: float) -> ElementTree.Element:
+def _svg(label: str, height: float) -> ET.Element:
     view = f"0 0 {WIDTH} {height:g}"
-    return ElementTree.Element(
+    return ET.Element(
         "svg", {"viewBox": view, "role": "img", "aria-label": label, "class": "chart"}
     )
 
 
-def _add(
-    parent: ElementTree.Element, name: str, *, kind: str = "", **attributes: float | str
-) -> ElementTree.Element:
+def _add(parent: ET.Element, name: str, *, kind: str = "", **attributes: float | str) -> ET.Element:
     written = {
         key: value if isinstance(value, str) else f"{value:.1f}"
         for key, value in attributes.items()
     }
-    return ElementTree.SubElement(parent, name, {**({"class": kind} if kind else {}), **written})
+    return ET.SubElement(parent, name, {**({"class": kind} if kind else {}), **written})
 
 
 def _text(
-    parent: ElementTree.Element, x: float, y: float, text: str, kind: str, anchor: str = "start"
+    parent: ET.Element, x: float, y: float, text: str, kind: str, anchor: str = "start"
 ) -> None:
     element = _add(parent, "text", x=x, y=y, kind=kind)
     element.set("text-anchor", anchor)
     element.text = text
 
 
-def _markup(svg: ElementTree.Element) -> Markup:
+def _markup(svg: ET.Element) -> Markup:
     # ElementTree has escaped every text and attribute.
-    return Markup(ElementTree.tostring(svg, encoding="unicode"))  # noqa: S704
+    return Markup(ET.tostring(svg, encoding="unicode"))
 
 
 def _round_up(step: float) -> float:
@@ -213,10 +213,11 @@ def _log_ticks(low: float, high: float, most: int) -> list[float]:
     return found
 
 
-def _apart(places: Sequence[float], distance: float) -> list[float]:
-    """The places, moved down where one is less than a distance below the one above it."""
+def _apart(places: Sequence[float], distance: float, lowest: float) -> list[float]:
+    """The places, moved up to the lowest allowed, and to a distance from the one below."""
     moved = list(places)
-    order = sorted(range(len(places)), key=lambda i: places[i])
-    for above, below in zip(order, order[1:], strict=False):
-        moved[below] = max(moved[below], moved[above] + distance)
+    order = sorted(range(len(places)), key=lambda i: -places[i])
+    moved[order[0]] = min(moved[order[0]], lowest)
+    for below, above in itertools.pairwise(order):
+        moved[above] = min(moved[above], moved[below] - distance)
     return moved

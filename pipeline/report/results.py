@@ -27,7 +27,7 @@ Content = dict[str, Any]
 View = dict[str, Any]
 """What the template shows: texts, and shares of 1 that become lengths and shades."""
 
-MINUS, TIMES, PLUS_MINUS = "−", "×", "±"
+TIMES, PLUS_MINUS = "\N{MULTIPLICATION SIGN}", "\N{PLUS-MINUS SIGN}"
 CONFIDENCE = 0.95
 
 PEERS = {
@@ -78,8 +78,8 @@ def figure(value: float) -> str:
 
 
 def times(ratio: float) -> str:
-    """38.7×."""
-    return figure(ratio) + TIMES
+    """A ratio with its sign."""
+    return (figure(ratio) if ratio >= 1 else f"{ratio:.2f}") + TIMES
 
 
 def headline(scores: Content) -> View:
@@ -266,35 +266,42 @@ def seeds(results: Content, wanted: Series | None) -> View:
         charts.Strip(name, run["test_accuracy"], run["mean"], run["std"])
         for name, run in results.items()
     ]
+    by_seed = [
+        {one["seed"]: percent(one["test_accuracy"]) for one in run["trainings"]}
+        for run in results.values()
+    ]
     label = "test accuracy of each seed: " + "; ".join(
         f"{strip.name}: {', '.join(percent(value) for value in strip.values)}" for strip in strips
     )
     return {
         "svg": charts.strips(label, strips, percent) if strips else "",
-        "rows": [
+        "columns": [
             {
                 "name": name,
                 "parameters": f"{run['params']:,}",
                 "mean": percent(run["mean"]),
                 "std": "" if run["std"] is None else f"{PLUS_MINUS} {percent(run['std'])}",
-                "seeds": [
-                    {"seed": one["seed"], "accuracy": percent(one["test_accuracy"])}
-                    for one in run["trainings"]
-                ],
             }
             for name, run in results.items()
         ],
-        "missing": _missing(results, wanted),
+        "rows": [
+            {"seed": seed, "accuracies": [run.get(seed, "") for run in by_seed]}
+            for seed in sorted(set().union(*by_seed))
+        ],
+        "progress": _progress(results, wanted),
     }
 
 
-def _missing(results: Mapping[str, Content], wanted: Series | None) -> list[str]:
-    """Runs of a series that lack trainings, each with how many it has."""
+def _progress(results: Mapping[str, Content], wanted: Series | None) -> View | None:
+    """How much of a series is done; None if all of it is, or nobody says what it has."""
     if wanted is None:
-        return []
+        return None
     done = {name: len(results[name]["trainings"]) if name in results else 0 for name in wanted.runs}
-    all_of_them = len(wanted.seeds)
-    return [f"{name} ({n} of {all_of_them})" for name, n in done.items() if n < all_of_them]
+    total = len(wanted.seeds) * len(wanted.runs)
+    if sum(done.values()) >= total:
+        return None
+    never = [name for name, n in done.items() if n == 0]
+    return {"done": sum(done.values()), "total": total, "never": never}
 
 
 def study(results: Content, speed: Content | None, wanted: Series | None) -> View:
@@ -327,7 +334,7 @@ def study(results: Content, speed: Content | None, wanted: Series | None) -> Vie
                 runs.items(), key=lambda item: (-item[1]["val_accuracy"]["mean"], item[0])
             )
         ],
-        "missing": _missing(runs, wanted),
+        "progress": _progress(runs, wanted),
     }
 
 
@@ -355,10 +362,7 @@ def bars(values: Mapping[str, float], ours: str, unfinished: Mapping[str, str]) 
 def benchmark(figures: Content) -> View:
     """The shipped model beside PyTorch."""
     us = figures["us_per_image"]
-    loads = [
-        ("b1", "One image a call, one thread"),
-        ("b100", f"100 images a call, one thread, or all {figures['threads']} where it says so"),
-    ]
+    loads = [("b1", "One image a call"), ("b100", "100 images a call")]
     return {
         "us": f"{us['engine']['b1']:,.0f}",
         "cpu": figures["cpu"],
