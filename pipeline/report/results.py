@@ -59,8 +59,8 @@ def wilson(correct: int, n: int, confidence: float = CONFIDENCE) -> tuple[float,
     rate, shrink = correct / n, 1 + z * z / n
     centre = (rate + z * z / (2 * n)) / shrink
     half = z * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n)) / shrink
-    # Rounding alone would take 0 of n or n of n past the ends.
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # Exact at the ends, which rounding would miss.
+    return 0.0 if correct == 0 else centre - half, 1.0 if correct == n else centre + half
 
 
 def percent(fraction: float, digits: int = 2) -> str:
