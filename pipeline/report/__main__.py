@@ -19,7 +19,7 @@ from pipeline.series import SERIES_FILE, Series, load_series
 logger = logging.getLogger(__name__)
 
 OUTPUT = Path("build/report.html")
-DATASETS = {"mnist": "MNIST", "digits": "scikit-learn's digits", "idx": "images of one's own"}
+DATASETS = {"mnist": "MNIST", "digits": "scikit-learn's digits", "idx": "your own images"}
 
 
 def content(params: Params) -> dict[str, Any]:

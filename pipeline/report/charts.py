@@ -97,7 +97,7 @@ class Strip:
 
 def strips(label: str, rows: Sequence[Strip], form: Form) -> Markup:
     """A dot for each value on one scale for all rows; a bar is the mean, its band a deviation."""
-    row_height, right = 52, WIDTH - 12
+    row_height, right = 52, WIDTH - 20
     bottom = TOP + row_height * len(rows)
     ends = [row.mean + side * (row.std or 0) for row in rows for side in (-1, 1)]
     x = axis([*ends, *(value for row in rows for value in row.values)], 12, right)
@@ -128,6 +128,7 @@ class Point:
     name: str
     x: float
     y: float
+    best: bool
     named: bool
     """Whether the name stands beside it, and not just in the text that a pointer brings up."""
 
@@ -136,20 +137,22 @@ def scatter(label: str, points: Sequence[Point], labels: tuple[str, str], form: 
     """Worth against cost: better is further up and left."""
     height, right = 260, WIDTH - 12
     bottom = height - BOTTOM
-    x = axis([point.x for point in points], LEFT + 6, right - 50)
+    x = axis([point.x for point in points], LEFT + 6, right)
     y = axis([point.y for point in points], bottom, TOP + 16)
     svg = _svg(label, height)
     _grid(svg, y, right, form)
     _text(svg, 0, 10, labels[1], "tick")
-    for tick in x.ticks(5):
+    for tick in x.ticks():
         _text(svg, x.at(tick), bottom + 14, f"{tick:g}", "tick", "middle")
     _text(svg, (LEFT + right) / 2, height - 4, labels[0], "tick", "middle")
     for point in points:
-        kind = "dot dot-0" if point.named else "dot dot-1"
-        dot = _add(svg, "circle", cx=x.at(point.x), cy=y.at(point.y), r=4, kind=kind)
+        number, place = 0 if point.best else 1, (x.at(point.x), y.at(point.y))
+        dot = _add(svg, "circle", cx=place[0], cy=place[1], r=4, kind=f"dot dot-{number}")
         _add(dot, "title").text = f"{point.name}: {form(point.y)}, {point.x:.4g}"
         if point.named:
-            _text(svg, x.at(point.x) + 8, y.at(point.y) + 4, point.name, "name name-0")
+            # A long name to the right of a dot that stands there would leave the chart.
+            side, anchor = (8, "start") if place[0] < WIDTH / 2 else (-8, "end")
+            _text(svg, place[0] + side, place[1] + 4, point.name, f"name name-{number}", anchor)
     return _markup(svg)
 
 

@@ -274,13 +274,13 @@ def seeds(results: Content, wanted: Series | None) -> View:
         f"{strip.name}: {', '.join(percent(value) for value in strip.values)}" for strip in strips
     )
     return {
-        "svg": charts.strips(label, strips, percent) if strips else "",
+        "svg": charts.strips(label, strips, _short_percent) if strips else "",
         "columns": [
             {
                 "name": name,
                 "parameters": f"{run['params']:,}",
                 "mean": percent(run["mean"]),
-                "std": "" if run["std"] is None else f"{PLUS_MINUS} {percent(run['std'])}",
+                "std": "" if run["std"] is None else percent(run["std"]),
             }
             for name, run in results.items()
         ],
@@ -314,10 +314,15 @@ def study(results: Content, speed: Content | None, wanted: Series | None) -> Vie
         if name in us
     }
     best = charts.unbeaten(known)
-    points = [charts.Point(name, *place, name in best) for name, place in known.items()]
+    points = [
+        charts.Point(name, *place, best=name in best, named=name in best or name == "base")
+        for name, place in known.items()
+    ]
     labels = ("µs an image in the C engine, 100 a call", "validation accuracy")
     return {
-        "svg": charts.scatter("accuracy against cost", points, labels, percent) if points else "",
+        "svg": charts.scatter("accuracy against cost", points, labels, _short_percent)
+        if points
+        else "",
         "params": ", ".join(f"{key}={json.dumps(v)}" for key, v in results["params"].items()),
         "cpu": speed and speed["cpu"],
         "rows": [
@@ -433,4 +438,5 @@ def _short(value: float) -> str:
 
 
 def _short_percent(fraction: float) -> str:
-    return f"{100 * fraction:.2g}%"
+    """Of ticks: 0.5%, 99.45%."""
+    return f"{100 * fraction:.{2 if fraction < 0.1 else 4}g}%"

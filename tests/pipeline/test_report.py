@@ -368,8 +368,9 @@ def test_other_data_has_its_own_classes_and_sizes(project: Path) -> None:
     headers = [a for a in page.all("th") if a.get("scope") == "row"]
     assert len(headers) > len(NAMES)
     assert "bee read as cow" in page.section("confusion")
-    assert "seed Zen tiny 0 90.00% 7 80.00% 70.00% mean 85.00% ± 7.07% 70.00%" in page.section(
-        "seeds"
+    assert (
+        "seed Zen tiny 0 90.00% 7 80.00% 70.00% mean 85.00% 70.00% deviation 7.07% parameters"
+        in page.section("seeds")
     )
     assert "none: this is no Git repository" in page.section("lineage")
     assert 'class="doubt"' not in text
