@@ -47,7 +47,7 @@ PEERS = {
     "transformers": "transformers",
     "transformers_kept": "transformers, our memory settings",
 }
-"""How a person says what the benchmarks' files call their peers."""
+"""How a person says what a file calls a peer of its timings."""
 
 
 def wilson(correct: int, n: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
