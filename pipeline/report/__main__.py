@@ -81,7 +81,7 @@ def render(page: dict[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("page.html.j2").render(page)
+    return environment.get_template("page.html.j2").render(page).lstrip()
 
 
 def main() -> None:
