@@ -13,7 +13,7 @@ TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 ENV := PATH="$(CURDIR)/$(BIN):$$PATH" DVC_NO_ANALYTICS=1 MLFLOW_DISABLE_TELEMETRY=true
 PYTEST := $(ENV) python -m pytest
 
-.PHONY: help clean setup demo repro study seeds track ui gate gate-speed summary promote kernels golden bench-train bench-engine instructions test test-slow test-python lint lint-workflows format wheel dist-engine dist-collect check-version check-lock
+.PHONY: help clean setup demo repro study seeds track ui report gate gate-speed summary promote kernels golden bench-train bench-engine instructions test test-slow test-python lint lint-workflows format wheel dist-engine dist-collect check-version check-lock
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -58,6 +58,9 @@ track: $(INSTALLED) ## put the current results into MLflow again
 
 ui: $(INSTALLED) ## open MLflow on this project's runs
 	@$(ENV) mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}"
+
+report: $(INSTALLED) ## one HTML page of all results and where they come from: build/report.html
+	@$(ENV) python -m pipeline.report
 
 # A recipe that fails is 2 to make; `python -m pipeline.release.gate` itself exits 0, 1 (worse) or 2 (no verdict).
 BASE ?= origin/main

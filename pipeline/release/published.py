@@ -23,6 +23,9 @@ README = Path("README.md")
 LOCK = Path("dvc.lock")
 TABLE = "results"
 
+CONFIDENCE = 0.95
+"""Of `interval`."""
+
 
 def results_table(metrics: Path) -> str:
     """The README's table from the files in `metrics`."""
@@ -62,8 +65,8 @@ def _rows(
 
 
 def interval(correct: int, n: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of the share of right answers, had other images been drawn."""
-    low, high = binomtest(correct, n).proportion_ci(method="wilson")
+    """Wilson's interval of the share of right answers, had other images been drawn."""
+    low, high = binomtest(correct, n).proportion_ci(CONFIDENCE, method="wilson")
     return float(low), float(high)
 
 

@@ -1,0 +1,106 @@
+"""Where the results come from: data, model, revision, params, environment."""
+
+from __future__ import annotations
+
+import platform
+import re
+import subprocess
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline import paths
+from pipeline.content_key import content_key, file_md5
+from pipeline.params import Params
+from pipeline.report.results import View
+
+CONSTRAINTS = Path("constraints.txt")
+RESULTS = ("metrics/", "plots/")
+PINNED = ("torch", "numpy", "dvc", "mlflow")
+"""Packages whose pinned versions are shown."""
+
+
+def outputs(lock: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Every output in dvc.lock by its path."""
+    return {
+        out["path"]: out
+        for stage in lock["stages"].values()
+        for out in stage.get("outs", [])
+        if "md5" in out
+    }
+
+
+def lineage(lock: Mapping[str, Any], params: Params) -> View:
+    """All of it, and whether it belongs together."""
+    outs = outputs(lock)
+    rows = [
+        {"path": path, "md5": out["md5"], "bytes": f"{out['size']:,}", "here": _state(path, out)}
+        for path, out in outs.items()
+    ]
+    key = content_key(params)
+    recorded = _recorded_key()
+    return {
+        "outputs": rows,
+        "data": [row for row in rows if Path(row["path"]).parent == paths.PREPARED],
+        "model": next((row for row in rows if Path(row["path"]) == paths.MODEL), None),
+        "content_key": key,
+        "recorded_key": recorded,
+        "git": git_state(),
+        "params": yaml.safe_dump(params.model_dump(mode="json"), sort_keys=False),
+        "python": platform.python_version(),
+        "pinned": dict(_pinned()),
+        "doubts": list(_doubts(rows, key, recorded)),
+    }
+
+
+def _state(path: str, out: Mapping[str, Any]) -> str:
+    """Whether the file is here as it was made."""
+    file = Path(path)
+    if not file.is_file():
+        return "not here"
+    return "the same" if file_md5(file) == out["md5"] else "changed"
+
+
+def _recorded_key() -> str | None:
+    """The content key of the last run that went through the whole pipeline."""
+    file = paths.TRACKING_KEY
+    return file.read_text().strip() if file.is_file() else None
+
+
+def _doubts(rows: list[dict[str, str]], key: str, recorded: str | None) -> Iterator[str]:
+    """What a reader must know before believing that all this is of one run."""
+    changed = [row["path"] for row in rows if row["here"] == "changed"]
+    if results := [path for path in changed if path.startswith(RESULTS)]:
+        yield f"Not as dvc.lock has them: {', '.join(results)}."
+    if recorded is not None and recorded != key:
+        yield "Params or sources have changed since these results were made."
+
+
+def git_state() -> View | None:
+    """Revision, the date of its commit, and tracked files that differ; None without Git."""
+    revision = _git("rev-parse", "HEAD")
+    if revision is None:
+        return None
+    status = _git("status", "--porcelain", "--untracked-files=no") or ""
+    return {
+        "revision": revision.strip(),
+        "date": (_git("show", "--no-patch", "--format=%cs", "HEAD") or "").strip(),
+        "changed": [line[3:] for line in status.splitlines()],
+    }
+
+
+def _git(*words: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *words], capture_output=True, text=True)
+    except FileNotFoundError:
+        return None
+    return None if done.returncode else done.stdout
+
+
+def _pinned() -> Iterator[tuple[str, str]]:
+    if CONSTRAINTS.is_file():
+        pins = re.findall(r"^([\w.-]+)==(\S+)", CONSTRAINTS.read_text(), flags=re.MULTILINE)
+        versions = {name.lower(): version for name, version in pins}
+        yield from ((name, versions[name]) for name in PINNED if name in versions)
