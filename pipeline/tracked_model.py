@@ -9,8 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -190,8 +193,6 @@ def register(params: Params, name: str, alias: str) -> str:
 
 
 def _register(client: MlflowClient, model: LoggedModel, name: str, alias: str) -> str:
-    if not client.search_registered_models(f"name = '{name}'"):
-        client.create_registered_model(name)
     version = _version(client, name, model)
     client.set_registered_model_alias(name, alias, version)
     return version
@@ -199,14 +200,24 @@ def _register(client: MlflowClient, model: LoggedModel, name: str, alias: str) -
 
 def _version(client: MlflowClient, name: str, model: LoggedModel) -> str:
     """The model's version, made where it is missing."""
+    import mlflow
+
     for known in client.search_model_versions(f"name = '{name}'"):
-        if known.model_id == model.model_id:
+        if known.source == model.model_uri:
             return str(known.version)
-    created = client.create_model_version(
-        name,
-        model.model_uri,
-        run_id=model.source_run_id,
-        model_id=model.model_id,
-        tags={KEY_TAG: model.tags[KEY_TAG]},
-    )
+    with _process_default(tracking.tracking_uri()):
+        created = mlflow.register_model(model.model_uri, name, tags={KEY_TAG: model.tags[KEY_TAG]})
     return str(created.version)
+
+
+@contextmanager
+def _process_default(uri: str) -> Iterator[None]:
+    """Registering looks the model up where the process looks by default, whatever client asks."""
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    os.environ["MLFLOW_TRACKING_URI"] = uri
+    try:
+        yield
+    finally:
+        del os.environ["MLFLOW_TRACKING_URI"]
+        if before is not None:
+            os.environ["MLFLOW_TRACKING_URI"] = before
