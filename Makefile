@@ -108,7 +108,7 @@ test-python: $(INSTALLED)
 	@$(PYTEST) -m "not slow" -n 2
 
 test-slow: $(INSTALLED) ## the tests that take minutes
-	@$(PYTEST) -m slow
+	@$(PYTEST) -m slow -n 2 --dist loadfile
 
 lint: $(INSTALLED) ## style and types; changes nothing
 	@$(ENV) ruff check . && $(ENV) ruff format --check . && $(ENV) mypy

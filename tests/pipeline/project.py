@@ -36,6 +36,13 @@ SMALL: dict[str, Any] = {
     "benchmark.rounds": 2,
 }
 
+IDENTITY = {
+    f"GIT_{role}_{field}": value
+    for role in ("AUTHOR", "COMMITTER")
+    for field, value in (("NAME", "test"), ("EMAIL", "test@localhost"))
+}
+"""For Git, from an empty HOME."""
+
 
 def copy_project(folder: Path, changes: Mapping[str, Any] = SMALL) -> Path:
     """Copy the pipeline, its sources and settings to `folder`, with changed params."""
@@ -110,6 +117,17 @@ def run(folder: Path, command: list[str], **env: str) -> subprocess.CompletedPro
     return subprocess.run(
         command, cwd=folder, env=environment(**env), capture_output=True, text=True
     )
+
+
+def git(folder: Path, home: str, *words: str) -> None:
+    done = run(folder, ["git", *words], HOME=home, **IDENTITY)
+    assert done.returncode == 0, done.stderr
+
+
+def dvc(folder: Path, home: str, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
+    done = run(folder, ["dvc", *words], HOME=home, **IDENTITY, **env)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
 
 
 def environment(**env: str) -> dict[str, str]:

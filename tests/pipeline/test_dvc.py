@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
-import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
 
 from tests.pipeline.imports import ROOT
-from tests.pipeline.project import copy_project, run, start
+from tests.pipeline.project import copy_project, dvc, git, run, start
 from tests.pipeline.test_trainings import UNTRACKED, kill_in_the_middle
 
 pytestmark = pytest.mark.slow
@@ -29,11 +28,6 @@ DIGITS = {
     "train.batch_size": 32,
     "benchmark.rounds": 2,
 }
-IDENTITY = {
-    f"GIT_{role}_{field}": value
-    for role in ("AUTHOR", "COMMITTER")
-    for field, value in (("NAME", "test"), ("EMAIL", "test@localhost"))
-}
 
 
 @pytest.fixture(scope="module")
@@ -50,17 +44,6 @@ def repository(tmp_path_factory: pytest.TempPathFactory, home: str) -> Path:
     done = dvc(folder, home, "repro")
     assert "Running stage 'track'" in done.stdout
     return folder
-
-
-def git(folder: Path, home: str, *words: str) -> None:
-    done = run(folder, ["git", *words], HOME=home, **IDENTITY)
-    assert done.returncode == 0, done.stderr
-
-
-def dvc(folder: Path, home: str, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
-    done = run(folder, ["dvc", *words], HOME=home, **IDENTITY, **env)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done
 
 
 def n_runs(folder: Path) -> int:

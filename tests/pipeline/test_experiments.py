@@ -19,8 +19,8 @@ import psutil
 import pytest
 import yaml
 
-from tests.pipeline.project import copy_project, run
-from tests.pipeline.test_dvc import DIGITS, IDENTITY, dvc, git
+from tests.pipeline.project import IDENTITY, copy_project, dvc, git, run
+from tests.pipeline.test_dvc import DIGITS
 
 pytestmark = pytest.mark.slow
 

@@ -20,14 +20,9 @@ from pipeline.params import Rule, load_params
 from pipeline.release import gate
 from pipeline.release.rules import Verdict, judge, markdown
 from tests.pipeline.imports import ROOT
-from tests.pipeline.project import run, run_module, set_params
+from tests.pipeline.project import IDENTITY, run, run_module, set_params
 
 FILES = ("params.yaml", "metrics/eval.json", "metrics/train.json", "plots/predictions.csv")
-IDENTITY = {
-    f"GIT_{role}_{field}": value
-    for role in ("AUTHOR", "COMMITTER")
-    for field, value in (("NAME", "test"), ("EMAIL", "test@localhost"))
-}
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,7 @@ from mnist_mamba.engine import Engine
 from pipeline import paths
 from pipeline.release import published
 from pipeline.release.gate import NO_VERDICT, PASS, REGRESSION
-from tests.pipeline.project import SMALL, copy_project, run_module, set_params
-from tests.pipeline.test_dvc import IDENTITY, dvc, git
+from tests.pipeline.project import IDENTITY, SMALL, copy_project, dvc, git, run_module, set_params
 
 pytestmark = pytest.mark.slow
 
