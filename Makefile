@@ -143,7 +143,7 @@ dist-engine: $(BUILD)/plain/mamba $(BUILD)/plain/libmamba.so ## dist/: command, 
 dist-collect: ## dist/: what the folders in FROM hold, the model with its card, and the checksums of it all
 	@test -d "$(FROM)" || { echo "error: FROM=$(FROM) is no folder: expected one with wheels, engines and report" >&2; exit 1; }
 	@mkdir -p dist
-	@find "$(FROM)" -type f \( -name '*.whl' -o -name '*.tar.gz' -o -name report.html \) -exec cp {} dist/ \;
+	@find "$(FROM)" -not -path "dist/*" -type f \( -name '*.whl' -o -name '*.tar.gz' -o -name report.html \) -exec cp {} dist/ \;
 	@cp models/mnist_mamba.bin models/example_input.bin dist/ && cp models/README.md dist/model-card.md
 	@cd dist && rm -f SHA256SUMS && sha256sum * > SHA256SUMS && cat SHA256SUMS
 
