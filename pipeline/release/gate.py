@@ -144,10 +144,9 @@ def judge_accuracy(
     if here is None or accuracy is None:
         problem = f"{paths.PREDICTIONS} is missing or empty: `make repro`, and commit it"
         return Verdict(**row, allowed=allowed, problem=problem)
-    if accuracy < rule.floor:
-        return Verdict(**row, allowed=allowed, problem=f"expected ≥ {show(rule.floor)}")
+    too_low = f"expected ≥ {show(rule.floor)}" if accuracy < rule.floor else None
     if not base:
-        return Verdict(**row, allowed=allowed, problem=None, note="new: the base lacks it")
+        return Verdict(**row, allowed=allowed, problem=too_low, note="new: the base lacks it")
     if [label for label, _ in base] != [label for label, _ in here]:
         raise NoVerdictError(
             f"the labels of {paths.PREDICTIONS} are others than the base's: these are other test "
@@ -156,6 +155,8 @@ def judge_accuracy(
         )
     lost, won, p = mcnemar(base, here)
     story = f"{lost} lost, {won} won, p = {p:.2g}"
+    if too_low:
+        return Verdict(**row, allowed=allowed, problem=f"{too_low}; {story}")
     failed = p < rule.significance
     return Verdict(**row, allowed=allowed, problem=story if failed else None, note=story)
 
