@@ -40,9 +40,7 @@ def register(params: Params) -> None:
     if not params.tracking.enabled:
         logger.info("tracking.enabled is false: nothing is registered in MLflow")
         return
-    name = params.tracking.model_name
-    version = tracked_model.register(params, name, ALIAS)
-    logger.info("MLflow: models:/%s@%s is version %s", name, ALIAS, version)
+    tracked_model.register(params, params.tracking.model_name, ALIAS)
 
 
 def main() -> int:
