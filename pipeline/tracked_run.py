@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 RESULTS = ("train", "eval", "benchmark")
-"""The metrics files of a run; metrics/ also has those of series and of benchmarks."""
+"""The metrics files of a run; metrics/ also has those of series and of timings beside others."""
 
 
 def upsert(params: Params) -> str:
