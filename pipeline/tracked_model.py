@@ -187,14 +187,9 @@ def register(params: Params, name: str, alias: str) -> str:
     with tracking.reported():
         client, _ = tracking.connect(params)
         with tracking.locked():
-            version = _register(client, model, name, alias)
+            version = _version(client, name, model)
+            client.set_registered_model_alias(name, alias, version)
     logger.info("MLflow: version %s of %s is the %s", version, name, alias)
-    return version
-
-
-def _register(client: MlflowClient, model: LoggedModel, name: str, alias: str) -> str:
-    version = _version(client, name, model)
-    client.set_registered_model_alias(name, alias, version)
     return version
 
 

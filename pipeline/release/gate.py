@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from mnist_mamba.files import write_text
 from pipeline import paths, stage
 from pipeline.params import (
     PARAMS_FILE,
@@ -26,7 +27,8 @@ from pipeline.params import (
     load_params,
     parse_params,
 )
-from pipeline.release.rules import Figures, Verdict, flatten, judge, markdown, show
+from pipeline.release.rules import Figures, Verdict, judge, markdown, show
+from pipeline.tracking import flatten
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +104,7 @@ def figures(read: Reader, names: Iterable[str]) -> Figures:
         path = paths.METRICS / f"{name}.json"
         text = read(path)
         try:
-            found |= flatten(json.loads(text), name) if text is not None else {}
+            found |= flatten({name: json.loads(text)}) if text is not None else {}
         except json.JSONDecodeError as error:
             raise NoVerdictError(f"{path} is not JSON: {error}") from error
     return found
@@ -211,7 +213,7 @@ def changed_rules(params: Params, read_base: Reader) -> list[str]:
         old = parse_params(yaml.safe_load(text or "")).gate.model_dump()
     except (ParamsError, yaml.YAMLError):
         return ["all: the base has none"]
-    before, now = flatten(old, "gate"), flatten(params.gate.model_dump(), "gate")
+    before, now = (flatten({"gate": rules}) for rules in (old, params.gate.model_dump()))
     names = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
     return [f"`{name}`: {before.get(name)} → {now.get(name)}" for name in names]
 
@@ -228,8 +230,7 @@ def finish(page: str, verdicts: list[Verdict], output: Path | None) -> int:
     """Print the page, keep it if asked to; the exit code."""
     print(page)
     if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(page)
+        write_text(output, page)
     return PASS if all(one.passed for one in verdicts) else REGRESSION
 
 

@@ -19,7 +19,8 @@ from typing import Any
 from pipeline.params import load_params
 from pipeline.release import gate
 from pipeline.release.gate import NoVerdictError
-from pipeline.release.rules import flatten, judge
+from pipeline.release.rules import judge
+from pipeline.tracking import flatten
 
 logger = logging.getLogger(__name__)
 
@@ -92,12 +93,7 @@ def main() -> int:
         counted = [measure_once(tree) for tree in trees]
         timed = time_in_turns(trees, params.benchmark.rounds)
     base, here = (
-        {
-            name: value
-            for part, content in {**once, "us_per_image": us}.items()
-            for name, value in flatten(content, part).items()
-        }
-        for once, us in zip(counted, timed, strict=True)
+        flatten({**once, "us_per_image": us}) for once, us in zip(counted, timed, strict=True)
     )
     verdicts = judge(params.gate.speed, base, here)
     page = gate.summary(f"Speed against {options.base}", verdicts, [])

@@ -33,16 +33,6 @@ class Verdict:
         return self.problem is None
 
 
-def flatten(content: Any, prefix: str) -> dict[str, Any]:
-    """The leaves of nested objects under dotted names."""
-    if not isinstance(content, Mapping):
-        return {prefix: content}
-    found: dict[str, Any] = {}
-    for key, value in content.items():
-        found |= flatten(value, f"{prefix}.{key}")
-    return found
-
-
 def judge(rules: Mapping[str, Rule], base: Figures, here: Figures) -> list[Verdict]:
     """A verdict on each figure that a rule names, in the rules' order.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import re
 from typing import Any
 
@@ -76,6 +77,17 @@ def test_the_card_is_that_of_the_results() -> None:
     assert low < scores["accuracy"] < high
     for strength, accuracy in scores["robustness"]["rotate"].items():
         assert f"{strength}: {100 * accuracy:.2f} %" in card
+
+
+@pytest.mark.parametrize(("correct", "n"), [(9957, 10000), (1, 3), (40, 40), (0, 7)])
+def test_the_interval_solves_wilson_s_equation(correct: int, n: int) -> None:
+    low, high = published.interval(correct, n)
+    rate, z = correct / n, 1.959963984540054
+    assert 0 <= low <= rate <= high <= 1
+    for end in (low, high):
+        if 0 < end < 1:
+            assert abs(rate - end) == pytest.approx(z * math.sqrt(end * (1 - end) / n), rel=1e-9)
+    assert low < high
 
 
 def test_a_table_takes_its_place_between_its_marks() -> None:
