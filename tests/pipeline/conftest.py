@@ -24,6 +24,12 @@ POINTS = [
 CONFIG = ModelConfig(height=2, width=2, n_classes=3, patch=(1, 1), d_model=8, n_layers=1, d_state=4)
 
 
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An empty HOME."""
+    return str(tmp_path_factory.mktemp("home"))
+
+
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A database with MLflow's tables and nothing in them, which takes it seconds to make."""

@@ -31,11 +31,6 @@ DIGITS = {
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(tmp_path_factory.mktemp("home"))
-
-
-@pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory, home: str) -> Path:
     """A committed project in which `dvc repro` has run once."""
     folder = copy_project(tmp_path_factory.mktemp("dvc"), DIGITS)

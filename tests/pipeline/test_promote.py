@@ -30,11 +30,6 @@ README = "# Small\n\n<!-- results: make promote -->\nnothing yet\n<!-- end of re
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(tmp_path_factory.mktemp("home"))
-
-
-@pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory, home: str) -> Path:
     """A repository with a trained model that was never promoted, committed."""
     folder = copy_project(tmp_path_factory.mktemp("promote") / "project", RULES)
