@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 from mnist_mamba.files import write_text
 from pipeline import paths, stage, tracked_run
@@ -10,6 +11,10 @@ from pipeline.content_key import content_key
 from pipeline.params import load_params
 
 logger = logging.getLogger(__name__)
+
+IN_THIS_DATABASE = Path("mlartifacts/tracking_key.txt")
+"""The key once more, but not in Git: a clone, or DVC's copy of the project for an experiment, lacks
+it, so `track` runs there even if nothing else has to."""
 
 
 def main() -> None:
@@ -21,7 +26,8 @@ def main() -> None:
     else:
         key = content_key(params)
         logger.info("tracking.enabled is false: nothing was sent to MLflow")
-    write_text(paths.TRACKING_KEY, key + "\n")
+    for file in (paths.TRACKING_KEY, IN_THIS_DATABASE):
+        write_text(file, key + "\n")
 
 
 if __name__ == "__main__":
