@@ -29,13 +29,18 @@ Record = tuple[str, int, Tensor]
 
 
 def trace_block(block: Block, layer: int, residual: Tensor) -> tuple[list[Record], Tensor]:
-    """One layer's activations of (length, d_model), and its output."""
-    mixer = block.mixer
+    """One layer's activations of (length, d_model), and its output.
+
+    What stands before the residual is in the order of the layer: column by column, if it is.
+    """
+    mixer, image_order = block.mixer, residual
+    if block.order.columns:
+        residual = residual.unflatten(0, block.grid).transpose(0, 1).flatten(0, 1)
     x, z = mixer.in_proj(block.norm(residual)).chunk(2, dim=-1)
     records = [("in_proj.x", layer, x), ("in_proj.z", layer, z)]
     y = torch.zeros_like(x)
     for suffix in mixer.suffixes:
-        reverse = block.reverse or suffix == "_b"
+        reverse = block.order.reverse or suffix == "_b"
 
         def ordered(rows: Tensor, reverse: bool = reverse) -> Tensor:
             """To the scan's order, or back from it; (length, n)."""
@@ -54,7 +59,10 @@ def trace_block(block: Block, layer: int, residual: Tensor) -> tuple[list[Record
             (f"scan{suffix}", layer, ordered(out[0].T)),
         ]
         y = y + ordered(out[0].T)
-    residual = residual + mixer.out_proj(y / len(mixer.suffixes))
+    mixed = mixer.out_proj(y / len(mixer.suffixes))
+    if block.order.columns:
+        mixed = mixed.unflatten(0, block.grid[::-1]).transpose(0, 1).flatten(0, 1)
+    residual = image_order + mixed
     return [*records, ("residual", layer, residual)], residual
 
 

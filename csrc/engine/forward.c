@@ -163,13 +163,50 @@ static void mix(struct mamba_context *context, const struct layer_weights *layer
     static const char *const names[] = {"conv", "x_proj", "delta", "scan"};
     static const char *const names_b[] = {"conv_b", "x_proj_b", "delta_b", "scan_b"};
     const struct mamba_info *info = &context->model->info;
-    const bool reverse = info->direction == DIRECTION_ALTERNATE && index % 2 == 1;
+    const bool reverse = (info->direction == DIRECTION_ALTERNATE && index % 2 == 1) ||
+                         (info->direction == DIRECTION_CROSS && index % 4 >= 2);
     mix_sequence(context, context->y, &layer->scan[0], reverse, index, names);
     if (info->direction == DIRECTION_BIDIRECTIONAL) {
         mix_sequence(context, context->y_b, &layer->scan[1], true, index, names_b);
         for (size_t i = 0; i < info->length * context->d_inner; i++)
             context->y[i] += context->y_b[i];
     }
+}
+
+/* The token of the image that comes i-th where its grid is taken column by column. */
+static size_t by_columns(const struct mamba_info *info, size_t i)
+{
+    const size_t rows = mamba_grid_rows(info), columns = info->length / rows;
+    return i % rows * columns + i / rows;
+}
+
+/* u = rms(x), its rows in the layer's order. */
+static void normalise(struct mamba_context *context, bool columns)
+{
+    const struct mamba_kernels *kernels = context->model->kernels;
+    const struct mamba_info *info = &context->model->info;
+    const size_t stride = context->d_model;
+    if (!columns) {
+        kernels->rms_norm(context->u, context->x, info->length, info->d_model, stride,
+                          info->norm_eps);
+        return;
+    }
+    for (size_t i = 0; i < info->length; i++)
+        kernels->rms_norm(context->u + i * stride, context->x + by_columns(info, i) * stride, 1,
+                          info->d_model, stride, info->norm_eps);
+}
+
+/* y [length, d_inner], its rows in image order again; c, which has been used, holds them then. */
+static const float *in_image_order(struct mamba_context *context, bool columns)
+{
+    const struct mamba_info *info = &context->model->info;
+    const size_t stride = context->d_inner;
+    if (!columns)
+        return context->y;
+    for (size_t i = 0; i < info->length; i++)
+        memcpy(context->c + by_columns(info, i) * stride, context->y + i * stride,
+               stride * sizeof *context->c);
+    return context->c;
 }
 
 /* x = x + out_proj(mix(in_proj(rms(x)))) */
@@ -180,9 +217,9 @@ static void run_layer(struct mamba_context *context, int index)
     const struct layer_weights *layer = &model->layers[index];
     const size_t length = model->info.length, d_model = model->info.d_model;
     const size_t d_inner = model->info.d_inner;
+    const bool columns = model->info.direction == DIRECTION_CROSS && index % 2 == 1;
 
-    kernels->rms_norm(context->u, context->x, length, d_model, context->d_model,
-                      model->info.norm_eps);
+    normalise(context, columns);
     kernels->matmul(context->xs, context->d_inner, context->u, context->d_model, layer->in_proj_x,
                     NULL, length, d_model, d_inner);
     kernels->matmul(context->z, context->d_inner, context->u, context->d_model, layer->in_proj_z,
@@ -190,8 +227,8 @@ static void run_layer(struct mamba_context *context, int index)
     tap(context, "in_proj.x", index, context->xs, length, d_inner, context->d_inner);
     tap(context, "in_proj.z", index, context->z, length, d_inner, context->d_inner);
     mix(context, layer, index);
-    kernels->matmul_add(context->x, context->d_model, context->y, context->d_inner, layer->out_proj,
-                        length, d_inner, d_model);
+    kernels->matmul_add(context->x, context->d_model, in_image_order(context, columns),
+                        context->d_inner, layer->out_proj, length, d_inner, d_model);
     tap(context, "residual", index, context->x, length, d_model, context->d_model);
 }
 

@@ -122,7 +122,7 @@ static mamba_status check_dims(const struct mamba_info *info, const char *path, 
         {"d_conv", info->d_conv, 1, 16},
         {"d_inner", info->d_inner, 1, 8192},
         {"dt_rank", info->dt_rank, 1, 2048},
-        {"direction", info->direction, DIRECTION_FORWARD, DIRECTION_BIDIRECTIONAL},
+        {"direction", info->direction, DIRECTION_FORWARD, DIRECTION_CROSS},
         {"pool", info->pool, POOL_MEAN, POOL_LAST},
     };
     for (size_t i = 0; i < sizeof fields / sizeof *fields; i++) {

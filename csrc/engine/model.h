@@ -9,7 +9,12 @@
 #include "mamba.h"
 
 enum { STEM_PATCH = 0, STEM_CONV = 1 };
-enum { DIRECTION_FORWARD = 0, DIRECTION_ALTERNATE = 1, DIRECTION_BIDIRECTIONAL = 2 };
+enum {
+    DIRECTION_FORWARD = 0,
+    DIRECTION_ALTERNATE = 1,
+    DIRECTION_BIDIRECTIONAL = 2,
+    DIRECTION_CROSS = 3
+};
 enum { POOL_MEAN = 0, POOL_LAST = 1 };
 enum { MAX_LAYERS = 64, MAX_LENGTH = 65536, HEADER_BYTES = 256 };
 
@@ -63,6 +68,13 @@ static inline size_t mamba_scans_per_layer(const struct mamba_info *info)
 static inline uint32_t mamba_halved(uint32_t n)
 {
     return (n + 1) / 2;
+}
+
+/* Rows of the grid of tokens that the stem makes of an image. */
+static inline uint32_t mamba_grid_rows(const struct mamba_info *info)
+{
+    return info->stem == STEM_CONV ? mamba_halved(mamba_halved(info->height))
+                                   : info->height / info->patch_height;
 }
 
 #endif

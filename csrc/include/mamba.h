@@ -61,7 +61,7 @@ typedef struct mamba_info {
     uint32_t stem; /* 0 patch, 1 conv */
     uint32_t patch_height, patch_width, stem_width;
     uint32_t d_model, n_layers, d_state, d_conv, d_inner, dt_rank;
-    uint32_t direction; /* 0 forward, 1 alternate, 2 bidirectional */
+    uint32_t direction; /* 0 forward, 1 alternate, 2 bidirectional, 3 cross */
     uint32_t pool;      /* 0 mean, 1 last */
     uint32_t tied_a, pos_embed;
     uint32_t length; /* tokens of an image */
@@ -145,7 +145,8 @@ MAMBA_API void mamba_softmax(const float *logits, float *probabilities, size_t n
 
 /* Called after each stage of a forward pass with its result: `data` [rows, cols], consecutive
  * rows row_stride floats apart, valid during the call only. Row t is token t in image order, also
- * of scans that run backwards. `layer` is -1 outside the layers. Names, in order: "tokens"; for
+ * of scans that run backwards; inside a cross layer that goes column by column, up to its scan, it
+ * is token t of that order. `layer` is -1 outside the layers. Names, in order: "tokens"; for
  * each layer "in_proj.x", "in_proj.z", for its scan "conv" (after SiLU), "x_proj", "delta" (after
  * softplus), "scan" (after D and the gate), the same with the suffix "_b" for the second scan of a
  * bidirectional layer, "residual"; "pooled" (before norm_f's weight, which is part of the head);

@@ -112,6 +112,16 @@ static double *reversed(const double *x, size_t rows, size_t n)
     return y;
 }
 
+/* [columns, rows, n] from x [rows, columns, n] */
+static double *transposed(const double *x, size_t rows, size_t columns, size_t n)
+{
+    double *y = array(rows * columns * n);
+    for (size_t row = 0; row < rows; row++)
+        for (size_t column = 0; column < columns; column++)
+            memcpy(y + (column * rows + row) * n, x + (row * columns + column) * n, n * sizeof *y);
+    return y;
+}
+
 /* [ceil(h/2) * ceil(w/2), out] from in [h, w, channels]; weight [out, 9 * channels]. */
 static double *conv_3x3(const double *in, size_t h, size_t w, size_t channels, const double *weight,
                         const double *bias, size_t out)
@@ -211,18 +221,22 @@ static double *reference_scan(struct reader *reader, const mamba_info *m, const 
 static void reference_layer(struct reader *reader, const mamba_info *m, double *x, size_t layer)
 {
     const size_t L = m->length, Di = m->d_inner, Dm = m->d_model;
+    const size_t rows = m->stem == 1 ? (m->height + 3) / 4 : m->height / m->patch_height;
+    const bool columns = m->direction == 3 && layer % 2 == 1;
     double *weight_x = read_matrix(reader, Di, Dm), *weight_z = read_matrix(reader, Di, Dm);
-    double *u = rms(x, L, Dm, (double)m->norm_eps);
+    double *u = rms(columns ? transposed(x, rows, L / rows, Dm) : x, L, Dm, (double)m->norm_eps);
     double *xs = linear(u, weight_x, NULL, L, Dm, Di), *z = linear(u, weight_z, NULL, L, Dm, Di);
     double *y = array(L * Di);
     for (int scan = 0; scan < (m->direction == 2 ? 2 : 1); scan++) {
-        const bool reverse = scan == 1 || (m->direction == 1 && layer % 2 == 1);
+        const bool reverse = scan == 1 || (m->direction == 1 && layer % 2 == 1) ||
+                             (m->direction == 3 && layer % 4 >= 2);
         double *one = reference_scan(reader, m, reverse ? reversed(xs, L, Di) : xs,
                                      reverse ? reversed(z, L, Di) : z);
         one = reverse ? reversed(one, L, Di) : one;
         for (size_t i = 0; i < L * Di; i++)
             y[i] += one[i];
     }
+    y = columns ? transposed(y, L / rows, rows, Di) : y;
     double *out = linear(y, read_matrix(reader, Dm, Di), NULL, L, Di, Dm);
     for (size_t i = 0; i < L * Dm; i++)
         x[i] += out[i];
@@ -280,7 +294,7 @@ static void forward_once(const mamba_model *model, const float *pixels, float *l
     free(arena);
 }
 
-/* Dims that change with `i`, odd ones among them, for architecture number i of 48. */
+/* Dims that change with `i`, odd ones among them, for architecture number i of 64. */
 static mamba_info varied(uint32_t i)
 {
     static const uint32_t states[] = {1, 8, 16}, inners[] = {3, 16, 29, 40, 64};
@@ -297,7 +311,7 @@ static mamba_info varied(uint32_t i)
     dims.patch_height = dims.stem ? 0 : patches[i / 3 % 4][0];
     dims.patch_width = dims.stem ? 0 : patches[i / 3 % 4][1];
     dims.stem_width = dims.stem ? 1 + i % 19 : 0;
-    dims.n_layers = 1 + i % 3;
+    dims.n_layers = dims.direction == 3 ? 2 + i % 4 : 1 + i % 3;
     dims.d_conv = 1 + (i / 2) % 4;
     dims.d_state = states[i % 3];
     dims.d_inner = inners[i % 5];
@@ -333,9 +347,9 @@ static void compare_with_reference(mamba_info dims, uint32_t seed)
 
 static void test_against_reference(void)
 {
-    for (uint32_t i = 0; i < 48; i++)
+    for (uint32_t i = 0; i < 64; i++)
         for (uint32_t round = 0; round < 3; round++)
-            compare_with_reference(varied(i), i + 48 * round);
+            compare_with_reference(varied(i), i + 64 * round);
     mamba_info wide = varied(0); /* limits that the small ones do not touch */
     wide.d_conv = 16;
     wide.d_state = 256;
@@ -524,7 +538,7 @@ static void test_softmax(void)
 int main(void)
 {
     test_against_reference();
-    for (unsigned number = 40; number < 48; number++)
+    for (unsigned number = 40; number < 64; number++)
         test_batches(number);
     test_arena();
     test_arguments();

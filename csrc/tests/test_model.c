@@ -26,7 +26,7 @@ static void expect_refused(const struct tiny_model *tiny, const char *field)
 /* Every architecture opens, and its info is what was written. */
 static void test_accepts(void)
 {
-    for (uint32_t bits = 0; bits < 48; bits++) {
+    for (uint32_t bits = 0; bits < 64; bits++) {
         mamba_info dims = tiny_dims();
         dims.tied_a = bits & 1;
         dims.pos_embed = bits >> 1 & 1;
@@ -151,7 +151,7 @@ static void test_integer_fields(void)
         {"d_conv", 64, {0, 17, UINT32_MAX}},
         {"d_inner", 68, {0, 8193, UINT32_MAX}},
         {"dt_rank", 72, {0, 2049, UINT32_MAX}},
-        {"direction", 76, {3, 4, UINT32_MAX}},
+        {"direction", 76, {4, 5, UINT32_MAX}},
         {"pool", 80, {2, 3, UINT32_MAX}},
     };
     struct tiny_model tiny = tiny_build(tiny_dims(), 5);

@@ -11,7 +11,7 @@ import math
 from typing import Any, Literal, get_args
 
 Stem = Literal["patch", "conv"]
-Direction = Literal["forward", "alternate", "bidirectional"]
+Direction = Literal["forward", "alternate", "bidirectional", "cross"]
 Pool = Literal["mean", "last"]
 AForm = Literal["free", "tied"]
 OptimizerName = Literal["adamw", "muon"]

@@ -126,7 +126,7 @@ def test_every_flipped_bit_is_refused(model_bytes: bytes, position: int, bit: in
         (64, 17, "d_conv: got 17"),
         (68, 0xFFFFFFFF, "d_inner: got 4294967295"),
         (72, 0, "dt_rank: got 0"),
-        (76, 3, "direction: got 3"),
+        (76, 4, "direction: got 4"),
         (80, 2, "pool: got 2"),
         (84, 0x7FC00000, "norm_eps: got nan"),
         (88, 0x40000000, "pixel_mean: got 2.0"),

@@ -119,6 +119,26 @@ def test_the_scan_is_causal_and_reversed_layers_are_not() -> None:
         assert bool((tokens[:, 0] != changed[:, 0]).any()) is leaks, direction
 
 
+def test_cross_layers_go_four_ways_over_the_grid() -> None:
+    """A change of one token reaches those after it in the order of the layer, and no others."""
+    torch.manual_seed(0)
+    config = ModelConfig(
+        height=3, width=4, n_classes=2, patch=(1, 1), d_model=8, n_layers=5, direction="cross"
+    )
+    model = MambaClassifier(config, scan="reference")
+    row, column = 1, 2
+    by_rows = torch.arange(12).view(3, 4)
+    by_columns = torch.arange(12).view(4, 3).T
+    tokens = torch.randn(1, 12, 8)
+    changed = tokens.clone()
+    changed[0, by_rows[row, column]] += 1
+    orders = (by_rows, by_columns, -by_rows, -by_columns, by_rows)
+    for block, order in zip(model.blocks, orders, strict=True):
+        with torch.no_grad():
+            reached = (block(tokens) != block(changed)).any(-1).view(3, 4)
+        assert torch.equal(reached, order >= order[row, column])
+
+
 def test_images_of_another_size_are_refused() -> None:
     with pytest.raises(ValueError, match=r"shape \(2, 8, 9\), expected \(batch, 8, 8\)"):
         make_model("patch_forward_mean")(torch.zeros(2, 8, 9))

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from mnist_mamba import scan
 from mnist_mamba.config import ModelConfig
 from mnist_mamba.model import MambaMixer
-from mnist_mamba.model.classifier import Block
+from mnist_mamba.model.classifier import Block, ScanOrder
 from mnist_mamba.native import CACHE_VARIABLE, build_library, isa_flags
 from mnist_mamba.scan import (
     ScanBackendError,
@@ -687,7 +687,9 @@ class ReversingMixer(nn.Module):
 
 @pytest.mark.parametrize("reverse", [False, True])
 def test_a_block_takes_another_mixer(reverse: bool) -> None:
-    block = Block(ARCHITECTURES["patch_forward_mean"], reverse, "cpu")
+    block = Block(
+        ARCHITECTURES["patch_forward_mean"], ScanOrder(columns=False, reverse=reverse), "cpu"
+    )
     block.mixer = ReversingMixer()  # type: ignore[assignment]
     hidden = torch.randn(2, 5, 8)
     normed = block.norm(hidden)
@@ -729,7 +731,7 @@ def test_a_changed_mixer_is_not_run_fused(change: Callable[[Any], object]) -> No
 def test_a_block_with_a_norm_of_another_kind_is_run_by_torch() -> None:
     torch.manual_seed(0)
     config = ModelConfig(height=8, width=8, n_classes=3, d_model=8)
-    block = Block(config, reverse=True, scan="cpu")
+    block = Block(config, ScanOrder(columns=False, reverse=True), scan="cpu")
     block.norm = nn.LayerNorm(8)  # type: ignore[assignment]
     residual = torch.randn(2, 5, 8)
     expected = residual + block.mixer(block.norm(residual), reverse=True)

@@ -39,7 +39,7 @@ static const char *stem_name(const mamba_info *info)
 
 static const char *direction_name(const mamba_info *info)
 {
-    static const char *const names[] = {"forward", "alternate", "bidirectional"};
+    static const char *const names[] = {"forward", "alternate", "bidirectional", "cross"};
     return names[info->direction];
 }
 

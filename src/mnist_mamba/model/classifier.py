@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mnist_mamba.config import ModelConfig
+from mnist_mamba.config import Direction, ModelConfig
 from mnist_mamba.model.mixer import MambaMixer
 
 
@@ -40,12 +41,42 @@ class ConvStem(nn.Module):
         return torch.flatten(maps, 2).transpose(1, 2)
 
 
-class Block(nn.Module):
-    """x + mixer(norm(x)), optionally over the reversed sequence; x may be wider than weights."""
+class ScanOrder(NamedTuple):
+    """How a layer walks over the grid of tokens."""
 
-    def __init__(self, config: ModelConfig, reverse: bool, scan: str) -> None:
+    columns: bool
+    """Column by column; else row by row."""
+    reverse: bool
+    """From the last token to the first."""
+
+
+def scan_order(direction: Direction, layer: int) -> ScanOrder:
+    """The order of a layer, counted from 0.
+
+    Cross takes the four ways over an image (VMamba's cross-scan, Liu et al. 2024) in turns, a layer
+    each: rows, columns, rows backwards, columns backwards.
+    """
+    match direction:
+        case "alternate":
+            return ScanOrder(columns=False, reverse=layer % 2 == 1)
+        case "cross":
+            return ScanOrder(columns=layer % 2 == 1, reverse=layer % 4 >= 2)
+        case _:
+            return ScanOrder(columns=False, reverse=False)
+
+
+class Block(nn.Module):
+    """x + mixer(norm(x)) over the tokens in an order of its own; x may be wider than weights.
+
+    Args:
+        config: dims and choices.
+        order: of the scan.
+        scan: its backend.
+    """
+
+    def __init__(self, config: ModelConfig, order: ScanOrder, scan: str) -> None:
         super().__init__()
-        self.reverse = reverse
+        self.order, self.grid = order, config.grid
         self.norm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
         self.mixer = MambaMixer(
             config.d_model,
@@ -63,12 +94,27 @@ class Block(nn.Module):
         )
 
     def forward(self, residual: Tensor) -> Tensor:
+        """(batch, length, d_model) to the same shape, both in image order."""
+        if not self.order.columns:
+            return self._mixed(residual)
+        rows, columns = self.grid
+        turned = _transposed(residual, rows, columns)
+        return _transposed(self._mixed(turned), columns, rows)
+
+    def _mixed(self, residual: Tensor) -> Tensor:
+        """`forward` with the tokens in the order that `columns` asks for."""
         mixer, norm = self.mixer, self.norm
         # A mixer that somebody put in the place of ours has a forward only.
         if isinstance(mixer, MambaMixer) and mixer.runs_fused(residual, norm):
-            return mixer.fused(residual, self.reverse, norm)
-        mixed: Tensor = mixer(norm(residual.to(norm.weight.dtype)), reverse=self.reverse)
+            return mixer.fused(residual, self.order.reverse, norm)
+        mixed: Tensor = mixer(norm(residual.to(norm.weight.dtype)), reverse=self.order.reverse)
         return residual + mixed
+
+
+def _transposed(tokens: Tensor, rows: int, columns: int) -> Tensor:
+    """Tokens of a grid, (batch, rows * columns, d_model), row by row, put column by column."""
+    turned: Tensor = tokens.unflatten(1, (rows, columns)).transpose(1, 2).flatten(1, 2)
+    return turned
 
 
 class MambaClassifier(nn.Module):
@@ -91,8 +137,7 @@ class MambaClassifier(nn.Module):
         else:
             self.register_parameter("pos_embed", None)
         self.layers = nn.ModuleList(
-            Block(config, reverse=config.direction == "alternate" and i % 2 == 1, scan=scan)
-            for i in range(config.n_layers)
+            Block(config, scan_order(config.direction, i), scan) for i in range(config.n_layers)
         )
         self.norm_f = nn.RMSNorm(config.d_model, eps=config.norm_eps)
         self.head = nn.Linear(config.d_model, config.n_classes)
