@@ -13,7 +13,7 @@ TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 ENV := PATH="$(CURDIR)/$(BIN):$$PATH" DVC_NO_ANALYTICS=1 MLFLOW_DISABLE_TELEMETRY=true
 PYTEST := $(ENV) python -m pytest
 
-.PHONY: help clean setup demo repro study seeds track ui report gate gate-speed summary promote kernels golden bench-train bench-engine instructions test test-slow test-python lint lint-workflows format wheel dist-engine dist-collect check-version check-lock
+.PHONY: help clean setup demo repro study seeds pixels track ui report gate gate-speed summary promote kernels golden bench-train bench-engine instructions test test-slow test-python lint lint-workflows format wheel dist-engine dist-collect check-version check-lock
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -52,6 +52,10 @@ study: $(INSTALLED) ## train what metrics/study.json lacks: one choice at a time
 seeds: $(INSTALLED) ## train what metrics/seeds.json lacks: the final figures, five seeds each: hours
 	@$(ENV) dvc repro prepare compile
 	@$(ENV) python -m pipeline.seeds --jobs $(JOBS)
+
+pixels: $(INSTALLED) ## train what metrics/pixels.json lacks: the image as 784 pixels in a row: two hours of a core
+	@$(ENV) dvc repro prepare compile
+	@$(ENV) python -m pipeline.seeds pixels --jobs $(JOBS)
 
 track: $(INSTALLED) ## put the current results into MLflow again
 	@$(ENV) dvc repro --single-item --force track

@@ -1,4 +1,4 @@
-"""`make seeds`: the final figures, several seeds each: the C engine on the test images."""
+"""`make seeds`, `make pixels`: final figures, which the C engine makes of the test images."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from pipeline.params import load_params
 
 logger = logging.getLogger(__name__)
 
-NAME = "seeds"
-RESULTS = paths.METRICS / "seeds.json"
+SERIES = ("seeds", "pixels")
+"""Series whose models are scored; each one's results are metrics/NAME.json."""
 
 
 def measure(training: series.Training) -> series.Record:
@@ -32,7 +32,7 @@ def measure(training: series.Training) -> series.Record:
 
 
 def summary(records: series.Records) -> dict[str, Any]:
-    """metrics/seeds.json: each run's accuracies in the order of the seeds."""
+    """The results file: each run's accuracies in the order of the seeds."""
     content = {}
     for name, done in records.items():
         accuracies = [one["test_accuracy"] for one in done]
@@ -48,17 +48,19 @@ def summary(records: series.Records) -> dict[str, Any]:
 def main() -> None:
     """Train what is missing, and write down what the engine makes of it."""
     parser = stage.parser(
-        f"Run the trainings of the series `{NAME}` in {series.SERIES_FILE} that {RESULTS} lacks. "
-        "The last averaged weights are scored; nothing is chosen.",
-        ["python -m pipeline.seeds", "python -m pipeline.seeds --jobs 1 --only default"],
+        f"Run the trainings of a series in {series.SERIES_FILE} that its metrics file lacks. The "
+        "last averaged weights are scored; nothing is chosen.",
+        ["python -m pipeline.seeds", "python -m pipeline.seeds pixels --jobs 1 --only forward"],
     )
+    parser.add_argument("series", nargs="?", choices=SERIES, default=SERIES[0])
     series.options(parser)
     arguments = parser.parse_args()
-    wanted = series.trainings(series.load_series(NAME), load_params())
-    old = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+    results = paths.METRICS / f"{arguments.series}.json"
+    wanted = series.trainings(series.load_series(arguments.series), load_params())
+    old = json.loads(results.read_text()) if results.is_file() else {}
 
     def write(records: series.Records) -> None:
-        write_json(RESULTS, summary(records))
+        write_json(results, summary(records))
 
     records = series.complete(wanted, old, arguments, measure, write)
     write(records)

@@ -22,6 +22,7 @@ SERIES: dict[str, Any] = {
         "runs": {"base": {}, "tied": {"model.a": "tied"}},
     },
     "seeds": {"params": {"train.on_val": True}, "seeds": [0, 1], "runs": {"default": {}}},
+    "pixels": {"params": {"model.patch": [1, 1]}, "seeds": [5], "runs": {"forward": {}}},
 }
 MARKED = "# Training\n\n<!-- study: make study -->\n<!-- end of study -->\n"
 
@@ -93,6 +94,12 @@ def test_seeds_are_scored_by_the_engine_on_test_images(project: Path) -> None:
         result["params"]
         == load(next((project / "runs").glob("default-0-*")), "metrics.json")["parameters"]
     )
+    # The other series that is scored so has a file of its own.
+    done = run_module(project, "pipeline.seeds", "pixels")
+    assert done.returncode == 0, done.stderr
+    (one,) = load(project, "metrics/pixels.json")["forward"]["trainings"]
+    assert one["seed"] == 5
+    assert load(project, "metrics/seeds.json")["default"] == result
     # Another code trains them again; what is there of the old one is dropped.
     source = project / "src/mnist_mamba/training/loop.py"
     source.write_text(source.read_text() + "\n")
@@ -135,7 +142,7 @@ def test_what_is_wrong_in_a_series_is_named(tmp_path: Path) -> None:
         trainings(load_series("study", file), params)
 
 
-@pytest.mark.parametrize("name", ["study", "seeds"])
+@pytest.mark.parametrize("name", ["study", "seeds", "pixels"])
 def test_the_committed_series_can_be_run(name: str) -> None:
     series = load_series(name, ROOT / "pipeline/series.yaml")
     found = trainings(series, load_params(ROOT / "params.yaml"))
