@@ -27,6 +27,13 @@ ARCHITECTURES: dict[str, ModelConfig] = {
             "a": "tied",
             "n_layers": 5,
         },
+        "conv3_cross_odd_image": {
+            "stem": "conv3",
+            "stem_width": 5,
+            "direction": "cross",
+            "a": "tied",
+            "width": 11,
+        },
         "conv_alternate": {"stem": "conv", "stem_width": 5},
         "conv_tied_odd_image": {"stem": "conv", "stem_width": 3, "a": "tied", "height": 9},
         "pixels_last": {"patch": (1, 1), "direction": "forward", "pool": "last", "n_layers": 1},

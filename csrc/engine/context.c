@@ -18,26 +18,42 @@ static float *take(struct reserve *reserve, uint64_t rows, uint64_t padded)
     return array;
 }
 
-size_t mamba_window_stride(const struct mamba_info *info)
+size_t mamba_window_stride(uint32_t inputs)
 {
-    uint64_t conv = 9 * (uint64_t)info->stem_width; /* also holds the 9 of the first one */
-    uint64_t patch = (uint64_t)info->patch_height * info->patch_width;
-    return (size_t)mamba_pad(info->stem == STEM_CONV ? conv : patch);
+    return (size_t)mamba_pad(inputs);
+}
+
+/* What a stem needs: its window, and the pictures between its convolutions. */
+static void reserve_stem(struct reserve *reserve, struct mamba_context *context,
+                         const struct mamba_info *info)
+{
+    struct stem_conv convs[MAX_STEM_CONVS];
+    const size_t n = mamba_stem_convs(info, convs);
+    uint64_t window = 0;
+    uint32_t height = info->height, width = info->width;
+    if (n == 0)
+        window = info->width / info->patch_width *
+                 (uint64_t)mamba_window_stride(info->patch_height * info->patch_width);
+    for (size_t i = 0; i < n; i++) {
+        height = mamba_strided(height, convs[i].stride);
+        width = mamba_strided(width, convs[i].stride);
+        const uint64_t floats = width * (uint64_t)mamba_window_stride(9 * convs[i].in);
+        window = floats > window ? floats : window;
+        if (i + 1 < n)
+            context->stem_maps[i] =
+                take(reserve, (uint64_t)height * width, mamba_pad(convs[i].out));
+    }
+    context->window = take(reserve, 1, window);
 }
 
 static void reserve_arrays(struct reserve *reserve, struct mamba_context *context,
                            const struct mamba_info *info)
 {
-    const bool conv = info->stem == STEM_CONV;
-    const uint64_t length = info->length, half_height = mamba_halved(info->height),
-                   half_width = mamba_halved(info->width), d_model = mamba_pad(info->d_model),
+    const uint64_t length = info->length, d_model = mamba_pad(info->d_model),
                    d_inner = mamba_pad(info->d_inner),
                    x_width = mamba_pad(info->dt_rank + 2 * (uint64_t)info->d_state);
     context->image = take(reserve, info->height, info->width);
-    context->window = take(reserve, conv ? half_width : info->width / info->patch_width,
-                           mamba_window_stride(info));
-    context->stem_hidden =
-        conv ? take(reserve, half_height * half_width, mamba_pad(info->stem_width)) : NULL;
+    reserve_stem(reserve, context, info);
     context->x = take(reserve, length, d_model);
     context->u = take(reserve, length, d_model);
     context->xs = take(reserve, length, d_inner);

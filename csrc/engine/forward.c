@@ -34,8 +34,9 @@ static void patch_stem(struct mamba_context *context)
 {
     const struct mamba_model *model = context->model;
     const struct mamba_info *info = &model->info;
-    const size_t columns = info->width / info->patch_width, stride = mamba_window_stride(info);
-    const size_t pixels = (size_t)info->patch_height * info->patch_width;
+    const size_t columns = info->width / info->patch_width;
+    const uint32_t pixels = info->patch_height * info->patch_width;
+    const size_t stride = mamba_window_stride(pixels);
     for (size_t row = 0; row < info->height / info->patch_height; row++) {
         gather_patches(context->window, stride, context->image, info, row);
         model->kernels->matmul(context->x + row * columns * context->d_model, context->d_model,
@@ -46,57 +47,84 @@ static void patch_stem(struct mamba_context *context)
 
 /* A picture whose pixels are vectors. */
 struct picture {
-    const float *data; /* [height, width, channels], pixels `stride` floats apart */
-    size_t height, width, channels, stride;
+    float *data; /* [height, width, channels], pixels `stride` floats apart */
+    uint32_t height, width, channels;
+    size_t stride;
 };
 
-/* One output row of a 3x3 convolution, stride 2, zero padding 1: for each output pixel its nine
- * inputs, in the order (ky, kx, channel). */
-static void gather_3x3(float *window, size_t window_stride, struct picture in, size_t out_row)
+static void copy_floats(float *to, const float *from, size_t n)
 {
-    const size_t bytes = in.channels * sizeof(float);
-    for (size_t column = 0; column < (in.width + 1) / 2; column++) {
-        float *to = window + column * window_stride;
-        for (size_t ky = 0; ky < 3; ky++) {
-            for (size_t kx = 0; kx < 3; kx++, to += in.channels) {
-                /* One more than the true coordinates, so that padding is 0, not negative. */
-                const size_t y1 = 2 * out_row + ky, x1 = 2 * column + kx;
-                if (y1 < 1 || y1 > in.height || x1 < 1 || x1 > in.width)
-                    memset(to, 0, bytes);
-                else
-                    memcpy(to, in.data + ((y1 - 1) * in.width + (x1 - 1)) * in.stride, bytes);
-            }
-        }
+    for (size_t i = 0; i < n; i++) /* a handful, mostly: a call of memcpy would cost more */
+        to[i] = from[i];
+}
+
+/* The inputs of one row ky of a 3x3 window around pixel x of the picture's row y, both counted from
+ * 1, so that padding is 0 and not negative. */
+static void gather_row(float *to, struct picture in, size_t y, size_t x)
+{
+    const size_t n = in.channels;
+    if (y < 1 || y > in.height) {
+        memset(to, 0, 3 * n * sizeof *to);
+        return;
+    }
+    const float *row = in.data + (y - 1) * in.width * in.stride;
+    if (in.stride == n && x > 1 && x < in.width) {
+        copy_floats(to, row + (x - 2) * n, 3 * n);
+        return;
+    }
+    for (size_t column = x - 1; column <= x + 1; column++, to += n) {
+        if (column < 1 || column > in.width)
+            memset(to, 0, n * sizeof *to);
+        else
+            copy_floats(to, row + (column - 1) * in.stride, n);
     }
 }
 
-/* out [ceil(height / 2), ceil(width / 2), n_out], pixels out_stride apart. */
-static void conv_3x3(struct mamba_context *context, float *out, size_t out_stride, size_t n_out,
-                     struct picture in, const float *weight, const float *bias)
+/* One output row of a 3x3 convolution with zero padding 1: for each output pixel its nine inputs,
+ * in the order (ky, kx, channel). */
+static void gather_3x3(float *window, size_t window_stride, struct picture in, size_t stride,
+                       size_t out_row, size_t columns)
 {
-    const size_t columns = (in.width + 1) / 2;
-    const size_t window_stride = mamba_window_stride(&context->model->info);
-    for (size_t row = 0; row < (in.height + 1) / 2; row++) {
-        gather_3x3(context->window, window_stride, in, row);
-        context->model->kernels->matmul(out + row * columns * out_stride, out_stride,
-                                        context->window, window_stride, weight, bias, columns,
-                                        9 * in.channels, n_out);
+    for (size_t column = 0; column < columns; column++)
+        for (size_t ky = 0; ky < 3; ky++)
+            gather_row(window + column * window_stride + ky * 3 * in.channels, in,
+                       stride * out_row + ky, stride * column + 1);
+}
+
+/* out = bias + the 3x3 convolution of `in`. */
+static void conv_3x3(struct mamba_context *context, struct picture out, struct picture in,
+                     struct conv_weights weights, size_t stride)
+{
+    const size_t window_stride = mamba_window_stride(9 * in.channels);
+    for (size_t row = 0; row < out.height; row++) {
+        gather_3x3(context->window, window_stride, in, stride, row, out.width);
+        context->model->kernels->matmul(
+            out.data + row * out.width * out.stride, out.stride, context->window, window_stride,
+            weights.weight, weights.bias, out.width, 9 * (size_t)in.channels, out.channels);
     }
 }
 
+/* SiLU between the convolutions; the last one's output are the tokens. */
 static void conv_stem(struct mamba_context *context)
 {
     const struct mamba_model *model = context->model;
-    const struct mamba_info *info = &model->info;
-    const size_t width = (size_t)mamba_pad(info->stem_width);
-    const struct picture image = {context->image, info->height, info->width, 1, 1};
-    const struct picture hidden = {context->stem_hidden, mamba_halved(info->height),
-                                   mamba_halved(info->width), info->stem_width, width};
-    conv_3x3(context, context->stem_hidden, width, info->stem_width, image, model->conv1_weight,
-             model->conv1_bias);
-    model->kernels->silu(context->stem_hidden, hidden.height * hidden.width * width);
-    conv_3x3(context, context->x, context->d_model, info->d_model, hidden, model->conv2_weight,
-             model->conv2_bias);
+    struct stem_conv convs[MAX_STEM_CONVS];
+    const size_t n = mamba_stem_convs(&model->info, convs);
+    struct picture in = {context->image, model->info.height, model->info.width, 1, 1};
+    for (size_t i = 0; i < n; i++) {
+        const bool last = i + 1 == n;
+        const struct picture out = {
+            .data = last ? context->x : context->stem_maps[i],
+            .height = mamba_strided(in.height, convs[i].stride),
+            .width = mamba_strided(in.width, convs[i].stride),
+            .channels = convs[i].out,
+            .stride = (size_t)mamba_pad(convs[i].out),
+        };
+        conv_3x3(context, out, in, model->stem_convs[i], convs[i].stride);
+        if (!last)
+            model->kernels->silu(out.data, (size_t)out.height * out.width * out.stride);
+        in = out;
+    }
 }
 
 /* x = tokens of the image, plus their positions. */

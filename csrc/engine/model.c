@@ -103,7 +103,7 @@ static void read_header(struct mamba_info *info, const struct file_bytes *file)
 
 static mamba_status check_dims(const struct mamba_info *info, const char *path, mamba_error *error)
 {
-    const bool conv = info->stem == STEM_CONV;
+    const bool conv = info->stem != STEM_PATCH; /* an unknown stem is refused before it matters */
     const struct {
         const char *name;
         uint32_t got, min, max;
@@ -112,7 +112,7 @@ static mamba_status check_dims(const struct mamba_info *info, const char *path, 
         {"width", info->width, 1, 4096},
         {"channels", info->channels, 1, 1},
         {"n_classes", info->n_classes, 2, 256},
-        {"stem", info->stem, STEM_PATCH, STEM_CONV},
+        {"stem", info->stem, STEM_PATCH, STEM_CONV3},
         {"patch_height", info->patch_height, !conv, conv ? 0 : info->height},
         {"patch_width", info->patch_width, !conv, conv ? 0 : info->width},
         {"stem_width", info->stem_width, conv, conv ? 512 : 0},
@@ -157,9 +157,8 @@ static mamba_status check_floats(const struct mamba_info *info, const char *path
 /* Sets info->length; the dims have been checked, so that no product here can overflow. */
 static mamba_status check_length(struct mamba_info *info, const char *path, mamba_error *error)
 {
-    if (info->stem == STEM_CONV) {
-        info->length =
-            mamba_halved(mamba_halved(info->height)) * mamba_halved(mamba_halved(info->width));
+    if (info->stem != STEM_PATCH) {
+        info->length = mamba_grid_rows(info) * mamba_strided(mamba_strided(info->width, 2), 2);
     } else {
         if (info->height % info->patch_height != 0)
             return mamba_fail(error, MAMBA_ERR_MODEL, path,
@@ -182,7 +181,10 @@ static mamba_status check_length(struct mamba_info *info, const char *path, mamb
 static mamba_status check_activations(const struct mamba_info *info, const char *path,
                                       mamba_error *error)
 {
-    const uint64_t pixels = (uint64_t)mamba_halved(info->height) * mamba_halved(info->width);
+    const uint64_t pixels = (uint64_t)info->height * info->width;
+    const uint64_t quarter =
+        (uint64_t)mamba_strided(info->height, 2) * mamba_strided(info->width, 2);
+    const bool conv3 = info->stem == STEM_CONV3;
     const uint32_t bc = info->dt_rank + 2 * info->d_state;
     const struct {
         const char *name;
@@ -192,7 +194,8 @@ static mamba_status check_activations(const struct mamba_info *info, const char 
         {"d_model", info->length, info->d_model},
         {"d_inner", info->length, info->d_inner},
         {"dt_rank + 2 d_state", info->length, bc},
-        {"stem_width", pixels, info->stem_width},
+        {"stem_width", quarter, info->stem_width},
+        {"half of stem_width", pixels, conv3 ? (info->stem_width + 1) / 2 : 0},
     };
     for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) {
         const uint64_t floats = arrays[i].rows * arrays[i].columns;
@@ -314,16 +317,22 @@ static const float *panels(struct walk *walk, const char *name, uint64_t out, ui
 static void walk_stem(struct walk *walk, struct mamba_model *model)
 {
     const struct mamba_info *info = &model->info;
-    const uint64_t width = info->stem_width, d_model = info->d_model;
+    const uint64_t d_model = info->d_model;
     if (info->stem == STEM_PATCH) {
         const uint64_t pixels = (uint64_t)info->patch_height * info->patch_width;
         model->stem_weight = panels(walk, "stem.weight", d_model, pixels);
         model->stem_bias = vector(walk, "stem.bias", d_model);
-    } else {
-        model->conv1_weight = panels(walk, "stem.conv1.weight", width, 9);
-        model->conv1_bias = vector(walk, "stem.conv1.bias", width);
-        model->conv2_weight = panels(walk, "stem.conv2.weight", d_model, 9 * width);
-        model->conv2_bias = vector(walk, "stem.conv2.bias", d_model);
+    }
+    struct stem_conv convs[MAX_STEM_CONVS];
+    const size_t n = mamba_stem_convs(info, convs);
+    for (size_t i = 0; i < n; i++) {
+        static const char *const weights[] = {"stem.conv1.weight", "stem.conv2.weight",
+                                              "stem.conv3.weight"};
+        static const char *const biases[] = {"stem.conv1.bias", "stem.conv2.bias",
+                                             "stem.conv3.bias"};
+        const uint64_t inputs = 9 * (uint64_t)convs[i].in;
+        model->stem_convs[i].weight = panels(walk, weights[i], convs[i].out, inputs);
+        model->stem_convs[i].bias = vector(walk, biases[i], convs[i].out);
     }
     model->pos_embed = info->pos_embed ? table(walk, "pos_embed", info->length, d_model) : NULL;
 }

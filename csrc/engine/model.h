@@ -8,7 +8,7 @@
 #include "kernels/kernels.h"
 #include "mamba.h"
 
-enum { STEM_PATCH = 0, STEM_CONV = 1 };
+enum { STEM_PATCH = 0, STEM_CONV = 1, STEM_CONV3 = 2 };
 enum {
     DIRECTION_FORWARD = 0,
     DIRECTION_ALTERNATE = 1,
@@ -16,7 +16,7 @@ enum {
     DIRECTION_CROSS = 3
 };
 enum { POOL_MEAN = 0, POOL_LAST = 1 };
-enum { MAX_LAYERS = 64, MAX_LENGTH = 65536, HEADER_BYTES = 256 };
+enum { MAX_LAYERS = 64, MAX_LENGTH = 65536, HEADER_BYTES = 256, MAX_STEM_CONVS = 3 };
 
 /* Tensors lie inside the file. Shapes in format.md's notation: V a padded vector, T a table of
  * padded vectors, P panels 16 outputs wide. */
@@ -30,6 +30,12 @@ struct scan_weights {
     const float *d;           /* V(d_inner) */
 };
 
+/* One 3x3 convolution of a conv stem. */
+struct conv_weights {
+    const float *weight; /* P(out, 9 * in) */
+    const float *bias;   /* V(out) */
+};
+
 struct layer_weights {
     const float *in_proj_x;      /* P(d_inner, d_model) */
     const float *in_proj_z;      /* P(d_inner, d_model) */
@@ -41,16 +47,13 @@ struct mamba_model {
     struct mamba_info info;
     struct file_bytes file;
     const struct mamba_kernels *kernels;
-    const float *stem_weight;  /* patch stem: P(d_model, patch_height * patch_width) */
-    const float *stem_bias;    /* patch stem: V(d_model) */
-    const float *conv1_weight; /* conv stem: P(stem_width, 9) */
-    const float *conv1_bias;   /* conv stem: V(stem_width) */
-    const float *conv2_weight; /* conv stem: P(d_model, 9 * stem_width) */
-    const float *conv2_bias;   /* conv stem: V(d_model) */
-    const float *pos_embed;    /* T(length, d_model), or NULL */
-    struct layer_weights layers[MAX_LAYERS]; /* [n_layers] */
-    const float *head_weight;                /* P(n_classes, d_model) */
-    const float *head_bias;                  /* V(n_classes) */
+    const float *stem_weight; /* patch stem: P(d_model, patch_height * patch_width) */
+    const float *stem_bias;   /* patch stem: V(d_model) */
+    struct conv_weights stem_convs[MAX_STEM_CONVS]; /* conv stems: those of mamba_stem_convs */
+    const float *pos_embed;                         /* T(length, d_model), or NULL */
+    struct layer_weights layers[MAX_LAYERS];        /* [n_layers] */
+    const float *head_weight;                       /* P(n_classes, d_model) */
+    const float *head_bias;                         /* V(n_classes) */
 };
 
 /* n rounded up to whole vectors of 16 floats, the only row length that kernels meet. */
@@ -64,17 +67,39 @@ static inline size_t mamba_scans_per_layer(const struct mamba_info *info)
     return info->direction == DIRECTION_BIDIRECTIONAL ? 2 : 1;
 }
 
-/* Output side of a 3x3 convolution with stride 2 and padding 1. */
-static inline uint32_t mamba_halved(uint32_t n)
+/* The convolutions of a conv stem: channels of input and output, stride. */
+struct stem_conv {
+    uint32_t in, out, stride;
+};
+
+/* Sets `convs` and returns how many there are, first to last; the patch stem has none. */
+static inline size_t mamba_stem_convs(const struct mamba_info *info,
+                                      struct stem_conv convs[MAX_STEM_CONVS])
 {
-    return (n + 1) / 2;
+    size_t n = 0;
+    uint32_t channels = 1;
+    if (info->stem == STEM_PATCH)
+        return 0;
+    if (info->stem == STEM_CONV3) {
+        convs[n++] = (struct stem_conv){channels, (info->stem_width + 1) / 2, 1};
+        channels = convs[0].out;
+    }
+    convs[n++] = (struct stem_conv){channels, info->stem_width, 2};
+    convs[n++] = (struct stem_conv){info->stem_width, info->d_model, 2};
+    return n;
+}
+
+/* Output side of a 3x3 convolution with padding 1. */
+static inline uint32_t mamba_strided(uint32_t n, uint32_t stride)
+{
+    return (n + stride - 1) / stride;
 }
 
 /* Rows of the grid of tokens that the stem makes of an image. */
 static inline uint32_t mamba_grid_rows(const struct mamba_info *info)
 {
-    return info->stem == STEM_CONV ? mamba_halved(mamba_halved(info->height))
-                                   : info->height / info->patch_height;
+    return info->stem == STEM_PATCH ? info->height / info->patch_height
+                                    : mamba_strided(mamba_strided(info->height, 2), 2);
 }
 
 #endif

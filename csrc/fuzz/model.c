@@ -13,7 +13,8 @@ static void run(const mamba_model *model)
     const size_t pixels = (size_t)info->height * info->width, bytes = mamba_context_bytes(model);
     if ((uint64_t)info->length * info->d_inner * info->d_state * info->n_layers > MAX_WORK ||
         (uint64_t)info->length * info->d_model * info->d_inner * info->n_layers > MAX_WORK ||
-        (uint64_t)pixels * (info->stem_width + 1) > MAX_WORK)
+        (uint64_t)pixels * (info->stem_width + 1) > MAX_WORK ||
+        (info->stem == 2 && (uint64_t)pixels * info->stem_width * info->stem_width > MAX_WORK))
         return;
     uint8_t *image = malloc(pixels);
     void *arena = malloc(bytes);

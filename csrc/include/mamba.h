@@ -58,7 +58,7 @@ typedef struct mamba_error {
  * from it. */
 typedef struct mamba_info {
     uint32_t height, width, channels, n_classes;
-    uint32_t stem; /* 0 patch, 1 conv */
+    uint32_t stem; /* 0 patch, 1 conv, 2 conv3 */
     uint32_t patch_height, patch_width, stem_width;
     uint32_t d_model, n_layers, d_state, d_conv, d_inner, dt_rank;
     uint32_t direction; /* 0 forward, 1 alternate, 2 bidirectional, 3 cross */

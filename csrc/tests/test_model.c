@@ -26,14 +26,14 @@ static void expect_refused(const struct tiny_model *tiny, const char *field)
 /* Every architecture opens, and its info is what was written. */
 static void test_accepts(void)
 {
-    for (uint32_t bits = 0; bits < 64; bits++) {
+    for (uint32_t bits = 0; bits < 96; bits++) {
         mamba_info dims = tiny_dims();
         dims.tied_a = bits & 1;
         dims.pos_embed = bits >> 1 & 1;
         dims.pool = bits >> 2 & 1;
-        dims.direction = bits >> 4;
-        if (bits >> 3 & 1) {
-            dims.stem = 1;
+        dims.direction = bits >> 3 & 3;
+        if (bits >> 5) {
+            dims.stem = bits >> 5;
             dims.patch_height = dims.patch_width = 0;
             dims.stem_width = 3;
         }
@@ -141,7 +141,7 @@ static void test_integer_fields(void)
         {"width", 24, {0, 4097, UINT32_MAX}},
         {"channels", 28, {0, 2, UINT32_MAX}},
         {"n_classes", 32, {1, 257, UINT32_MAX}},
-        {"stem", 36, {2, 3, UINT32_MAX}},
+        {"stem", 36, {3, 4, UINT32_MAX}},
         {"patch_height", 40, {0, 3, 5}},
         {"patch_width", 44, {0, 4, 7}},
         {"stem_width", 48, {1, 512, UINT32_MAX}},
@@ -167,10 +167,10 @@ static void test_integer_fields(void)
     tiny_free(&tiny);
 }
 
-static void test_conv_stem_fields(void)
+static void test_conv_stem_fields(uint32_t stem)
 {
     mamba_info dims = tiny_dims();
-    dims.stem = 1;
+    dims.stem = stem;
     dims.patch_height = dims.patch_width = 0;
     dims.stem_width = 3;
     struct tiny_model tiny = tiny_build(dims, 6);
@@ -317,7 +317,8 @@ int main(void)
     test_identity();
     test_checksum();
     test_integer_fields();
-    test_conv_stem_fields();
+    test_conv_stem_fields(1);
+    test_conv_stem_fields(2);
     test_float_fields();
     test_reserved();
     test_huge_claims();

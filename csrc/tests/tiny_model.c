@@ -133,7 +133,13 @@ static void append_tensors(struct writer *writer, const mamba_info *dims, size_t
     if (dims->stem == 0) {
         append_panels(writer, dims->d_model, (size_t)dims->patch_height * dims->patch_width);
     } else {
-        append_panels(writer, dims->stem_width, 9);
+        size_t channels = 1;
+        if (dims->stem == 2) {
+            channels = ((size_t)dims->stem_width + 1) / 2;
+            append_panels(writer, channels, 9);
+            append_table(writer, 1, channels, 0.0f, 0.2f);
+        }
+        append_panels(writer, dims->stem_width, 9 * channels);
         append_table(writer, 1, dims->stem_width, 0.0f, 0.2f);
         append_panels(writer, dims->d_model, 9 * (size_t)dims->stem_width);
     }

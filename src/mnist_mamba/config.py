@@ -10,7 +10,7 @@ import dataclasses
 import math
 from typing import Any, Literal, get_args
 
-Stem = Literal["patch", "conv"]
+Stem = Literal["patch", "conv", "conv3"]
 Direction = Literal["forward", "alternate", "bidirectional", "cross"]
 Pool = Literal["mean", "last"]
 AForm = Literal["free", "tied"]
@@ -124,17 +124,21 @@ class ModelConfig:
                     f"which is {self.height} x {self.width} pixels"
                 )
         if self.length > MAX_LENGTH:
-            stem = f"patch = {list(self.patch)}" if self.stem == "patch" else "stem = 'conv'"
+            stem = (
+                f"patch = {list(self.patch)}" if self.stem == "patch" else f"stem = {self.stem!r}"
+            )
             raise ConfigError(
                 f"{stem} makes {self.length} tokens of an image of {self.height} x {self.width} "
                 f"pixels: expected up to {MAX_LENGTH}"
             )
-        places = math.ceil(self.height / 2) * math.ceil(self.width / 2)
+        pixels = self.height * self.width
+        quarter = math.ceil(self.height / 2) * math.ceil(self.width / 2)
         widths = {
             "d_model": (self.length, self.d_model),
             "d_inner": (self.length, self.d_inner),
             "dt_rank + 2 d_state": (self.length, self.resolved_dt_rank + 2 * self.d_state),
-            "stem_width": (places, self.stem_width if self.stem == "conv" else 0),
+            "stem_width": (quarter, 0 if self.stem == "patch" else self.stem_width),
+            "half of stem_width": (pixels, self.stem_convs[0][1] if self.stem == "conv3" else 0),
         }
         for name, (rows, columns) in widths.items():
             if rows * columns > MAX_ACTIVATIONS:
@@ -158,8 +162,18 @@ class ModelConfig:
         """Rows and columns of tokens that the stem makes of an image."""
         if self.stem == "patch":
             return self.height // self.patch[0], self.width // self.patch[1]
-        # Two 3x3 convolutions of stride 2 and padding 1: each halves, rounding up.
+        # Two of the 3x3 convolutions have stride 2 and padding 1: each halves, rounding up.
         return math.ceil(self.height / 4), math.ceil(self.width / 4)
+
+    @property
+    def stem_convs(self) -> list[tuple[int, int, int]]:
+        """Channels of input and output and stride of a conv stem's 3x3 convolutions, in order."""
+        if self.stem == "patch":
+            return []
+        if self.stem == "conv":
+            return [(1, self.stem_width, 2), (self.stem_width, self.d_model, 2)]
+        half = math.ceil(self.stem_width / 2)
+        return [(1, half, 1), (half, self.stem_width, 2), (self.stem_width, self.d_model, 2)]
 
     @property
     def length(self) -> int:

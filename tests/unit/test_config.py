@@ -24,7 +24,7 @@ IMAGE = {"height": 28, "width": 28, "n_classes": 10}
         ({"pixel_std": 0.0}, "pixel_std = 0.0"),
         ({"pixel_mean": float("nan")}, "pixel_mean = nan"),
         ({"dt_min": 0.2}, "dt_min = 0.2 is above dt_max = 0.1"),
-        ({"stem": "vit"}, "stem = 'vit': expected one of patch, conv"),
+        ({"stem": "vit"}, "stem = 'vit': expected one of patch, conv, conv3"),
         ({"direction": "up"}, "direction = 'up'"),
         ({"a": "shared"}, "a = 'shared'"),
         ({"patch": (5, 4)}, "patch = [5, 4] does not divide the image, which is 28 x 28"),

@@ -116,7 +116,7 @@ def test_every_flipped_bit_is_refused(model_bytes: bytes, position: int, bit: in
         (20, 0, "height: got 0"),
         (28, 3, "channels: got 3"),
         (32, 257, "n_classes: got 257"),
-        (36, 2, "stem: got 2"),
+        (36, 3, "stem: got 3"),
         (40, 3, "patch_height: got 3, expected a divisor of 8"),
         (44, 0, "patch_width: got 0"),
         (48, 1, "stem_width: got 1, expected 0"),
@@ -204,7 +204,7 @@ def test_the_limits_are_those_of_the_specification() -> None:
                 assert [int(value) for value, _ in choices] == list(range(int(field.high) + 1))
             case "patch_height" | "patch_width":
                 side = field.name.removeprefix("patch_")
-                assert allowed == f"patch stem: divides {side}; conv stem: 0"
+                assert allowed == f"patch stem: divides {side}; conv stems: 0"
             case "channels":
                 assert (field.low, field.high) == (1, 1)
                 assert allowed == "1"

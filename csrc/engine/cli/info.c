@@ -34,7 +34,8 @@ static void print_numbers(const mamba_info *info, const char *number_format)
 
 static const char *stem_name(const mamba_info *info)
 {
-    return info->stem ? "conv" : "patch";
+    static const char *const names[] = {"patch", "conv", "conv3"};
+    return names[info->stem];
 }
 
 static const char *direction_name(const mamba_info *info)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import struct
 import zlib
@@ -158,10 +159,12 @@ def tensor_specs(header: Header) -> list[TensorSpec]:
         panels("stem.weight", d_model, header["patch_height"] * header["patch_width"])
         vector("stem.bias", d_model)
     else:
-        panels("stem.conv1.weight", header["stem_width"], 9)
-        vector("stem.conv1.bias", header["stem_width"])
-        panels("stem.conv2.weight", d_model, 9 * header["stem_width"])
-        vector("stem.conv2.bias", d_model)
+        widths = [1, header["stem_width"], d_model]
+        if header["stem"] == STEMS.index("conv3"):
+            widths.insert(1, math.ceil(header["stem_width"] / 2))
+        for i, (channels, out) in enumerate(itertools.pairwise(widths), start=1):
+            panels(f"stem.conv{i}.weight", out, 9 * channels)
+            vector(f"stem.conv{i}.bias", out)
     if header["flags"] & FLAG_POS_EMBED:
         table("pos_embed", sequence_length(header), d_model)
     bidirectional = header["direction"] == DIRECTIONS.index("bidirectional")
@@ -198,7 +201,7 @@ def header_of(config: ModelConfig) -> Header:
         "stem": STEMS.index(config.stem),
         "patch_height": patch[0],
         "patch_width": patch[1],
-        "stem_width": config.stem_width if config.stem == "conv" else 0,
+        "stem_width": 0 if config.stem == "patch" else config.stem_width,
         "d_model": config.d_model,
         "n_layers": config.n_layers,
         "d_state": config.d_state,
@@ -224,12 +227,10 @@ def folded_tensors(model: MambaClassifier) -> dict[str, Array]:
     if config.stem == "patch":
         folded["stem.weight"] = state["stem.linear.weight"]
         folded["stem.bias"] = state["stem.linear.bias"]
-    else:
-        folded["stem.conv1.weight"] = state["stem.conv1.weight"].flatten(1)
-        folded["stem.conv1.bias"] = state["stem.conv1.bias"]
-        channels_last = state["stem.conv2.weight"].permute(0, 2, 3, 1)
-        folded["stem.conv2.weight"] = channels_last.flatten(1)
-        folded["stem.conv2.bias"] = state["stem.conv2.bias"]
+    for i in range(1, len(config.stem_convs) + 1):
+        channels_last = state[f"stem.conv{i}.weight"].permute(0, 2, 3, 1)
+        folded[f"stem.conv{i}.weight"] = channels_last.flatten(1)
+        folded[f"stem.conv{i}.bias"] = state[f"stem.conv{i}.bias"]
     if config.pos_embed:
         folded["pos_embed"] = state["pos_embed"]
     for i, block in enumerate(model.blocks):
@@ -383,12 +384,15 @@ def _check_length(header: Header) -> None:
 
 def _check_activations(header: Header) -> None:
     length = sequence_length(header)
-    places = math.ceil(header["height"] / 2) * math.ceil(header["width"] / 2)
+    pixels = header["height"] * header["width"]
+    quarter = math.ceil(header["height"] / 2) * math.ceil(header["width"] / 2)
+    conv3 = header["stem"] == STEMS.index("conv3")
     arrays = {
         "d_model": (length, header["d_model"]),
         "d_inner": (length, header["d_inner"]),
         "dt_rank + 2 d_state": (length, header["dt_rank"] + 2 * header["d_state"]),
-        "stem_width": (places, header["stem_width"]),
+        "stem_width": (quarter, header["stem_width"]),
+        "half of stem_width": (pixels, math.ceil(header["stem_width"] / 2) if conv3 else 0),
     }
     for name, (rows, columns) in arrays.items():
         if rows * columns > MAX_ACTIVATIONS:

@@ -29,15 +29,18 @@ class PatchStem(nn.Module):
 
 
 class ConvStem(nn.Module):
-    """Two 3x3 convolutions of stride 2 with a SiLU between; a quarter of the pixels each way."""
+    """3x3 convolutions with SiLU between, two of stride 2; a quarter of the pixels each way."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(1, config.stem_width, 3, stride=2, padding=1)
-        self.conv2 = nn.Conv2d(config.stem_width, config.d_model, 3, stride=2, padding=1)
+        for i, (channels, out, stride) in enumerate(config.stem_convs, start=1):
+            self.add_module(f"conv{i}", nn.Conv2d(channels, out, 3, stride=stride, padding=1))
 
     def forward(self, pixels: Tensor) -> Tensor:
-        maps = self.conv2(F.silu(self.conv1(pixels.unsqueeze(1))))
+        first, *others = self.children()
+        maps: Tensor = first(pixels.unsqueeze(1))
+        for conv in others:
+            maps = conv(F.silu(maps))
         return torch.flatten(maps, 2).transpose(1, 2)
 
 
