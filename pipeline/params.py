@@ -95,6 +95,7 @@ class ModelParams(Section):
     stem: str
     patch: tuple[Side, Side]
     stem_width: int
+    stem_norm: str
     pos_embed: Flag
     direction: str
     pool: str
@@ -129,6 +130,8 @@ class AugmentParams(Section):
     shift: Fraction
     elastic: Fraction
     elastic_scale: Annotated[float, Field(gt=0, le=1)]
+    hold: Annotated[float, Field(ge=0, lt=1)]
+    end: Fraction
 
 
 class TrainParams(Section):

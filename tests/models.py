@@ -30,6 +30,7 @@ ARCHITECTURES: dict[str, ModelConfig] = {
         "conv3_cross_odd_image": {
             "stem": "conv3",
             "stem_width": 5,
+            "stem_norm": "batch",
             "direction": "cross",
             "a": "tied",
             "width": 11,
@@ -59,6 +60,10 @@ def make_model(name: str, seed: int = 0, scan: str = "reference") -> MambaClassi
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
+        for name, statistic in model.named_buffers():
+            if statistic.is_floating_point():
+                noise = torch.rand_like(statistic) if "var" in name else torch.randn_like(statistic)
+                statistic.add_(0.1 * noise)
     return model
 
 

@@ -11,6 +11,7 @@ import math
 from typing import Any, Literal, get_args
 
 Stem = Literal["patch", "conv", "conv3"]
+StemNorm = Literal["none", "batch"]
 Direction = Literal["forward", "alternate", "bidirectional", "cross"]
 Pool = Literal["mean", "last"]
 AForm = Literal["free", "tied"]
@@ -46,6 +47,7 @@ class ModelConfig:
     stem: Stem = "patch"
     patch: tuple[int, int] = (4, 4)
     stem_width: int = 16
+    stem_norm: StemNorm = "none"
     pos_embed: bool = True
     direction: Direction = "alternate"
     pool: Pool = "mean"
@@ -103,7 +105,13 @@ class ModelConfig:
                 raise ConfigError(f"{name} = {value!r}: expected {lowest:g} to {highest:g}")
 
     def _check_choices(self) -> None:
-        choices = {"stem": Stem, "direction": Direction, "pool": Pool, "a": AForm}
+        choices = {
+            "stem": Stem,
+            "stem_norm": StemNorm,
+            "direction": Direction,
+            "pool": Pool,
+            "a": AForm,
+        }
         for name, kind in choices.items():
             if getattr(self, name) not in get_args(kind):
                 raise ConfigError(
@@ -215,11 +223,26 @@ class AugmentConfig:
     """Standard deviation of a pixel's own shift, as a fraction of the image's sides."""
     elastic_scale: float = 0.15
     """Standard deviation of the Gaussian that smooths these shifts, as a fraction of the sides."""
+    hold: float = 0.5
+    """Fraction of the training over which the changes are as large as that."""
+    end: float = 1.0
+    """Their size at the end of the training as a fraction of that; linear between."""
 
     @property
     def is_identity(self) -> bool:
         """Whether nothing is changed."""
-        return not (self.rotate or self.scale or self.shear or self.shift or self.elastic)
+        return not any(getattr(self, name) for name in _CHANGES)
+
+    def at(self, progress: float) -> AugmentConfig:
+        """The changes when `progress` of the training, 0 to below 1, is done."""
+        falling = max(progress - self.hold, 0.0)
+        size = 1 - (1 - self.end) * falling / (1 - self.hold) if falling else 1.0
+        sizes = {name: size * getattr(self, name) for name in _CHANGES}
+        return dataclasses.replace(self, **sizes)
+
+
+_CHANGES = ("rotate", "scale", "shear", "shift", "elastic")
+"""The fields of AugmentConfig that are sizes."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

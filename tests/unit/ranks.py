@@ -8,23 +8,24 @@ from pathlib import Path
 
 import torch
 
-from mnist_mamba.config import TrainConfig
+from mnist_mamba.config import ModelConfig, TrainConfig
 from mnist_mamba.model import MambaClassifier
 from mnist_mamba.training.distributed import Processes
 from mnist_mamba.training.loop import train
-from tests.unit.test_training import MODEL, bars
+from tests.unit.test_training import MODEL, NORMED, bars
 
 CONFIG = TrainConfig(epochs=3, batch_size=19, lr=3e-3)
 """58 images: 19 are shared out as 9 and 10, and the last step's single one as 0 and 1."""
 N_TRAIN, N_VAL = 58, 15
+MODELS = {"patch": MODEL, "conv_batch_norm": NORMED}
 
 
-def main(folder: Path, failing_rank: int) -> None:
+def main(folder: Path, failing_rank: int, dims: ModelConfig) -> None:
     """Train, and write what this process ended with; one process may fail on the way."""
     torch.set_num_threads(1)
     processes = Processes.of_torchrun()
     torch.manual_seed(0)
-    model = MambaClassifier(MODEL, scan="reference")
+    model = MambaClassifier(dims, scan="reference")
     points = []
     with processes.connected("cpu"):
         assert processes.from_first(processes.rank + 5) == 5
@@ -39,4 +40,4 @@ def main(folder: Path, failing_rank: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), MODELS[sys.argv[3]])

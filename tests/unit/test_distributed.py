@@ -21,13 +21,15 @@ from tests.unit.test_training import MODEL
 ROOT = Path(__file__).parents[2]
 
 
-def start(folder: Path, processes: int, failing_rank: int = -1) -> subprocess.CompletedProcess[str]:
+def start(
+    folder: Path, processes: int, failing_rank: int = -1, model: str = "patch"
+) -> subprocess.CompletedProcess[str]:
     folder.mkdir()
     return subprocess.run(
         [
             *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
             *(f"--nproc_per_node={processes}", "-m", "tests.unit.ranks"),
-            *(str(folder), str(failing_rank)),
+            *(str(folder), str(failing_rank), model),
         ],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": f"{ROOT}/src{os.pathsep}{ROOT}"},
@@ -62,6 +64,21 @@ def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
     for one, two in zip(alone[1], first[1], strict=True):
         # Such weights hardly matter to the loss, which is why their gradients are nearly 0.
         assert two == pytest.approx(one, rel=1e-6)
+
+
+@pytest.mark.slow
+def test_two_processes_agree_on_the_statistics_of_batch_norms(tmp_path: Path) -> None:
+    done = start(tmp_path / "2", 2, model="conv_batch_norm")
+    assert done.returncode == 0, done.stderr
+    first, second = (
+        torch.load(tmp_path / f"2/weights{rank}.pth", weights_only=True) for rank in (0, 1)
+    )
+    for part in ("model", "ema"):
+        for name, value in first[part].items():
+            # Counts of batches, which nothing uses: the second process had one empty share less.
+            if not name.endswith("num_batches_tracked"):
+                assert torch.equal(value, second[part][name]), name
+    assert float(first["model"]["stem.norm1.running_mean"].abs().max()) > 0.01
 
 
 @pytest.mark.slow

@@ -42,6 +42,7 @@ from tests.models import ARCHITECTURES, make_images, make_model
 MODEL = ModelConfig(
     height=8, width=8, n_classes=3, d_model=16, n_layers=2, d_state=4, pixel_mean=0.5, pixel_std=0.3
 )
+NORMED = dataclasses.replace(MODEL, stem="conv", stem_width=4, stem_norm="batch")
 PLAIN = AugmentConfig(rotate=0, scale=0, shear=0, shift=0)
 
 
@@ -67,10 +68,11 @@ def run(
 OPTIMIZERS: list[OptimizerName] = ["adamw", "muon"]
 
 
+@pytest.mark.parametrize("model", [MODEL, NORMED], ids=["patch", "conv_batch_norm"])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_it_learns(optimizer: OptimizerName) -> None:
+def test_it_learns(optimizer: OptimizerName, model: ModelConfig) -> None:
     config = TrainConfig(epochs=8, batch_size=16, optimizer=optimizer, lr=5e-3, augment=PLAIN)
-    _, reports = run(config)
+    _, reports = run(config, model)
     assert reports[-1].val_accuracy >= 0.95
     assert reports[-1].train_loss < reports[0].train_loss
     assert [report.epoch for report in reports] == list(range(1, 9))
@@ -142,7 +144,9 @@ def test_the_progress_bar_says_how_it_goes(monkeypatch: pytest.MonkeyPatch) -> N
     assert re.search(r"epoch 1/\d+: .* 96/96 .*" + figures, shown.getvalue())
 
 
-def saved_states(config: TrainConfig, path: Path) -> tuple[list[bytes], MambaClassifier]:
+def saved_states(
+    config: TrainConfig, path: Path, dims: ModelConfig = MODEL
+) -> tuple[list[bytes], MambaClassifier]:
     """Every state file of an uninterrupted training, and the model that it ends with."""
     files: list[bytes] = []
 
@@ -151,19 +155,21 @@ def saved_states(config: TrainConfig, path: Path) -> tuple[list[bytes], MambaCla
         files.append(path.read_bytes())
 
     torch.manual_seed(0)
-    model = MambaClassifier(MODEL, scan="reference")
+    model = MambaClassifier(dims, scan="reference")
     for _ in train(model, bars(96, 1), bars(48, 2), config, progress=False, save=save):
         pass
     return files, model
 
 
+@pytest.mark.parametrize("dims", [MODEL, NORMED], ids=["patch", "conv_batch_norm"])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_resumed_anywhere_a_training_ends_with_the_same_bits(
-    optimizer: OptimizerName, tmp_path: Path
+    optimizer: OptimizerName, dims: ModelConfig, tmp_path: Path
 ) -> None:
-    config = dataclasses.replace(RESUMED, optimizer=optimizer, augment=AugmentConfig(elastic=0.05))
-    files, model = saved_states(config, tmp_path / "state")
-    _, reports = run(config)
+    shrinking = AugmentConfig(elastic=0.05, hold=0.25, end=0.5)
+    config = dataclasses.replace(RESUMED, optimizer=optimizer, augment=shrinking)
+    files, model = saved_states(config, tmp_path / "state", dims)
+    _, reports = run(config, dims)
     states = [parse_training(data, tmp_path).state for data in files]
     assert [(state.epoch, state.steps) for state in states] == [
         *((1, 2), (1, 4), (2, 0)),
@@ -172,7 +178,7 @@ def test_resumed_anywhere_a_training_ends_with_the_same_bits(
     ]
     for state in states:
         torch.manual_seed(1)  # other weights, which must not matter
-        again = MambaClassifier(MODEL, scan="reference")
+        again = MambaClassifier(dims, scan="reference")
         rest = list(train(again, bars(96, 1), bars(48, 2), config, progress=False, state=state))
         where = f"epoch {state.epoch}, step {state.steps}"
         for name, value in model.state_dict().items():
@@ -321,6 +327,49 @@ def test_ema_follows_with_a_warm_up() -> None:
         decay = min(0.5, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay)
         assert float(ema.model.weight.detach()) == pytest.approx(expected, rel=1e-5)
+
+
+def test_ema_follows_the_statistics_of_batch_norms() -> None:
+    torch.manual_seed(0)
+    trainer = Trainer(MambaClassifier(NORMED, scan="reference"), TrainConfig(ema_decay=0.5))
+    expected = [torch.zeros(4), torch.ones(4)]
+    for step in range(1, 12):
+        trainer.step(torch.rand(6, 8, 8), torch.tensor([0, 1, 2, 0, 1, 2]), lr=0.01)
+        decay = min(0.5, (1 + step) / (10 + step))
+        norm = trainer.model.stem.get_submodule("norm1")
+        for one, live in zip(expected, (norm.running_mean, norm.running_var), strict=True):
+            one.mul_(decay).add_(live, alpha=1 - decay)
+    average = trainer.ema.model.stem.get_submodule("norm1")
+    assert not average.training
+    torch.testing.assert_close(average.running_mean, expected[0])
+    torch.testing.assert_close(average.running_var, expected[1])
+
+
+def test_augmentation_holds_and_then_shrinks() -> None:
+    config = AugmentConfig(elastic=0.05, hold=0.5, end=0.2)
+    sizes = ("rotate", "scale", "shear", "shift", "elastic")
+    for progress, size in ((0, 1), (0.25, 1), (0.5, 1), (0.75, 0.6), (1, 0.2)):
+        now = config.at(progress)
+        for name in sizes:
+            assert getattr(now, name) == pytest.approx(size * getattr(config, name))
+        assert now.elastic_scale == config.elastic_scale
+    assert AugmentConfig(elastic=0.03, end=1).at(0.97) == AugmentConfig(elastic=0.03, end=1)
+    assert dataclasses.replace(config, end=0).at(1).is_identity
+
+
+def test_each_step_is_augmented_by_its_place_in_the_training(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shifts = []
+
+    def spy(pixels: torch.Tensor, config: AugmentConfig, *_: object) -> torch.Tensor:
+        shifts.append(config.shift)
+        return pixels
+
+    monkeypatch.setattr(loop, "augment", spy)
+    augment = AugmentConfig(shift=0.1, hold=0.5, end=0)
+    run(TrainConfig(epochs=2, batch_size=24, augment=augment))
+    assert shifts == pytest.approx([0.1] * 5 + [0.075, 0.05, 0.025])
 
 
 def test_scores_by_hand() -> None:

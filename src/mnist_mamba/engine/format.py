@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mnist_mamba.config import MAX_ACTIVATIONS, MAX_LENGTH, Direction, ModelConfig, Pool, Stem
 from mnist_mamba.files import write_bytes
-from mnist_mamba.model import MambaClassifier
+from mnist_mamba.model import ConvStem, MambaClassifier
 
 Array = NDArray[np.float32]
 
@@ -227,10 +227,11 @@ def folded_tensors(model: MambaClassifier) -> dict[str, Array]:
     if config.stem == "patch":
         folded["stem.weight"] = state["stem.linear.weight"]
         folded["stem.bias"] = state["stem.linear.bias"]
-    for i in range(1, len(config.stem_convs) + 1):
-        channels_last = state[f"stem.conv{i}.weight"].permute(0, 2, 3, 1)
-        folded[f"stem.conv{i}.weight"] = channels_last.flatten(1)
-        folded[f"stem.conv{i}.bias"] = state[f"stem.conv{i}.bias"]
+    elif isinstance(model.stem, ConvStem):
+        for i in range(1, model.stem.n_convs + 1):
+            weight, bias = model.stem.folded(i)
+            folded[f"stem.conv{i}.weight"] = weight.permute(0, 2, 3, 1).flatten(1)
+            folded[f"stem.conv{i}.bias"] = bias
     if config.pos_embed:
         folded["pos_embed"] = state["pos_embed"]
     for i, block in enumerate(model.blocks):

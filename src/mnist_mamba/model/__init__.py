@@ -1,7 +1,7 @@
 """The Mamba-1 classifier (Gu & Dao 2023, arXiv 2312.00752)."""
 
 from mnist_mamba.config import ConfigError, ModelConfig
-from mnist_mamba.model.classifier import Block, MambaClassifier
+from mnist_mamba.model.classifier import Block, ConvStem, MambaClassifier
 from mnist_mamba.model.mixer import MambaMixer
 
-__all__ = ["Block", "ConfigError", "MambaClassifier", "MambaMixer", "ModelConfig"]
+__all__ = ["Block", "ConfigError", "ConvStem", "MambaClassifier", "MambaMixer", "ModelConfig"]

@@ -29,19 +29,42 @@ class PatchStem(nn.Module):
 
 
 class ConvStem(nn.Module):
-    """3x3 convolutions with SiLU between, two of stride 2; a quarter of the pixels each way."""
+    """3x3 convolutions with SiLU between, two of stride 2; a quarter of the pixels each way.
+
+    With a batch norm behind each, if asked for, which export makes part of the convolution.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        self.n_convs = len(config.stem_convs)
+        normed = config.stem_norm == "batch"
         for i, (channels, out, stride) in enumerate(config.stem_convs, start=1):
-            self.add_module(f"conv{i}", nn.Conv2d(channels, out, 3, stride=stride, padding=1))
+            conv = nn.Conv2d(channels, out, 3, stride=stride, padding=1, bias=not normed)
+            self.add_module(f"conv{i}", conv)
+            norm = nn.BatchNorm2d(out, momentum=0.01) if normed else nn.Identity()
+            self.add_module(f"norm{i}", norm)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        first, *others = self.children()
-        maps: Tensor = first(pixels.unsqueeze(1))
-        for conv in others:
-            maps = conv(F.silu(maps))
+        maps = pixels.unsqueeze(1)
+        for i in range(1, self.n_convs + 1):
+            maps = F.silu(maps) if i > 1 else maps
+            maps = self.get_submodule(f"norm{i}")(self.get_submodule(f"conv{i}")(maps))
         return torch.flatten(maps, 2).transpose(1, 2)
+
+    def folded(self, i: int) -> tuple[Tensor, Tensor]:
+        """Convolution i, from 1, with its norm: weight (out, in, 3, 3), bias (out,); float64."""
+        conv, norm = self.get_submodule(f"conv{i}"), self.get_submodule(f"norm{i}")
+        assert isinstance(conv, nn.Conv2d)
+        weight = conv.weight.detach().cpu().double()
+        if not isinstance(norm, nn.BatchNorm2d):
+            assert conv.bias is not None
+            return weight, conv.bias.detach().cpu().double()
+        gain, shift, mean, var = (
+            norm.state_dict()[name].cpu().double()
+            for name in ("weight", "bias", "running_mean", "running_var")
+        )
+        scale = gain * torch.rsqrt(var + norm.eps)
+        return weight * scale[:, None, None, None], shift - mean * scale
 
 
 class ScanOrder(NamedTuple):

@@ -16,8 +16,13 @@ from mnist_mamba.training.optimizer import split_parameters
 M = TypeVar("M", bound=nn.Module)
 
 
+def running_statistics(model: nn.Module) -> list[Tensor]:
+    """Means and variances that a model's batch norms collect beside what is learned."""
+    return [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+
+
 class Ema(Generic[M]):
-    """A second model that follows the trained one.
+    """A second model that follows the trained one, also in the statistics of its batch norms.
 
     The decay warms up as (1 + t) / (10 + t), so that short runs are not left at the start.
     """
@@ -25,16 +30,23 @@ class Ema(Generic[M]):
     def __init__(self, model: M, decay: float) -> None:
         self.model = copy.deepcopy(model).eval()
         self._averages = [FlatParameters(kind).vector for kind in split_parameters(self.model)]
+        self._statistics = running_statistics(self.model)
         self.model.requires_grad_(False)
         self.decay = decay
         self.steps = 0
 
     @torch.no_grad()
-    def update(self, weights: Sequence[Tensor]) -> None:
-        """Move towards a model by one step; weights: the vectors of its `split_parameters`."""
+    def update(self, weights: Sequence[Tensor], statistics: Sequence[Tensor] = ()) -> None:
+        """Move towards a model by one step.
+
+        Args:
+            weights: the vectors of its `split_parameters`.
+            statistics: its `running_statistics`.
+        """
         self.steps += 1
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
-        get_ema_multi_avg_fn(decay)(self._averages, list(weights), self.steps)
+        averages = [*self._averages, *self._statistics]
+        get_ema_multi_avg_fn(decay)(averages, [*weights, *statistics], self.steps)
 
     def state_dict(self) -> dict[str, Any]:
         """The average and the number of its steps. The tensors are the live ones, not copies."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mnist_mamba.config import TrainConfig
+from mnist_mamba.config import AugmentConfig, TrainConfig
 from mnist_mamba.model import MambaClassifier
 from mnist_mamba.training.evaluation import Scores
 from mnist_mamba.training.optimizer import learning_rate
@@ -143,10 +143,18 @@ class Epoch:
         """Step i of this epoch among those of all epochs, from 0."""
         return (self.number - 1) * len(self.batches) + i
 
+    @property
+    def total_steps(self) -> int:
+        """Steps of all epochs."""
+        return self.config.epochs * len(self.batches)
+
     def lr(self, i: int) -> float:
         """Learning rate of step i of this epoch."""
-        total = self.config.epochs * len(self.batches)
-        return learning_rate(self.step_number(i), total, self.config)
+        return learning_rate(self.step_number(i), self.total_steps, self.config)
+
+    def augment(self, i: int) -> AugmentConfig:
+        """How the images of step i of this epoch are changed."""
+        return self.config.augment.at(self.step_number(i) / self.total_steps)
 
     def add(self, loss: float, hits: int) -> None:
         """Count a step."""

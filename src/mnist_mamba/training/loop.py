@@ -98,7 +98,7 @@ def _run_epoch(
             chosen = epoch.batches[i]
             share = trainer.processes.share(len(chosen))
             pixels = images[chosen[share]].float() / 255
-            pixels = augment(pixels, trainer.config.augment, epoch.generator, share, len(chosen))
+            pixels = augment(pixels, epoch.augment(i), epoch.generator, share, len(chosen))
             loaded = time.perf_counter()
             try:
                 result = trainer.step(pixels, labels[chosen[share]], epoch.lr(i), len(chosen))

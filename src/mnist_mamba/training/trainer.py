@@ -12,7 +12,7 @@ from torch import Tensor
 from mnist_mamba.config import TrainConfig
 from mnist_mamba.model import MambaClassifier
 from mnist_mamba.training.distributed import ALONE, Processes
-from mnist_mamba.training.ema import Ema
+from mnist_mamba.training.ema import Ema, running_statistics
 from mnist_mamba.training.flat import FlatParameters
 from mnist_mamba.training.optimizer import Optimizers, split_parameters
 
@@ -42,6 +42,7 @@ class Trainer:
         self.ema = Ema(model, config.ema_decay)
         self._kinds = [FlatParameters(kind) for kind in split_parameters(self.model)]
         self._weights = [kind.vector for kind in self._kinds]
+        self._statistics = running_statistics(self.model)
         self.optimizers = Optimizers(self._kinds, config)
         self.config, self.device, self.processes = config, device, processes
 
@@ -63,6 +64,7 @@ class Trainer:
         part = 1.0 if batch is None else len(labels) / batch
         figures = self._backward(pixels.to(self.device), labels.to(self.device), part)
         gradient, figures = self._gather_gradients(figures)
+        self._gather_statistics(part)
         norm = self._clip(gradient)
         loss, hits, norm_value = torch.cat([figures, norm[None]]).tolist()
         # Before the weights move: NaN in one gradient would be NaN in every weight.
@@ -70,7 +72,7 @@ class Trainer:
             if not math.isfinite(value):
                 raise NonFiniteError(f"the {name} is {value}")
         self.optimizers.step(gradient)
-        self.ema.update(self._weights)
+        self.ema.update(self._weights, self._statistics)
         return loss, int(hits)
 
     def _backward(self, pixels: Tensor, labels: Tensor, part: float) -> Tensor:
@@ -94,6 +96,15 @@ class Trainer:
         parts = [gradient for kind in self._kinds for gradient in kind.gradients()]
         total = self.processes.sum(torch.cat([*parts, figures]))
         return total[: -len(figures)], total[-len(figures) :]
+
+    def _gather_statistics(self, part: float) -> None:
+        """Give all processes the mean of their batch norms' statistics, weighted by their shares.
+
+        A norm sees the images of its own process alone.
+        """
+        if self.processes.size > 1:
+            for statistic in self._statistics:
+                self.processes.sum(statistic.mul_(part))
 
     def _clip(self, gradient: Tensor) -> Tensor:
         """Scale the gradient down to the largest norm allowed; its norm before that."""
