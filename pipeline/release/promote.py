@@ -39,12 +39,13 @@ def check_of_one_run(params: Params) -> None:
         found = file_md5(path) if path.is_file() else "no file"
         if found != md5:
             raise NoVerdictError(f"{path}: got {found}, expected {md5} as in dvc.lock: {repair}")
-    here = flatten(params.model_dump(mode="json"))
-    for name, value in published.locked_params().items():
-        if here.get(name) != value:
+    # Through Params, because YAML writes one number in many ways.
+    locked = flatten(params.changed(published.locked_params(), str(published.LOCK)).model_dump())
+    for name, value in flatten(params.model_dump()).items():
+        if value != locked.get(name):
             raise NoVerdictError(
-                f"{PARAMS_FILE}: {name} is {here.get(name)!r}, expected {value!r} as in dvc.lock: "
-                f"{repair}"
+                f"{PARAMS_FILE}: {name} is {value!r}, expected {locked.get(name)!r} as in "
+                f"dvc.lock: {repair}"
             )
 
 

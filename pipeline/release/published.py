@@ -17,7 +17,6 @@ from pipeline import paths
 from pipeline.documents import with_table
 from pipeline.export import export_image
 from pipeline.params import Params
-from pipeline.tracking import flatten
 
 MODELS = Path("models")
 CARD = MODELS / "README.md"
@@ -80,16 +79,14 @@ def locked_md5s(root: Path = Path()) -> dict[str, str]:
 
 
 def locked_params(root: Path = Path()) -> dict[str, Any]:
-    """Each param by its dotted name, as dvc.lock's stages last ran with it."""
+    """Params and sections of them by dotted names, as dvc.lock's stages last ran with them."""
     stages = yaml.safe_load((root / LOCK).read_text())["stages"].values()
-    return flatten(
-        {
-            name: value
-            for stage in stages
-            for params in stage.get("params", {}).values()
-            for name, value in params.items()
-        }
-    )
+    return {
+        name: value
+        for stage in stages
+        for params in stage.get("params", {}).values()
+        for name, value in params.items()
+    }
 
 
 def model_card(params: Params, root: Path = Path()) -> str:
