@@ -61,7 +61,10 @@ track: $(INSTALLED) ## put the current results into MLflow again
 	@$(ENV) dvc repro --single-item --force track
 
 ui: $(INSTALLED) ## open MLflow on this project's runs
-	@$(ENV) mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}"
+	@case "$${MLFLOW_TRACKING_URI:-}" in \
+	  http://*|https://*) echo "MLflow is served at $$MLFLOW_TRACKING_URI";; \
+	  *) $(ENV) mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}";; \
+	esac
 
 report: $(INSTALLED) ## one HTML page of all results and where they come from: build/report.html
 	@$(ENV) python -m pipeline.report
@@ -78,11 +81,11 @@ gate-speed: $(INSTALLED) ## is this engine as fast as that of BASE=origin/main, 
 # What CI shows of a change: the gates' pages where they were made, what moved, the plots (PLOTS_URL: where they are served).
 summary: $(INSTALLED) ## build/summary.md: gates, and metrics and params beside BASE=origin/main
 	@mkdir -p build
-	@{ cat build/gate.md build/gate-speed.md 2>/dev/null || true; \
+	@set -e; { cat build/gate.md build/gate-speed.md 2>/dev/null || true; \
 	  echo "## Params beside $(BASE)"; $(ENV) dvc params diff --md "$(BASE)"; \
 	  echo "## Metrics beside $(BASE)"; $(ENV) dvc metrics diff --md "$(BASE)"; \
 	  if [ -n "$(PLOTS_URL)" ]; then for plot in plots/*.png; do echo "![$$plot]($(PLOTS_URL)/$$plot)"; done; fi; \
-	} > build/summary.md && echo "build/summary.md"
+	} > build/summary.md; echo "build/summary.md"
 
 promote: $(INSTALLED) ## after a passing gate: the champion in MLflow's registry, models/ with its card, the README's results
 	@$(ENV) python -m pipeline.release.promote --base "$(BASE)" --output build/gate.md

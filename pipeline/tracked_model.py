@@ -156,20 +156,25 @@ def _signature_and_example() -> tuple[ModelSignature, Any]:
 
 
 def logged_model(params: Params) -> LoggedModel:
-    """The newest model of the run that the current files are the content of.
+    """The model that holds these very files, of the run that they are the content of.
 
     Raises:
-        TrackingError: MLflow has no such run, or no model of it.
+        TrackingError: MLflow has no such run, or no such model of it.
+        OSError: a file of the model is missing.
     """
+    bundle = _bundle_md5()
     with tracking.reported():
         client, experiment = tracking.connect(params)
         key = content_key(params)
         run = tracking.find(client, experiment, key)
-        models = _models(client, run) if run else []
+        known = _models(client, run) if run else []
+        # A run may have several: the engine may change and change back.
+        models = [model for model in known if model.tags.get(BUNDLE_TAG) == bundle]
         if not models:
             raise TrackingError(
-                f"MLflow has no model of content {key} in {params.tracking.experiment}: expected "
-                "the one that the stage `track` logs; `make track`"
+                f"MLflow has no model of content {key} and of {paths.MODEL} and engine as they are "
+                f"here in {params.tracking.experiment}: expected the one that the stage `track` "
+                "logs; `make track`"
             )
         return models[0]
 

@@ -5,13 +5,15 @@ Reads files alone: the work tree's metrics and predictions, and the base's as Gi
 
 from __future__ import annotations
 
+import argparse
 import csv
 import io
 import json
 import logging
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +25,7 @@ from pipeline.params import (
     PARAMS_FILE,
     GateAccuracyParams,
     Params,
-    ParamsError,
     load_params,
-    parse_params,
 )
 from pipeline.release.rules import Figures, Verdict, judge, markdown, show
 from pipeline.tracking import flatten
@@ -75,6 +75,15 @@ Reader = Callable[[Path], str | None]
 """Text of a file by its path from the project's folder; None if it is not there."""
 
 
+@contextmanager
+def side(name: str) -> Iterator[None]:
+    """Let what goes wrong inside say whose files they are."""
+    try:
+        yield
+    except NoVerdictError as error:
+        raise NoVerdictError(f"{name}: {error}") from error
+
+
 def in_work_tree(path: Path) -> str | None:
     """A `Reader` of the files as they lie here."""
     return path.read_text() if path.is_file() else None
@@ -102,10 +111,10 @@ def figures(read: Reader, names: Iterable[str]) -> Figures:
     found: dict[str, Any] = {}
     for name in names:
         path = paths.METRICS / f"{name}.json"
-        text = read(path)
         try:
+            text = read(path)
             found |= flatten({name: json.loads(text)}) if text is not None else {}
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:  # text, JSON, numbers of any length, depth
             raise NoVerdictError(f"{path} is not JSON: {error}") from error
     return found
 
@@ -116,13 +125,13 @@ def predictions(read: Reader) -> list[Prediction] | None:
     Raises:
         NoVerdictError: the file is not what evaluate writes.
     """
-    text = read(paths.PREDICTIONS)
-    if text is None:
-        return None
     try:
+        text = read(paths.PREDICTIONS)
+        if text is None:
+            return None
         rows = csv.DictReader(io.StringIO(text))
         return [(int(row["label"]), int(row["predicted"])) for row in rows]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
         raise NoVerdictError(
             f"{paths.PREDICTIONS} has no columns label and predicted of whole numbers: {error!r}"
         ) from error
@@ -176,18 +185,29 @@ def mcnemar(base: list[Prediction], here: list[Prediction]) -> tuple[int, int, f
 
 
 def check_consistent(read: Reader, here: list[Prediction] | None) -> None:
-    """Whether the work tree's files are of one run.
+    """Whether files are of one run.
 
     Raises:
-        NoVerdictError: metrics/eval.json counts other right answers than the predictions hold.
+        NoVerdictError: a figure is another in the metrics than in the predictions, or the two
+            metrics files speak of models of different size.
     """
-    correct = figures(read, ["eval"]).get("eval.correct")
-    counted = None if here is None else sum(label == found for label, found in here)
-    if correct is not None and counted is not None and correct != counted:
-        raise NoVerdictError(
-            f"metrics/eval.json has {correct} correct and {paths.PREDICTIONS} {counted}: they are "
-            "not of one run; `make repro`"
-        )
+    found = figures(read, ["eval", "train"])
+    pairs = [("train.parameters", found.get("train.parameters"), "eval.model.parameters")]
+    expected = {"eval.model.parameters": found.get("eval.model.parameters")}
+    if here:
+        correct = sum(label == predicted for label, predicted in here)
+        counted = {"correct": correct, "n_test": len(here), "accuracy": correct / len(here)}
+        expected |= {f"{paths.PREDICTIONS} ({name})": value for name, value in counted.items()}
+        pairs += [
+            (f"eval.{name}", found.get(f"eval.{name}"), f"{paths.PREDICTIONS} ({name})")
+            for name in counted
+        ]
+    for name, value, other in pairs:
+        if value is not None and expected[other] is not None and value != expected[other]:
+            raise NoVerdictError(
+                f"metrics/ has {name} = {value} and {other} {expected[other]}: they are not of "
+                "one run; `make repro`"
+            )
 
 
 def run_gate(params: Params, base: str) -> list[Verdict]:
@@ -197,23 +217,31 @@ def run_gate(params: Params, base: str) -> list[Verdict]:
         NoVerdictError: it cannot be judged.
     """
     read_base = in_revision(resolve(base))
-    here = predictions(in_work_tree)
-    check_consistent(in_work_tree, here)
     rules = params.gate.metrics
     files = sorted({name.split(".")[0] for name in rules})
-    accuracy = judge_accuracy(params.gate.accuracy, predictions(read_base), here)
-    judged = judge(rules, figures(read_base, files), figures(in_work_tree, files))
-    return [accuracy, *judged]
+    with side("the work tree"):
+        here, here_figures = predictions(in_work_tree), figures(in_work_tree, files)
+        check_consistent(in_work_tree, here)
+    with side(f"BASE={base}"):
+        before, base_figures = predictions(read_base), figures(read_base, files)
+        if not before and not base_figures:
+            raise NoVerdictError(
+                f"no results: neither {paths.PREDICTIONS} nor metrics/ are in it; commit them, and "
+                "gate what follows against that commit"
+            )
+    accuracy = judge_accuracy(params.gate.accuracy, before, here)
+    return [accuracy, *judge(rules, base_figures, here_figures)]
 
 
 def changed_rules(params: Params, read_base: Reader) -> list[str]:
     """Which of the gate's own rules differ from the base's, so that nobody moves a bar unseen."""
-    text = read_base(PARAMS_FILE)
     try:
-        old = parse_params(yaml.safe_load(text or "")).gate.model_dump()
-    except (ParamsError, yaml.YAMLError):
+        # The section alone, and as it stands: the base's other params may be of another version.
+        old = yaml.safe_load(read_base(PARAMS_FILE) or "")["gate"]
+    except (KeyError, TypeError, ValueError, yaml.YAMLError):
         return ["all: the base has none"]
-    before, now = (flatten({"gate": rules}) for rules in (old, params.gate.model_dump()))
+    dumped = params.gate.model_dump(exclude_none=True)
+    before, now = (flatten({"gate": rules}) for rules in (old, dumped))
     names = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
     return [f"`{name}`: {before.get(name)} → {now.get(name)}" for name in names]
 
@@ -234,7 +262,7 @@ def finish(page: str, verdicts: list[Verdict], output: Path | None) -> int:
     return PASS if all(one.passed for one in verdicts) else REGRESSION
 
 
-def arguments(description: str, module: str) -> Any:
+def arguments(description: str, module: str) -> argparse.Namespace:
     """The command line that the gates share."""
     parser = stage.parser(description, [f"python -m {module} --base origin/main"])
     parser.add_argument(
@@ -247,14 +275,21 @@ def arguments(description: str, module: str) -> Any:
     return parser.parse_args()
 
 
-def run(main: Callable[[], int]) -> None:
-    """Exit with the gate's code; what keeps it from a verdict is one message and code 2."""
+def run(main: Callable[[argparse.Namespace], int], description: str, module: str) -> None:
+    """Exit with the gate's code; what keeps it from a verdict is one message and code 2.
+
+    It also takes the page's place: what stands there would be an earlier verdict on something else.
+    """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    options = arguments(description, module)
     try:
-        code = main()
-    except (ValueError, OSError, RuntimeError) as error:
+        code = main(options)
+    except (ValueError, ArithmeticError, LookupError, OSError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         code = NO_VERDICT
+        if options.output is not None:
+            page = f"## {module.rsplit('.', 1)[-1]} against {options.base}: no verdict\n\n{error}\n"
+            write_text(options.output, page)
     sys.exit(code)
 
 
@@ -266,12 +301,11 @@ def judged_page(params: Params, base: str) -> tuple[str, list[Verdict]]:
     return summary(f"Gate against {base}", verdicts, remarks), verdicts
 
 
-def main() -> int:
+def main(options: argparse.Namespace) -> int:
     """Judge, and print a table."""
-    options = arguments(__doc__ or "", "pipeline.release.gate")
     page, verdicts = judged_page(load_params(), options.base)
     return finish(page, verdicts, options.output)
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, __doc__ or "", "pipeline.release.gate")

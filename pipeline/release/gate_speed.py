@@ -6,6 +6,7 @@ and each engine reads the model that its own revision ships.
 
 from __future__ import annotations
 
+import argparse
 import json
 import logging
 import re
@@ -83,9 +84,8 @@ def time_in_turns(trees: list[Path], rounds: int) -> list[dict[str, float]]:
     return [{name: statistics.median(us) for name, us in each.items()} for each in times]
 
 
-def main() -> int:
+def main(options: argparse.Namespace) -> int:
     """Build both, measure both, judge, and print a table."""
-    options = gate.arguments(__doc__ or "", "pipeline.release.gate_speed")
     params = load_params()
     with tempfile.TemporaryDirectory(prefix="mamba-base-") as scratch:
         trees = [Path(scratch), Path()]
@@ -101,4 +101,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    gate.run(main)
+    gate.run(main, __doc__ or "", "pipeline.release.gate_speed")

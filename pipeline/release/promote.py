@@ -1,37 +1,51 @@
 """`make promote`: after a passing gate, this result is the champion.
 
 The model is registered in MLflow under an alias, and models/, its card and the README's results are
-renewed. Nothing is changed where the gate does not pass; doing it twice changes nothing more.
+renewed. Nothing is changed where the gate does not pass, or where anything of that cannot be made;
+doing it twice changes nothing more.
 """
 
 from __future__ import annotations
 
+import argparse
 import logging
+from pathlib import Path
 
 from pipeline import paths, tracked_model
 from pipeline.content_key import file_md5
-from pipeline.params import Params, load_params
+from pipeline.params import PARAMS_FILE, Params, load_params
 from pipeline.release import gate, published
 from pipeline.release.gate import NoVerdictError
+from pipeline.tracking import flatten
 
 logger = logging.getLogger(__name__)
 
 ALIAS = "champion"
+RESULTS = (str(paths.METRICS), str(paths.PREDICTIONS.parent))
+"""Folders of what the stages found out."""
 
 
-def check_of_one_run() -> None:
-    """Whether model and results here are those of dvc.lock.
+def check_of_one_run(params: Params) -> None:
+    """Whether params, model and results here are those of dvc.lock.
 
     Raises:
         NoVerdictError: one of them is missing, or another.
     """
-    locked = published.locked_md5s()
-    for path in (paths.MODEL, paths.METRICS / "eval.json", paths.PREDICTIONS):
+    repair = "`make repro`, or `dvc checkout` where the cache has it"
+    for name, md5 in published.locked_md5s().items():
+        path = Path(name)
+        if path != paths.MODEL and path.parts[0] not in RESULTS:
+            continue
         found = file_md5(path) if path.is_file() else "no file"
-        if found != locked.get(str(path)):
+        if found != md5:
+            raise NoVerdictError(f"{path}: got {found}, expected {md5} as in dvc.lock: {repair}")
+    # Through Params, because YAML writes one number in many ways.
+    locked = flatten(params.changed(published.locked_params(), str(published.LOCK)).model_dump())
+    for name, value in flatten(params.model_dump()).items():
+        if value != locked.get(name):
             raise NoVerdictError(
-                f"{path}: got {found}, expected {locked.get(str(path))} as in dvc.lock: `make "
-                "repro`, or `dvc checkout` where the cache has it"
+                f"{PARAMS_FILE}: {name} is {value!r}, expected {locked.get(name)!r} as in "
+                f"dvc.lock: {repair}"
             )
 
 
@@ -43,18 +57,18 @@ def register(params: Params) -> None:
     tracked_model.register(params, params.tracking.model_name, ALIAS)
 
 
-def main() -> int:
+def main(options: argparse.Namespace) -> int:
     """Judge; if that passes, register and renew."""
-    options = gate.arguments(__doc__ or "", "pipeline.release.promote")
     params = load_params()
-    check_of_one_run()
+    check_of_one_run(params)
     page, verdicts = gate.judged_page(params, options.base)
     code = gate.finish(page, verdicts, options.output)
     if code != gate.PASS:
         logger.error("the gate does not pass: nothing is promoted")
         return code
+    renewal = published.prepare(params)
     register(params)
-    published.renew(params)
+    renewal.write()
     logger.info(
         "%s/ and the README's results are renewed: look at them, and commit", published.MODELS
     )
@@ -62,4 +76,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    gate.run(main)
+    gate.run(main, __doc__ or "", "pipeline.release.promote")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from scipy.stats import binomtest
 
-from mnist_mamba.files import replacing, write_text
+from mnist_mamba.files import write_bytes
 from pipeline import paths
 from pipeline.documents import with_table
 from pipeline.export import export_image
@@ -19,6 +20,7 @@ from pipeline.params import Params
 
 MODELS = Path("models")
 CARD = MODELS / "README.md"
+EXAMPLE = MODELS / "example_input.bin"
 README = Path("README.md")
 LOCK = Path("dvc.lock")
 TABLE = "results"
@@ -76,6 +78,17 @@ def locked_md5s(root: Path = Path()) -> dict[str, str]:
     return {out["path"]: out["md5"] for stage in stages for out in stage["outs"]}
 
 
+def locked_params(root: Path = Path()) -> dict[str, Any]:
+    """Params and sections of them by dotted names, as dvc.lock's stages last ran with them."""
+    stages = yaml.safe_load((root / LOCK).read_text())["stages"].values()
+    return {
+        name: value
+        for stage in stages
+        for params in stage.get("params", {}).values()
+        for name, value in params.items()
+    }
+
+
 def model_card(params: Params, root: Path = Path()) -> str:
     """models/README.md, from the params, metrics and lock in `root`.
 
@@ -105,16 +118,36 @@ def model_card(params: Params, root: Path = Path()) -> str:
     )
 
 
-def renew(params: Params) -> None:
-    """Copy the model, export the first test image, write the card and the README's table.
+@dataclasses.dataclass(frozen=True)
+class Renewal:
+    """New contents of all files that a promotion changes, by their paths."""
+
+    contents: dict[Path, bytes]
+
+    def write(self) -> None:
+        """Write them, each whole or not at all."""
+        for path, content in self.contents.items():
+            write_bytes(path, content)
+
+
+def prepare(params: Params) -> Renewal:
+    """The model, the first test image, the card and the README with its table; writes nothing.
 
     Raises:
-        ValueError: the README has no place for the table.
+        ValueError: the README has no place for the table, or a metrics file is no JSON.
+        KeyError: a metrics file lacks a figure.
+        OSError: a file is missing.
     """
-    card = model_card(params)
+    with tempfile.TemporaryDirectory() as scratch:
+        example = Path(scratch) / EXAMPLE.name
+        export_image("test", 0, example)
+        image = example.read_bytes()
     readme = with_table(README.read_text(), TABLE, results_table(paths.METRICS))
-    with replacing(MODELS / paths.MODEL.name) as temporary:
-        shutil.copyfile(paths.MODEL, temporary)
-    export_image("test", 0, MODELS / "example_input.bin")
-    write_text(CARD, card)
-    write_text(README, readme)
+    return Renewal(
+        {
+            MODELS / paths.MODEL.name: paths.MODEL.read_bytes(),
+            EXAMPLE: image,
+            CARD: model_card(params).encode(),
+            README: readme.encode(),
+        }
+    )

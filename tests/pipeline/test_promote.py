@@ -74,6 +74,30 @@ def test_the_champion_and_what_is_refused(project: Path, home: str) -> None:
     assert (published_files(project), champion(project)) == (before, None)
     scores.write_text(true_scores)
 
+    # Nor is a plot, or a param that no stage ran with.
+    plot = project / "plots/reliability.png"
+    picture = plot.read_bytes()
+    plot.write_bytes(picture + b"\0")
+    done = promote(project)
+    assert (done.returncode, "plots/reliability.png" in done.stderr) == (NO_VERDICT, True)
+    plot.write_bytes(picture)
+    settings = (project / "params.yaml").read_text()
+    set_params(project, {**RULES, "train.weight_decay": 0.123})
+    done = promote(project)
+    assert done.returncode == NO_VERDICT
+    assert "train.weight_decay is 0.123, expected" in done.stderr
+    (project / "params.yaml").write_text(settings)
+
+    # What cannot be prepared as a whole is not begun.
+    readme_here = project / published.README
+    readme_here.write_text("# no place for a table\n")
+    done = promote(project)
+    assert done.returncode == NO_VERDICT, done.stdout + done.stderr
+    assert "expected one between the lines" in done.stderr
+    assert champion(project) is None
+    readme_here.write_text(README)
+    assert published_files(project) == before
+
     # What passes becomes the champion.
     done = promote(project)
     assert done.returncode == PASS, done.stdout + done.stderr

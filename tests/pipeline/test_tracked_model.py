@@ -123,6 +123,25 @@ def test_a_model_is_logged_once_and_a_changed_one_again(project: Path) -> None:
     assert len(client.get_metric_history(run.info.run_id, "eval/accuracy")) == 1
 
 
+def test_a_model_that_came_back_is_the_one_promoted(project: Path) -> None:
+    """Of one run, not the newest model: the one that holds the files that are here."""
+    params, original = load_params(), paths.MODEL.read_bytes()
+    tracked_run.upsert(params)
+    first = tracked_model.logged_model(params)
+    write_other_model()
+    with pytest.raises(tracking.TrackingError, match=r"and engine as they are here .*`make track`"):
+        tracked_model.logged_model(params)  # not logged yet
+    tracked_run.upsert(params)
+    assert tracked_model.logged_model(params).model_id != first.model_id
+    paths.MODEL.write_bytes(original)
+    tracked_run.upsert(params)
+    assert tracked_model.logged_model(params).model_id == first.model_id
+    tracked_model.register(params, "digits", "champion")
+    client, _ = tracking.connect(params)
+    champion = client.get_model_version_by_alias("digits", "champion")
+    assert champion.source == first.model_uri
+
+
 def test_a_registered_content_has_one_version(project: Path) -> None:
     params = load_params()
     with pytest.raises(tracking.TrackingError, match=r"no model of content .*`make track`"):
