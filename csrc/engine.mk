@@ -81,7 +81,7 @@ ifneq ($(filter x86_64 amd64,$(ENGINE_TARGET)),)
 $(2)/obj/engine/kernels/avx2.o: ENGINE_ISA := $(ISA_avx2)
 $(2)/obj/engine/kernels/avx512.o: ENGINE_ISA := $(ISA_avx512)
 endif
-$(2)/obj/engine/forward.o $(2)/obj/engine/kernels/%.o: ENGINE_LEVEL = $$(ENGINE_HOT_$(1))
+$(2)/obj/engine/kernels/%.o: ENGINE_LEVEL = $$(ENGINE_HOT_$(1))
 $(2)/obj/engine/kernels/scalar.o: ENGINE_LEVEL = $$(ENGINE_SCALAR_$(1))
 
 $(2)/mamba: $$(ENGINE_LIB_$(1)) $$(ENGINE_CMD_$(1))

@@ -314,6 +314,21 @@ static const float *panels(struct walk *walk, const char *name, uint64_t out, ui
     return pass(walk, name, checked_multiply(walk, mamba_pad(out), in), out * in);
 }
 
+size_t mamba_stem_convs(const struct mamba_info *info, struct stem_conv convs[MAX_STEM_CONVS])
+{
+    size_t n = 0;
+    uint32_t channels = 1;
+    if (info->stem == STEM_PATCH)
+        return 0;
+    if (info->stem == STEM_CONV3) {
+        convs[n++] = (struct stem_conv){channels, (info->stem_width + 1) / 2, 1};
+        channels = convs[0].out;
+    }
+    convs[n++] = (struct stem_conv){channels, info->stem_width, 2};
+    convs[n++] = (struct stem_conv){info->stem_width, info->d_model, 2};
+    return n;
+}
+
 static void walk_stem(struct walk *walk, struct mamba_model *model)
 {
     const struct mamba_info *info = &model->info;
@@ -326,10 +341,10 @@ static void walk_stem(struct walk *walk, struct mamba_model *model)
     struct stem_conv convs[MAX_STEM_CONVS];
     const size_t n = mamba_stem_convs(info, convs);
     for (size_t i = 0; i < n; i++) {
-        static const char *const weights[] = {"stem.conv1.weight", "stem.conv2.weight",
-                                              "stem.conv3.weight"};
-        static const char *const biases[] = {"stem.conv1.bias", "stem.conv2.bias",
-                                             "stem.conv3.bias"};
+        /* Not pointers, which the loader would have to relocate, in a file that is to be small. */
+        static const char weights[][18] = {"stem.conv1.weight", "stem.conv2.weight",
+                                           "stem.conv3.weight"};
+        static const char biases[][16] = {"stem.conv1.bias", "stem.conv2.bias", "stem.conv3.bias"};
         const uint64_t inputs = 9 * (uint64_t)convs[i].in;
         model->stem_convs[i].weight = panels(walk, weights[i], convs[i].out, inputs);
         model->stem_convs[i].bias = vector(walk, biases[i], convs[i].out);

@@ -73,21 +73,7 @@ struct stem_conv {
 };
 
 /* Sets `convs` and returns how many there are, first to last; the patch stem has none. */
-static inline size_t mamba_stem_convs(const struct mamba_info *info,
-                                      struct stem_conv convs[MAX_STEM_CONVS])
-{
-    size_t n = 0;
-    uint32_t channels = 1;
-    if (info->stem == STEM_PATCH)
-        return 0;
-    if (info->stem == STEM_CONV3) {
-        convs[n++] = (struct stem_conv){channels, (info->stem_width + 1) / 2, 1};
-        channels = convs[0].out;
-    }
-    convs[n++] = (struct stem_conv){channels, info->stem_width, 2};
-    convs[n++] = (struct stem_conv){info->stem_width, info->d_model, 2};
-    return n;
-}
+size_t mamba_stem_convs(const struct mamba_info *info, struct stem_conv convs[MAX_STEM_CONVS]);
 
 /* Output side of a 3x3 convolution with padding 1. */
 static inline uint32_t mamba_strided(uint32_t n, uint32_t stride)

@@ -34,13 +34,13 @@ static void print_numbers(const mamba_info *info, const char *number_format)
 
 static const char *stem_name(const mamba_info *info)
 {
-    static const char *const names[] = {"patch", "conv", "conv3"};
+    static const char names[][6] = {"patch", "conv", "conv3"};
     return names[info->stem];
 }
 
 static const char *direction_name(const mamba_info *info)
 {
-    static const char *const names[] = {"forward", "alternate", "bidirectional", "cross"};
+    static const char names[][14] = {"forward", "alternate", "bidirectional", "cross"};
     return names[info->direction];
 }
 
