@@ -551,7 +551,7 @@ static void test_softmax(void)
 int main(void)
 {
     test_against_reference();
-    for (unsigned number = 40; number < 96; number++)
+    for (unsigned number = 0; number < 96; number += 11) /* each stem, direction and form of A */
         test_batches(number);
     test_arena();
     test_arguments();
