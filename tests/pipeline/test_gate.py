@@ -363,7 +363,41 @@ def test_the_command_s_codes_and_table(tree: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-SLOWER = {"CFLAGS := -Os": "CFLAGS := -O0", "ENGINE_HOT := -O2": "ENGINE_HOT := -O0"}
+SPEED = {
+    "instructions.avx2": (2_700_000, 2_750_000, 2_760_000),
+    "instructions.scalar": (14_700_000, 14_990_000, 15_000_000),
+    "us_per_image.b1": (240.0, 262.0, 266.0),
+    "us_per_image.b100": (230.0, 252.0, 255.0),
+    "binary_bytes": (64_008, 65_200, 65_400),
+}
+"""What the speed gate holds: a base, a change that is let pass, one that is not."""
+
+
+@pytest.mark.parametrize("name", SPEED)
+def test_a_slower_or_larger_engine_fails_by_its_own_rule(name: str) -> None:
+    rules = load_params(ROOT / "params.yaml").gate.speed
+    base = {figure: values[0] for figure, values in SPEED.items()}
+    assert [one.name for one in judge(rules, base, base) if not one.passed] == []
+    assert {one.name for one in judge(rules, base, base)} == set(SPEED)
+    assert all(one.passed for one in judge(rules, base, {**base, name: SPEED[name][1]}))
+    failed = [one for one in judge(rules, base, {**base, name: SPEED[name][2]}) if not one.passed]
+    assert [one.name for one in failed] == [name]
+
+
+def test_a_command_of_more_than_64_kb_fails_whatever_the_base_has() -> None:
+    rules = load_params(ROOT / "params.yaml").gate.speed
+    base = {**{figure: values[0] for figure, values in SPEED.items()}, "binary_bytes": 70_000}
+    failed = [
+        one.name for one in judge(rules, base, {**base, "binary_bytes": 65_537}) if not one.passed
+    ]
+    assert failed == ["binary_bytes"]
+
+
+SLOWER = {
+    "CFLAGS := -Os": "CFLAGS := -O0",
+    "ENGINE_HOT := -O2": "ENGINE_HOT := -O0",
+    "ENGINE_SCALAR := -O3": "ENGINE_SCALAR := -O0",
+}
 
 
 @pytest.mark.slow
@@ -385,7 +419,13 @@ def test_a_slower_engine_fails_the_speed_gate(tmp_path: Path) -> None:
     done = run_module(tmp_path, "pipeline.release.gate_speed", "--base", "HEAD")
     assert done.returncode == gate.REGRESSION, done.stderr
     failed = {line.split("`")[1] for line in done.stdout.splitlines() if "**FAIL**" in line}
-    assert failed >= {"instructions.avx2", "us_per_image.b1", "us_per_image.b100", "binary_bytes"}
+    assert failed >= {
+        "instructions.avx2",
+        "instructions.scalar",
+        "us_per_image.b1",
+        "us_per_image.b100",
+        "binary_bytes",
+    }
     assert run(tmp_path, ["git", "status", "--porcelain"]).stdout.strip() == "M csrc/engine.mk"
 
 
