@@ -58,8 +58,7 @@ test-c: test-c-plain test-c-scalar test-c-omp test-c-debug test-tsan fuzz-seeds 
 SCAN_FLAGS := -std=c11 -Wall -Wextra -Wpedantic -Wconversion -Wshadow -Werror -Icsrc/scan -Icsrc/simd \
     -ffp-contract=fast -fno-math-errno -fno-trapping-math
 SCAN_CFLAGS_omp := -O3 -fopenmp
-SCAN_CFLAGS_debug := -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined \
-    -fno-sanitize-recover=all
+SCAN_CFLAGS_debug := -O1 -g $(SANITIZE)
 SCAN_TESTS := test_scan test_block
 SCAN_TEST_SUPPORT := $(addprefix csrc/tests/,exact_block.c exact_scan.c random_tensors.c)
 SCAN_OBJECTS := $(patsubst csrc/scan/%.c,%.o,$(sort $(wildcard csrc/scan/*.c)))
@@ -95,15 +94,14 @@ FUZZ_SEEDS_model := csrc/tests/golden csrc/fuzz/seeds/model
 FUZZ_SEEDS_input := csrc/fuzz/seeds/input
 FUZZ_SEEDS_idx := csrc/fuzz/seeds/idx
 # The code under test reports where it is: to libFuzzer if CC is clang, else to mutator.c.
-ifeq ($(shell $(CC) --version 2>/dev/null | grep -ci clang),0)
+ifneq ($(IS_GCC),)
 FUZZ_COVERAGE := -fsanitize-coverage=trace-pc
 FUZZ_MAIN := $(BUILD)/fuzz/mutator.o
 else
 FUZZ_COVERAGE := -fsanitize=fuzzer-no-link
 FUZZ_LINK := -fsanitize=fuzzer
 endif
-ENGINE_CFLAGS_fuzz = -O2 -g -fno-omit-frame-pointer -fsanitize=address,undefined \
-    -fno-sanitize-recover=all -DNDEBUG $(FUZZ_COVERAGE)
+ENGINE_CFLAGS_fuzz = -O2 -g $(SANITIZE) -DNDEBUG $(FUZZ_COVERAGE)
 $(eval $(call engine_variant,fuzz,$(BUILD)/fuzz))
 
 $(BUILD)/fuzz/mutator.o: csrc/fuzz/mutator.c csrc/fuzz/target.h $(BUILD)/fuzz/obj/flags
