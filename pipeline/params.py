@@ -154,7 +154,7 @@ class TrainParams(Section):
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     save_every: Annotated[int, Field(ge=0, le=1_000_000_000)]
     augment: AugmentParams
-    scan: Literal["auto", "reference", "cpu", "cuda"]
+    scan: Literal["auto", "reference", "cpu", "triton", "cuda"]
     device: Literal["auto", "cpu", "cuda"]
     threads: Annotated[int, Field(ge=0, le=1024)]
 
@@ -258,10 +258,11 @@ class Params(Section):
                 "train.on_val = true there are none; expected 'last'"
             )
         scan, device = self.train.scan, self.train.device
-        if {scan, device} == {"cpu", "cuda"}:
+        fitting = {"cpu": ("cpu",), "cuda": ("triton", "cuda")}
+        if device in fitting and scan not in ("auto", "reference", *fitting[device]):
             raise ValueError(
                 f"train.scan = {scan!r} does not run on train.device = {device!r}; expected "
-                f"train.scan = 'auto', 'reference' or {device!r}"
+                f"train.scan = 'auto', 'reference' or {' or '.join(map(repr, fitting[device]))}"
             )
         if self.model.dt_init_floor > self.model.dt_max:
             raise ValueError(

@@ -29,6 +29,7 @@ from mnist_mamba.scan import (
     choose,
     cpu,
     cuda,
+    gpu,
     kernel,
     selective_scan,
 )
@@ -858,7 +859,7 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def fake_mamba_ssm(monkeypatch: pytest.MonkeyPatch, outcome: object) -> None:
-    """Make the import of mamba-ssm give this module, or raise this exception."""
+    """Make the import of mamba-ssm give this module, or raise this exception; of Triton, fail."""
 
     def import_module(name: str) -> object:
         assert name == "mamba_ssm.ops.selective_scan_interface"
@@ -867,6 +868,7 @@ def fake_mamba_ssm(monkeypatch: pytest.MonkeyPatch, outcome: object) -> None:
         return outcome
 
     monkeypatch.setattr(cuda, "importlib", SimpleNamespace(import_module=import_module))
+    monkeypatch.setattr(gpu, "_kernels", lambda: "Triton cannot be imported")
 
 
 def working_mamba_ssm(function: Callable[..., Tensor] = selective_scan_reference) -> object:
@@ -883,7 +885,9 @@ def test_auto_takes_the_kernel_on_the_cpu(fresh: None, caplog: pytest.LogCapture
 
 
 def test_an_unknown_backend() -> None:
-    with pytest.raises(ValueError, match="got 'tpu', expected one of auto, reference, cpu, cuda"):
+    with pytest.raises(
+        ValueError, match="got 'tpu', expected one of auto, reference, cpu, triton, cuda"
+    ):
         choose("tpu", "cpu")
 
 

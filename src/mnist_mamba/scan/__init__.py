@@ -1,8 +1,8 @@
 """The selective scan of Mamba-1 (Gu & Dao 2023, arXiv 2312.00752) and the choice of its backend.
 
-Three backends compute the same thing: ``reference`` (plain torch, the definition), ``cpu`` (our C
-kernel) and ``cuda`` (mamba-ssm's kernel). ``auto`` takes the fastest that works on the tensors'
-device.
+Four backends compute the same thing: ``reference`` (plain torch, the definition), ``cpu`` (our C
+kernel), ``triton`` (our GPU kernel) and ``cuda`` (mamba-ssm's). ``auto`` takes the first that works
+of those for the tensors' device: cpu, or triton and then cuda, or else the reference.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from mnist_mamba.scan import cpu, cuda, kernel
+from mnist_mamba.scan import cpu, cuda, gpu, kernel
 from mnist_mamba.scan.checks import check_arguments
 from mnist_mamba.scan.errors import ScanBackendError
 from mnist_mamba.scan.reference import selective_scan_reference
@@ -23,12 +23,22 @@ __all__ = ["BACKENDS", "ScanBackendError", "available_backends", "choose", "sele
 
 logger = logging.getLogger(__name__)
 
-BACKENDS = ("auto", "reference", "cpu", "cuda")
+BACKENDS = ("auto", "reference", "cpu", "triton", "cuda")
 
 _FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "reference": selective_scan_reference,
     "cpu": cpu.selective_scan_cpu,
+    "triton": gpu.selective_scan_triton,
     "cuda": cuda.selective_scan_cuda,
+}
+
+
+_AUTO = {"cuda": ("triton", "cuda")}
+"""What auto tries in turn, by the device's type; elsewhere it is cpu."""
+
+_WHY_UNFIT: dict[str, Callable[[Tensor, Tensor], str | None]] = {
+    "triton": gpu.why_unfit,
+    "cuda": cuda.why_unfit,
 }
 
 
@@ -63,7 +73,7 @@ def selective_scan(
         z: (batch, d_inner, length) or None, dtype of u.
         delta_bias: (d_inner) or None.
         delta_softplus: whether delta goes through a softplus.
-        backend: auto, reference, cpu or cuda.
+        backend: one of BACKENDS.
 
     Returns:
         (batch, d_inner, length), dtype of u.
@@ -75,8 +85,8 @@ def selective_scan(
     """
     check_arguments(u, delta, A, B, C, D, z, delta_bias)
     name = choose(backend, u.device)
-    if name == "cuda" and backend == "auto":
-        reason = cuda.why_unfit(u, A)
+    if backend == "auto" and name in _WHY_UNFIT:
+        reason = _WHY_UNFIT[name](u, A)
         if reason is not None:
             _warn_once(f"selective scan on {u.device}: the slow reference runs, because {reason}")
             name = "reference"
@@ -84,7 +94,7 @@ def selective_scan(
 
 
 def choose(backend: str, device: torch.device | str) -> str:
-    """Return the backend that runs for tensors on this device: reference, cpu or cuda.
+    """Return the backend that runs for tensors on this device: any of BACKENDS but auto.
 
     Where ``auto`` has to fall back to the reference, one warning is logged.
 
@@ -97,17 +107,19 @@ def choose(backend: str, device: torch.device | str) -> str:
     device = torch.device(device)
     if backend == "reference":
         return backend
-    name = backend
-    if backend == "auto":
-        name = "cuda" if device.type == "cuda" else "cpu"
-    reason = _why_unavailable(name, device)
-    if reason is None:
-        detail = f", {kernel.isa()}" if name == "cpu" else ""
-        _log_once(f"selective scan on {device}: backend {name}{detail}")
-        return name
+    candidates = (backend,) if backend != "auto" else _AUTO.get(device.type, ("cpu",))
+    reasons = []
+    for name in candidates:
+        reason = _why_unavailable(name, device)
+        if reason is None:
+            detail = f", {kernel.isa()}" if name == "cpu" else ""
+            _log_once(f"selective scan on {device}: backend {name}{detail}")
+            return name
+        reasons.append(reason)
     if backend != "auto":
-        raise ScanBackendError(f"scan backend {name!r}: {reason}")
-    _warn_once(f"selective scan on {device}: the slow reference runs, because {reason}")
+        raise ScanBackendError(f"scan backend {backend!r}: {reasons[0]}")
+    because = "; and ".join(reasons)
+    _warn_once(f"selective scan on {device}: the slow reference runs, because {because}")
     return "reference"
 
 
@@ -119,12 +131,15 @@ def available_backends() -> tuple[str, ...]:
     names = ["reference"]
     if _why_unavailable("cpu", torch.device("cpu")) is None:
         names.append("cpu")
-    if torch.cuda.is_available() and _why_unavailable("cuda", torch.device("cuda")) is None:
-        names.append("cuda")
+    if torch.cuda.is_available():
+        device = torch.device("cuda")
+        names += [name for name in _AUTO["cuda"] if _why_unavailable(name, device) is None]
     return tuple(names)
 
 
 def _why_unavailable(name: str, device: torch.device) -> str | None:
+    if name == "triton":
+        return gpu.why_unavailable(device)
     if name == "cuda":
         return cuda.why_unavailable(device)
     if device.type != "cpu":

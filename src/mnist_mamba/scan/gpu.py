@@ -1,0 +1,161 @@
+"""The selective scan on a GPU: our own kernel in Triton, which PyTorch for CUDA brings along."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from mnist_mamba.scan.errors import ScanBackendError
+
+MAX_D_STATE = 64
+"""A channel's states stay in the registers of one warp."""
+_CHANNELS = 32
+"""Of a program, which is one warp."""
+
+
+def why_unavailable(device: torch.device) -> str | None:
+    """Return None where the kernel runs on tensors of this device, else the reason why not."""
+    if device.type != "cuda" and not _is_interpreted():
+        return f"the Triton kernel needs CUDA tensors, got tensors on {device}"
+    module = _kernels()
+    return module if isinstance(module, str) else None
+
+
+def _is_interpreted() -> bool:
+    """Whether numpy stands in for a GPU, as in tests without one."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@functools.lru_cache(maxsize=1)
+def _kernels() -> Any | str:
+    """The module with the kernels, or why there is none."""
+    try:
+        import mnist_mamba.scan.gpu_kernel as kernels
+    except Exception as error:  # Triton's import looks for drivers: anything can come out
+        return f"Triton cannot be imported ({type(error).__name__}: {error})"
+    return kernels
+
+
+def why_unfit(u: Tensor, A: Tensor) -> str | None:
+    """Return None where the kernel takes these dtypes and shapes, else the reason why not."""
+    if u.dtype == torch.float64:
+        return "the Triton kernel has no float64; use float32 or backend='reference'"
+    if A.shape[1] > MAX_D_STATE:
+        return f"the Triton kernel takes d_state <= {MAX_D_STATE}, got {A.shape[1]}"
+    return None
+
+
+def selective_scan_triton(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+) -> Tensor:
+    """Scan with our Triton kernel; float32 and half types, in float32 inside.
+
+    All states are kept for the backward: batch x length x Di x N floats.
+
+    Shapes and errors: see ``selective_scan``, which checks them.
+
+    Raises:
+        ScanBackendError: not CUDA tensors, no Triton, float64 or too many states.
+    """
+    reason = why_unavailable(u.device) or why_unfit(u, A)
+    if reason is not None:
+        raise ScanBackendError(f"scan backend 'triton': {reason}")
+    tensors = (u, delta, A, B, C, D, z, delta_bias)
+    keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    out: Tensor = _SelectiveScan.apply(  # type: ignore[no-untyped-call]
+        *tensors, delta_softplus, keep
+    )
+    return out
+
+
+class _SelectiveScan(torch.autograd.Function):
+    """The two kernels as one operation of autograd."""
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        u, delta, A, B, C, D, z, delta_bias, softplus, keep = arguments
+        inputs = (u, delta, A.contiguous(), B, C, _contiguous(D), z, _contiguous(delta_bias))
+        batch, channels, length = u.shape
+        # In the order of the projection that reads it.
+        out: Tensor = u.new_empty(batch, length, channels)
+        kept = (batch, length, channels, A.shape[1]) if keep else (0,)
+        states = u.new_empty(kept, dtype=torch.float32)
+        _launch("scan_forward", inputs, (out, states), softplus=softplus, keep=keep)
+        ctx.softplus = softplus
+        ctx.save_for_backward(*inputs, states)
+        return out.transpose(1, 2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        *inputs, states = ctx.saved_tensors
+        u, _, A, _, _, D, z, delta_bias = inputs
+        batch, channels, length = u.shape
+        n_states, blocks = A.shape[1], -(-channels // _CHANNELS)
+        like_u = {"dtype": u.dtype, "device": u.device}
+        part = {"dtype": torch.float32, "device": u.device}
+        du = torch.empty(batch, channels, length, **like_u)
+        ddelta, dz = (torch.empty(batch, length, channels, **like_u) for _ in range(2))
+        da = torch.empty(batch, channels, n_states, **part)
+        db, dc = (torch.empty(batch, blocks, length, n_states, **part) for _ in range(2))
+        dd, dbias = (torch.empty(batch, channels, **part) for _ in range(2))
+        outs = (states, grad, du, ddelta, da, db, dc, dd, dz, dbias)
+        _launch("scan_backward", inputs, outs, *grad.stride(), softplus=ctx.softplus)
+        return (
+            du,
+            ddelta.transpose(1, 2),
+            da.sum(0).to(A.dtype),
+            db.sum(1).to(u.dtype).transpose(1, 2),
+            dc.sum(1).to(u.dtype).transpose(1, 2),
+            None if D is None else dd.sum(0).to(D.dtype),
+            None if z is None else dz.transpose(1, 2),
+            None if delta_bias is None else dbias.sum(0).to(delta_bias.dtype),
+            None,
+            None,
+        )
+
+
+def _contiguous(parameter: Tensor | None) -> Tensor | None:
+    return None if parameter is None else parameter.contiguous()
+
+
+def _launch(
+    name: str, inputs: Sequence[Any], outs: Sequence[Tensor], *strides: int, **switches: bool
+) -> None:
+    """Run a kernel for each item of the batch and each block of channels."""
+    u, delta, A, B, C, D, z, delta_bias = inputs
+    batch, channels, length = u.shape
+    if 0 in u.shape:
+        return
+    kernel = getattr(_kernels(), name)[batch, -(-channels // _CHANNELS)]
+    kernel(
+        *(u if tensor is None else tensor for tensor in inputs),  # what is None is never read
+        *outs,
+        channels,
+        length,
+        *(stride for tensor in (u, delta, B, C) for stride in tensor.stride()),
+        *((0, 0, 0) if z is None else z.stride()),
+        *strides,
+        n_states=A.shape[1],
+        STATES=max(2, 1 << (A.shape[1] - 1).bit_length()),
+        CHANNELS=_CHANNELS,
+        has_d=D is not None,
+        has_z=z is not None,
+        has_bias=delta_bias is not None,
+        num_warps=1,
+        **switches,
+    )

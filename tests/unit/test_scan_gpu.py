@@ -1,0 +1,189 @@
+"""Our Triton kernel against the reference: on a GPU, or where there is none read by numpy."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mnist_mamba.model import MambaMixer
+from mnist_mamba.scan import ScanBackendError, choose, gpu, selective_scan
+from mnist_mamba.scan.reference import selective_scan_reference
+from tests.unit.test_scan import OPTIONAL, make_inputs
+
+KERNEL = "mnist_mamba.scan.gpu_kernel"
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3}
+
+needs_triton = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="Triton is not installed"
+)
+
+
+@pytest.fixture(scope="module")
+def device() -> Iterator[str]:
+    """Where the kernel runs; Triton asks how when the module is imported."""
+    if torch.cuda.is_available():
+        yield "cuda"
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_INTERPRET", "1")
+        patch.delitem(sys.modules, KERNEL, raising=False)
+        gpu._kernels.cache_clear()
+        yield "cpu"
+    sys.modules.pop(KERNEL, None)
+    gpu._kernels.cache_clear()
+
+
+def run(inputs: dict[str, Any], backend: str, softplus: bool, weight: torch.Tensor) -> Any:
+    """Output and gradients by name, in float64 on the CPU."""
+    leaves = {name: value.detach().requires_grad_() for name, value in inputs.items()}
+    out = selective_scan(**leaves, delta_softplus=softplus, backend=backend)
+    grads = torch.autograd.grad(out, list(leaves.values()), weight.to(out))
+    found = {"out": out.detach(), **dict(zip(leaves, grads, strict=True))}
+    for name, grad in zip(leaves, grads, strict=True):
+        assert (grad.shape, grad.dtype) == (leaves[name].shape, leaves[name].dtype)
+    return {name: value.cpu().double() for name, value in found.items()}
+
+
+def assert_matches_reference(
+    device: str, inputs: dict[str, Any], softplus: bool = True, dtype: torch.dtype = torch.float32
+) -> None:
+    exact = {name: value.to(dtype).double() for name, value in inputs.items()}
+    weight = torch.randn(inputs["u"].shape, generator=torch.Generator().manual_seed(1))
+    weight = weight.to(dtype).double()
+    expected = run(exact, "reference", softplus, weight)
+    given = {name: value.to(device, dtype) for name, value in inputs.items()}
+    got = run(given, "triton", softplus, weight)
+    for name, value in expected.items():
+        error = float((got[name] - value).norm())
+        assert error <= TOLERANCE[dtype] * float(value.norm()), name
+
+
+@needs_triton
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(
+    shape=st.tuples(st.integers(1, 3), st.integers(1, 40), st.integers(1, 18), st.integers(1, 9)),
+    without=st.sets(st.sampled_from(OPTIONAL)),
+    softplus=st.booleans(),
+    transposed=st.booleans(),
+)
+def test_triton_is_the_reference(
+    device: str,
+    shape: tuple[int, int, int, int],
+    without: set[str],
+    softplus: bool,
+    transposed: bool,
+) -> None:
+    inputs = make_inputs(*shape, without=tuple(without), transposed=transposed)
+    if not softplus:  # delta must be positive for the state to decay
+        inputs["delta"] = inputs["delta"].abs()
+        if "delta_bias" in inputs:
+            inputs["delta_bias"] = inputs["delta_bias"].abs()
+    assert_matches_reference(device, inputs, softplus)
+
+
+@needs_triton
+@pytest.mark.parametrize(
+    "shape", [(1, 32, 8, 4), (1, 33, 8, 4), (2, 64, 64, 2), (1, 1, 1, 1), (2, 5, 3, 60)], ids=str
+)
+def test_shapes_at_the_borders(device: str, shape: tuple[int, int, int, int]) -> None:
+    assert_matches_reference(device, make_inputs(*shape))
+
+
+@needs_triton
+def test_half_types_are_computed_in_float32(device: str) -> None:
+    assert_matches_reference(device, make_inputs(2, 8, 4, 6), dtype=torch.float16)
+
+
+@needs_triton
+def test_a_large_step_is_its_own_softplus(device: str) -> None:
+    inputs = make_inputs(1, 4, 2, 3)
+    inputs["delta"] = torch.full_like(inputs["delta"], 200.0)
+    assert_matches_reference(device, inputs)
+
+
+@needs_triton
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_mixer_runs_on_it(device: str, reverse: bool) -> None:
+    torch.manual_seed(0)
+    mixer = MambaMixer(8, d_state=4, a="tied", bidirectional=True, scan="triton").to(device)
+    hidden = torch.randn(2, 5, 8, device=device)
+    got = mixer(hidden, reverse=reverse)
+    got.square().sum().backward()
+    gradients = [parameter.grad for parameter in mixer.parameters()]
+    mixer.zero_grad(set_to_none=True)
+    mixer.scan_backend = "reference"
+    expected = mixer(hidden, reverse=reverse)
+    expected.square().sum().backward()
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+    for got_one, parameter in zip(gradients, mixer.parameters(), strict=True):
+        torch.testing.assert_close(got_one, parameter.grad, rtol=1e-4, atol=1e-5)
+
+
+@needs_triton
+def test_states_are_kept_only_where_a_backward_may_follow(
+    device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = []
+    launch = gpu._launch
+
+    def spy(name: str, inputs: Any, outs: Any, *strides: int, **switches: bool) -> None:
+        kept.append(outs[1].numel())
+        launch(name, inputs, outs, *strides, **switches)
+
+    monkeypatch.setattr(gpu, "_launch", spy)
+    inputs = {name: value.to(device) for name, value in make_inputs(1, 3, 2, 4).items()}
+    leaves = {name: value.requires_grad_() for name, value in inputs.items()}
+    gpu.selective_scan_triton(**leaves)
+    with torch.no_grad():
+        gpu.selective_scan_triton(**leaves)
+    assert kept == [4 * 3 * 2, 0]
+
+
+@needs_triton
+def test_no_tokens_and_no_second_derivatives(device: str) -> None:
+    inputs = {name: value.to(device) for name, value in make_inputs(2, 3, 2, 0).items()}
+    assert gpu.selective_scan_triton(**inputs).shape == (2, 3, 0)
+    leaf = make_inputs(1, 3, 2, 2)["u"].to(device).requires_grad_()
+    others = {name: value.to(device) for name, value in make_inputs(1, 3, 2, 2).items()}
+    out = gpu.selective_scan_triton(**{**others, "u": leaf})
+    (grad,) = torch.autograd.grad(out.sum(), leaf, create_graph=True)
+    with pytest.raises(RuntimeError):
+        grad.sum().backward()
+
+
+def test_what_it_cannot_run_is_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(ScanBackendError, match="'triton': the Triton kernel needs CUDA tensors"):
+        selective_scan(**make_inputs(1, 2, 2, 2), backend="triton")
+    with pytest.raises(ScanBackendError, match="needs CUDA tensors, got tensors on cpu"):
+        choose("triton", "cpu")
+    inputs = make_inputs(1, 2, 65, 2)
+    assert "d_state <= 64, got 65" in str(gpu.why_unfit(inputs["u"], inputs["A"]))
+    assert "float64" in str(gpu.why_unfit(inputs["u"].double(), inputs["A"]))
+
+
+def test_without_triton_auto_takes_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "_kernels", lambda: "Triton cannot be imported (no such module)")
+    monkeypatch.setattr("mnist_mamba.scan.cuda.why_unavailable", lambda _: None)
+    assert choose("auto", "cuda") == "cuda"
+    monkeypatch.setattr("mnist_mamba.scan.cuda.why_unavailable", lambda _: "mamba-ssm is not there")
+    assert choose("auto", "cuda") == "reference"
+    with pytest.raises(ScanBackendError, match="Triton cannot be imported"):
+        choose("triton", "cuda")
+
+
+def test_auto_on_a_gpu_takes_our_kernel_and_the_reference_for_what_it_cannot(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(gpu, "why_unavailable", lambda _: None)
+    assert choose("auto", "cuda") == "triton"
+    inputs = {name: value.double() for name, value in make_inputs(1, 2, 2, 2).items()}
+    monkeypatch.setattr("mnist_mamba.scan.choose", lambda *_: "triton")
+    torch.testing.assert_close(selective_scan(**inputs), selective_scan_reference(**inputs))
