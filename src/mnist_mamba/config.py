@@ -267,6 +267,10 @@ class TrainConfig:
     clip_norm: float = 1.0
     """Largest gradient norm; 0 does not clip."""
     label_smoothing: float = 0.05
+    sam_rho: float = 0.0
+    """Distance, towards a larger loss, at which each step takes its gradient (SAM); 0 is none."""
+    sam_stride: int = 1
+    """Every so manieth image of a batch says which way that is."""
     ema_decay: float = 0.999
     """Decay a step of the averaged weights, which are what is validated and exported."""
     seed: int = 0

@@ -22,14 +22,14 @@ ROOT = Path(__file__).parents[2]
 
 
 def start(
-    folder: Path, processes: int, failing_rank: int = -1, model: str = "patch"
+    folder: Path, processes: int, failing_rank: int = -1, case: str = "patch"
 ) -> subprocess.CompletedProcess[str]:
     folder.mkdir()
     return subprocess.run(
         [
             *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
             *(f"--nproc_per_node={processes}", "-m", "tests.unit.ranks"),
-            *(str(folder), str(failing_rank), model),
+            *(str(folder), str(failing_rank), case),
         ],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": f"{ROOT}/src{os.pathsep}{ROOT}"},
@@ -40,11 +40,12 @@ def start(
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
+@pytest.mark.parametrize("case", ["patch", "sam"])
+def test_two_processes_train_as_one_does(tmp_path: Path, case: str) -> None:
     last = N_TRAIN % CONFIG.batch_size
     assert [Processes(rank, 2).share(last) for rank in range(2)] == [slice(0, 0), slice(0, 1)]
     for processes in (1, 2):
-        done = start(tmp_path / str(processes), processes)
+        done = start(tmp_path / str(processes), processes, case=case)
         assert done.returncode == 0, done.stderr
     alone, first, second = (
         (
@@ -68,7 +69,7 @@ def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_two_processes_agree_on_the_statistics_of_batch_norms(tmp_path: Path) -> None:
-    done = start(tmp_path / "2", 2, model="conv_batch_norm")
+    done = start(tmp_path / "2", 2, case="conv_batch_norm")
     assert done.returncode == 0, done.stderr
     first, second = (
         torch.load(tmp_path / f"2/weights{rank}.pth", weights_only=True) for rank in (0, 1)

@@ -21,6 +21,14 @@ class NonFiniteError(ArithmeticError):
     """A NaN or infinite loss or gradient; the weights are those from before the step."""
 
 
+def sam_images(start: int, stride: int) -> slice:
+    """Which images of a share that begins at `start` of a batch are every stride-th of the batch.
+
+    So they are the same for any number of processes.
+    """
+    return slice(-start % stride, None, stride)
+
+
 class Trainer:
     """A model, the average of its weights and its optimizers.
 
@@ -59,12 +67,13 @@ class Trainer:
             NonFiniteError: the loss or the gradient's norm is NaN or infinite.
         """
         self.optimizers.set_lr(lr)
-        for kind in self._kinds:
-            kind.clear_gradients()
-        part = 1.0 if batch is None else len(labels) / batch
-        figures = self._backward(pixels.to(self.device), labels.to(self.device), part)
-        gradient, figures = self._gather_gradients(figures)
-        self._gather_statistics(part)
+        pixels, labels = pixels.to(self.device), labels.to(self.device)
+        n = len(labels) if batch is None else batch
+        home = self._climb(pixels, labels, n) if self.config.sam_rho else None
+        gradient, figures = self._gradient(pixels, labels, n)
+        if home is not None:
+            self._move_to(home)
+        self._gather_statistics(len(labels) / n)
         norm = self._clip(gradient)
         loss, hits, norm_value = torch.cat([figures, norm[None]]).tolist()
         # Before the weights move: NaN in one gradient would be NaN in every weight.
@@ -74,6 +83,36 @@ class Trainer:
         self.optimizers.step(gradient)
         self.ema.update(self._weights, self._statistics)
         return loss, int(hits)
+
+    def _climb(self, pixels: Tensor, labels: Tensor, batch: int) -> list[Tensor]:
+        """Move the weights by `sam_rho` to where the loss rises fastest; where they were.
+
+        The gradient there leads to flat minima (SAM, Foret et al. 2021, arXiv 2010.01412). Every
+        `sam_stride`-th image of the batch says which way is up: that costs a part of a step, and
+        such a smaller sample is no worse a guide (Andriushchenko & Flammarion 2022, 2206.06232).
+        """
+        stride = self.config.sam_stride
+        chosen = sam_images(self.processes.share(batch).start, stride)
+        statistics = [statistic.clone() for statistic in self._statistics]
+        gradient, _ = self._gradient(pixels[chosen], labels[chosen], math.ceil(batch / stride))
+        for statistic, before in zip(self._statistics, statistics, strict=True):
+            statistic.copy_(before)
+        home = [weights.detach().clone() for weights in self._weights]
+        way = gradient * (self.config.sam_rho / (torch.linalg.vector_norm(gradient) + 1e-12))
+        parts = way.split([weights.numel() for weights in home])
+        self._move_to([weights + part for weights, part in zip(home, parts, strict=True)])
+        return home
+
+    @torch.no_grad()
+    def _move_to(self, places: list[Tensor]) -> None:
+        for weights, place in zip(self._weights, places, strict=True):
+            weights.copy_(place)
+
+    def _gradient(self, pixels: Tensor, labels: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+        """The gradient of a batch's mean loss, of which these images are a part; loss and hits."""
+        for kind in self._kinds:
+            kind.clear_gradients()
+        return self._gather_gradients(self._backward(pixels, labels, len(labels) / batch))
 
     def _backward(self, pixels: Tensor, labels: Tensor, part: float) -> Tensor:
         """Gradients of these images' part of the batch's mean loss; that part, and their hits."""
