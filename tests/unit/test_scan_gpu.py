@@ -12,8 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mnist_mamba import scan
 from mnist_mamba.model import MambaMixer
-from mnist_mamba.scan import ScanBackendError, choose, gpu, selective_scan
+from mnist_mamba.scan import ScanBackendError, choose, cuda, gpu, selective_scan
 from mnist_mamba.scan.reference import selective_scan_reference
 from tests.unit.test_scan import OPTIONAL, make_inputs
 
@@ -171,19 +172,36 @@ def test_what_it_cannot_run_is_refused_with_the_reason(monkeypatch: pytest.Monke
 
 def test_without_triton_auto_takes_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "_kernels", lambda: "Triton cannot be imported (no such module)")
-    monkeypatch.setattr("mnist_mamba.scan.cuda.why_unavailable", lambda _: None)
+    monkeypatch.setattr(cuda, "why_unavailable", lambda _: None)
     assert choose("auto", "cuda") == "cuda"
-    monkeypatch.setattr("mnist_mamba.scan.cuda.why_unavailable", lambda _: "mamba-ssm is not there")
+    monkeypatch.setattr(cuda, "why_unavailable", lambda _: "mamba-ssm is not there")
     assert choose("auto", "cuda") == "reference"
     with pytest.raises(ScanBackendError, match="Triton cannot be imported"):
         choose("triton", "cuda")
 
 
-def test_auto_on_a_gpu_takes_our_kernel_and_the_reference_for_what_it_cannot(
+def test_auto_on_a_gpu_takes_the_first_kernel_that_fits(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(gpu, "why_unavailable", lambda _: None)
     assert choose("auto", "cuda") == "triton"
-    inputs = {name: value.double() for name, value in make_inputs(1, 2, 2, 2).items()}
-    monkeypatch.setattr("mnist_mamba.scan.choose", lambda *_: "triton")
-    torch.testing.assert_close(selective_scan(**inputs), selective_scan_reference(**inputs))
+    # The tensors stay on the CPU: there need not be a GPU for the choice.
+    monkeypatch.setattr(scan, "choose", lambda *_: "triton")
+    taken = []
+    for name in ("triton", "cuda"):
+
+        def spy(*arguments: Any, name: str = name) -> torch.Tensor:
+            taken.append(name)
+            return selective_scan_reference(*arguments)
+
+        monkeypatch.setitem(scan._FUNCTIONS, name, spy)
+    small, wide = make_inputs(1, 2, 2, 2), make_inputs(1, 2, 65, 2)
+    monkeypatch.setattr(cuda, "why_unavailable", lambda _: None)
+    selective_scan(**small)
+    selective_scan(**wide)
+    assert taken == ["triton", "cuda"]
+    monkeypatch.setattr(cuda, "why_unavailable", lambda _: "mamba-ssm is not there")
+    double = {name: value.double() for name, value in small.items()}
+    for inputs in (wide, double):
+        torch.testing.assert_close(selective_scan(**inputs), selective_scan_reference(**inputs))
+    assert taken == ["triton", "cuda"]

@@ -86,11 +86,25 @@ def selective_scan(
     check_arguments(u, delta, A, B, C, D, z, delta_bias)
     name = choose(backend, u.device)
     if backend == "auto" and name in _WHY_UNFIT:
-        reason = _WHY_UNFIT[name](u, A)
-        if reason is not None:
-            _warn_once(f"selective scan on {u.device}: the slow reference runs, because {reason}")
-            name = "reference"
+        name = _fitting(u, A)
     return _FUNCTIONS[name](u, delta, A, B, C, D, z, delta_bias, delta_softplus)
+
+
+def _fitting(u: Tensor, A: Tensor) -> str:
+    """Return the backend that auto takes on a GPU for tensors of these shapes and dtypes."""
+    reasons = []
+    for name in _AUTO["cuda"]:
+        reason = _why_unavailable(name, u.device) or _WHY_UNFIT[name](u, A)
+        if reason is None:
+            return name
+        reasons.append(reason)
+    return _fall_back(u.device, reasons)
+
+
+def _fall_back(device: torch.device, reasons: list[str]) -> str:
+    because = "; and ".join(reasons)
+    _warn_once(f"selective scan on {device}: the slow reference runs, because {because}")
+    return "reference"
 
 
 def choose(backend: str, device: torch.device | str) -> str:
@@ -118,9 +132,7 @@ def choose(backend: str, device: torch.device | str) -> str:
         reasons.append(reason)
     if backend != "auto":
         raise ScanBackendError(f"scan backend {backend!r}: {reasons[0]}")
-    because = "; and ".join(reasons)
-    _warn_once(f"selective scan on {device}: the slow reference runs, because {because}")
-    return "reference"
+    return _fall_back(device, reasons)
 
 
 def available_backends() -> tuple[str, ...]:
