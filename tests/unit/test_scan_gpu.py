@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Iterator
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -28,17 +29,27 @@ needs_triton = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def device() -> Iterator[str]:
-    """Where the kernel runs; Triton asks how when the module is imported."""
+    """Where the kernel runs.
+
+    Triton asks when it is imported whether numpy stands in, also for its own functions, and an
+    earlier test may have imported it: here it is imported anew.
+    """
     if torch.cuda.is_available():
         yield "cuda"
         return
+    before = _take_out_triton()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_INTERPRET", "1")
-        patch.delitem(sys.modules, KERNEL, raising=False)
-        gpu._kernels.cache_clear()
         yield "cpu"
-    sys.modules.pop(KERNEL, None)
+    _take_out_triton()
+    sys.modules.update(before)
+
+
+def _take_out_triton() -> dict[str, ModuleType]:
+    """Forget its Python modules and what was made of them; what was there."""
     gpu._kernels.cache_clear()
+    names = [name for name in sys.modules if name == KERNEL or name.split(".")[0] == "triton"]
+    return {name: sys.modules.pop(name) for name in names if not name.startswith("triton._C")}
 
 
 def run(inputs: dict[str, Any], backend: str, softplus: bool, weight: torch.Tensor) -> Any:
