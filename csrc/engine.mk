@@ -45,8 +45,8 @@ ENGINE_FLAGS := -std=c11 -Wall -Wextra -Wpedantic -Wconversion -Wshadow -Werror 
 
 SANITIZE := -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all
 ifneq ($(IS_GCC),)
-# From gcc 13 on frames move to a heap to find uses after return, and there AVX-512's vectors are not
-# aligned (seen with 13.3; gcc's bug 110027): a crash in correct code. gcc 12 looks for none by itself.
+# gcc 13 moves frames to a heap to find uses after return, and its 13.3 crashed with AVX-512 in correct
+# code, most likely because vectors are not aligned there (gcc's bug 110027). gcc 12 does not by itself.
 SANITIZE += --param asan-use-after-return=0
 endif
 

@@ -19,7 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-from mnist_mamba.config import AugmentConfig, ConfigError, ModelConfig, TrainConfig
+from mnist_mamba.config import SCANS, AugmentConfig, ConfigError, ModelConfig, TrainConfig
 
 PARAMS_FILE = Path("params.yaml")
 """Relative: DVC runs an experiment's stages in a copy of the project."""
@@ -260,11 +260,10 @@ class Params(Section):
                 "train.on_val = true there are none; expected 'last'"
             )
         scan, device = self.train.scan, self.train.device
-        fitting = {"cpu": ("cpu",), "cuda": ("triton", "cuda")}
-        if device in fitting and scan not in ("auto", "reference", *fitting[device]):
+        if device in SCANS and scan not in ("auto", "reference", *SCANS[device]):
             raise ValueError(
                 f"train.scan = {scan!r} does not run on train.device = {device!r}; expected "
-                f"train.scan = 'auto', 'reference' or {' or '.join(map(repr, fitting[device]))}"
+                f"train.scan = 'auto', 'reference' or {' or '.join(map(repr, SCANS[device]))}"
             )
         if self.model.dt_init_floor > self.model.dt_max:
             raise ValueError(

@@ -207,6 +207,10 @@ class ModelConfig:
         return cls(**values)
 
 
+SCANS: dict[str, tuple[str, ...]] = {"cpu": ("cpu",), "cuda": ("triton", "cuda")}
+"""Backends of the scan by the kind of device, the one to try first first; reference runs on any."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
     """Largest changes, each drawn uniformly and independently for each image; 0 is none."""

@@ -19,7 +19,8 @@ CONFIG = TrainConfig(epochs=3, batch_size=19, lr=3e-3)
 """58 images: 19 are shared out as 9 and 10, and the last step's single one as 0 and 1."""
 N_TRAIN, N_VAL = 58, 15
 SAM = dataclasses.replace(CONFIG, sam_rho=0.05, sam_stride=4)
-CASES = {"patch": (MODEL, CONFIG), "sam": (MODEL, SAM), "conv_batch_norm": (NORMED, SAM)}
+CASES = {"patch": (MODEL, CONFIG), "conv_batch_norm": (NORMED, CONFIG)}
+CASES |= {f"{name}_sam": (dims, SAM) for name, (dims, _) in CASES.items()}
 
 
 def main(folder: Path, failing_rank: int, dims: ModelConfig, config: TrainConfig) -> None:

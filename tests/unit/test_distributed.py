@@ -40,7 +40,7 @@ def start(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["patch", "sam"])
+@pytest.mark.parametrize("case", ["patch", "patch_sam"])
 def test_two_processes_train_as_one_does(tmp_path: Path, case: str) -> None:
     last = N_TRAIN % CONFIG.batch_size
     assert [Processes(rank, 2).share(last) for rank in range(2)] == [slice(0, 0), slice(0, 1)]
@@ -68,8 +68,9 @@ def test_two_processes_train_as_one_does(tmp_path: Path, case: str) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_agree_on_the_statistics_of_batch_norms(tmp_path: Path) -> None:
-    done = start(tmp_path / "2", 2, case="conv_batch_norm")
+@pytest.mark.parametrize("case", ["conv_batch_norm", "conv_batch_norm_sam"])
+def test_two_processes_agree_on_the_statistics_of_batch_norms(tmp_path: Path, case: str) -> None:
+    done = start(tmp_path / "2", 2, case=case)
     assert done.returncode == 0, done.stderr
     first, second = (
         torch.load(tmp_path / f"2/weights{rank}.pth", weights_only=True) for rank in (0, 1)

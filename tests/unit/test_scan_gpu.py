@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -19,6 +22,7 @@ from mnist_mamba.scan import ScanBackendError, choose, cuda, gpu, selective_scan
 from mnist_mamba.scan.reference import selective_scan_reference
 from tests.unit.test_scan import OPTIONAL, make_inputs
 
+ROOT = Path(__file__).parents[2]
 KERNEL = "mnist_mamba.scan.gpu_kernel"
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3}
 
@@ -170,6 +174,38 @@ def test_no_tokens_and_no_second_derivatives(device: str) -> None:
         grad.sum().backward()
 
 
+COMPILE = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from mnist_mamba.scan import gpu_kernel
+
+switches = {"has_d": True, "has_z": True, "has_bias": True, "softplus": True}
+sizes = {"length": 49, "n_states": 5, "STATES": 8, "CHANNELS": 32}
+for kernel, more in ((gpu_kernel.scan_forward, {"keep": True}), (gpu_kernel.scan_backward, {})):
+    fixed = {**sizes, **switches, **more}
+    types = {
+        name: "constexpr" if name in fixed else "*fp32" if name.endswith("_ptr") else "i32"
+        for name in kernel.arg_names
+    }
+    source = ASTSource(kernel, types, constexprs=fixed)
+    compiled = triton.compile(source, GPUTarget("cuda", 90, 32), {"num_warps": 1})
+    assert len(compiled.asm["cubin"]) > 1000, kernel
+"""
+
+
+@needs_triton
+def test_the_kernels_compile_for_a_gpu(tmp_path: Path) -> None:
+    """The interpreter takes what the compiler does not; it needs no GPU either."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment |= {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": "src"}
+    script = tmp_path / "compile_kernels.py"
+    script.write_text(COMPILE)
+    command = [sys.executable, script]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_what_it_cannot_run_is_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(ScanBackendError, match="'triton': the Triton kernel needs CUDA tensors"):
@@ -197,7 +233,7 @@ def test_auto_on_a_gpu_takes_the_first_kernel_that_fits(
     monkeypatch.setattr(gpu, "why_unavailable", lambda _: None)
     assert choose("auto", "cuda") == "triton"
     # The tensors stay on the CPU: there need not be a GPU for the choice.
-    monkeypatch.setattr(scan, "choose", lambda *_: "triton")
+    monkeypatch.setitem(scan.SCANS, "cpu", scan.SCANS["cuda"])
     taken = []
     for name in ("triton", "cuda"):
 

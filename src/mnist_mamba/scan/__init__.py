@@ -8,12 +8,14 @@ of those for the tensors' device: cpu, or triton and then cuda, or else the refe
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from mnist_mamba.config import SCANS
 from mnist_mamba.scan import cpu, cuda, gpu, kernel
 from mnist_mamba.scan.checks import check_arguments
 from mnist_mamba.scan.errors import ScanBackendError
@@ -23,22 +25,13 @@ __all__ = ["BACKENDS", "ScanBackendError", "available_backends", "choose", "sele
 
 logger = logging.getLogger(__name__)
 
-BACKENDS = ("auto", "reference", "cpu", "triton", "cuda")
+BACKENDS = ("auto", "reference", *itertools.chain.from_iterable(SCANS.values()))
 
 _FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "reference": selective_scan_reference,
     "cpu": cpu.selective_scan_cpu,
     "triton": gpu.selective_scan_triton,
     "cuda": cuda.selective_scan_cuda,
-}
-
-
-_AUTO = {"cuda": ("triton", "cuda")}
-"""What auto tries in turn, by the device's type; elsewhere it is cpu."""
-
-_WHY_UNFIT: dict[str, Callable[[Tensor, Tensor], str | None]] = {
-    "triton": gpu.why_unfit,
-    "cuda": cuda.why_unfit,
 }
 
 
@@ -84,27 +77,11 @@ def selective_scan(
         ScanBackendError: the backend asked for cannot run here.
     """
     check_arguments(u, delta, A, B, C, D, z, delta_bias)
-    name = choose(backend, u.device)
-    if backend == "auto" and name in _WHY_UNFIT:
-        name = _fitting(u, A)
+    if backend == "auto":
+        name = _first_on(u.device, lambda name: _why_unfit(name, u, A))
+    else:
+        name = choose(backend, u.device)
     return _FUNCTIONS[name](u, delta, A, B, C, D, z, delta_bias, delta_softplus)
-
-
-def _fitting(u: Tensor, A: Tensor) -> str:
-    """Return the backend that auto takes on a GPU for tensors of these shapes and dtypes."""
-    reasons = []
-    for name in _AUTO["cuda"]:
-        reason = _why_unavailable(name, u.device) or _WHY_UNFIT[name](u, A)
-        if reason is None:
-            return name
-        reasons.append(reason)
-    return _fall_back(u.device, reasons)
-
-
-def _fall_back(device: torch.device, reasons: list[str]) -> str:
-    because = "; and ".join(reasons)
-    _warn_once(f"selective scan on {device}: the slow reference runs, because {because}")
-    return "reference"
 
 
 def choose(backend: str, device: torch.device | str) -> str:
@@ -121,18 +98,32 @@ def choose(backend: str, device: torch.device | str) -> str:
     device = torch.device(device)
     if backend == "reference":
         return backend
-    candidates = (backend,) if backend != "auto" else _AUTO.get(device.type, ("cpu",))
+    if backend == "auto":
+        return _first_on(device)
+    reason = _why_unavailable(backend, device)
+    if reason is not None:
+        raise ScanBackendError(f"scan backend {backend!r}: {reason}")
+    _log_choice(backend, device)
+    return backend
+
+
+def _first_on(device: torch.device, why_not: Callable[[str], str | None] = lambda _: None) -> str:
+    """Return the first backend that works on this device and has no reason against it."""
     reasons = []
-    for name in candidates:
-        reason = _why_unavailable(name, device)
+    for name in SCANS.get(device.type, ("cpu",)):
+        reason = _why_unavailable(name, device) or why_not(name)
         if reason is None:
-            detail = f", {kernel.isa()}" if name == "cpu" else ""
-            _log_once(f"selective scan on {device}: backend {name}{detail}")
+            _log_choice(name, device)
             return name
         reasons.append(reason)
-    if backend != "auto":
-        raise ScanBackendError(f"scan backend {backend!r}: {reasons[0]}")
-    return _fall_back(device, reasons)
+    because = "; and ".join(reasons)
+    _warn_once(f"selective scan on {device}: the slow reference runs, because {because}")
+    return "reference"
+
+
+def _log_choice(name: str, device: torch.device) -> None:
+    detail = f", {kernel.isa()}" if name == "cpu" else ""
+    _log_once(f"selective scan on {device}: backend {name}{detail}")
 
 
 def available_backends() -> tuple[str, ...]:
@@ -145,8 +136,17 @@ def available_backends() -> tuple[str, ...]:
         names.append("cpu")
     if torch.cuda.is_available():
         device = torch.device("cuda")
-        names += [name for name in _AUTO["cuda"] if _why_unavailable(name, device) is None]
+        names += [name for name in SCANS["cuda"] if _why_unavailable(name, device) is None]
     return tuple(names)
+
+
+def _why_unfit(name: str, u: Tensor, A: Tensor) -> str | None:
+    """Return None where a backend takes these dtypes and shapes, as cpu takes any."""
+    if name == "triton":
+        return gpu.why_unfit(u, A)
+    if name == "cuda":
+        return cuda.why_unfit(u, A)
+    return None
 
 
 def _why_unavailable(name: str, device: torch.device) -> str | None:

@@ -75,3 +75,8 @@ def _check_dtypes(given: dict[str, Tensor], u: Tensor) -> None:
         if tensor.dtype not in allowed:
             names = " or ".join(str(dtype) for dtype in allowed)
             raise TypeError(f"{name}: got dtype {tensor.dtype}, expected {names} (u: {u.dtype})")
+
+
+def backward_may_follow(*tensors: Tensor | None) -> bool:
+    """Asked outside of an autograd function, where gradients are always off."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)

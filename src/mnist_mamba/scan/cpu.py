@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mnist_mamba.scan import kernel
+from mnist_mamba.scan.checks import backward_may_follow
 
 _SCAN_NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
 
@@ -41,7 +42,7 @@ def selective_scan_cpu(
         for tensor in (u, delta, A, B, C, D, z, delta_bias)
     ]
     out: Tensor = _SelectiveScan.apply(  # type: ignore[no-untyped-call]
-        *tensors, delta_softplus, _backward_may_follow(*tensors)
+        *tensors, delta_softplus, backward_may_follow(*tensors)
     )
     return out.to(u.dtype)
 
@@ -96,16 +97,11 @@ def mamba_block_cpu(
         ScanBackendError: the kernel cannot be built.
     """
     weights = [norm, in_proj, out_proj, *(w for direction in directions for w in direction)]
-    keep = _backward_may_follow(hidden, *weights)
+    keep = backward_may_follow(hidden, *weights)
     out: Tensor = _MambaBlock.apply(  # type: ignore[no-untyped-call]
         hidden, reverse, norm_eps, keep, *weights
     )
     return out
-
-
-def _backward_may_follow(*tensors: Tensor | None) -> bool:
-    """Asked outside of an autograd function, where gradients are always off."""
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 class _SelectiveScan(torch.autograd.Function):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mnist_mamba.scan.checks import backward_may_follow
 from mnist_mamba.scan.errors import ScanBackendError
 
 MAX_D_STATE = 64
@@ -75,7 +76,7 @@ def selective_scan_triton(
     if reason is not None:
         raise ScanBackendError(f"scan backend 'triton': {reason}")
     tensors = (u, delta, A, B, C, D, z, delta_bias)
-    keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    keep = backward_may_follow(*tensors)
     out: Tensor = _SelectiveScan.apply(  # type: ignore[no-untyped-call]
         *tensors, delta_softplus, keep
     )
@@ -142,20 +143,22 @@ def _launch(
     if 0 in u.shape:
         return
     kernel = getattr(_kernels(), name)[batch, -(-channels // _CHANNELS)]
-    kernel(
-        *(u if tensor is None else tensor for tensor in inputs),  # what is None is never read
-        *outs,
-        channels,
-        length,
-        *(stride for tensor in (u, delta, B, C) for stride in tensor.stride()),
-        *((0, 0, 0) if z is None else z.stride()),
-        *strides,
-        n_states=A.shape[1],
-        STATES=max(2, 1 << (A.shape[1] - 1).bit_length()),
-        CHANNELS=_CHANNELS,
-        has_d=D is not None,
-        has_z=z is not None,
-        has_bias=delta_bias is not None,
-        num_warps=1,
-        **switches,
-    )
+    # Triton launches on the current GPU, which need not be the tensors'.
+    with torch.cuda.device_of(u):
+        kernel(
+            *(u if tensor is None else tensor for tensor in inputs),  # what is None is never read
+            *outs,
+            channels,
+            length,
+            *(stride for tensor in (u, delta, B, C) for stride in tensor.stride()),
+            *((0, 0, 0) if z is None else z.stride()),
+            *strides,
+            n_states=A.shape[1],
+            STATES=max(2, 1 << (A.shape[1] - 1).bit_length()),
+            CHANNELS=_CHANNELS,
+            has_d=D is not None,
+            has_z=z is not None,
+            has_bias=delta_bias is not None,
+            num_warps=1,
+            **switches,
+        )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -69,10 +71,8 @@ class Trainer:
         self.optimizers.set_lr(lr)
         pixels, labels = pixels.to(self.device), labels.to(self.device)
         n = len(labels) if batch is None else batch
-        home = self._climb(pixels, labels, n) if self.config.sam_rho else None
-        gradient, figures = self._gradient(pixels, labels, n)
-        if home is not None:
-            self._move_to(home)
+        with self._uphill(pixels, labels, n):
+            gradient, figures = self._gradient(pixels, labels, n)
         self._gather_statistics(len(labels) / n)
         norm = self._clip(gradient)
         loss, hits, norm_value = torch.cat([figures, norm[None]]).tolist()
@@ -84,13 +84,16 @@ class Trainer:
         self.ema.update(self._weights, self._statistics)
         return loss, int(hits)
 
-    def _climb(self, pixels: Tensor, labels: Tensor, batch: int) -> list[Tensor]:
-        """Move the weights by `sam_rho` to where the loss rises fastest; where they were.
+    @contextmanager
+    def _uphill(self, pixels: Tensor, labels: Tensor, batch: int) -> Iterator[None]:
+        """While it lasts the weights are `sam_rho` away, where the loss rises fastest.
 
-        The gradient there leads to flat minima (SAM, Foret et al. 2021, arXiv 2010.01412). Every
-        `sam_stride`-th image of the batch says which way is up: that costs a part of a step, and
-        such a smaller sample is no worse a guide (Andriushchenko & Flammarion 2022, 2206.06232).
+        A gradient from there leads to flat minima (SAM, Foret et al. 2021, arXiv 2010.01412). Every
+        `sam_stride`-th image of the batch says which way is up, which costs a part of a step.
         """
+        if not self.config.sam_rho:
+            yield
+            return
         stride = self.config.sam_stride
         chosen = sam_images(self.processes.share(batch).start, stride)
         statistics = [statistic.clone() for statistic in self._statistics]
@@ -99,14 +102,16 @@ class Trainer:
             statistic.copy_(before)
         home = [weights.detach().clone() for weights in self._weights]
         way = gradient * (self.config.sam_rho / (torch.linalg.vector_norm(gradient) + 1e-12))
-        parts = way.split([weights.numel() for weights in home])
-        self._move_to([weights + part for weights, part in zip(home, parts, strict=True)])
-        return home
-
-    @torch.no_grad()
-    def _move_to(self, places: list[Tensor]) -> None:
-        for weights, place in zip(self._weights, places, strict=True):
-            weights.copy_(place)
+        with torch.no_grad():
+            parts = way.split([weights.numel() for weights in home])
+            for weights, part in zip(self._weights, parts, strict=True):
+                weights.add_(part)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for weights, before in zip(self._weights, home, strict=True):
+                    weights.copy_(before)
 
     def _gradient(self, pixels: Tensor, labels: Tensor, batch: int) -> tuple[Tensor, Tensor]:
         """The gradient of a batch's mean loss, of which these images are a part; loss and hits."""
