@@ -97,6 +97,7 @@ class ModelParams(Section):
     stem_width: int
     stem_norm: str
     pos_embed: Flag
+    local_conv: Flag
     direction: str
     pool: str
     d_model: int

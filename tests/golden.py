@@ -33,11 +33,15 @@ def trace_block(block: Block, layer: int, residual: Tensor) -> tuple[list[Record
 
     What stands before the residual is in the order of the layer: column by column, if it is.
     """
+    records: list[Record] = []
+    if block.local is not None:
+        residual = block.local(residual[None])[0]
+        records.append(("local", layer, residual))
     mixer, image_order = block.mixer, residual
     if block.order.columns:
         residual = residual.unflatten(0, block.grid).transpose(0, 1).flatten(0, 1)
     x, z = mixer.in_proj(block.norm(residual)).chunk(2, dim=-1)
-    records = [("in_proj.x", layer, x), ("in_proj.z", layer, z)]
+    records += [("in_proj.x", layer, x), ("in_proj.z", layer, z)]
     y = torch.zeros_like(x)
     for suffix in mixer.suffixes:
         reverse = block.order.reverse or suffix == "_b"

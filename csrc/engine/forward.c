@@ -6,6 +6,7 @@
 #include "context.h"
 #include "denormals.h"
 #include "finite.h"
+#include "local.h"
 #include "stem.h"
 
 /* Shows the trace `length` rows, or one. */
@@ -123,7 +124,7 @@ static const float *in_image_order(struct mamba_context *context, bool columns)
     return context->c;
 }
 
-/* x = x + out_proj(mix(in_proj(rms(x)))) */
+/* x = x + out_proj(mix(in_proj(rms(x)))), with the local convolution before it, if there is one. */
 static void run_layer(struct mamba_context *context, int index)
 {
     const struct mamba_model *model = context->model;
@@ -133,6 +134,10 @@ static void run_layer(struct mamba_context *context, int index)
     const size_t d_inner = model->info.d_inner;
     const bool columns = model->info.direction == DIRECTION_CROSS && index % 2 == 1;
 
+    if (model->info.local_conv) {
+        mamba_local_conv(context, layer);
+        tap(context, "local", index, context->x, length, d_model, context->d_model);
+    }
     normalise(context, columns);
     kernels->matmul(context->xs, context->d_inner, context->u, context->d_model, layer->in_proj_x,
                     NULL, length, d_model, d_inner);

@@ -15,7 +15,12 @@ _Static_assert((int)HEADER_BYTES <= (int)FILE_HEAD_BYTES, "the header is read be
 static const uint8_t MAGIC[8] = {0x89, 'M', 'A', 'M', 'B', 'A', '\r', '\n'};
 enum { MAX_ACTIVATIONS = 1 << 24 }; /* floats of one array */
 enum { VERSION = 1, CRC_OFFSET = 12, CHECKED_FROM = 16, RESERVED_FROM = 96 };
-enum { FLAG_TIED_A = 1u << 0, FLAG_POS_EMBED = 1u << 1, FLAGS_KNOWN = (1u << 2) - 1 };
+enum {
+    FLAG_TIED_A = 1u << 0,
+    FLAG_POS_EMBED = 1u << 1,
+    FLAG_LOCAL_CONV = 1u << 2,
+    FLAGS_KNOWN = (1u << 3) - 1
+};
 
 /* ---- header ---------------------------------------------------------------------------- */
 
@@ -78,6 +83,7 @@ static void read_header(struct mamba_info *info, const struct file_bytes *file)
         .crc32 = get_u32(h + CRC_OFFSET),
         .tied_a = (flags & FLAG_TIED_A) != 0,
         .pos_embed = (flags & FLAG_POS_EMBED) != 0,
+        .local_conv = (flags & FLAG_LOCAL_CONV) != 0,
         .height = get_u32(h + 20),
         .width = get_u32(h + 24),
         .channels = get_u32(h + 28),
@@ -119,7 +125,7 @@ static mamba_status check_dims(const struct mamba_info *info, const char *path, 
         {"d_model", info->d_model, 1, 2048},
         {"n_layers", info->n_layers, 1, MAX_LAYERS},
         {"d_state", info->d_state, 1, 256},
-        {"d_conv", info->d_conv, 1, 16},
+        {"d_conv", info->d_conv, 1, MAX_CONV},
         {"d_inner", info->d_inner, 1, 8192},
         {"dt_rank", info->dt_rank, 1, 2048},
         {"direction", info->direction, DIRECTION_FORWARD, DIRECTION_CROSS},
@@ -372,6 +378,10 @@ static void walk_tensors(struct walk *walk, struct mamba_model *model)
     walk_stem(walk, model);
     for (walk->layer = 0; walk->layer < (int)info->n_layers; walk->layer++) {
         struct layer_weights *layer = &model->layers[walk->layer];
+        if (info->local_conv) {
+            layer->local_weight = table(walk, "local.weight", 9, d_model);
+            layer->local_bias = vector(walk, "local.bias", d_model);
+        }
         layer->in_proj_x = panels(walk, "in_proj.x", d_inner, d_model);
         layer->in_proj_z = panels(walk, "in_proj.z", d_inner, d_model);
         for (walk->scan = 0; walk->scan < (int)mamba_scans_per_layer(info); walk->scan++)

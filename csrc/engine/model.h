@@ -37,6 +37,8 @@ struct conv_weights {
 };
 
 struct layer_weights {
+    const float *local_weight;   /* T(3 * 3, d_model), with local_conv only */
+    const float *local_bias;     /* V(d_model), with local_conv only */
     const float *in_proj_x;      /* P(d_inner, d_model) */
     const float *in_proj_z;      /* P(d_inner, d_model) */
     struct scan_weights scan[2]; /* the second one in bidirectional layers only */

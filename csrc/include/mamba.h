@@ -63,7 +63,7 @@ typedef struct mamba_info {
     uint32_t d_model, n_layers, d_state, d_conv, d_inner, dt_rank;
     uint32_t direction; /* 0 forward, 1 alternate, 2 bidirectional, 3 cross */
     uint32_t pool;      /* 0 mean, 1 last */
-    uint32_t tied_a, pos_embed;
+    uint32_t tied_a, pos_embed, local_conv;
     uint32_t length; /* tokens of an image */
     float norm_eps, pixel_mean, pixel_std;
     uint64_t parameters; /* floats of all tensors, padding not counted */

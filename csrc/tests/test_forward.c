@@ -229,11 +229,35 @@ static double *reference_scan(struct reader *reader, const mamba_info *m, const 
     return y;
 }
 
+/* A 3x3 convolution of each channel of x [rows, columns, n], the next weights in the file. */
+static double *reference_local(struct reader *reader, const double *x, size_t rows, size_t columns,
+                               size_t n)
+{
+    const double *weight = read_table(reader, 9, n), *bias = read_table(reader, 1, n);
+    double *y = array(rows * columns * n);
+    for (size_t row = 0; row < rows; row++)
+        for (size_t column = 0; column < columns; column++)
+            for (size_t i = 0; i < n; i++) {
+                double sum = bias[i];
+                for (int ky = -1; ky <= 1; ky++)
+                    for (int kx = -1; kx <= 1; kx++) {
+                        const long py = (long)row + ky, px = (long)column + kx;
+                        if (py >= 0 && py < (long)rows && px >= 0 && px < (long)columns)
+                            sum += weight[(size_t)(3 * ky + kx + 4) * n + i] *
+                                   x[((size_t)py * columns + (size_t)px) * n + i];
+                    }
+                y[(row * columns + column) * n + i] = sum;
+            }
+    return y;
+}
+
 static void reference_layer(struct reader *reader, const mamba_info *m, double *x, size_t layer)
 {
     const size_t L = m->length, Di = m->d_inner, Dm = m->d_model;
     const size_t rows = m->stem != 0 ? (m->height + 3) / 4 : m->height / m->patch_height;
     const bool columns = m->direction == 3 && layer % 2 == 1;
+    if (m->local_conv)
+        memcpy(x, reference_local(reader, x, rows, L / rows, Dm), L * Dm * sizeof *x);
     double *weight_x = read_matrix(reader, Di, Dm), *weight_z = read_matrix(reader, Di, Dm);
     double *u = rms(columns ? transposed(x, rows, L / rows, Dm) : x, L, Dm, (double)m->norm_eps);
     double *xs = linear(u, weight_x, NULL, L, Dm, Di), *z = linear(u, weight_z, NULL, L, Dm, Di);
@@ -314,6 +338,7 @@ static mamba_info varied(uint32_t i)
     mamba_info dims = tiny_dims();
     dims.tied_a = i & 1;
     dims.pos_embed = i >> 1 & 1;
+    dims.local_conv = (i / 5) & 1;
     dims.pool = i >> 2 & 1;
     dims.direction = i >> 3 & 3;
     dims.stem = i >> 5;

@@ -163,6 +163,7 @@ static void test_guard_page(void)
         mamba_info dims = tiny_dims();
         dims.tied_a = i & 1;
         dims.pos_embed = i >> 1 & 1;
+        dims.local_conv = i / 3 & 1;
         dims.direction = i / 4 % 4;
         dims.d_state = i % 5 == 0 ? 17 : 4;
         if (i / 16 % 3) {
@@ -402,7 +403,7 @@ int main(void)
     other.patch_height = other.patch_width = 0;
     other.stem_width = 3;
     other.direction = 2;
-    other.tied_a = other.pos_embed = 1;
+    other.tied_a = other.pos_embed = other.local_conv = 1;
     test_every_bit(tiny_dims(), SIZE_MAX);
     test_every_bit(other, TINY_HEADER);
     test_truncations();

@@ -181,6 +181,23 @@ static void test_conv(const struct mamba_kernels *kernels)
     }
 }
 
+static void test_weighted_sum(const struct mamba_kernels *kernels)
+{
+    for (int i = 0; i < 100; i++) {
+        const size_t n = between(0, 9), stride = pad(between(1, 50));
+        float *x = random_floats(9 * stride, -3, 3), *weight = random_floats(9 * stride, -1, 1);
+        float *bias = random_floats(stride, -1, 1);
+        float *got = random_floats(stride, 7, 8), *wanted = random_floats(stride, 7, 8);
+        struct term terms[9];
+        for (size_t t = 0; t < n; t++)
+            terms[t] = (struct term){weight + t * stride, x + t * stride};
+        kernels->weighted_sum(got, bias, terms, n, stride);
+        mamba_kernels_scalar.weighted_sum(wanted, bias, terms, n, stride);
+        check_close(kernels, "weighted_sum", got, wanted, 1, stride, stride);
+        free(x), free(weight), free(bias), free(got), free(wanted);
+    }
+}
+
 /* delta reaches from next to nothing to where every state is forgotten at once. */
 static void test_scans(const struct mamba_kernels *kernels)
 {
@@ -303,5 +320,8 @@ int main(void)
         test_functions(kernels);
         test_special_values(kernels);
     }
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        if (mamba_choose_kernels(names[i]))
+            test_weighted_sum(mamba_choose_kernels(names[i]));
     return check_summary();
 }

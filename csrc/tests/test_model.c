@@ -26,14 +26,15 @@ static void expect_refused(const struct tiny_model *tiny, const char *field)
 /* Every architecture opens, and its info is what was written. */
 static void test_accepts(void)
 {
-    for (uint32_t bits = 0; bits < 96; bits++) {
+    for (uint32_t bits = 0; bits < 2 * 96; bits++) {
         mamba_info dims = tiny_dims();
         dims.tied_a = bits & 1;
         dims.pos_embed = bits >> 1 & 1;
         dims.pool = bits >> 2 & 1;
         dims.direction = bits >> 3 & 3;
-        if (bits >> 5) {
-            dims.stem = bits >> 5;
+        dims.local_conv = bits >= 96;
+        if (bits % 96 >> 5) {
+            dims.stem = bits % 96 >> 5;
             dims.patch_height = dims.patch_width = 0;
             dims.stem_width = 3;
         }
@@ -136,7 +137,7 @@ static void test_integer_fields(void)
         size_t offset;
         uint32_t bad[3];
     } fields[] = {
-        {"flags", 16, {4, 0x80000000u, UINT32_MAX}},
+        {"flags", 16, {8, 0x80000000u, UINT32_MAX}},
         {"height", 20, {0, 4097, UINT32_MAX}},
         {"width", 24, {0, 4097, UINT32_MAX}},
         {"channels", 28, {0, 2, UINT32_MAX}},

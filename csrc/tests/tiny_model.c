@@ -89,7 +89,7 @@ static void append_header(struct writer *writer, const mamba_info *dims)
     const uint32_t fields[] = {
         1,
         0, /* crc32: sealed later */
-        dims->tied_a | dims->pos_embed << 1,
+        dims->tied_a | dims->pos_embed << 1 | dims->local_conv << 2,
         dims->height,
         dims->width,
         dims->channels,
@@ -147,6 +147,10 @@ static void append_tensors(struct writer *writer, const mamba_info *dims, size_t
     if (dims->pos_embed)
         append_table(writer, length, dims->d_model, 0.0f, 0.2f);
     for (size_t layer = 0; layer < dims->n_layers; layer++) {
+        if (dims->local_conv) {
+            append_table(writer, 9, dims->d_model, 0.1f, 0.3f);
+            append_table(writer, 1, dims->d_model, 0.0f, 0.2f);
+        }
         append_panels(writer, dims->d_inner, dims->d_model);
         append_panels(writer, dims->d_inner, dims->d_model);
         for (int scan = 0; scan < (dims->direction == 2 ? 2 : 1); scan++)

@@ -49,6 +49,7 @@ class ModelConfig:
     stem_width: int = 16
     stem_norm: StemNorm = "none"
     pos_embed: bool = True
+    local_conv: bool = False
     direction: Direction = "alternate"
     pool: Pool = "mean"
     d_model: int = 64

@@ -67,6 +67,7 @@ def test_command_agrees_with_pytorch(name: str, mamba: Path, tmp_path: Path) -> 
     pool=st.sampled_from(["mean", "last"]),
     a=st.sampled_from(["free", "tied"]),
     pos_embed=st.booleans(),
+    local_conv=st.booleans(),
     d_model=st.integers(1, 35),
     expand=st.integers(1, 3),
     n_layers=st.integers(1, 4),

@@ -112,7 +112,7 @@ def test_every_flipped_bit_is_refused(model_bytes: bytes, position: int, bit: in
     [
         (0, 0, "magic"),
         (8, 2, "version: got 2, expected 1"),
-        (16, 4, "flags"),
+        (16, 8, "flags"),
         (20, 0, "height: got 0"),
         (28, 3, "channels: got 3"),
         (32, 257, "n_classes: got 257"),

@@ -139,6 +139,35 @@ def test_cross_layers_go_four_ways_over_the_grid() -> None:
         assert torch.equal(reached, order >= order[row, column])
 
 
+def test_a_local_convolution_reaches_the_eight_tokens_around_one() -> None:
+    torch.manual_seed(0)
+    config = ModelConfig(
+        height=4, width=5, n_classes=2, patch=(1, 1), d_model=8, n_layers=1, local_conv=True
+    )
+    local = MambaClassifier(config, scan="reference").eval().blocks[0].local
+    assert local is not None
+    tokens = torch.randn(1, 20, 8)
+    changed = tokens.clone()
+    changed[0, 1 * 5 + 3] += 1
+    with torch.no_grad():
+        reached = (local(tokens) != local(changed)).any(-1).view(4, 5)
+    expected = torch.zeros(4, 5, dtype=torch.bool)
+    expected[0:3, 2:5] = True
+    assert torch.equal(reached, expected)
+
+
+def test_a_folded_local_convolution_is_the_same_map() -> None:
+    local = make_model("patch_local").blocks[0].local
+    assert local is not None
+    taps, bias = local.folded()
+    tokens = torch.randn(2, 12, 8)
+    maps = tokens.double().view(2, 4, 3, 8).permute(0, 3, 1, 2)
+    kernel = taps.T.reshape(8, 1, 3, 3)
+    folded = torch.nn.functional.conv2d(maps, kernel, bias, padding=1, groups=8)
+    with torch.no_grad():
+        torch.testing.assert_close(local(tokens).double(), folded.flatten(2).transpose(1, 2))
+
+
 def test_images_of_another_size_are_refused() -> None:
     with pytest.raises(ValueError, match=r"shape \(2, 8, 9\), expected \(batch, 8, 8\)"):
         make_model("patch_forward_mean")(torch.zeros(2, 8, 9))

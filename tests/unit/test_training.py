@@ -45,7 +45,7 @@ from tests.models import ARCHITECTURES, make_images, make_model
 MODEL = ModelConfig(
     height=8, width=8, n_classes=3, d_model=16, n_layers=2, d_state=4, pixel_mean=0.5, pixel_std=0.3
 )
-NORMED = dataclasses.replace(MODEL, stem="conv", stem_width=4, stem_norm="batch")
+NORMED = dataclasses.replace(MODEL, stem="conv", stem_width=4, stem_norm="batch", local_conv=True)
 PLAIN = AugmentConfig(rotate=0, scale=0, shear=0, shift=0)
 
 
@@ -71,7 +71,7 @@ def run(
 OPTIMIZERS: list[OptimizerName] = ["adamw", "muon"]
 
 
-@pytest.mark.parametrize("model", [MODEL, NORMED], ids=["patch", "conv_batch_norm"])
+@pytest.mark.parametrize("model", [MODEL, NORMED], ids=["patch", "batch_norms"])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_it_learns(optimizer: OptimizerName, model: ModelConfig) -> None:
     config = TrainConfig(epochs=8, batch_size=16, optimizer=optimizer, lr=5e-3, augment=PLAIN)
@@ -91,7 +91,7 @@ def test_same_seed_same_bits_and_another_seed_others() -> None:
     assert any(not torch.equal(v, other.state_dict()[k]) for k, v in a.state_dict().items())
 
 
-@pytest.mark.parametrize("model", [MODEL, NORMED], ids=["patch", "conv_batch_norm"])
+@pytest.mark.parametrize("model", [MODEL, NORMED], ids=["patch", "batch_norms"])
 def test_it_learns_with_sam(model: ModelConfig) -> None:
     config = TrainConfig(
         epochs=8, batch_size=16, lr=5e-3, augment=PLAIN, sam_rho=0.05, sam_stride=4
@@ -175,7 +175,7 @@ def saved_states(
     return files, model
 
 
-@pytest.mark.parametrize("dims", [MODEL, NORMED], ids=["patch", "conv_batch_norm"])
+@pytest.mark.parametrize("dims", [MODEL, NORMED], ids=["patch", "batch_norms"])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_resumed_anywhere_a_training_ends_with_the_same_bits(
     optimizer: OptimizerName, dims: ModelConfig, tmp_path: Path

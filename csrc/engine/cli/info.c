@@ -3,33 +3,29 @@
 
 #include "commands.h"
 
-/* Fields in header order: name and value of the numbers, then of the choices by name. */
+/* Fields in header order: name and value of the numbers, then of the choices by name, and flags. */
 static void print_numbers(const mamba_info *info, const char *number_format)
 {
-    const struct {
-        const char *name;
-        uint64_t value;
-    } fields[] = {
-        {"version", info->version},
-        {"height", info->height},
-        {"width", info->width},
-        {"channels", info->channels},
-        {"n_classes", info->n_classes},
-        {"patch_height", info->patch_height},
-        {"patch_width", info->patch_width},
-        {"stem_width", info->stem_width},
-        {"d_model", info->d_model},
-        {"n_layers", info->n_layers},
-        {"d_state", info->d_state},
-        {"d_conv", info->d_conv},
-        {"d_inner", info->d_inner},
-        {"dt_rank", info->dt_rank},
-        {"length", info->length},
-        {"parameters", info->parameters},
-        {"file_bytes", info->file_bytes},
-    };
-    for (size_t i = 0; i < sizeof fields / sizeof *fields; i++)
-        printf(number_format, fields[i].name, fields[i].value);
+    /* Not pointers, which the loader would have to relocate, in a file that is to be small. */
+    static const char names[][13] = {
+        "version",     "height",     "width",   "channels",   "n_classes", "patch_height",
+        "patch_width", "stem_width", "d_model", "n_layers",   "d_state",   "d_conv",
+        "d_inner",     "dt_rank",    "length",  "parameters", "file_bytes"};
+    const uint64_t values[] = {
+        info->version,      info->height,      info->width,      info->channels, info->n_classes,
+        info->patch_height, info->patch_width, info->stem_width, info->d_model,  info->n_layers,
+        info->d_state,      info->d_conv,      info->d_inner,    info->dt_rank,  info->length,
+        info->parameters,   info->file_bytes};
+    for (size_t i = 0; i < sizeof values / sizeof *values; i++)
+        printf(number_format, names[i], values[i]);
+}
+
+static void print_flags(const mamba_info *info, const char *flag_format)
+{
+    static const char names[][11] = {"tied_a", "pos_embed", "local_conv"};
+    const uint32_t values[] = {info->tied_a, info->pos_embed, info->local_conv};
+    for (size_t i = 0; i < sizeof values / sizeof *values; i++)
+        printf(flag_format, names[i], values[i] ? "true" : "false");
 }
 
 static const char *stem_name(const mamba_info *info)
@@ -53,9 +49,9 @@ static void print_json(const mamba_info *info)
 {
     printf("{");
     print_numbers(info, "\"%s\":%" PRIu64 ",");
-    printf("\"stem\":\"%s\",\"direction\":\"%s\",\"pool\":\"%s\",\"tied_a\":%s,\"pos_embed\":%s,",
-           stem_name(info), direction_name(info), pool_name(info), info->tied_a ? "true" : "false",
-           info->pos_embed ? "true" : "false");
+    printf("\"stem\":\"%s\",\"direction\":\"%s\",\"pool\":\"%s\",", stem_name(info),
+           direction_name(info), pool_name(info));
+    print_flags(info, "\"%s\":%s,");
     printf("\"norm_eps\":%.9g,\"pixel_mean\":%.9g,\"pixel_std\":%.9g,\"crc32\":\"%08" PRIx32
            "\"}\n",
            (double)info->norm_eps, (double)info->pixel_mean, (double)info->pixel_std, info->crc32);
@@ -67,8 +63,7 @@ static void print_table(const mamba_info *info)
     printf("%-13s %s\n", "stem", stem_name(info));
     printf("%-13s %s\n", "direction", direction_name(info));
     printf("%-13s %s\n", "pool", pool_name(info));
-    printf("%-13s %s\n", "tied_a", info->tied_a ? "true" : "false");
-    printf("%-13s %s\n", "pos_embed", info->pos_embed ? "true" : "false");
+    print_flags(info, "%-13s %s\n");
     printf("%-13s %.9g\n", "norm_eps", (double)info->norm_eps);
     printf("%-13s %.9g\n", "pixel_mean", (double)info->pixel_mean);
     printf("%-13s %.9g\n", "pixel_std", (double)info->pixel_std);

@@ -12,7 +12,8 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-enum { PAD = 16 }; /* as in the file: whole vectors of any instruction set */
+enum { PAD = 16 };      /* as in the file: whole vectors of any instruction set */
+enum { MAX_CONV = 16 }; /* largest d_conv */
 
 /* What conv_silu and scan have in common: the order of the steps. Step s works on token s, or,
  * reversed, on token length - 1 - s; rows of results stay in token order. */
@@ -35,6 +36,10 @@ struct scan_inputs {
     bool tied;
 };
 
+struct term {
+    const float *weight, *x; /* [stride] each */
+};
+
 struct mamba_kernels {
     const char *name;
 
@@ -48,6 +53,10 @@ struct mamba_kernels {
 
     /* y [rows, n] = x / sqrt(mean(x^2) + eps), row by row. */
     void (*rms_norm)(float *y, const float *x, size_t rows, size_t n, size_t stride, float eps);
+
+    /* y [stride] = bias + the sum of weight * x over n terms, lane by lane. */
+    void (*weighted_sum)(float *y, const float *bias, const struct term *terms, size_t n,
+                         size_t stride);
 
     /* y [length, stride] = silu(bias + causal depthwise convolution of x [length, stride]).
      * weight is T(d_conv, d_inner), row k for the input d_conv - 1 - k steps back. */

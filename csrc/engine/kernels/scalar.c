@@ -134,6 +134,19 @@ static void rms_norm(float *y, const float *x, size_t rows, size_t n, size_t str
     }
 }
 
+static void weighted_sum(float *y, const float *bias, const struct term *terms, size_t n,
+                         size_t stride)
+{
+    for (size_t d = 0; d < stride; d += PAD) {
+        float sum[PAD];
+        memcpy(sum, bias + d, sizeof sum);
+        for (size_t i = 0; i < n; i++)
+            for (size_t l = 0; l < PAD; l++)
+                sum[l] += terms[i].weight[d + l] * terms[i].x[d + l];
+        memcpy(y + d, sum, sizeof sum);
+    }
+}
+
 /* ---- the mixer's sequence operations ------------------------------------------------------- */
 
 static size_t token_of_step(struct sequence sequence, size_t step)
@@ -141,23 +154,22 @@ static size_t token_of_step(struct sequence sequence, size_t step)
     return sequence.reverse ? sequence.length - 1 - step : step;
 }
 
-/* Taps outside, channels inside. Inputs before the first step are zero: their taps are skipped. */
+/* Inputs before the first step are zero: their taps are skipped. */
 static void conv_silu(float *y, const float *x, const float *weight, const float *bias,
                       size_t d_conv, struct sequence sequence)
 {
     const size_t stride = sequence.stride;
     for (size_t step = 0; step < sequence.length; step++) {
-        float *row = y + token_of_step(sequence, step) * stride;
-        for (size_t d = 0; d < stride; d++)
-            row[d] = bias[d];
+        struct term terms[MAX_CONV];
+        size_t n = 0;
         for (size_t k = 0; k < d_conv; k++) {
-            size_t back = d_conv - 1 - k;
-            if (back > step)
-                continue;
-            const float *input = x + token_of_step(sequence, step - back) * stride;
-            for (size_t d = 0; d < stride; d++)
-                row[d] += weight[k * stride + d] * input[d];
+            const size_t back = d_conv - 1 - k;
+            if (back <= step)
+                terms[n++] = (struct term){weight + k * stride,
+                                           x + token_of_step(sequence, step - back) * stride};
         }
+        float *row = y + token_of_step(sequence, step) * stride;
+        weighted_sum(row, bias, terms, n, stride);
         silu_all(row, stride);
     }
 }
@@ -234,6 +246,7 @@ const struct mamba_kernels mamba_kernels_scalar = {
     .matmul = matmul,
     .matmul_add = matmul_add,
     .rms_norm = rms_norm,
+    .weighted_sum = weighted_sum,
     .conv_silu = conv_silu,
     .silu = silu_all,
     .softplus = softplus_all,

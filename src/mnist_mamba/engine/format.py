@@ -28,6 +28,7 @@ HEADER_BYTES = 256
 LANES = 16
 FLAG_TIED_A = 1
 FLAG_POS_EMBED = 2
+FLAG_LOCAL_CONV = 4
 STEMS = get_args(Stem)
 DIRECTIONS = get_args(Direction)
 POOLS = get_args(Pool)
@@ -60,7 +61,7 @@ class Field:
 
 
 FIELDS = (
-    Field("flags", "I", 0, FLAG_TIED_A | FLAG_POS_EMBED),
+    Field("flags", "I", 0, FLAG_TIED_A | FLAG_POS_EMBED | FLAG_LOCAL_CONV),
     Field("height", "I", 1, 4096),
     Field("width", "I", 1, 4096),
     Field("channels", "I", 1, 1),
@@ -169,6 +170,9 @@ def tensor_specs(header: Header) -> list[TensorSpec]:
         table("pos_embed", sequence_length(header), d_model)
     bidirectional = header["direction"] == DIRECTIONS.index("bidirectional")
     for i in range(header["n_layers"]):
+        if header["flags"] & FLAG_LOCAL_CONV:
+            table(f"layers.{i}.local.weight", 9, d_model)
+            vector(f"layers.{i}.local.bias", d_model)
         panels(f"layers.{i}.in_proj.x", d_inner, d_model)
         panels(f"layers.{i}.in_proj.z", d_inner, d_model)
         for suffix in ("", "_b") if bidirectional else ("",):
@@ -191,7 +195,8 @@ def tensor_specs(header: Header) -> list[TensorSpec]:
 def header_of(config: ModelConfig) -> Header:
     """The header's fields for a model's config."""
     patch = config.patch if config.stem == "patch" else (0, 0)
-    flags = (FLAG_TIED_A if config.a == "tied" else 0) | (FLAG_POS_EMBED if config.pos_embed else 0)
+    flags = FLAG_TIED_A * (config.a == "tied") + FLAG_POS_EMBED * config.pos_embed
+    flags += FLAG_LOCAL_CONV * config.local_conv
     return {
         "flags": flags,
         "height": config.height,
@@ -236,6 +241,9 @@ def folded_tensors(model: MambaClassifier) -> dict[str, Array]:
         folded["pos_embed"] = state["pos_embed"]
     for i, block in enumerate(model.blocks):
         mixer = block.mixer
+        if block.local is not None:
+            taps, bias = block.local.folded()
+            folded[f"layers.{i}.local.weight"], folded[f"layers.{i}.local.bias"] = taps, bias
         source, target = f"layers.{i}.mixer", f"layers.{i}"
         in_proj = state[f"{source}.in_proj.weight"] * state[f"layers.{i}.norm.weight"]
         folded[f"{target}.in_proj.x"], folded[f"{target}.in_proj.z"] = in_proj.chunk(2)

@@ -59,12 +59,17 @@ class ConvStem(nn.Module):
         if not isinstance(norm, nn.BatchNorm2d):
             assert conv.bias is not None
             return weight, conv.bias.detach().cpu().double()
-        gain, shift, mean, var = (
-            norm.state_dict()[name].cpu().double()
-            for name in ("weight", "bias", "running_mean", "running_var")
-        )
-        scale = gain * torch.rsqrt(var + norm.eps)
-        return weight * scale[:, None, None, None], shift - mean * scale
+        return _with_norm(weight, norm)
+
+
+def _with_norm(weight: Tensor, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """A convolution's weight (out, in, 3, 3) with the norm behind it, and bias (out,); float64."""
+    gain, shift, mean, var = (
+        norm.state_dict()[name].cpu().double()
+        for name in ("weight", "bias", "running_mean", "running_var")
+    )
+    scale = gain * torch.rsqrt(var + norm.eps)
+    return weight * scale[:, None, None, None], shift - mean * scale
 
 
 class ScanOrder(NamedTuple):
@@ -91,8 +96,39 @@ def scan_order(direction: Direction, layer: int) -> ScanOrder:
             return ScanOrder(columns=False, reverse=False)
 
 
+class LocalConv(nn.Module):
+    """x + a 3x3 convolution of each channel over the grid of tokens, with zeros around it.
+
+    What lies beside a token in the image may be far from it in a scan (CMT's local perception unit,
+    Guo et al. 2022, arXiv 2107.06263). A batch norm behind the convolution, which export makes part
+    of it.
+    """
+
+    def __init__(self, d_model: int, grid: tuple[int, int]) -> None:
+        super().__init__()
+        self.grid = grid
+        self.conv = nn.Conv2d(d_model, d_model, 3, padding=1, groups=d_model, bias=False)
+        self.norm = nn.BatchNorm2d(d_model, momentum=0.01)
+
+    def forward(self, residual: Tensor) -> Tensor:
+        """(batch, length, d_model) to the same shape, in image order."""
+        # As channels last, which is how they lie: no copy.
+        maps = residual.unflatten(1, self.grid).permute(0, 3, 1, 2)
+        near: Tensor = self.norm(self.conv(maps.to(self.conv.weight.dtype)))
+        return residual + near.permute(0, 2, 3, 1).flatten(1, 2)
+
+    def folded(self) -> tuple[Tensor, Tensor]:
+        """Taps (3 * 3, d_model), the middle one with x's own 1, and bias (d_model); float64."""
+        weight, bias = _with_norm(self.conv.weight.detach().cpu().double(), self.norm)
+        taps = weight.flatten(1).T.clone()
+        taps[4] += 1
+        return taps, bias
+
+
 class Block(nn.Module):
     """x + mixer(norm(x)) over the tokens in an order of its own; x may be wider than weights.
+
+    With a local convolution of x before it, if asked for.
 
     Args:
         config: dims and choices.
@@ -103,6 +139,7 @@ class Block(nn.Module):
     def __init__(self, config: ModelConfig, order: ScanOrder, scan: str) -> None:
         super().__init__()
         self.order, self.grid = order, config.grid
+        self.local = LocalConv(config.d_model, config.grid) if config.local_conv else None
         self.norm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
         self.mixer = MambaMixer(
             config.d_model,
@@ -121,6 +158,8 @@ class Block(nn.Module):
 
     def forward(self, residual: Tensor) -> Tensor:
         """(batch, length, d_model) to the same shape, both in image order."""
+        if self.local is not None:
+            residual = self.local(residual)
         if not self.order.columns:
             return self._mixed(residual)
         rows, columns = self.grid
