@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from mnist_mamba.files import write_json
-from mnist_mamba.model import MambaClassifier
+from mnist_mamba.model import Classifier
 from mnist_mamba.training.checkpoint import load_checkpoint
 from pipeline import paths, stage
 from pipeline.engine import run_engine
@@ -34,7 +34,7 @@ def engine_bench(
 
 
 @torch.inference_mode()
-def pytorch_us(model: MambaClassifier, batch: int, rounds: int) -> float:
+def pytorch_us(model: Classifier, batch: int, rounds: int) -> float:
     """Median microseconds an image of eager PyTorch with the plain-torch scan, one thread."""
     pixels = torch.rand(batch, model.config.height, model.config.width)
     model(pixels)

@@ -111,6 +111,7 @@ class ModelParams(Section):
     dt_max: float
     dt_init_floor: float
     dt_scale: float
+    members: int
 
     def config(self, height: int, width: int, n_classes: int, **statistics: float) -> ModelConfig:
         """The model's config for images of a data set.

@@ -15,7 +15,7 @@ import torch
 import yaml
 
 from mnist_mamba.data.splits import LabelledImages
-from mnist_mamba.model import MambaClassifier
+from mnist_mamba.model import Classifier, build_classifier
 from mnist_mamba.scan import choose
 from mnist_mamba.training.distributed import Processes
 from mnist_mamba.training.epoch import EpochReport
@@ -110,7 +110,7 @@ def read_data(on_val: bool) -> tuple[LabelledImages, LabelledImages | None]:
     return (train_set.joined(val_set), None) if on_val else (train_set, val_set)
 
 
-def build_model(params: Params, info: dict[str, Any]) -> MambaClassifier:
+def build_model(params: Params, info: dict[str, Any]) -> Classifier:
     """A fresh model for the prepared data."""
     config = params.model.config(
         info["height"],
@@ -120,7 +120,7 @@ def build_model(params: Params, info: dict[str, Any]) -> MambaClassifier:
         pixel_std=info["pixel_std"],
     )
     torch.manual_seed(params.train.seed)
-    return MambaClassifier(config, scan=params.train.scan)
+    return build_classifier(config, scan=params.train.scan)
 
 
 def choose_device(name: str, processes: Processes) -> str:

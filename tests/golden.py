@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mnist_mamba.engine.format import write_model
 from mnist_mamba.files import write_bytes
-from mnist_mamba.model import Block, MambaClassifier
+from mnist_mamba.model import Block, Classifier, MambaClassifier
 from mnist_mamba.scan import selective_scan
 from tests.models import ARCHITECTURES, make_images, make_model
 
@@ -71,10 +71,17 @@ def trace_block(block: Block, layer: int, residual: Tensor) -> tuple[list[Record
 
 
 @torch.no_grad()
-def trace(model: MambaClassifier, pixels: Tensor) -> list[Record]:
-    """All activations for one image (height, width), and a check that they lead to its logits."""
+def trace(model: Classifier, pixels: Tensor) -> list[Record]:
+    """All activations for one image (height, width), those of members one after the other."""
+    members = [model] if isinstance(model, MambaClassifier) else model.classifiers
+    records: list[Record] = [("input", -1, pixels)]
+    return records + [record for member in members for record in trace_member(member, pixels)]
+
+
+def trace_member(model: MambaClassifier, pixels: Tensor) -> list[Record]:
+    """Its activations, and a check that they lead to its logits."""
     residual = model.tokens(pixels[None])[0]
-    records: list[Record] = [("input", -1, pixels), ("tokens", -1, residual)]
+    records: list[Record] = [("tokens", -1, residual)]
     for i, block in enumerate(model.blocks):
         layer, residual = trace_block(block, i, residual)
         records += layer

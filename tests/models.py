@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from mnist_mamba.model import MambaClassifier, ModelConfig
+from mnist_mamba.model import Classifier, ModelConfig, build_classifier
 
 SMALL = {"height": 8, "width": 8, "n_classes": 10, "pixel_mean": 0.13, "pixel_std": 0.31}
 TINY = {"d_model": 8, "n_layers": 2, "d_state": 4, "patch": (4, 4)}
@@ -57,14 +57,15 @@ ARCHITECTURES: dict[str, ModelConfig] = {
         },
         "wide_panels": {"d_model": 20, "d_state": 8, "d_conv": 2, "n_classes": 17, "width": 12},
         "state_one_conv_one": {"d_state": 1, "d_conv": 1, "expand": 1},
+        "ensemble": {"members": 3, "stem": "conv", "stem_width": 3, "stem_norm": "batch"},
     }.items()
 }
 
 
-def make_model(name: str, seed: int = 0, scan: str = "reference") -> MambaClassifier:
+def make_model(name: str, seed: int = 0, scan: str = "reference") -> Classifier:
     """An architecture's model in evaluation mode; no value is left at a telling 0 or 1."""
     torch.manual_seed(seed)
-    model = MambaClassifier(ARCHITECTURES[name], scan=scan).eval()
+    model = build_classifier(ARCHITECTURES[name], scan=scan).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))

@@ -7,6 +7,7 @@
 /* Shapes of the activations; `length` tokens. A padded count is the stride of its rows. */
 struct mamba_context {
     const struct mamba_model *model;
+    const struct member_weights *member; /* the one whose turn it is */
     mamba_trace trace;
     void *trace_user;
     size_t d_model, d_inner, x_width;     /* padded d_model, d_inner, dt_rank + 2 d_state */
@@ -24,7 +25,7 @@ struct mamba_context {
     float *y_b;    /* [length, d_inner] the second scan's; bidirectional only */
     float *state;  /* [d_state, PAD] */
     float *pooled; /* [d_model] */
-    float *logits; /* [pad(n_classes)] */
+    float *logits; /* [pad(n_classes)] one member's */
 };
 
 /* Floats from one row of the stem's `window` to the next; inputs: of one output of the stem. */

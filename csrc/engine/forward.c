@@ -20,12 +20,12 @@ static void tap(const struct mamba_context *context, const char *name, int layer
 /* x = tokens of the image, plus their positions. */
 static void embed(struct mamba_context *context)
 {
-    const struct mamba_model *model = context->model;
-    const struct mamba_info *info = &model->info;
+    const struct mamba_info *info = &context->model->info;
+    const float *pos_embed = context->member->pos_embed;
     mamba_stem(context);
-    if (model->pos_embed) {
+    if (pos_embed) {
         for (size_t i = 0; i < info->length * context->d_model; i++)
-            context->x[i] += model->pos_embed[i];
+            context->x[i] += pos_embed[i];
     }
     tap(context, "tokens", -1, context->x, info->length, info->d_model, context->d_model);
 }
@@ -129,7 +129,7 @@ static void run_layer(struct mamba_context *context, int index)
 {
     const struct mamba_model *model = context->model;
     const struct mamba_kernels *kernels = model->kernels;
-    const struct layer_weights *layer = &model->layers[index];
+    const struct layer_weights *layer = &context->member->layers[index];
     const size_t length = model->info.length, d_model = model->info.d_model;
     const size_t d_inner = model->info.d_inner;
     const bool columns = model->info.direction == DIRECTION_CROSS && index % 2 == 1;
@@ -171,30 +171,47 @@ static void pool(struct mamba_context *context)
 
 static void classify(struct mamba_context *context)
 {
-    const struct mamba_model *model = context->model;
-    const struct mamba_info *info = &model->info;
+    const struct mamba_info *info = &context->model->info;
+    const struct member_weights *member = context->member;
     const size_t stride = (size_t)mamba_pad(info->n_classes);
-    model->kernels->matmul(context->logits, stride, context->pooled, context->d_model,
-                           model->head_weight, model->head_bias, 1, info->d_model, info->n_classes);
+    context->model->kernels->matmul(context->logits, stride, context->pooled, context->d_model,
+                                    member->head_weight, member->head_bias, 1, info->d_model,
+                                    info->n_classes);
     tap(context, "logits", -1, context->logits, 1, info->n_classes, stride);
 }
 
-/* From context->image to `logits`. */
-static mamba_status run(struct mamba_context *context, float *logits)
+/* ---- the ensemble ------------------------------------------------------------------------ */
+
+/* From context->image to context->logits. */
+static void run_member(struct mamba_context *context, const struct member_weights *member)
 {
-    const struct mamba_info *info = &context->model->info;
-    const uint64_t saved = denormals_off();
+    context->member = member;
     embed(context);
-    for (int layer = 0; layer < (int)info->n_layers; layer++)
+    for (int layer = 0; layer < (int)context->model->info.n_layers; layer++)
         run_layer(context, layer);
     pool(context);
     classify(context);
+}
+
+/* From context->image to `logits`: the mean of the members'. */
+static mamba_status run(struct mamba_context *context, float *logits)
+{
+    const struct mamba_model *model = context->model;
+    const struct mamba_info *info = &model->info;
+    const uint64_t saved = denormals_off();
+    memset(logits, 0, info->n_classes * sizeof *logits);
+    for (size_t i = 0; i < info->members; i++) {
+        run_member(context, &model->members[i]);
+        for (size_t class = 0; class < info->n_classes; class++)
+            logits[class] += context->logits[class];
+    }
     denormals_restore(saved);
-    memcpy(logits, context->logits, info->n_classes * sizeof *logits);
-    for (size_t i = 0; i < info->n_classes; i++)
-        if (!mamba_is_finite(logits[i]))
-            return MAMBA_ERR_MODEL;
-    return MAMBA_OK;
+    bool finite = true;
+    for (size_t class = 0; class < info->n_classes; class++) {
+        logits[class] /= (float)info->members;
+        finite = finite && mamba_is_finite(logits[class]);
+    }
+    return finite ? MAMBA_OK : MAMBA_ERR_MODEL;
 }
 
 /* ---- public ------------------------------------------------------------------------------ */

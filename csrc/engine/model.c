@@ -1,6 +1,7 @@
 #include "model.h"
 
 #include <float.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,7 +15,7 @@ _Static_assert((int)HEADER_BYTES <= (int)FILE_HEAD_BYTES, "the header is read be
 
 static const uint8_t MAGIC[8] = {0x89, 'M', 'A', 'M', 'B', 'A', '\r', '\n'};
 enum { MAX_ACTIVATIONS = 1 << 24 }; /* floats of one array */
-enum { VERSION = 1, CRC_OFFSET = 12, CHECKED_FROM = 16, RESERVED_FROM = 96 };
+enum { VERSION = 1, CRC_OFFSET = 12, CHECKED_FROM = 16, RESERVED_FROM = 100 };
 enum {
     FLAG_TIED_A = 1u << 0,
     FLAG_POS_EMBED = 1u << 1,
@@ -103,38 +104,53 @@ static void read_header(struct mamba_info *info, const struct file_bytes *file)
         .norm_eps = get_f32(h + 84),
         .pixel_mean = get_f32(h + 88),
         .pixel_std = get_f32(h + 92),
+        .members = get_u32(h + 96), /* without the first; check_header adds it */
         .file_bytes = file->size,
     };
 }
 
+/* A field of whole numbers. One of a stem is 0 where the stem is another. */
+struct range {
+    char name[13];
+    uint8_t of;  /* ANY, or the stem that it belongs to */
+    uint16_t at; /* in mamba_info */
+    uint32_t min, max;
+};
+enum { ANY, PATCH_STEM, CONV_STEMS };
+
 static mamba_status check_dims(const struct mamba_info *info, const char *path, mamba_error *error)
 {
-    const bool conv = info->stem != STEM_PATCH; /* an unknown stem is refused before it matters */
-    const struct {
-        const char *name;
-        uint32_t got, min, max;
-    } fields[] = {
-        {"height", info->height, 1, 4096},
-        {"width", info->width, 1, 4096},
-        {"channels", info->channels, 1, 1},
-        {"n_classes", info->n_classes, 2, 256},
-        {"stem", info->stem, STEM_PATCH, STEM_CONV3},
-        {"patch_height", info->patch_height, !conv, conv ? 0 : info->height},
-        {"patch_width", info->patch_width, !conv, conv ? 0 : info->width},
-        {"stem_width", info->stem_width, conv, conv ? 512 : 0},
-        {"d_model", info->d_model, 1, 2048},
-        {"n_layers", info->n_layers, 1, MAX_LAYERS},
-        {"d_state", info->d_state, 1, 256},
-        {"d_conv", info->d_conv, 1, MAX_CONV},
-        {"d_inner", info->d_inner, 1, 8192},
-        {"dt_rank", info->dt_rank, 1, 2048},
-        {"direction", info->direction, DIRECTION_FORWARD, DIRECTION_CROSS},
-        {"pool", info->pool, POOL_MEAN, POOL_LAST},
+#define AT(field) offsetof(struct mamba_info, field)
+    static const struct range ranges[] = {
+        {"height", ANY, AT(height), 1, 4096},
+        {"width", ANY, AT(width), 1, 4096},
+        {"channels", ANY, AT(channels), 1, 1},
+        {"n_classes", ANY, AT(n_classes), 2, 256},
+        {"stem", ANY, AT(stem), STEM_PATCH, STEM_CONV3},
+        {"patch_height", PATCH_STEM, AT(patch_height), 1, 4096},
+        {"patch_width", PATCH_STEM, AT(patch_width), 1, 4096},
+        {"stem_width", CONV_STEMS, AT(stem_width), 1, 512},
+        {"d_model", ANY, AT(d_model), 1, 2048},
+        {"n_layers", ANY, AT(n_layers), 1, MAX_LAYERS},
+        {"d_state", ANY, AT(d_state), 1, 256},
+        {"d_conv", ANY, AT(d_conv), 1, MAX_CONV},
+        {"d_inner", ANY, AT(d_inner), 1, 8192},
+        {"dt_rank", ANY, AT(dt_rank), 1, 2048},
+        {"direction", ANY, AT(direction), DIRECTION_FORWARD, DIRECTION_CROSS},
+        {"pool", ANY, AT(pool), POOL_MEAN, POOL_LAST},
+        {"more_members", ANY, AT(members), 0, MAX_MEMBERS - 1},
     };
-    for (size_t i = 0; i < sizeof fields / sizeof *fields; i++) {
-        if (fields[i].got < fields[i].min || fields[i].got > fields[i].max)
+#undef AT
+    const uint8_t other = info->stem == STEM_PATCH ? CONV_STEMS : PATCH_STEM;
+    for (size_t i = 0; i < sizeof ranges / sizeof *ranges; i++) {
+        const struct range *range = &ranges[i];
+        const bool unused = range->of == other;
+        const uint32_t min = unused ? 0 : range->min, max = unused ? 0 : range->max;
+        uint32_t got;
+        memcpy(&got, (const char *)info + range->at, sizeof got);
+        if (got < min || got > max)
             return mamba_fail(error, MAMBA_ERR_MODEL, path, "%s: got %u, expected %u..%u",
-                              fields[i].name, fields[i].got, fields[i].min, fields[i].max);
+                              range->name, got, min, max);
     }
     return MAMBA_OK;
 }
@@ -236,6 +252,7 @@ static mamba_status check_header(struct mamba_info *info, const struct file_byte
             return mamba_fail(error, MAMBA_ERR_MODEL, path, "reserved byte %zu: got %u, expected 0",
                               i, file->data[i]);
     }
+    info->members++;
     return MAMBA_OK;
 }
 
@@ -248,7 +265,9 @@ struct walk {
     uint64_t floats;     /* passed so far, with padding */
     uint64_t parameters; /* passed so far, without */
     bool overflow;       /* floats no longer holds the true count */
-    int layer, scan;     /* where the walk is, for messages; layer -1: outside */
+    /* Where the walk is, for messages; layer -1: outside. */
+    bool in_ensemble;
+    int member, layer, scan;
     char bad_tensor[64]; /* the first tensor with a NaN or infinity, or "" */
     uint64_t bad_index;  /* its first bad float, counted in file order */
 };
@@ -283,8 +302,11 @@ static void find_not_finite(struct walk *walk, const char *name, const float *da
         walk->bad_index++;
     char *text = walk->bad_tensor;
     size_t used = 0;
+    if (walk->in_ensemble)
+        used = (size_t)snprintf(text, sizeof walk->bad_tensor, "members.%d.", walk->member);
     if (walk->layer >= 0)
-        used = (size_t)snprintf(text, sizeof walk->bad_tensor, "layers.%d.", walk->layer);
+        used += (size_t)snprintf(text + used, sizeof walk->bad_tensor - used, "layers.%d.",
+                                 walk->layer);
     /* The second scan's tensors are conv1d_b.weight, x_proj_b, ... */
     const size_t head = strcspn(name, ".");
     const char *scan = walk->scan ? "_b" : "";
@@ -335,14 +357,14 @@ size_t mamba_stem_convs(const struct mamba_info *info, struct stem_conv convs[MA
     return n;
 }
 
-static void walk_stem(struct walk *walk, struct mamba_model *model)
+static void walk_stem(struct walk *walk, const struct mamba_info *info,
+                      struct member_weights *member)
 {
-    const struct mamba_info *info = &model->info;
     const uint64_t d_model = info->d_model;
     if (info->stem == STEM_PATCH) {
         const uint64_t pixels = (uint64_t)info->patch_height * info->patch_width;
-        model->stem_weight = panels(walk, "stem.weight", d_model, pixels);
-        model->stem_bias = vector(walk, "stem.bias", d_model);
+        member->stem_weight = panels(walk, "stem.weight", d_model, pixels);
+        member->stem_bias = vector(walk, "stem.bias", d_model);
     }
     struct stem_conv convs[MAX_STEM_CONVS];
     const size_t n = mamba_stem_convs(info, convs);
@@ -352,10 +374,10 @@ static void walk_stem(struct walk *walk, struct mamba_model *model)
                                            "stem.conv3.weight"};
         static const char biases[][16] = {"stem.conv1.bias", "stem.conv2.bias", "stem.conv3.bias"};
         const uint64_t inputs = 9 * (uint64_t)convs[i].in;
-        model->stem_convs[i].weight = panels(walk, weights[i], convs[i].out, inputs);
-        model->stem_convs[i].bias = vector(walk, biases[i], convs[i].out);
+        member->stem_convs[i].weight = panels(walk, weights[i], convs[i].out, inputs);
+        member->stem_convs[i].bias = vector(walk, biases[i], convs[i].out);
     }
-    model->pos_embed = info->pos_embed ? table(walk, "pos_embed", info->length, d_model) : NULL;
+    member->pos_embed = info->pos_embed ? table(walk, "pos_embed", info->length, d_model) : NULL;
 }
 
 static void walk_scan(struct walk *walk, const struct mamba_info *info, struct scan_weights *scan)
@@ -370,14 +392,14 @@ static void walk_scan(struct walk *walk, const struct mamba_info *info, struct s
     scan->d = vector(walk, "D", d_inner);
 }
 
-static void walk_tensors(struct walk *walk, struct mamba_model *model)
+static void walk_member(struct walk *walk, const struct mamba_info *info,
+                        struct member_weights *member)
 {
-    const struct mamba_info *info = &model->info;
     const uint64_t d_model = info->d_model, d_inner = info->d_inner;
     walk->layer = -1;
-    walk_stem(walk, model);
+    walk_stem(walk, info, member);
     for (walk->layer = 0; walk->layer < (int)info->n_layers; walk->layer++) {
-        struct layer_weights *layer = &model->layers[walk->layer];
+        struct layer_weights *layer = &member->layers[walk->layer];
         if (info->local_conv) {
             layer->local_weight = table(walk, "local.weight", 9, d_model);
             layer->local_bias = vector(walk, "local.bias", d_model);
@@ -390,8 +412,16 @@ static void walk_tensors(struct walk *walk, struct mamba_model *model)
         layer->out_proj = panels(walk, "out_proj", d_model, d_inner);
     }
     walk->layer = -1;
-    model->head_weight = panels(walk, "head.weight", info->n_classes, d_model);
-    model->head_bias = vector(walk, "head.bias", info->n_classes);
+    member->head_weight = panels(walk, "head.weight", info->n_classes, d_model);
+    member->head_bias = vector(walk, "head.bias", info->n_classes);
+}
+
+static void walk_tensors(struct walk *walk, struct mamba_model *model)
+{
+    const struct mamba_info *info = &model->info;
+    walk->in_ensemble = info->members > 1;
+    for (walk->member = 0; walk->member < (int)info->members; walk->member++)
+        walk_member(walk, info, &model->members[walk->member]);
 }
 
 static mamba_status check_tensors(struct mamba_model *model, const char *path, mamba_error *error)
@@ -428,11 +458,11 @@ static mamba_status check_tensors(struct mamba_model *model, const char *path, m
 
 /* ---- public ---------------------------------------------------------------------------- */
 
-/* Checks model->file, which is called `path` in messages. */
+/* Checks what follows the header in model->file, which is called `path` in messages. */
 static mamba_status check_model(struct mamba_model *model, const char *path, mamba_error *error)
 {
-    mamba_status status = check_header(&model->info, &model->file, path, error);
-    if (status != MAMBA_OK || (status = check_tensors(model, path, error)) != MAMBA_OK)
+    mamba_status status = check_tensors(model, path, error);
+    if (status != MAMBA_OK)
         return status;
     const char *wanted = getenv("MAMBA_ISA");
     model->kernels = mamba_choose_kernels(wanted);
@@ -451,13 +481,21 @@ static mamba_status check_model(struct mamba_model *model, const char *path, mam
 static mamba_status new_model(mamba_model **out, struct file_bytes file, const char *path,
                               mamba_error *error)
 {
-    struct mamba_model *model = calloc(1, sizeof *model);
+    struct mamba_info info;
+    struct mamba_model *model = NULL;
+    mamba_status status = check_header(&info, &file, path, error);
+    if (status == MAMBA_OK) {
+        model = calloc(1, sizeof *model + info.members * sizeof *model->members);
+        if (!model)
+            status = mamba_fail(error, MAMBA_ERR_MEMORY, path, "no memory for the model's table");
+    }
     if (!model) {
         mamba_file_close(&file);
-        return mamba_fail(error, MAMBA_ERR_MEMORY, path, "no memory for the model's table");
+        return status;
     }
     model->file = file;
-    mamba_status status = check_model(model, path, error);
+    model->info = info;
+    status = check_model(model, path, error);
     if (status == MAMBA_OK)
         *out = model;
     else

@@ -16,7 +16,13 @@ enum {
     DIRECTION_CROSS = 3
 };
 enum { POOL_MEAN = 0, POOL_LAST = 1 };
-enum { MAX_LAYERS = 64, MAX_LENGTH = 65536, HEADER_BYTES = 256, MAX_STEM_CONVS = 3 };
+enum {
+    MAX_LAYERS = 64,
+    MAX_LENGTH = 65536,
+    HEADER_BYTES = 256,
+    MAX_STEM_CONVS = 3,
+    MAX_MEMBERS = 64
+};
 
 /* Tensors lie inside the file. Shapes in format.md's notation: V a padded vector, T a table of
  * padded vectors, P panels 16 outputs wide. */
@@ -45,10 +51,7 @@ struct layer_weights {
     const float *out_proj;       /* P(d_model, d_inner) */
 };
 
-struct mamba_model {
-    struct mamba_info info;
-    struct file_bytes file;
-    const struct mamba_kernels *kernels;
+struct member_weights {
     const float *stem_weight; /* patch stem: P(d_model, patch_height * patch_width) */
     const float *stem_bias;   /* patch stem: V(d_model) */
     struct conv_weights stem_convs[MAX_STEM_CONVS]; /* conv stems: those of mamba_stem_convs */
@@ -56,6 +59,13 @@ struct mamba_model {
     struct layer_weights layers[MAX_LAYERS];        /* [n_layers] */
     const float *head_weight;                       /* P(n_classes, d_model) */
     const float *head_bias;                         /* V(n_classes) */
+};
+
+struct mamba_model {
+    struct mamba_info info;
+    struct file_bytes file;
+    const struct mamba_kernels *kernels;
+    struct member_weights members[]; /* [info.members] */
 };
 
 /* n rounded up to whole vectors of 16 floats, the only row length that kernels meet. */

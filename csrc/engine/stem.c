@@ -27,8 +27,8 @@ static void patch_stem(struct mamba_context *context)
     for (size_t row = 0; row < info->height / info->patch_height; row++) {
         gather_patches(context->window, stride, context->image, info, row);
         model->kernels->matmul(context->x + row * columns * context->d_model, context->d_model,
-                               context->window, stride, model->stem_weight, model->stem_bias,
-                               columns, pixels, info->d_model);
+                               context->window, stride, context->member->stem_weight,
+                               context->member->stem_bias, columns, pixels, info->d_model);
     }
 }
 
@@ -111,7 +111,7 @@ static void conv_stem(struct mamba_context *context)
             .channels = convs[i].out,
             .stride = (size_t)mamba_pad(convs[i].out),
         };
-        conv_3x3(context, out, in, model->stem_convs[i], convs[i].stride);
+        conv_3x3(context, out, in, context->member->stem_convs[i], convs[i].stride);
         if (!last)
             model->kernels->silu(out.data, (size_t)out.height * out.width * out.stride);
         in = out;

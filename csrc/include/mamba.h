@@ -64,7 +64,8 @@ typedef struct mamba_info {
     uint32_t direction; /* 0 forward, 1 alternate, 2 bidirectional, 3 cross */
     uint32_t pool;      /* 0 mean, 1 last */
     uint32_t tied_a, pos_embed, local_conv;
-    uint32_t length; /* tokens of an image */
+    uint32_t members; /* models whose logits are averaged */
+    uint32_t length;  /* tokens of an image */
     float norm_eps, pixel_mean, pixel_std;
     uint64_t parameters; /* floats of all tensors, padding not counted */
     uint64_t file_bytes;
@@ -150,7 +151,7 @@ MAMBA_API void mamba_softmax(const float *logits, float *probabilities, size_t n
  * each layer "in_proj.x", "in_proj.z", for its scan "conv" (after SiLU), "x_proj", "delta" (after
  * softplus), "scan" (after D and the gate), the same with the suffix "_b" for the second scan of a
  * bidirectional layer, "residual"; "pooled" (before norm_f's weight, which is part of the head);
- * "logits". */
+ * "logits". Of an ensemble: all of that for each member in turn; its logits are its own. */
 typedef void (*mamba_trace)(void *user, const char *name, int layer, const float *data, size_t rows,
                             size_t cols, size_t row_stride);
 

@@ -277,28 +277,40 @@ static void reference_layer(struct reader *reader, const mamba_info *m, double *
         x[i] += out[i];
 }
 
-/* logits [n_classes] for pixels [height, width]. */
-static double *reference(const struct tiny_model *tiny, const float *pixels)
+/* logits [n_classes] of the member whose tensors come next, for normalised pixels. */
+static double *reference_member(struct reader *reader, const mamba_info *m, const double *image)
 {
-    const mamba_info *m = &tiny->dims;
-    const size_t n = (size_t)m->height * m->width, L = m->length, Dm = m->d_model;
-    pool_used = 0;
-    struct reader reader = {tiny->bytes + TINY_HEADER};
-    double *image = array(n), *q = array(Dm);
-    for (size_t i = 0; i < n; i++)
-        image[i] = ((double)pixels[i] - (double)m->pixel_mean) / (double)m->pixel_std;
-    double *x = reference_tokens(&reader, m, image);
+    const size_t L = m->length, Dm = m->d_model;
+    double *q = array(Dm), *x = reference_tokens(reader, m, image);
     for (size_t layer = 0; layer < m->n_layers; layer++)
-        reference_layer(&reader, m, x, layer);
+        reference_layer(reader, m, x, layer);
     double *normed = rms(x, L, Dm, (double)m->norm_eps);
     for (size_t t = 0; t < L; t++)
         for (size_t i = 0; i < Dm; i++)
             q[i] += m->pool == 0 ? normed[t * Dm + i] / (double)L
                                  : (t + 1 == L ? normed[t * Dm + i] : 0.0);
-    double *head = read_matrix(&reader, m->n_classes, Dm);
-    double *bias = read_table(&reader, 1, m->n_classes);
-    CHECK(reader.at == tiny->bytes + tiny->size, "the reference read another size");
+    double *head = read_matrix(reader, m->n_classes, Dm);
+    double *bias = read_table(reader, 1, m->n_classes);
     return linear(q, head, bias, 1, Dm, m->n_classes);
+}
+
+/* logits [n_classes] for pixels [height, width]. */
+static double *reference(const struct tiny_model *tiny, const float *pixels)
+{
+    const mamba_info *m = &tiny->dims;
+    const size_t n = (size_t)m->height * m->width;
+    pool_used = 0;
+    struct reader reader = {tiny->bytes + TINY_HEADER};
+    double *image = array(n), *logits = array(m->n_classes);
+    for (size_t i = 0; i < n; i++)
+        image[i] = ((double)pixels[i] - (double)m->pixel_mean) / (double)m->pixel_std;
+    for (size_t member = 0; member < m->members; member++) {
+        const double *its = reference_member(&reader, m, image);
+        for (size_t i = 0; i < m->n_classes; i++)
+            logits[i] += its[i] / m->members;
+    }
+    CHECK(reader.at == tiny->bytes + tiny->size, "the reference read another size");
+    return logits;
 }
 
 /* ---- tests --------------------------------------------------------------------------------- */
@@ -356,6 +368,7 @@ static mamba_info varied(uint32_t i)
     dims.norm_eps = dims.d_model == 1 ? 0.1f : dims.norm_eps;
     dims.dt_rank = 1 + i % 4;
     dims.n_classes = classes[i / 5 % 3];
+    dims.members = i % 7 == 0 ? 3 : 1;
     return dims;
 }
 

@@ -165,6 +165,7 @@ static void test_guard_page(void)
         dims.pos_embed = i >> 1 & 1;
         dims.local_conv = i / 3 & 1;
         dims.direction = i / 4 % 4;
+        dims.members = i % 7 ? 1 : 2;
         dims.d_state = i % 5 == 0 ? 17 : 4;
         if (i / 16 % 3) {
             dims.stem = i / 16 % 3;
@@ -404,6 +405,7 @@ int main(void)
     other.stem_width = 3;
     other.direction = 2;
     other.tied_a = other.pos_embed = other.local_conv = 1;
+    other.members = 2;
     test_every_bit(tiny_dims(), SIZE_MAX);
     test_every_bit(other, TINY_HEADER);
     test_truncations();

@@ -33,6 +33,7 @@ static void test_accepts(void)
         dims.pool = bits >> 2 & 1;
         dims.direction = bits >> 3 & 3;
         dims.local_conv = bits >= 96;
+        dims.members = 1 + bits % 3;
         if (bits % 96 >> 5) {
             dims.stem = bits % 96 >> 5;
             dims.patch_height = dims.patch_width = 0;
@@ -154,6 +155,7 @@ static void test_integer_fields(void)
         {"dt_rank", 72, {0, 2049, UINT32_MAX}},
         {"direction", 76, {4, 5, UINT32_MAX}},
         {"pool", 80, {2, 3, UINT32_MAX}},
+        {"more_members", 96, {64, 255, UINT32_MAX}},
     };
     struct tiny_model tiny = tiny_build(tiny_dims(), 5);
     for (size_t i = 0; i < sizeof fields / sizeof *fields; i++) {
@@ -215,7 +217,7 @@ static void test_float_fields(void)
 static void test_reserved(void)
 {
     struct tiny_model tiny = tiny_build(tiny_dims(), 8);
-    for (size_t i = 96; i < TINY_HEADER; i++) {
+    for (size_t i = 100; i < TINY_HEADER; i++) {
         tiny.bytes[i] = 1;
         tiny_seal(&tiny);
         expect_refused(&tiny, "reserved");
@@ -259,7 +261,33 @@ static void test_not_finite_weights(void)
     }
     tiny_put_f32(&tiny, TINY_HEADER + 4 * 3, NAN);
     tiny_seal(&tiny);
-    expect_refused(&tiny, "stem.weight: float 3:");
+    expect_refused(&tiny, "tensor stem.weight: float 3:");
+    tiny_free(&tiny);
+}
+
+/* Of an ensemble, the message names the member; its table of tensors is as long as it says. */
+static void test_ensembles(void)
+{
+    mamba_info dims = tiny_dims();
+    dims.members = 64;
+    struct tiny_model tiny = tiny_build(dims, 12);
+    const size_t member = (tiny.size - TINY_HEADER) / dims.members;
+    tiny_put_f32(&tiny, TINY_HEADER + 63 * member + 4 * 3, NAN);
+    tiny_seal(&tiny);
+    expect_refused(&tiny, "tensor members.63.stem.weight: float 3:");
+    tiny_put_f32(&tiny, TINY_HEADER + 63 * member + 4 * 3, 0.5f);
+    for (uint32_t more = 0; more < 63; more++) {
+        tiny_put_u32(&tiny, 96, more);
+        tiny_seal(&tiny);
+        expect_refused(&tiny, "file size");
+    }
+    tiny_put_u32(&tiny, 96, 63);
+    tiny_seal(&tiny);
+    mamba_model *model;
+    mamba_error error;
+    if (CHECK(tiny_open(&model, &tiny, &error) == MAMBA_OK, "%s", error.message))
+        CHECK(mamba_model_info(model)->members == 64, "another number of members");
+    mamba_model_close(model);
     tiny_free(&tiny);
 }
 
@@ -324,6 +352,7 @@ int main(void)
     test_reserved();
     test_huge_claims();
     test_not_finite_weights();
+    test_ensembles();
     test_not_files();
     return check_summary();
 }

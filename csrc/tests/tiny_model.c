@@ -23,6 +23,7 @@ mamba_info tiny_dims(void)
         .d_conv = 3,
         .d_inner = 7,
         .dt_rank = 2,
+        .members = 1,
         .norm_eps = 1e-5f,
         .pixel_mean = 0.13f,
         .pixel_std = 0.3f,
@@ -108,10 +109,12 @@ static void append_header(struct writer *writer, const mamba_info *dims)
         dims->pool,
     };
     const float floats[] = {dims->norm_eps, dims->pixel_mean, dims->pixel_std};
-    const uint8_t reserved[160] = {0};
+    const uint32_t more_members = dims->members - 1;
+    const uint8_t reserved[156] = {0};
     append(writer, magic, sizeof magic);
     append(writer, fields, sizeof fields);
     append(writer, floats, sizeof floats);
+    append(writer, &more_members, sizeof more_members);
     append(writer, reserved, sizeof reserved);
 }
 
@@ -169,7 +172,8 @@ struct tiny_model tiny_build(mamba_info dims, uint32_t seed)
         dims.length = (dims.height + 3) / 4 * ((dims.width + 3) / 4);
     struct writer writer = {.random = seed};
     append_header(&writer, &dims);
-    append_tensors(&writer, &dims, dims.length);
+    for (size_t member = 0; member < dims.members; member++)
+        append_tensors(&writer, &dims, dims.length);
     struct tiny_model tiny = {dims, writer.bytes, writer.size};
     tiny_seal(&tiny);
     return tiny;

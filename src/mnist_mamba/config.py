@@ -64,6 +64,7 @@ class ModelConfig:
     dt_init_floor: float = 1e-4
     dt_scale: float = 1.0
     norm_eps: float = 1e-5
+    members: int = 1
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "patch", tuple(self.patch))
@@ -85,6 +86,7 @@ class ModelConfig:
             "expand": (1, 8),
             "d_inner": (1, 8192),
             "resolved_dt_rank": (1, 2048),
+            "members": (1, 64),
         }
         for name, (low, high) in ranges.items():
             value = getattr(self, name)

@@ -17,7 +17,7 @@ from mnist_mamba.config import ModelConfig
 from mnist_mamba.data.idx import write_idx
 from mnist_mamba.engine import Engine, EngineError
 from mnist_mamba.engine.format import decode, encode, write_model
-from mnist_mamba.model import MambaClassifier
+from mnist_mamba.model import build_classifier
 from mnist_mamba.training.evaluation import predict
 from tests import golden
 from tests.models import ARCHITECTURES, make_images, make_model
@@ -74,6 +74,7 @@ def test_command_agrees_with_pytorch(name: str, mamba: Path, tmp_path: Path) -> 
     d_state=st.integers(1, 19),
     d_conv=st.integers(1, 5),
     n_classes=st.integers(2, 20),
+    members=st.integers(1, 3),
     seed=st.integers(0, 99),
 )
 def test_any_model_agrees_with_pytorch(
@@ -83,7 +84,7 @@ def test_any_model_agrees_with_pytorch(
     eps = 0.1 if dims["d_model"] == 1 else 1e-5
     config = ModelConfig(patch=(1, dims["width"]), stem_width=3, norm_eps=eps, **dims)
     torch.manual_seed(seed)
-    model = MambaClassifier(config, scan="reference").eval()
+    model = build_classifier(config, scan="reference").eval()
     images = make_images(config, 5, seed)
     path = tmp_path_factory.mktemp("model") / "model.bin"
     write_model(path, model)

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from mnist_mamba.config import AugmentConfig, ModelConfig, OptimizerName, TrainConfig
 from mnist_mamba.data.splits import LabelledImages
-from mnist_mamba.model import MambaClassifier
+from mnist_mamba.model import Classifier, MambaClassifier, MambaEnsemble, build_classifier
 from mnist_mamba.training import loop
 from mnist_mamba.training.checkpoint import (
     Checkpoint,
@@ -46,6 +46,9 @@ MODEL = ModelConfig(
     height=8, width=8, n_classes=3, d_model=16, n_layers=2, d_state=4, pixel_mean=0.5, pixel_std=0.3
 )
 NORMED = dataclasses.replace(MODEL, stem="conv", stem_width=4, stem_norm="batch", local_conv=True)
+ENSEMBLE = dataclasses.replace(NORMED, members=2)
+SHAPES = [MODEL, NORMED, ENSEMBLE]
+SHAPE_NAMES = ["patch", "batch_norms", "ensemble"]
 PLAIN = AugmentConfig(rotate=0, scale=0, shear=0, shift=0)
 
 
@@ -61,9 +64,9 @@ def bars(n: int, seed: int) -> LabelledImages:
 
 def run(
     config: TrainConfig, model: ModelConfig = MODEL, seed: int = 0
-) -> tuple[MambaClassifier, list[EpochReport]]:
+) -> tuple[Classifier, list[EpochReport]]:
     torch.manual_seed(seed)
-    classifier = MambaClassifier(model, scan="reference")
+    classifier = build_classifier(model, scan="reference")
     reports = train(classifier, bars(96, 1), bars(48, 2), config, progress=False)
     return classifier, list(reports)
 
@@ -71,7 +74,7 @@ def run(
 OPTIMIZERS: list[OptimizerName] = ["adamw", "muon"]
 
 
-@pytest.mark.parametrize("model", [MODEL, NORMED], ids=["patch", "batch_norms"])
+@pytest.mark.parametrize("model", SHAPES, ids=SHAPE_NAMES)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_it_learns(optimizer: OptimizerName, model: ModelConfig) -> None:
     config = TrainConfig(epochs=8, batch_size=16, optimizer=optimizer, lr=5e-3, augment=PLAIN)
@@ -91,13 +94,47 @@ def test_same_seed_same_bits_and_another_seed_others() -> None:
     assert any(not torch.equal(v, other.state_dict()[k]) for k, v in a.state_dict().items())
 
 
-@pytest.mark.parametrize("model", [MODEL, NORMED], ids=["patch", "batch_norms"])
+@pytest.mark.parametrize("model", SHAPES, ids=SHAPE_NAMES)
 def test_it_learns_with_sam(model: ModelConfig) -> None:
     config = TrainConfig(
         epochs=8, batch_size=16, lr=5e-3, augment=PLAIN, sam_rho=0.05, sam_stride=4
     )
     _, reports = run(config, model)
     assert reports[-1].val_accuracy >= 0.95
+
+
+def test_members_learn_from_their_own_loss() -> None:
+    """An ensemble's loss is the mean of its members', so each one's gradient is a part of its own.
+
+    That of the mean logits would let a member rest on what the others know.
+    """
+    torch.manual_seed(0)
+    ensemble = MambaEnsemble(ENSEMBLE, scan="reference")
+    config = TrainConfig(clip_norm=0)
+    alone = [Trainer(copy.deepcopy(member), config) for member in ensemble.classifiers]
+    pixels, labels = torch.rand(12, 8, 8), torch.arange(12) % 3
+    losses = [trainer.step(pixels, labels, lr=1e-3)[0] for trainer in alone]
+    loss, _ = Trainer(ensemble, config).step(pixels, labels, lr=1e-3)
+    assert losses[0] != pytest.approx(losses[1], rel=1e-3)
+    assert loss == pytest.approx(sum(losses) / 2, rel=1e-6)
+    for member, trainer in zip(ensemble.classifiers, alone, strict=True):
+        for part, whole in zip(member.parameters(), trainer.model.parameters(), strict=True):
+            assert part.grad is not None
+            assert whole.grad is not None
+            torch.testing.assert_close(2 * part.grad, whole.grad, rtol=1e-4, atol=1e-7)
+
+
+def test_an_ensemble_answers_with_the_mean_of_its_members() -> None:
+    ensemble = make_model("ensemble")
+    assert isinstance(ensemble, MambaEnsemble)
+    pixels = torch.rand(5, 8, 8)
+    with torch.no_grad():
+        each = [member(pixels) for member in ensemble.classifiers]
+        torch.testing.assert_close(ensemble(pixels), sum(each) / 3)
+    assert all((one - each[0]).abs().max() > 0.01 for one in each[1:])
+    assert ensemble.n_parameters == 3 * ensemble.classifiers[0].n_parameters
+    with pytest.raises(ValueError, match="members = 3: expected 1"):
+        MambaClassifier(ensemble.config)
 
 
 def test_an_infinite_loss_stops_at_once_with_step_and_rate() -> None:
@@ -160,7 +197,7 @@ def test_the_progress_bar_says_how_it_goes(monkeypatch: pytest.MonkeyPatch) -> N
 
 def saved_states(
     config: TrainConfig, path: Path, dims: ModelConfig = MODEL
-) -> tuple[list[bytes], MambaClassifier]:
+) -> tuple[list[bytes], Classifier]:
     """Every state file of an uninterrupted training, and the model that it ends with."""
     files: list[bytes] = []
 
@@ -169,13 +206,13 @@ def saved_states(
         files.append(path.read_bytes())
 
     torch.manual_seed(0)
-    model = MambaClassifier(dims, scan="reference")
+    model = build_classifier(dims, scan="reference")
     for _ in train(model, bars(96, 1), bars(48, 2), config, progress=False, save=save):
         pass
     return files, model
 
 
-@pytest.mark.parametrize("dims", [MODEL, NORMED], ids=["patch", "batch_norms"])
+@pytest.mark.parametrize("dims", SHAPES, ids=SHAPE_NAMES)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_resumed_anywhere_a_training_ends_with_the_same_bits(
     optimizer: OptimizerName, dims: ModelConfig, tmp_path: Path
@@ -192,7 +229,7 @@ def test_resumed_anywhere_a_training_ends_with_the_same_bits(
     ]
     for state in states:
         torch.manual_seed(1)  # other weights, which must not matter
-        again = MambaClassifier(dims, scan="reference")
+        again = build_classifier(dims, scan="reference")
         rest = list(train(again, bars(96, 1), bars(48, 2), config, progress=False, state=state))
         where = f"epoch {state.epoch}, step {state.steps}"
         for name, value in model.state_dict().items():

@@ -8,14 +8,14 @@ static void print_numbers(const mamba_info *info, const char *number_format)
 {
     /* Not pointers, which the loader would have to relocate, in a file that is to be small. */
     static const char names[][13] = {
-        "version",     "height",     "width",   "channels",   "n_classes", "patch_height",
-        "patch_width", "stem_width", "d_model", "n_layers",   "d_state",   "d_conv",
-        "d_inner",     "dt_rank",    "length",  "parameters", "file_bytes"};
+        "version",     "height",     "width",   "channels", "n_classes",  "patch_height",
+        "patch_width", "stem_width", "d_model", "n_layers", "d_state",    "d_conv",
+        "d_inner",     "dt_rank",    "members", "length",   "parameters", "file_bytes"};
     const uint64_t values[] = {
         info->version,      info->height,      info->width,      info->channels, info->n_classes,
         info->patch_height, info->patch_width, info->stem_width, info->d_model,  info->n_layers,
-        info->d_state,      info->d_conv,      info->d_inner,    info->dt_rank,  info->length,
-        info->parameters,   info->file_bytes};
+        info->d_state,      info->d_conv,      info->d_inner,    info->dt_rank,  info->members,
+        info->length,       info->parameters,  info->file_bytes};
     for (size_t i = 0; i < sizeof values / sizeof *values; i++)
         printf(number_format, names[i], values[i]);
 }

@@ -41,7 +41,7 @@ class _Info(ctypes.Structure):
         *((name, _u32) for name in ("d_model", "n_layers", "d_state", "d_conv", "d_inner")),
         *((name, _u32) for name in ("dt_rank", "direction", "pool")),
         *((name, _u32) for name in ("tied_a", "pos_embed", "local_conv")),
-        ("length", _u32),
+        *((name, _u32) for name in ("members", "length")),
         *((name, ctypes.c_float) for name in ("norm_eps", "pixel_mean", "pixel_std")),
         ("parameters", ctypes.c_uint64),
         ("file_bytes", ctypes.c_uint64),

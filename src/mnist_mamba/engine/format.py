@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mnist_mamba.config import MAX_ACTIVATIONS, MAX_LENGTH, Direction, ModelConfig, Pool, Stem
 from mnist_mamba.files import write_bytes
-from mnist_mamba.model import ConvStem, MambaClassifier
+from mnist_mamba.model import Classifier, ConvStem, MambaClassifier
 
 Array = NDArray[np.float32]
 
@@ -67,9 +67,9 @@ FIELDS = (
     Field("channels", "I", 1, 1),
     Field("n_classes", "I", 2, 256),
     Field("stem", "I", 0, len(STEMS) - 1),
-    Field("patch_height", "I", 0, 4096),
-    Field("patch_width", "I", 0, 4096),
-    Field("stem_width", "I", 0, 512),
+    Field("patch_height", "I", 1, 4096),
+    Field("patch_width", "I", 1, 4096),
+    Field("stem_width", "I", 1, 512),
     Field("d_model", "I", 1, 2048),
     Field("n_layers", "I", 1, 64),
     Field("d_state", "I", 1, 256),
@@ -81,6 +81,7 @@ FIELDS = (
     Field("norm_eps", "f", 2**-149, 0.1),
     Field("pixel_mean", "f", 0.0, 1.0),
     Field("pixel_std", "f", 1e-6, 1e6),
+    Field("more_members", "I", 0, 63),
 )
 FIELDS_STRUCT = struct.Struct("<" + "".join(field.code for field in FIELDS))
 RESERVED_FROM = CHECKED_FROM + FIELDS_STRUCT.size
@@ -143,6 +144,22 @@ def sequence_length(header: Header) -> int:
 
 def tensor_specs(header: Header) -> list[TensorSpec]:
     """The tensors of a file with this header, in file order."""
+    specs, members = _member_specs(header), header["more_members"] + 1
+    if members == 1:
+        return specs
+    return [
+        dataclasses.replace(spec, name=_of_member(i, spec.name))
+        for i in range(members)
+        for spec in specs
+    ]
+
+
+def _of_member(member: int, name: str) -> str:
+    """The name of a tensor of one of several members."""
+    return f"members.{member}.{name}"
+
+
+def _member_specs(header: Header) -> list[TensorSpec]:
     d_model, d_inner = header["d_model"], header["d_inner"]
     d_state, dt_rank = header["d_state"], header["dt_rank"]
     specs: list[TensorSpec] = []
@@ -218,14 +235,25 @@ def header_of(config: ModelConfig) -> Header:
         "norm_eps": config.norm_eps,
         "pixel_mean": config.pixel_mean,
         "pixel_std": config.pixel_std,
+        "more_members": config.members - 1,
     }
 
 
-def folded_tensors(model: MambaClassifier) -> dict[str, Array]:
+def folded_tensors(model: Classifier) -> dict[str, Array]:
     """A model's values by their names in the file, with the folds that docs/format.md lists.
 
     Products are taken in float64 and rounded once.
     """
+    if isinstance(model, MambaClassifier):
+        return _member_tensors(model)
+    return {
+        _of_member(i, name): values
+        for i, member in enumerate(model.classifiers)
+        for name, values in _member_tensors(member).items()
+    }
+
+
+def _member_tensors(model: MambaClassifier) -> dict[str, Array]:
     state = {name: value.detach().cpu().double() for name, value in model.state_dict().items()}
     config = model.config
     folded: dict[str, Tensor] = {}
@@ -273,7 +301,7 @@ def encode(header: Header, tensors: Mapping[str, Array]) -> bytes:
     return MAGIC + struct.pack("<II", VERSION, zlib.crc32(body)) + body
 
 
-def write_model(path: Path, model: MambaClassifier) -> None:
+def write_model(path: Path, model: Classifier) -> None:
     """Write a model as the file that the C engine maps; whole or not at all.
 
     Raises:
@@ -367,11 +395,12 @@ def _limits(header: Header, field: Field) -> tuple[float, float]:
     patch = header["stem"] == STEMS.index("patch")
     match field.name:
         case "patch_height" | "patch_width":
-            return (1, header[field.name.removeprefix("patch_")]) if patch else (0, 0)
+            used = patch
         case "stem_width":
-            return (0, 0) if patch else (1, field.high)
+            used = not patch
         case _:
-            return field.limits
+            used = True
+    return field.limits if used else (0, 0)
 
 
 def _check_range(header: Header, name: str, low: float, high: float) -> None:

@@ -191,10 +191,15 @@ class MambaClassifier(nn.Module):
     Args:
         config: dims and choices.
         scan: backend of the scan (`mnist_mamba.scan`): auto, reference, cpu or cuda.
+
+    Raises:
+        ValueError: a config of several members.
     """
 
     def __init__(self, config: ModelConfig, scan: str = "auto") -> None:
         super().__init__()
+        if config.members != 1:
+            raise ValueError(f"members = {config.members}: expected 1; see build_classifier")
         self.config = config
         self.stem = PatchStem(config) if config.stem == "patch" else ConvStem(config)
         if config.pos_embed:
@@ -236,6 +241,11 @@ class MambaClassifier(nn.Module):
         normalised = (pixels - self.config.pixel_mean) / self.config.pixel_std
         tokens: Tensor = self.stem(normalised)
         return tokens if self.pos_embed is None else tokens + self.pos_embed
+
+    def member_logits(self, pixels: Tensor) -> Tensor:
+        """`forward` as that of an ensemble with one member: logits (1, batch, n_classes)."""
+        logits: Tensor = self(pixels)
+        return logits.unsqueeze(0)
 
     def pooled(self, residual: Tensor) -> Tensor:
         """Final norm and pool: (batch, length, d_model) to (batch, d_model)."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from mnist_mamba.files import write_bytes
-from mnist_mamba.model import MambaClassifier, ModelConfig
+from mnist_mamba.model import Classifier, ModelConfig, build_classifier
 
 FORMAT = 1
 
@@ -23,7 +23,7 @@ class CheckpointError(ValueError):
 class Checkpoint:
     """A model as it was after some epoch, with what validation said of it."""
 
-    model: MambaClassifier
+    model: Classifier
     epoch: int
     val_accuracy: float | None
 
@@ -68,7 +68,7 @@ def _parse(path: Path, content: Any, scan: str) -> Checkpoint:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a checkpoint of this project (format {FORMAT})")
     try:
-        model = MambaClassifier(ModelConfig.from_dict(content["config"]), scan=scan)
+        model = build_classifier(ModelConfig.from_dict(content["config"]), scan=scan)
         model.load_state_dict(content["model"])
         accuracy = content["val_accuracy"]
         accuracy = None if accuracy is None else float(accuracy)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mnist_mamba.config import AugmentConfig, TrainConfig
-from mnist_mamba.model import MambaClassifier
+from mnist_mamba.model import Classifier
 from mnist_mamba.training.evaluation import Scores
 from mnist_mamba.training.optimizer import learning_rate
 from mnist_mamba.training.trainer import Trainer
@@ -67,7 +67,7 @@ class EpochReport:
     seconds: EpochSeconds
     seconds_left: float
     """Until the end of the last epoch, at the pace so far."""
-    model: MambaClassifier
+    model: Classifier
     """The averaged model itself, which the next epoch changes."""
 
     def curve_point(self) -> CurvePoint:
@@ -168,7 +168,7 @@ class Epoch:
         every = self.config.save_every
         return bool(every) and self.steps % every == 0 and self.steps < len(self.batches)
 
-    def report(self, scores: Scores | None, pace: Pace, model: MambaClassifier) -> EpochReport:
+    def report(self, scores: Scores | None, pace: Pace, model: Classifier) -> EpochReport:
         """The figures of an epoch that has ended."""
         busy = self.seconds.data + self.seconds.steps
         return EpochReport(

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mnist_mamba.model import MambaClassifier
+from mnist_mamba.model import Classifier
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Scores:
 
 
 @torch.inference_mode()
-def predict(model: MambaClassifier, images: Tensor, batch_size: int = 256) -> Tensor:
+def predict(model: Classifier, images: Tensor, batch_size: int = 256) -> Tensor:
     """Logits (n, n_classes), fp32 on the CPU, of (n, height, width) uint8 images."""
     device = next(model.parameters()).device
     was_training = model.training
@@ -33,7 +33,7 @@ def predict(model: MambaClassifier, images: Tensor, batch_size: int = 256) -> Te
     return torch.cat(logits)
 
 
-def score(model: MambaClassifier, images: Tensor, labels: Tensor, batch_size: int = 256) -> Scores:
+def score(model: Classifier, images: Tensor, labels: Tensor, batch_size: int = 256) -> Scores:
     """Accuracy and loss of a model on (n, height, width) uint8 images with (n,) labels."""
     logits = predict(model, images, batch_size)
     correct = int((logits.argmax(dim=1) == labels).sum())

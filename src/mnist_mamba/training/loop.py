@@ -14,7 +14,7 @@ from tqdm import tqdm
 from mnist_mamba.config import TrainConfig
 from mnist_mamba.data.augment import augment
 from mnist_mamba.data.splits import LabelledImages
-from mnist_mamba.model import MambaClassifier
+from mnist_mamba.model import Classifier
 from mnist_mamba.training.distributed import ALONE, Processes
 from mnist_mamba.training.epoch import Epoch, EpochReport, Pace, TrainingState
 from mnist_mamba.training.evaluation import Scores, score
@@ -28,7 +28,7 @@ class TrainingError(RuntimeError):
 
 
 def train(
-    model: MambaClassifier,
+    model: Classifier,
     train_set: LabelledImages,
     val_set: LabelledImages | None,
     config: TrainConfig,

@@ -34,7 +34,7 @@ def split_parameters(model: nn.Module) -> ParameterKinds:
             continue
         if parameter.dim() < 2 or name.rsplit(".", 1)[-1] in _NO_DECAY:
             kinds.spared.append(parameter)
-        elif name.startswith("layers.") and parameter.dim() == 2:
+        elif "layers" in name.split(".") and parameter.dim() == 2:
             kinds.matrices.append(parameter)
         else:
             kinds.decayed.append(parameter)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mnist_mamba.config import TrainConfig
-from mnist_mamba.model import MambaClassifier
+from mnist_mamba.model import Classifier
 from mnist_mamba.training.distributed import ALONE, Processes
 from mnist_mamba.training.ema import Ema, running_statistics
 from mnist_mamba.training.flat import FlatParameters
@@ -43,7 +43,7 @@ class Trainer:
 
     def __init__(
         self,
-        model: MambaClassifier,
+        model: Classifier,
         config: TrainConfig,
         device: str = "cpu",
         processes: Processes = ALONE,
@@ -123,11 +123,13 @@ class Trainer:
         """Gradients of these images' part of the batch's mean loss; that part, and their hits."""
         if len(labels) == 0:
             return torch.zeros(2, device=self.device)
-        logits = self.model(pixels)
+        logits = self.model.member_logits(pixels)
         smoothing = self.config.label_smoothing
-        loss = F.cross_entropy(logits, labels, label_smoothing=smoothing) * part
+        # Each member's own loss, and their mean: that of their mean would let them lean on others.
+        targets = labels.expand(len(logits), -1).flatten()
+        loss = F.cross_entropy(logits.flatten(0, 1), targets, label_smoothing=smoothing) * part
         loss.backward()
-        hits = (logits.detach().argmax(dim=1) == labels).sum()
+        hits = (logits.detach().mean(dim=0).argmax(dim=1) == labels).sum()
         return torch.stack([loss.detach(), hits.to(loss.dtype)])
 
     def _gather_gradients(self, figures: Tensor) -> tuple[Tensor, Tensor]:
