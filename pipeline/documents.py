@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
+
+from mnist_mamba.files import write_text
+
+TRAINING = Path("docs/training.md")
 
 
 def with_table(text: str, name: str, table: str) -> str:
@@ -22,3 +27,12 @@ def with_table(text: str, name: str, table: str) -> str:
         )
     before, first, last, rest = parts
     return before + first + table + last + rest
+
+
+def write_table(document: Path, name: str, table: str) -> None:
+    """Renew the table `name` in a file.
+
+    Raises:
+        ValueError: the file has no place for it.
+    """
+    write_text(document, with_table(document.read_text(), name, table))

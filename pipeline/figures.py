@@ -151,17 +151,30 @@ def draw_robustness(path: Path, accuracy: float, table: Mapping[str, Mapping[str
     _save(path, figure)
 
 
-def draw_study(path: Path, runs: Mapping[str, Any], speed: Mapping[str, Any]) -> None:
-    """Validation accuracy of a study's runs against what their model costs the C engine."""
+def draw_tradeoff(
+    path: Path,
+    accuracies: Mapping[str, Mapping[str, Any]],
+    speed: Mapping[str, Mapping[str, float]],
+    images: str,
+    marked: str,
+) -> None:
+    """Accuracy of runs on some images against what their model costs the C engine.
+
+    Args:
+        accuracies: mean and std (or None) by run.
+        speed: microseconds an image by run and load.
+        images: which the accuracy is of, for the axis.
+        marked: the run that stands out.
+    """
     figure, axes = plt.subplots(figsize=(9, 6), layout="constrained")
-    for name in sorted(runs.keys() & speed.keys()):
-        accuracy = runs[name]["val_accuracy"]
+    for name in sorted(accuracies.keys() & speed.keys()):
+        accuracy = accuracies[name]
         x, y = speed[name]["b100"], 100 * accuracy["mean"]
-        colour = RIGHT if name == "base" else MUTED
+        colour = RIGHT if name == marked else MUTED
         bar = None if accuracy["std"] is None else 100 * accuracy["std"]
         axes.errorbar(x, y, yerr=bar, fmt="o", color=colour, capsize=2)
         axes.annotate(name, (x, y), xytext=(4, 4), textcoords="offset points", fontsize=8)
     axes.set_xlabel("µs an image in the C engine (batch 100, one thread)")
-    axes.set_ylabel("validation accuracy, % (mean ± deviation of the seeds)")
+    axes.set_ylabel(f"{images} accuracy, % (mean ± deviation of the seeds)")
     axes.grid(alpha=0.3)
     _save(path, figure)

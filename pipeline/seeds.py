@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 from mnist_mamba.files import write_json
-from pipeline import paths, series, stage
+from pipeline import figures, paths, series, stage
+from pipeline.documents import TRAINING, write_table
 from pipeline.engine import run_engine
+from pipeline.engine_cost import Speed, engine_speed
 from pipeline.export import export_model
 from pipeline.params import load_params
 
 logger = logging.getLogger(__name__)
 
 SERIES = ("seeds", "pixels")
-"""Series whose models are scored; each one's results are metrics/NAME.json."""
+"""Series whose models are scored, each in metrics/NAME.json, plots/NAME.png, docs/training.md."""
 
 
 def measure(training: series.Training) -> series.Record:
@@ -45,8 +48,23 @@ def summary(records: series.Records) -> dict[str, Any]:
     return content
 
 
+def table(results: Mapping[str, Any], speed: Speed) -> str:
+    """docs/training.md's table."""
+    lines = [
+        "| run | parameters | test accuracy | each seed's, % | µs an image |",
+        "|---|---:|---:|---|---:|",
+    ]
+    for name, run in results.items():
+        each = ", ".join(f"{100 * value:.2f}" for value in run["test_accuracy"])
+        us = f"{speed[name]['b100']:,.0f}" if name in speed else ""
+        lines.append(
+            f"| {name} | {run['params']:,} | {series.plus_minus(run, '.2%')} | {each} | {us} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
-    """Train what is missing, and write down what the engine makes of it."""
+    """Train what is missing, time the models, draw and write down what came of it."""
     parser = stage.parser(
         f"Run the trainings of a series in {series.SERIES_FILE} that its metrics file lacks. The "
         "last averaged weights are scored; nothing is chosen.",
@@ -55,8 +73,9 @@ def main() -> None:
     parser.add_argument("series", nargs="?", choices=SERIES, default=SERIES[0])
     series.options(parser)
     arguments = parser.parse_args()
-    results = paths.METRICS / f"{arguments.series}.json"
-    wanted = series.trainings(series.load_series(arguments.series), load_params())
+    name = arguments.series
+    results = paths.METRICS / f"{name}.json"
+    wanted = series.trainings(series.load_series(name), load_params())
     old = json.loads(results.read_text()) if results.is_file() else {}
 
     def write(records: series.Records) -> None:
@@ -64,9 +83,13 @@ def main() -> None:
 
     records = series.complete(wanted, old, arguments, measure, write)
     write(records)
-    for name, run in summary(records).items():
-        accuracies = ", ".join(f"{value:.2%}" for value in run["test_accuracy"])
-        logger.info("%s: %.3f%% (%s)", name, 100 * run["mean"], accuracies)
+    content = summary(records)
+    speed = engine_speed(name, wanted, arguments.no_timing)
+    figures.draw_tradeoff(paths.PLOTS / f"{name}.png", content, speed, "test", marked="default")
+    write_table(TRAINING, name, table(content, speed))
+    for run, result in content.items():
+        accuracies = ", ".join(f"{value:.2%}" for value in result["test_accuracy"])
+        logger.info("%s: %.3f%% (%s)", run, 100 * result["mean"], accuracies)
 
 
 if __name__ == "__main__":

@@ -145,6 +145,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     jobs = cores()
     parser.add_argument("--jobs", type=int, default=jobs, help="trainings at a time: %(default)s")
     parser.add_argument("--only", nargs="+", metavar="RUN", help="these runs alone")
+    parser.add_argument("--no-timing", action="store_true", help="keep the speeds as they are")
 
 
 def complete(
@@ -216,3 +217,9 @@ def spread(values: Sequence[float]) -> dict[str, float | None]:
     """Mean and standard deviation (of the sample; None of a single value)."""
     std = statistics.stdev(values) if len(values) > 1 else None
     return {"mean": statistics.fmean(values), "std": std}
+
+
+def plus_minus(spread: Mapping[str, Any], form: str) -> str:
+    """Mean and deviation, if there is one, for people."""
+    std = spread["std"]
+    return f"{spread['mean']:{form}}" + ("" if std is None else f" ± {std:{form}}")

@@ -4,26 +4,20 @@ from __future__ import annotations
 
 import json
 import logging
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from mnist_mamba.engine.format import write_model
-from mnist_mamba.files import write_json, write_text
+from mnist_mamba.files import write_json
 from pipeline import figures, paths, series, stage
-from pipeline.benchmark import BATCHES, cpu_name, engine_bench
-from pipeline.documents import with_table
+from pipeline.documents import TRAINING, write_table
+from pipeline.engine_cost import Speed, engine_speed
 from pipeline.params import load_params
-from pipeline.train import build_model, read_info
 
 logger = logging.getLogger(__name__)
 
 NAME = "study"
 RESULTS = paths.METRICS / "study.json"
-SPEED = paths.METRICS / "study_speed.json"
 PLOT = paths.PLOTS / "study.png"
-DOCUMENT = Path("docs/training.md")
 
 
 def measure(training: series.Training) -> series.Record:
@@ -51,27 +45,7 @@ def summary(chosen: series.Series, records: series.Records) -> dict[str, Any]:
     return {"params": chosen.params, "runs": runs}
 
 
-def time_engine(wanted: list[series.Training]) -> dict[str, Any]:
-    """Microseconds an image of each run's model in the C engine, on one thread, one by one.
-
-    Of untrained models: what the weights are changes no time.
-    """
-    speed: dict[str, Any] = {}
-    info = read_info()
-    with tempfile.TemporaryDirectory() as scratch:
-        model = Path(scratch) / "model.bin"
-        for training in wanted:
-            if training.name not in speed:
-                write_model(model, build_model(training.params, info))
-                rounds = training.params.benchmark.rounds
-                speed[training.name] = {
-                    f"b{batch}": engine_bench(batch, 1, rounds, model)["median_us"]
-                    for batch in BATCHES
-                }
-    return speed
-
-
-def table(results: Mapping[str, Any], speed: Mapping[str, Any]) -> str:
+def table(results: Mapping[str, Any], speed: Speed) -> str:
     """docs/training.md's table, the most accurate first."""
     lines = [
         "| run | changes | parameters | validation accuracy | validation loss | µs an image |",
@@ -82,17 +56,13 @@ def table(results: Mapping[str, Any], speed: Mapping[str, Any]) -> str:
         run = runs[name]
         changes = ", ".join(f"{key}={json.dumps(value)}" for key, value in run["changes"].items())
         us = f"{speed[name]['b100']:.0f}" if name in speed else ""
-        accuracy, loss = run["val_accuracy"], run["val_loss"]
+        accuracy = series.plus_minus(run["val_accuracy"], ".2%")
+        loss = series.plus_minus(run["val_loss"], ".4f")
         lines.append(
             f"| {name} | {changes and f'`{changes}`'} | {run['parameters']:,} "
-            f"| {accuracy['mean']:.2%}{_deviation(accuracy['std'], '.2%')} "
-            f"| {loss['mean']:.4f}{_deviation(loss['std'], '.4f')} | {us} |"
+            f"| {accuracy} | {loss} | {us} |"
         )
     return "\n".join(lines) + "\n"
-
-
-def _deviation(std: float | None, form: str) -> str:
-    return "" if std is None else f" ± {std:{form}}"
 
 
 def main() -> None:
@@ -103,7 +73,6 @@ def main() -> None:
         ["python -m pipeline.study", "python -m pipeline.study --jobs 1 --only base state16"],
     )
     series.options(parser)
-    parser.add_argument("--no-timing", action="store_true", help="keep the speeds as they are")
     arguments = parser.parse_args()
     chosen = series.load_series(NAME)
     wanted = series.trainings(chosen, load_params())
@@ -114,12 +83,11 @@ def main() -> None:
 
     records = series.complete(wanted, old, arguments, measure, write)
     write(records)
-    if not arguments.no_timing:
-        write_json(SPEED, {"us_per_image": time_engine(wanted), "cpu": cpu_name()})
-    speed = json.loads(SPEED.read_text())["us_per_image"] if SPEED.is_file() else {}
     content = summary(chosen, records)
-    figures.draw_study(PLOT, content["runs"], speed)
-    write_text(DOCUMENT, with_table(DOCUMENT.read_text(), NAME, table(content, speed)))
+    speed = engine_speed(NAME, wanted, arguments.no_timing)
+    accuracies = {name: run["val_accuracy"] for name, run in content["runs"].items()}
+    figures.draw_tradeoff(PLOT, accuracies, speed, "validation", marked="base")
+    write_table(TRAINING, NAME, table(content, speed))
 
 
 if __name__ == "__main__":

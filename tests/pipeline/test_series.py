@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,9 @@ SERIES: dict[str, Any] = {
     "seeds": {"params": {"train.on_val": True}, "seeds": [0, 1], "runs": {"default": {}}},
     "pixels": {"params": {"model.patch": [1, 1]}, "seeds": [5], "runs": {"forward": {}}},
 }
-MARKED = "# Training\n\n<!-- study: make study -->\n<!-- end of study -->\n"
+MARKED = "# Training\n\n" + "".join(
+    f"<!-- {name}: make {name} -->\n<!-- end of {name} -->\n" for name in SERIES
+)
 
 
 @pytest.fixture(scope="module")
@@ -94,16 +97,24 @@ def test_seeds_are_scored_by_the_engine_on_test_images(project: Path) -> None:
         result["params"]
         == load(next((project / "runs").glob("default-0-*")), "metrics.json")["parameters"]
     )
+    us = load(project, "metrics/seeds_speed.json")["us_per_image"]["default"]
+    assert us["b1"] > 0
+    assert (project / "plots/seeds.png").read_bytes().startswith(b"\x89PNG")
+    (row,) = re.findall(r"\| default \|.*", (project / "docs/training.md").read_text())
+    each = ", ".join(f"{100 * value:.2f}" for value in result["test_accuracy"])
+    assert row.endswith(f" | {each} | {us['b100']:,.0f} |")
     # The other series that is scored so has a file of its own.
-    done = run_module(project, "pipeline.seeds", "pixels")
+    done = run_module(project, "pipeline.seeds", "pixels", "--no-timing")
     assert done.returncode == 0, done.stderr
     (one,) = load(project, "metrics/pixels.json")["forward"]["trainings"]
     assert one["seed"] == 5
+    assert not (project / "metrics/pixels_speed.json").exists()
+    assert "| forward |" in (project / "docs/training.md").read_text()
     assert load(project, "metrics/seeds.json")["default"] == result
     # Another code trains them again; what is there of the old one is dropped.
     source = project / "src/mnist_mamba/training/loop.py"
     source.write_text(source.read_text() + "\n")
-    done = run_module(project, "pipeline.seeds", "--jobs", "1")
+    done = run_module(project, "pipeline.seeds", "--jobs", "1", "--no-timing")
     assert "0 of 2 trainings are done, 2 to do" in done.stderr
     again = load(project, "metrics/seeds.json")["default"]
     assert again["test_accuracy"] == result["test_accuracy"]
