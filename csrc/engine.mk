@@ -38,8 +38,9 @@ ENGINE_TARGET := $(firstword $(subst -, ,$(shell $(CC) -dumpmachine)))
 #   drops NaN checks.
 # No unwind tables: nothing here is unwound. noseparate-code: segments need not begin on a page each.
 # -fPIC, hidden visibility: the same objects make the command and the library, which exports its API only.
+# -fno-plt: calls of libc read the address themselves instead of jumping to a stub that does: smaller.
 ENGINE_FLAGS := -std=c11 -Wall -Wextra -Wpedantic -Wconversion -Wshadow -Werror \
-    -ffp-contract=off -fno-math-errno -fno-asynchronous-unwind-tables -fPIC -fvisibility=hidden \
+    -ffp-contract=off -fno-math-errno -fno-asynchronous-unwind-tables -fPIC -fno-plt -fvisibility=hidden \
     -ffunction-sections -fdata-sections -Icsrc/include -Icsrc/engine \
     -Icsrc/simd
 

@@ -18,9 +18,10 @@ static float *take(struct reserve *reserve, uint64_t rows, uint64_t padded)
     return array;
 }
 
-size_t mamba_window_stride(uint32_t inputs)
+/* The conv stems copy four floats at a time, so up to three behind the last. */
+size_t mamba_picture_floats(uint64_t height, uint64_t width, uint64_t channels)
 {
-    return (size_t)mamba_pad(inputs);
+    return (size_t)mamba_pad((height + 2) * (width + 2) * channels + 3);
 }
 
 /* What a stem needs: its window, and the pictures between its convolutions. */
@@ -29,20 +30,22 @@ static void reserve_stem(struct reserve *reserve, struct mamba_context *context,
 {
     struct stem_conv convs[MAX_STEM_CONVS];
     const size_t n = mamba_stem_convs(info, convs);
-    uint64_t window = 0;
+    uint64_t window = 0, pixels = 0;
     uint32_t height = info->height, width = info->width;
     if (n == 0)
-        window = info->width / info->patch_width *
-                 (uint64_t)mamba_window_stride(info->patch_height * info->patch_width);
+        window = info->length * mamba_pad(info->patch_height * info->patch_width);
     for (size_t i = 0; i < n; i++) {
+        const uint64_t floats = mamba_pad(9 * (uint64_t)convs[i].in);
+        const uint64_t outputs = mamba_pad(convs[i].out);
+        window = floats > window ? floats : window;
+        pixels = outputs > pixels ? outputs : pixels;
+        context->stem_maps[i] = take(reserve, 1, mamba_picture_floats(height, width, convs[i].in));
         height = mamba_strided(height, convs[i].stride);
         width = mamba_strided(width, convs[i].stride);
-        const uint64_t floats = width * (uint64_t)mamba_window_stride(9 * convs[i].in);
-        window = floats > window ? floats : window;
-        if (i + 1 < n)
-            context->stem_maps[i] =
-                take(reserve, (uint64_t)height * width, mamba_pad(convs[i].out));
     }
+    if (n > 0)
+        window = 2 * STEM_PIXELS * window + 3; /* a copy's, as above */
+    context->pixels = take(reserve, 2 * STEM_PIXELS, pixels);
     context->window = take(reserve, 1, window);
 }
 

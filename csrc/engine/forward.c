@@ -88,38 +88,26 @@ static void mix(struct mamba_context *context, const struct layer_weights *layer
     }
 }
 
-/* The token of the image that comes i-th where its grid is taken column by column. */
-static size_t by_columns(const struct mamba_info *info, size_t i)
+/* u = rms(x), column by column of a grid with so many; of one column, its rows are the tokens. */
+static void normalise(struct mamba_context *context, size_t columns)
 {
-    const size_t rows = mamba_grid_rows(info), columns = info->length / rows;
-    return i % rows * columns + i / rows;
-}
-
-/* u = rms(x), its rows in the layer's order. */
-static void normalise(struct mamba_context *context, bool columns)
-{
-    const struct mamba_kernels *kernels = context->model->kernels;
     const struct mamba_info *info = &context->model->info;
-    const size_t stride = context->d_model;
-    if (!columns) {
-        kernels->rms_norm(context->u, context->x, info->length, info->d_model, stride,
-                          info->norm_eps);
-        return;
-    }
-    for (size_t i = 0; i < info->length; i++)
-        kernels->rms_norm(context->u + i * stride, context->x + by_columns(info, i) * stride, 1,
-                          info->d_model, stride, info->norm_eps);
+    const size_t stride = context->d_model, rows = info->length / columns;
+    for (size_t i = 0; i < columns; i++)
+        context->model->kernels->rms_norm(context->u + i * rows * stride, context->x + i * stride,
+                                          columns * stride, rows, info->d_model, stride,
+                                          info->norm_eps);
 }
 
 /* y [length, d_inner], its rows in image order again; c, which has been used, holds them then. */
-static const float *in_image_order(struct mamba_context *context, bool columns)
+static const float *in_image_order(struct mamba_context *context, size_t columns)
 {
-    const struct mamba_info *info = &context->model->info;
+    const size_t length = context->model->info.length, rows = length / columns;
     const size_t stride = context->d_inner;
-    if (!columns)
+    if (columns == 1)
         return context->y;
-    for (size_t i = 0; i < info->length; i++)
-        memcpy(context->c + by_columns(info, i) * stride, context->y + i * stride,
+    for (size_t i = 0; i < length; i++)
+        memcpy(context->c + (i % rows * columns + i / rows) * stride, context->y + i * stride,
                stride * sizeof *context->c);
     return context->c;
 }
@@ -132,7 +120,8 @@ static void run_layer(struct mamba_context *context, int index)
     const struct layer_weights *layer = &context->member->layers[index];
     const size_t length = model->info.length, d_model = model->info.d_model;
     const size_t d_inner = model->info.d_inner;
-    const bool columns = model->info.direction == DIRECTION_CROSS && index % 2 == 1;
+    const bool by_columns = model->info.direction == DIRECTION_CROSS && index % 2 == 1;
+    const size_t columns = by_columns ? length / mamba_grid_rows(&model->info) : 1;
 
     if (model->info.local_conv) {
         mamba_local_conv(context, layer);
@@ -158,8 +147,8 @@ static void pool(struct mamba_context *context)
     const struct mamba_info *info = &context->model->info;
     const size_t length = info->length, stride = context->d_model;
     const size_t first = info->pool == POOL_LAST ? length - 1 : 0, count = length - first;
-    context->model->kernels->rms_norm(context->u, context->x + first * stride, count, info->d_model,
-                                      stride, info->norm_eps);
+    context->model->kernels->rms_norm(context->u, context->x + first * stride, stride, count,
+                                      info->d_model, stride, info->norm_eps);
     memset(context->pooled, 0, stride * sizeof *context->pooled);
     for (size_t t = 0; t < count; t++)
         for (size_t i = 0; i < stride; i++)
@@ -200,6 +189,7 @@ static mamba_status run(struct mamba_context *context, float *logits)
     const struct mamba_info *info = &model->info;
     const uint64_t saved = denormals_off();
     memset(logits, 0, info->n_classes * sizeof *logits);
+    mamba_stem_image(context);
     for (size_t i = 0; i < info->members; i++) {
         run_member(context, &model->members[i]);
         for (size_t class = 0; class < info->n_classes; class++)

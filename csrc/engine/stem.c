@@ -2,17 +2,20 @@
  * the products are the kernels'. */
 #include "stem.h"
 
+#include <stdbool.h>
 #include <string.h>
 
-/* One output row of the patch stem: its patches, each flattened row by row. */
+/* All patches, each flattened row by row. */
 static void gather_patches(float *window, size_t window_stride, const float *image,
-                           const struct mamba_info *info, size_t patch_row)
+                           const struct mamba_info *info)
 {
     const size_t height = info->patch_height, width = info->patch_width;
-    for (size_t column = 0; column < info->width / width; column++) {
-        for (size_t row = 0; row < height; row++) {
-            const float *pixels = image + (patch_row * height + row) * info->width + column * width;
-            memcpy(window + column * window_stride + row * width, pixels, width * sizeof *pixels);
+    for (size_t top = 0; top < info->height; top += height) {
+        for (size_t left = 0; left < info->width; left += width, window += window_stride) {
+            for (size_t row = 0; row < height; row++) {
+                const float *pixels = image + (top + row) * info->width + left;
+                memcpy(window + row * width, pixels, width * sizeof *pixels);
+            }
         }
     }
 }
@@ -21,101 +24,143 @@ static void patch_stem(struct mamba_context *context)
 {
     const struct mamba_model *model = context->model;
     const struct mamba_info *info = &model->info;
-    const size_t columns = info->width / info->patch_width;
     const uint32_t pixels = info->patch_height * info->patch_width;
-    const size_t stride = mamba_window_stride(pixels);
-    for (size_t row = 0; row < info->height / info->patch_height; row++) {
-        gather_patches(context->window, stride, context->image, info, row);
-        model->kernels->matmul(context->x + row * columns * context->d_model, context->d_model,
-                               context->window, stride, context->member->stem_weight,
-                               context->member->stem_bias, columns, pixels, info->d_model);
-    }
+    const size_t stride = (size_t)mamba_pad(pixels);
+    gather_patches(context->window, stride, context->image, info);
+    model->kernels->matmul(context->x, context->d_model, context->window, stride,
+                           context->member->stem_weight, context->member->stem_bias, info->length,
+                           pixels, info->d_model);
 }
 
-/* A picture whose pixels are vectors. */
+/* A picture whose pixels are vectors, in a border of zeros one pixel wide, so that the three pixels
+ * of a window's row always lie one behind the other. */
 struct picture {
-    float *data; /* [height, width, channels], pixels `stride` floats apart */
-    uint32_t height, width, channels;
-    size_t stride;
+    float *data; /* [height + 2, width + 2, channels] */
+    size_t height, width, channels;
 };
 
+/* Row y of those with the border. */
+static float *picture_row(struct picture picture, size_t y)
+{
+    return picture.data + y * (picture.width + 2) * picture.channels;
+}
+
+/* Zeros around the picture, and behind it to the end of its memory; returns how many floats that
+ * has. */
+static size_t clear_border(struct picture picture)
+{
+    const size_t n = picture.channels, row = (picture.width + 2) * n;
+    const size_t floats = mamba_picture_floats(picture.height, picture.width, n);
+    float *at = picture.data, *end = at + floats;
+    memset(at, 0, row * sizeof *at);
+    for (size_t y = 0; y < picture.height; y++) {
+        at += row;
+        memset(at - n, 0, 2 * n * sizeof *at);
+    }
+    at += row - n;
+    memset(at, 0, (size_t)(end - at) * sizeof *at);
+    return floats;
+}
+
+/* n floats, and up to 3 behind them, which are copied over those of an earlier call's that lie
+ * there: calls go upwards. */
 static void copy_floats(float *to, const float *from, size_t n)
 {
-    if (n >= PAD) {
-        memcpy(to, from, n * sizeof *to);
-        return;
-    }
-    while (n-- > 0)
-        *to++ = *from++;
+    for (size_t i = 0; i < n; i += 4)
+        memcpy(to + i, from + i, 4 * sizeof *to);
 }
 
-/* The inputs of one row ky of a 3x3 window around pixel x of the picture's row y, both counted from
- * 1, so that padding is 0 and not negative. */
-static void gather_row(float *to, struct picture in, size_t y, size_t x)
+/* Where pixels are, counted row by row: number i is in row i / width. */
+struct cursor {
+    size_t row, column;
+};
+
+static void advance(struct cursor *at, size_t width)
 {
-    const size_t n = in.channels;
-    if (y < 1 || y > in.height) {
-        memset(to, 0, 3 * n * sizeof *to);
-        return;
-    }
-    const float *row = in.data + (y - 1) * in.width * in.stride;
-    if (in.stride == n && x > 1 && x < in.width) {
-        copy_floats(to, row + (x - 2) * n, 3 * n);
-        return;
-    }
-    for (size_t column = x - 1; column <= x + 1; column++, to += n) {
-        if (column < 1 || column > in.width)
-            memset(to, 0, n * sizeof *to);
-        else
-            copy_floats(to, row + (column - 1) * in.stride, n);
+    if (++at->column == width) {
+        at->column = 0;
+        at->row++;
     }
 }
 
-/* One output row of a 3x3 convolution with zero padding 1: for each output pixel its nine inputs,
- * in the order (ky, kx, channel). */
+/* The windows of n outputs of a 3x3 convolution with padding 1, from `at` on: for each its nine
+ * inputs, in the order (ky, kx, channel). */
 static void gather_3x3(float *window, size_t window_stride, struct picture in, size_t stride,
-                       size_t out_row, size_t columns)
+                       struct cursor at, size_t width, size_t n)
 {
-    for (size_t column = 0; column < columns; column++)
+    const size_t run = 3 * in.channels;
+    for (; n > 0; n--, window += window_stride, advance(&at, width)) {
+        const float *from = picture_row(in, stride * at.row) + stride * at.column * in.channels;
         for (size_t ky = 0; ky < 3; ky++)
-            gather_row(window + column * window_stride + ky * 3 * in.channels, in,
-                       stride * out_row + ky, stride * column + 1);
-}
-
-/* out = bias + the 3x3 convolution of `in`. */
-static void conv_3x3(struct mamba_context *context, struct picture out, struct picture in,
-                     struct conv_weights weights, size_t stride)
-{
-    const size_t window_stride = mamba_window_stride(9 * in.channels);
-    for (size_t row = 0; row < out.height; row++) {
-        gather_3x3(context->window, window_stride, in, stride, row, out.width);
-        context->model->kernels->matmul(
-            out.data + row * out.width * out.stride, out.stride, context->window, window_stride,
-            weights.weight, weights.bias, out.width, 9 * (size_t)in.channels, out.channels);
+            copy_floats(window + ky * run, from + ky * (in.width + 2) * in.channels, run);
     }
 }
 
-/* SiLU between the convolutions; the last one's output are the tokens. */
+/* n pixels, rows of `from`, into the picture from `at` on. */
+static void put_pixels(struct picture out, struct cursor at, const float *from, size_t from_stride,
+                       size_t n)
+{
+    for (; n > 0; n--, from += from_stride, advance(&at, out.width))
+        copy_floats(picture_row(out, at.row + 1) + (at.column + 1) * out.channels, from,
+                    out.channels);
+}
+
+/* out = bias + the 3x3 convolution of `in`, some pixels at a time. The tokens, which the last
+ * convolution makes, have no border, and are stored as they come. */
+static void conv_3x3(struct mamba_context *context, struct picture out, struct picture in,
+                     struct conv_weights weights, size_t stride, bool tokens)
+{
+    const size_t inputs = 9 * in.channels, window_stride = (size_t)mamba_pad(inputs);
+    const size_t total = out.height * out.width, out_stride = (size_t)mamba_pad(out.channels);
+    size_t n;
+    for (size_t done = 0; done < total; done += n) {
+        n = total - done < 2 * STEM_PIXELS ? total - done : STEM_PIXELS;
+        const struct cursor at = {done / out.width, done % out.width};
+        gather_3x3(context->window, window_stride, in, stride, at, out.width, n);
+        float *y = tokens ? out.data + done * out_stride : context->pixels;
+        context->model->kernels->matmul(y, out_stride, context->window, window_stride,
+                                        weights.weight, weights.bias, n, inputs, out.channels);
+        if (!tokens)
+            put_pixels(out, at, y, out_stride, n);
+    }
+}
+
+static struct picture image_picture(const struct mamba_context *context)
+{
+    const struct mamba_info *info = &context->model->info;
+    return (struct picture){context->stem_maps[0], info->height, info->width, 1};
+}
+
+/* SiLU between the convolutions; that of the borders' zeros is 0. */
 static void conv_stem(struct mamba_context *context)
 {
     const struct mamba_model *model = context->model;
+    const struct mamba_info *info = &model->info;
     struct stem_conv convs[MAX_STEM_CONVS];
-    const size_t n = mamba_stem_convs(&model->info, convs);
-    struct picture in = {context->image, model->info.height, model->info.width, 1, 1};
+    const size_t n = mamba_stem_convs(info, convs);
+    struct picture in = image_picture(context);
     for (size_t i = 0; i < n; i++) {
         const bool last = i + 1 == n;
         const struct picture out = {
-            .data = last ? context->x : context->stem_maps[i],
-            .height = mamba_strided(in.height, convs[i].stride),
-            .width = mamba_strided(in.width, convs[i].stride),
+            .data = last ? context->x : context->stem_maps[i + 1],
+            .height = mamba_strided((uint32_t)in.height, convs[i].stride),
+            .width = mamba_strided((uint32_t)in.width, convs[i].stride),
             .channels = convs[i].out,
-            .stride = (size_t)mamba_pad(convs[i].out),
         };
-        conv_3x3(context, out, in, context->member->stem_convs[i], convs[i].stride);
+        conv_3x3(context, out, in, context->member->stem_convs[i], convs[i].stride, last);
         if (!last)
-            model->kernels->silu(out.data, (size_t)out.height * out.width * out.stride);
+            model->kernels->silu(out.data, clear_border(out));
         in = out;
     }
+}
+
+void mamba_stem_image(struct mamba_context *context)
+{
+    if (context->model->info.stem == STEM_PATCH)
+        return;
+    const struct picture picture = image_picture(context);
+    put_pixels(picture, (struct cursor){0}, context->image, 1, picture.height * picture.width);
+    clear_border(picture);
 }
 
 void mamba_stem(struct mamba_context *context)

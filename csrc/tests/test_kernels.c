@@ -146,11 +146,12 @@ static void test_norm(const struct mamba_kernels *kernels)
 {
     for (int i = 0; i < 100; i++) {
         const size_t rows = between(1, 20), n = between(1, 70), stride = pad(n);
-        float *x = random_floats(rows * stride, -1, 1); /* padding that must not count, too */
+        const size_t x_stride = stride * between(1, 3);
+        float *x = random_floats(rows * x_stride, -1, 1); /* padding that must not count, too */
         float *got = random_floats(rows * stride, -1, 1);
         float *wanted = random_floats(rows * stride, -1, 1);
-        kernels->rms_norm(got, x, rows, n, stride, 1e-5f);
-        mamba_kernels_scalar.rms_norm(wanted, x, rows, n, stride, 1e-5f);
+        kernels->rms_norm(got, x, x_stride, rows, n, stride, 1e-5f);
+        mamba_kernels_scalar.rms_norm(wanted, x, x_stride, rows, n, stride, 1e-5f);
         check_close(kernels, "rms_norm", got, wanted, rows, n, stride);
         free(x), free(got), free(wanted);
     }

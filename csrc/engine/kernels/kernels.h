@@ -51,8 +51,10 @@ struct mamba_kernels {
     void (*matmul_add)(float *y, size_t y_stride, const float *x, size_t x_stride,
                        const float *weight, size_t rows, size_t in, size_t out);
 
-    /* y [rows, n] = x / sqrt(mean(x^2) + eps), row by row. */
-    void (*rms_norm)(float *y, const float *x, size_t rows, size_t n, size_t stride, float eps);
+    /* y [rows, n] = x / sqrt(mean(x^2) + eps), row by row; x's rows are x_stride apart and hold
+     * `stride` floats as y's do. */
+    void (*rms_norm)(float *y, const float *x, size_t x_stride, size_t rows, size_t n,
+                     size_t stride, float eps);
 
     /* y [stride] = bias + the sum of weight * x over n terms, lane by lane. */
     void (*weighted_sum)(float *y, const float *bias, const struct term *terms, size_t n,

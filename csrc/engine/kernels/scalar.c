@@ -125,9 +125,10 @@ static float sum_of_squares(const float *x, size_t n)
     return sum[0];
 }
 
-static void rms_norm(float *y, const float *x, size_t rows, size_t n, size_t stride, float eps)
+static void rms_norm(float *y, const float *x, size_t x_stride, size_t rows, size_t n,
+                     size_t stride, float eps)
 {
-    for (size_t r = 0; r < rows; r++, x += stride, y += stride) {
+    for (size_t r = 0; r < rows; r++, x += x_stride, y += stride) {
         float scale = 1.0f / sqrtf(sum_of_squares(x, n) / (float)n + eps);
         for (size_t i = 0; i < stride; i++)
             y[i] = x[i] * scale;
