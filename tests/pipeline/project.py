@@ -26,6 +26,7 @@ SMALL: dict[str, Any] = {
     "model.patch": [3, 4],
     "model.d_model": 16,
     "model.n_layers": 2,
+    "model.members": 1,
     "model.d_state": 4,
     "train.epochs": 3,
     "train.batch_size": 16,

@@ -105,10 +105,10 @@ def correct_all(rows: list[dict[str, str]], count: int) -> None:
 
 PLANTED = {
     "train.val.accuracy": (0.9958, 0.9945, 0.9930),
-    "eval.nll": (0.0587, 0.0610, 0.0650),
-    "eval.ece": (0.0461, 0.0500, 0.0530),
-    "eval.model.parameters": (137_610, 140_000, 141_000),
-    "eval.model.file_bytes": (575_552, 585_000, 590_000),
+    "eval.nll": (0.0094, 0.0120, 0.0130),
+    "eval.ece": (0.0014, 0.0060, 0.0070),
+    "eval.model.parameters": (91_312, 93_000, 93_500),
+    "eval.model.file_bytes": (399_104, 407_000, 408_000),
     "eval.robustness.shift.5": (0.9951, 0.9915, 0.9905),
     "eval.robustness.shift.10": (0.9934, 0.9900, 0.9880),
     "eval.robustness.rotate.10": (0.9938, 0.9900, 0.9890),
@@ -194,7 +194,7 @@ def test_noise_passes(tree: Path) -> None:
 
     predict(another_seed)
     put("eval.robustness.shift.5", 0.9949)
-    put("eval.nll", 0.0597)
+    put("eval.nll", 0.0104)
     assert failures() == set()
 
 
@@ -364,10 +364,10 @@ def test_the_command_s_codes_and_table(tree: Path) -> None:
 
 
 SPEED = {
-    "instructions.avx2": (2_700_000, 2_750_000, 2_760_000),
-    "instructions.scalar": (14_700_000, 14_990_000, 15_000_000),
-    "us_per_image.b1": (240.0, 262.0, 266.0),
-    "us_per_image.b100": (230.0, 252.0, 255.0),
+    "instructions.avx2": (2_700_000, 3_500_000, 3_520_000),
+    "instructions.scalar": (14_700_000, 19_100_000, 19_200_000),
+    "us_per_image.b1": (240.0, 334.0, 338.0),
+    "us_per_image.b100": (230.0, 320.0, 324.0),
     "binary_bytes": (64_008, 65_200, 65_400),
 }
 """What the speed gate holds: a base, a change that is let pass, one that is not."""

@@ -30,7 +30,7 @@ def test_the_committed_params_are_valid() -> None:
     params = load_params(ROOT / "params.yaml")
     assert isinstance(params.train.config(), TrainConfig)
     config = params.model.config(28, 28, 10, pixel_mean=0.1, pixel_std=0.3)
-    assert (config.d_model, config.pixel_std) == (64, 0.3)
+    assert (config.d_model, config.pixel_std) == (32, 0.3)
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_the_committed_params_are_valid() -> None:
         ("model.d_conv", 0, ["model.d_conv = 0", "1..16"]),
         ("model.d_model", 4096, ["model.d_model = 4096", "1..2048"]),
         ("model.dt_min", 0.5, ["model.dt_min = 0.5", "dt_max = 0.1"]),
-        ("data.resize", [4096, 4096], ["model.stem = 'conv'", "4096 x 4096", "up to 65536"]),
+        ("data.resize", [4096, 4096], ["model.stem = 'conv3'", "4096 x 4096", "up to 65536"]),
         ("model.a", "mixed", ["model.a = 'mixed'", "free, tied"]),
         ("evaluate", None, ["evaluate", "None"]),
         ("model.pos_embed", 1, ["model.pos_embed", "got 1", "boolean"]),
@@ -96,7 +96,7 @@ def test_a_scan_of_another_device_is_refused(scan: str, device: str) -> None:
 def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
     text = (ROOT / "params.yaml").read_text()
     path = tmp_path / "params.yaml"
-    path.write_text(text.replace("  n_layers: 4\n", "  n_layers: 4\n  n_layers: 2\n"))
+    path.write_text(text.replace("  n_layers: 2\n", "  n_layers: 2\n  n_layers: 4\n"))
     with pytest.raises(ParamsError, match=r"'n_layers' stands here a second time(?s:.*)line \d+"):
         load_params(path)
 
