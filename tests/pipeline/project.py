@@ -27,6 +27,7 @@ SMALL: dict[str, Any] = {
     "model.d_model": 16,
     "model.n_layers": 2,
     "model.members": 1,
+    "model.local_conv": False,
     "model.d_state": 4,
     "train.epochs": 3,
     "train.batch_size": 16,
