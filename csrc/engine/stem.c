@@ -62,8 +62,8 @@ static size_t clear_border(struct picture picture)
     return floats;
 }
 
-/* n floats, and up to 3 behind them, which are copied over those of an earlier call's that lie
- * there: calls go upwards. */
+/* n floats, and up to 3 behind them. Those come from whatever follows in the context's memory, and
+ * are written over by the next call, since calls go upwards, or by clear_border, or never read. */
 static void copy_floats(float *to, const float *from, size_t n)
 {
     for (size_t i = 0; i < n; i += 4)
