@@ -19,9 +19,16 @@ static float *take(struct reserve *reserve, uint64_t rows, uint64_t padded)
 }
 
 /* The conv stems copy four floats at a time, so up to three behind the last. */
+enum { BEHIND = 3 };
+
 size_t mamba_picture_floats(uint64_t height, uint64_t width, uint64_t channels)
 {
-    return (size_t)mamba_pad((height + 2) * (width + 2) * channels + 3);
+    return (size_t)mamba_pad((height + 2) * (width + 2) * channels + BEHIND);
+}
+
+size_t mamba_window_stride(uint64_t channels)
+{
+    return (size_t)mamba_pad(9 * channels + BEHIND);
 }
 
 /* What a stem needs: its window, and the pictures between its convolutions. */
@@ -35,7 +42,7 @@ static void reserve_stem(struct reserve *reserve, struct mamba_context *context,
     if (n == 0)
         window = info->length * mamba_pad(info->patch_height * info->patch_width);
     for (size_t i = 0; i < n; i++) {
-        const uint64_t floats = mamba_pad(9 * (uint64_t)convs[i].in);
+        const uint64_t floats = mamba_window_stride(convs[i].in);
         const uint64_t outputs = mamba_pad(convs[i].out);
         window = floats > window ? floats : window;
         pixels = outputs > pixels ? outputs : pixels;
@@ -44,7 +51,7 @@ static void reserve_stem(struct reserve *reserve, struct mamba_context *context,
         width = mamba_strided(width, convs[i].stride);
     }
     if (n > 0)
-        window = 2 * STEM_PIXELS * window + 3; /* a copy's, as above */
+        window *= 2 * STEM_PIXELS;
     context->pixels = take(reserve, 2 * STEM_PIXELS, pixels);
     context->window = take(reserve, 1, window);
 }

@@ -36,4 +36,7 @@ struct mamba_context {
 /* Floats of a picture of the conv stems: a border around it, whole vectors. */
 size_t mamba_picture_floats(uint64_t height, uint64_t width, uint64_t channels);
 
+/* Floats of the window of a 3x3 convolution with so many channels of input. */
+size_t mamba_window_stride(uint64_t channels);
+
 #endif

@@ -62,47 +62,60 @@ static size_t clear_border(struct picture picture)
     return floats;
 }
 
-/* n floats, and up to 3 behind them. Those come from whatever follows in the context's memory, and
- * are written over by the next call, since calls go upwards, or by clear_border, or never read. */
-static void copy_floats(float *to, const float *from, size_t n)
+/* n floats each from `count` places to others, `to` going upwards, four at a time: up to 3 floats
+ * behind each place are written, too. Those that belong to a later place are written over with it;
+ * the others are padding, or a border's, or never read. What is read there is whatever follows in
+ * the context's memory. */
+static void copy_each(float *to, size_t to_stride, const float *from, size_t from_stride, size_t n,
+                      size_t count)
 {
-    for (size_t i = 0; i < n; i += 4)
-        memcpy(to + i, from + i, 4 * sizeof *to);
+    for (; count > 0; count--, to += to_stride, from += from_stride)
+        for (size_t i = 0; i < n; i += 4)
+            memcpy(to + i, from + i, 4 * sizeof *to);
 }
 
-/* Where pixels are, counted row by row: number i is in row i / width. */
-struct cursor {
-    size_t row, column;
+/* Pixels one behind the other in a row. */
+struct segment {
+    size_t row, column, count;
 };
 
-static void advance(struct cursor *at, size_t width)
+/* Of the n pixels from number `first` on, counted row by row, those in the first one's row. */
+static struct segment first_segment(size_t first, size_t n, size_t width)
 {
-    if (++at->column == width) {
-        at->column = 0;
-        at->row++;
-    }
+    const size_t column = first % width, left = width - column;
+    return (struct segment){first / width, column, n < left ? n : left};
 }
 
-/* The windows of n outputs of a 3x3 convolution with padding 1, from `at` on: for each its nine
- * inputs, in the order (ky, kx, channel). */
+/* The windows of n outputs of a 3x3 convolution with padding 1, from number `first` on: for each
+ * its nine inputs, in the order (ky, kx, channel). */
 static void gather_3x3(float *window, size_t window_stride, struct picture in, size_t stride,
-                       struct cursor at, size_t width, size_t n)
+                       size_t first, size_t width, size_t n)
 {
-    const size_t run = 3 * in.channels;
-    for (; n > 0; n--, window += window_stride, advance(&at, width)) {
-        const float *from = picture_row(in, stride * at.row) + stride * at.column * in.channels;
+    const size_t run = 3 * in.channels, step = stride * in.channels;
+    while (n > 0) {
+        const struct segment part = first_segment(first, n, width);
         for (size_t ky = 0; ky < 3; ky++)
-            copy_floats(window + ky * run, from + ky * (in.width + 2) * in.channels, run);
+            copy_each(window + ky * run, window_stride,
+                      picture_row(in, stride * part.row + ky) + part.column * step, step, run,
+                      part.count);
+        window += part.count * window_stride;
+        first += part.count;
+        n -= part.count;
     }
 }
 
-/* n pixels, rows of `from`, into the picture from `at` on. */
-static void put_pixels(struct picture out, struct cursor at, const float *from, size_t from_stride,
+/* n pixels, rows of `from`, into the picture from number `first` on. */
+static void put_pixels(struct picture out, size_t first, const float *from, size_t from_stride,
                        size_t n)
 {
-    for (; n > 0; n--, from += from_stride, advance(&at, out.width))
-        copy_floats(picture_row(out, at.row + 1) + (at.column + 1) * out.channels, from,
-                    out.channels);
+    while (n > 0) {
+        const struct segment part = first_segment(first, n, out.width);
+        copy_each(picture_row(out, part.row + 1) + (part.column + 1) * out.channels, out.channels,
+                  from, from_stride, out.channels, part.count);
+        from += part.count * from_stride;
+        first += part.count;
+        n -= part.count;
+    }
 }
 
 /* out = bias + the 3x3 convolution of `in`, some pixels at a time. The tokens, which the last
@@ -110,18 +123,17 @@ static void put_pixels(struct picture out, struct cursor at, const float *from, 
 static void conv_3x3(struct mamba_context *context, struct picture out, struct picture in,
                      struct conv_weights weights, size_t stride, bool tokens)
 {
-    const size_t inputs = 9 * in.channels, window_stride = (size_t)mamba_pad(inputs);
+    const size_t inputs = 9 * in.channels, window_stride = mamba_window_stride(in.channels);
     const size_t total = out.height * out.width, out_stride = (size_t)mamba_pad(out.channels);
     size_t n;
     for (size_t done = 0; done < total; done += n) {
         n = total - done < 2 * STEM_PIXELS ? total - done : STEM_PIXELS;
-        const struct cursor at = {done / out.width, done % out.width};
-        gather_3x3(context->window, window_stride, in, stride, at, out.width, n);
+        gather_3x3(context->window, window_stride, in, stride, done, out.width, n);
         float *y = tokens ? out.data + done * out_stride : context->pixels;
         context->model->kernels->matmul(y, out_stride, context->window, window_stride,
                                         weights.weight, weights.bias, n, inputs, out.channels);
         if (!tokens)
-            put_pixels(out, at, y, out_stride, n);
+            put_pixels(out, done, y, out_stride, n);
     }
 }
 
@@ -159,7 +171,7 @@ void mamba_stem_image(struct mamba_context *context)
     if (context->model->info.stem == STEM_PATCH)
         return;
     const struct picture picture = image_picture(context);
-    put_pixels(picture, (struct cursor){0}, context->image, 1, picture.height * picture.width);
+    put_pixels(picture, 0, context->image, 1, picture.height * picture.width);
     clear_border(picture);
 }
 
