@@ -23,10 +23,8 @@ static void embed(struct mamba_context *context)
     const struct mamba_info *info = &context->model->info;
     const float *pos_embed = context->member->pos_embed;
     mamba_stem(context);
-    if (pos_embed) {
-        for (size_t i = 0; i < info->length * context->d_model; i++)
-            context->x[i] += pos_embed[i];
-    }
+    if (pos_embed)
+        context->model->kernels->add(context->x, pos_embed, info->length * context->d_model);
     tap(context, "tokens", -1, context->x, info->length, info->d_model, context->d_model);
 }
 
@@ -83,8 +81,7 @@ static void mix(struct mamba_context *context, const struct layer_weights *layer
     mix_sequence(context, context->y, &layer->scan[0], reverse, index, names);
     if (info->direction == DIRECTION_BIDIRECTIONAL) {
         mix_sequence(context, context->y_b, &layer->scan[1], true, index, names_b);
-        for (size_t i = 0; i < info->length * context->d_inner; i++)
-            context->y[i] += context->y_b[i];
+        context->model->kernels->add(context->y, context->y_b, info->length * context->d_inner);
     }
 }
 
@@ -147,12 +144,12 @@ static void pool(struct mamba_context *context)
     const struct mamba_info *info = &context->model->info;
     const size_t length = info->length, stride = context->d_model;
     const size_t first = info->pool == POOL_LAST ? length - 1 : 0, count = length - first;
-    context->model->kernels->rms_norm(context->u, context->x + first * stride, stride, count,
-                                      info->d_model, stride, info->norm_eps);
+    const struct mamba_kernels *kernels = context->model->kernels;
+    kernels->rms_norm(context->u, context->x + first * stride, stride, count, info->d_model, stride,
+                      info->norm_eps);
     memset(context->pooled, 0, stride * sizeof *context->pooled);
     for (size_t t = 0; t < count; t++)
-        for (size_t i = 0; i < stride; i++)
-            context->pooled[i] += context->u[t * stride + i];
+        kernels->add(context->pooled, context->u + t * stride, stride);
     for (size_t i = 0; i < stride; i++)
         context->pooled[i] /= (float)count;
     tap(context, "pooled", -1, context->pooled, 1, info->d_model, stride);

@@ -65,6 +65,9 @@ struct mamba_kernels {
     void (*conv_silu)(float *y, const float *x, const float *weight, const float *bias,
                       size_t d_conv, struct sequence sequence);
 
+    /* y [n] += x [n], n a multiple of PAD. */
+    void (*add)(float *y, const float *x, size_t n);
+
     /* In place on x [n], n a multiple of PAD. */
     void (*silu)(float *x, size_t n);
     void (*softplus)(float *x, size_t n);

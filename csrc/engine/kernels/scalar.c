@@ -18,6 +18,12 @@ static float softplus(float x)
     return x > 20.0f ? x : log1pf(expf(x)); /* beyond 20 the log adds less than half an ulp */
 }
 
+static void add(float *y, const float *x, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        y[i] += x[i];
+}
+
 static void silu_all(float *x, size_t n)
 {
     for (size_t i = 0; i < n; i++)
@@ -249,6 +255,7 @@ const struct mamba_kernels mamba_kernels_scalar = {
     .rms_norm = rms_norm,
     .weighted_sum = weighted_sum,
     .conv_silu = conv_silu,
+    .add = add,
     .silu = silu_all,
     .softplus = softplus_all,
     .scan = scan,
