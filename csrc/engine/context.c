@@ -1,5 +1,6 @@
 #include "context.h"
 
+#include "copy.h"
 #include "error.h"
 
 enum { ALIGNMENT = 64 };
@@ -18,17 +19,22 @@ static float *take(struct reserve *reserve, uint64_t rows, uint64_t padded)
     return array;
 }
 
-/* The conv stems copy four floats at a time, so up to three behind the last. */
-enum { BEHIND = 3 };
+/* What a copy reads and writes behind its row. */
+enum { BEHIND = COPY_STEP - 1 };
 
 size_t mamba_picture_floats(uint64_t height, uint64_t width, uint64_t channels)
 {
     return (size_t)mamba_pad((height + 2) * (width + 2) * channels + BEHIND);
 }
 
-size_t mamba_window_stride(uint64_t channels)
+size_t mamba_window_stride(uint64_t inputs)
 {
-    return (size_t)mamba_pad(9 * channels + BEHIND);
+    return (size_t)mamba_pad(inputs + BEHIND);
+}
+
+static uint64_t larger(uint64_t a, uint64_t b)
+{
+    return a > b ? a : b;
 }
 
 /* What a stem needs: its window, and the pictures between its convolutions. */
@@ -40,19 +46,16 @@ static void reserve_stem(struct reserve *reserve, struct mamba_context *context,
     uint64_t window = 0, pixels = 0;
     uint32_t height = info->height, width = info->width;
     if (n == 0)
-        window = info->length * mamba_pad(info->patch_height * info->patch_width);
+        window = info->length * mamba_window_stride(info->patch_height * info->patch_width);
     for (size_t i = 0; i < n; i++) {
-        const uint64_t floats = mamba_window_stride(convs[i].in);
-        const uint64_t outputs = mamba_pad(convs[i].out);
-        window = floats > window ? floats : window;
-        pixels = outputs > pixels ? outputs : pixels;
         context->stem_maps[i] = take(reserve, 1, mamba_picture_floats(height, width, convs[i].in));
         height = mamba_strided(height, convs[i].stride);
         width = mamba_strided(width, convs[i].stride);
+        const uint64_t outputs = (2 * mamba_stem_rows(width) - 1) * width;
+        window = larger(window, outputs * mamba_window_stride(9 * (uint64_t)convs[i].in));
+        pixels = larger(pixels, outputs * mamba_pad(convs[i].out));
     }
-    if (n > 0)
-        window *= 2 * STEM_PIXELS;
-    context->pixels = take(reserve, 2 * STEM_PIXELS, pixels);
+    context->pixels = take(reserve, 1, pixels);
     context->window = take(reserve, 1, window);
 }
 

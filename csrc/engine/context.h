@@ -4,10 +4,6 @@
 
 #include "model.h"
 
-/* Pixels that a conv stem's product takes at once, so that their windows stay in the cache; at the
- * end up to twice as many, since fewer are not whole tiles. */
-enum { STEM_PIXELS = 24 };
-
 /* Shapes of the activations; `length` tokens. A padded count is the stride of its rows. */
 struct mamba_context {
     const struct mamba_model *model;
@@ -36,7 +32,15 @@ struct mamba_context {
 /* Floats of a picture of the conv stems: a border around it, whole vectors. */
 size_t mamba_picture_floats(uint64_t height, uint64_t width, uint64_t channels);
 
-/* Floats of the window of a 3x3 convolution with so many channels of input. */
-size_t mamba_window_stride(uint64_t channels);
+/* Rows of so many outputs that a conv stem's product takes at once: few, so that their windows stay
+ * in the cache, but whole tiles. At the end, up to one less than twice as many. */
+static inline size_t mamba_stem_rows(size_t width)
+{
+    enum { PIXELS = 24 };
+    return (PIXELS + width - 1) / width;
+}
+
+/* Floats of what a stem gathers for one output. */
+size_t mamba_window_stride(uint64_t inputs);
 
 #endif

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "context.h"
+#include "copy.h"
 #include "denormals.h"
 #include "finite.h"
 #include "local.h"
@@ -99,13 +100,12 @@ static void normalise(struct mamba_context *context, size_t columns)
 /* y [length, d_inner], its rows in image order again; c, which has been used, holds them then. */
 static const float *in_image_order(struct mamba_context *context, size_t columns)
 {
-    const size_t length = context->model->info.length, rows = length / columns;
-    const size_t stride = context->d_inner;
+    const size_t rows = context->model->info.length / columns, stride = context->d_inner;
     if (columns == 1)
         return context->y;
-    for (size_t i = 0; i < length; i++)
-        memcpy(context->c + (i % rows * columns + i / rows) * stride, context->y + i * stride,
-               stride * sizeof *context->c);
+    for (size_t i = 0; i < columns; i++)
+        mamba_copy_rows(context->c + i * stride, columns * stride, context->y + i * rows * stride,
+                        stride, stride, rows);
     return context->c;
 }
 

@@ -2,6 +2,8 @@
  * the products are the kernels'. */
 #include "stem.h"
 
+#include "copy.h"
+
 #include <stdbool.h>
 #include <string.h>
 
@@ -10,14 +12,10 @@ static void gather_patches(float *window, size_t window_stride, const float *ima
                            const struct mamba_info *info)
 {
     const size_t height = info->patch_height, width = info->patch_width;
-    for (size_t top = 0; top < info->height; top += height) {
-        for (size_t left = 0; left < info->width; left += width, window += window_stride) {
-            for (size_t row = 0; row < height; row++) {
-                const float *pixels = image + (top + row) * info->width + left;
-                memcpy(window + row * width, pixels, width * sizeof *pixels);
-            }
-        }
-    }
+    const size_t columns = info->width / width;
+    for (size_t top = 0; top < info->height; top += height, window += columns * window_stride)
+        for (size_t row = 0; row < height; row++, image += info->width)
+            mamba_copy_rows(window + row * width, window_stride, image, width, width, columns);
 }
 
 static void patch_stem(struct mamba_context *context)
@@ -25,7 +23,7 @@ static void patch_stem(struct mamba_context *context)
     const struct mamba_model *model = context->model;
     const struct mamba_info *info = &model->info;
     const uint32_t pixels = info->patch_height * info->patch_width;
-    const size_t stride = (size_t)mamba_pad(pixels);
+    const size_t stride = mamba_window_stride(pixels);
     gather_patches(context->window, stride, context->image, info);
     model->kernels->matmul(context->x, context->d_model, context->window, stride,
                            context->member->stem_weight, context->member->stem_bias, info->length,
@@ -62,78 +60,44 @@ static size_t clear_border(struct picture picture)
     return floats;
 }
 
-/* n floats each from `count` places to others, `to` going upwards, four at a time: up to 3 floats
- * behind each place are written, too. Those that belong to a later place are written over with it;
- * the others are padding, or a border's, or never read. What is read there is whatever follows in
- * the context's memory. */
-static void copy_each(float *to, size_t to_stride, const float *from, size_t from_stride, size_t n,
-                      size_t count)
-{
-    for (; count > 0; count--, to += to_stride, from += from_stride)
-        for (size_t i = 0; i < n; i += 4)
-            memcpy(to + i, from + i, 4 * sizeof *to);
-}
-
-/* Pixels one behind the other in a row. */
-struct segment {
-    size_t row, column, count;
-};
-
-/* Of the n pixels from number `first` on, counted row by row, those in the first one's row. */
-static struct segment first_segment(size_t first, size_t n, size_t width)
-{
-    const size_t column = first % width, left = width - column;
-    return (struct segment){first / width, column, n < left ? n : left};
-}
-
-/* The windows of n outputs of a 3x3 convolution with padding 1, from number `first` on: for each
- * its nine inputs, in the order (ky, kx, channel). */
+/* Some rows' windows of a 3x3 convolution with padding 1: for each of `width` outputs a row its
+ * nine inputs, in the order (ky, kx, channel). */
 static void gather_3x3(float *window, size_t window_stride, struct picture in, size_t stride,
-                       size_t first, size_t width, size_t n)
+                       size_t first_row, size_t rows, size_t width)
 {
-    const size_t run = 3 * in.channels, step = stride * in.channels;
-    while (n > 0) {
-        const struct segment part = first_segment(first, n, width);
+    const size_t run = 3 * in.channels;
+    for (size_t y = first_row; y < first_row + rows; y++, window += width * window_stride)
         for (size_t ky = 0; ky < 3; ky++)
-            copy_each(window + ky * run, window_stride,
-                      picture_row(in, stride * part.row + ky) + part.column * step, step, run,
-                      part.count);
-        window += part.count * window_stride;
-        first += part.count;
-        n -= part.count;
-    }
+            mamba_copy_rows(window + ky * run, window_stride, picture_row(in, stride * y + ky),
+                            stride * in.channels, run, width);
 }
 
-/* n pixels, rows of `from`, into the picture from number `first` on. */
-static void put_pixels(struct picture out, size_t first, const float *from, size_t from_stride,
-                       size_t n)
+/* Pixels, rows of `from`, into some rows of the picture. */
+static void put_rows(struct picture out, size_t first_row, size_t rows, const float *from,
+                     size_t from_stride)
 {
-    while (n > 0) {
-        const struct segment part = first_segment(first, n, out.width);
-        copy_each(picture_row(out, part.row + 1) + (part.column + 1) * out.channels, out.channels,
-                  from, from_stride, out.channels, part.count);
-        from += part.count * from_stride;
-        first += part.count;
-        n -= part.count;
-    }
+    for (size_t y = first_row; y < first_row + rows; y++, from += out.width * from_stride)
+        mamba_copy_rows(picture_row(out, y + 1) + out.channels, out.channels, from, from_stride,
+                        out.channels, out.width);
 }
 
-/* out = bias + the 3x3 convolution of `in`, some pixels at a time. The tokens, which the last
+/* out = bias + the 3x3 convolution of `in`, some rows at a time. The tokens, which the last
  * convolution makes, have no border, and are stored as they come. */
 static void conv_3x3(struct mamba_context *context, struct picture out, struct picture in,
                      struct conv_weights weights, size_t stride, bool tokens)
 {
-    const size_t inputs = 9 * in.channels, window_stride = mamba_window_stride(in.channels);
-    const size_t total = out.height * out.width, out_stride = (size_t)mamba_pad(out.channels);
-    size_t n;
-    for (size_t done = 0; done < total; done += n) {
-        n = total - done < 2 * STEM_PIXELS ? total - done : STEM_PIXELS;
-        gather_3x3(context->window, window_stride, in, stride, done, out.width, n);
-        float *y = tokens ? out.data + done * out_stride : context->pixels;
-        context->model->kernels->matmul(y, out_stride, context->window, window_stride,
-                                        weights.weight, weights.bias, n, inputs, out.channels);
+    const size_t inputs = 9 * in.channels, window_stride = mamba_window_stride(inputs);
+    const size_t out_stride = (size_t)mamba_pad(out.channels), at_once = mamba_stem_rows(out.width);
+    size_t rows;
+    for (size_t y = 0; y < out.height; y += rows) {
+        rows = out.height - y < 2 * at_once ? out.height - y : at_once;
+        gather_3x3(context->window, window_stride, in, stride, y, rows, out.width);
+        float *result = tokens ? out.data + y * out.width * out_stride : context->pixels;
+        context->model->kernels->matmul(result, out_stride, context->window, window_stride,
+                                        weights.weight, weights.bias, rows * out.width, inputs,
+                                        out.channels);
         if (!tokens)
-            put_pixels(out, done, y, out_stride, n);
+            put_rows(out, y, rows, result, out_stride);
     }
 }
 
@@ -171,7 +135,8 @@ void mamba_stem_image(struct mamba_context *context)
     if (context->model->info.stem == STEM_PATCH)
         return;
     const struct picture picture = image_picture(context);
-    put_pixels(picture, 0, context->image, 1, picture.height * picture.width);
+    mamba_copy_rows(picture_row(picture, 1) + 1, picture.width + 2, context->image, picture.width,
+                    picture.width, picture.height);
     clear_border(picture);
 }
 
