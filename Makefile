@@ -27,7 +27,7 @@ setup: $(INSTALLED) ## make .venv with the pinned dependencies
 # the package index has one. TORCH_INDEX names an index of torch builds, e.g. https://download.pytorch.org/whl/cpu
 $(INSTALLED): requirements.txt constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "error: $(PYTHON) is $$($(PYTHON) --version 2>&1), expected 3.11 or newer: make PYTHON=python3.12 $@" >&2; exit 1; }
+	  { echo "error: $(PYTHON) is $$($(PYTHON) --version 2>/dev/null || echo not there), expected 3.11 or newer: make PYTHON=python3.12 setup" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	@if [ -n "$(TORCH_INDEX)" ]; then $(BIN)/pip install --index-url "$(TORCH_INDEX)" "$(TORCH)"; \
 	else $(BIN)/pip install "$(TORCH)+cpu" || { \

@@ -467,10 +467,11 @@ static mamba_status check_model(struct mamba_model *model, const char *path, mam
     const char *wanted = getenv("MAMBA_ISA");
     model->kernels = mamba_choose_kernels(wanted);
     if (!model->kernels)
-        return mamba_fail(error, MAMBA_ERR_ARGUMENT, NULL,
-                          "MAMBA_ISA: got %.60s, expected an instruction set that works here: "
-                          "scalar, neon, avx2 or avx512",
-                          wanted);
+        return mamba_fail(
+            error, MAMBA_ERR_ARGUMENT, NULL,
+            "MAMBA_ISA: got %.60s, expected one of scalar, neon, avx2, avx512 that this "
+            "processor has",
+            wanted);
     if (mamba_context_bytes(model) == 0)
         return mamba_fail(error, MAMBA_ERR_MEMORY, path,
                           "its activations do not fit this machine's address space");
