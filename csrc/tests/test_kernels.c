@@ -199,6 +199,21 @@ static void test_weighted_sum(const struct mamba_kernels *kernels)
     }
 }
 
+/* One rounding: the same bits everywhere. */
+static void test_add(const struct mamba_kernels *kernels)
+{
+    for (int i = 0; i < 50; i++) {
+        const size_t n = PAD * between(1, 20);
+        float *x = random_floats(n, -1, 1), *got = random_floats(n, -1, 1);
+        float *wanted = random_floats(n, 0, 0);
+        for (size_t j = 0; j < n; j++)
+            wanted[j] = got[j] + x[j];
+        kernels->add(got, x, n);
+        CHECK(memcmp(got, wanted, n * sizeof *got) == 0, "%s: add of %zu", kernels->name, n);
+        free(x), free(got), free(wanted);
+    }
+}
+
 /* delta reaches from next to nothing to where every state is forgotten at once. */
 static void test_scans(const struct mamba_kernels *kernels)
 {
@@ -321,8 +336,12 @@ int main(void)
         test_functions(kernels);
         test_special_values(kernels);
     }
-    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
-        if (mamba_choose_kernels(names[i]))
-            test_weighted_sum(mamba_choose_kernels(names[i]));
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        const struct mamba_kernels *kernels = mamba_choose_kernels(names[i]);
+        if (!kernels)
+            continue;
+        test_weighted_sum(kernels);
+        test_add(kernels);
+    }
     return check_summary();
 }
