@@ -69,6 +69,7 @@ static void reserve_arrays(struct reserve *reserve, struct mamba_context *contex
     reserve_stem(reserve, context, info);
     context->x = take(reserve, length, d_model);
     context->u = take(reserve, length, d_model);
+    context->scale = take(reserve, 1, length);
     context->xs = take(reserve, length, d_inner);
     context->z = take(reserve, length, d_inner);
     context->c = take(reserve, length, d_inner);

@@ -17,6 +17,7 @@ struct mamba_context {
     float *stem_maps[MAX_STEM_CONVS]; /* conv stems: each one's input, a picture (stem.c) */
     float *x;                         /* [length, d_model] the residual stream */
     float *u;                         /* [length, d_model] normalised */
+    float *scale;                     /* [length] of the norm */
     float *xs;                        /* [length, d_inner] in_proj.x u */
     float *z;                         /* [length, d_inner] in_proj.z u */
     float *c;                         /* [length, d_inner] after convolution and SiLU */

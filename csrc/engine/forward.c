@@ -46,12 +46,12 @@ static void mix_sequence(struct mamba_context *context, float *y, const struct s
                        sequence);
     tap(context, names[0], layer, context->c, length, info->d_inner, d_inner);
 
-    kernels->matmul(context->x_dbc, x_width, context->c, d_inner, scan->x_proj, NULL, length,
+    kernels->matmul(context->x_dbc, x_width, context->c, d_inner, scan->x_proj, NULL, 0, length,
                     info->d_inner, dt_rank + 2 * d_state);
     tap(context, names[1], layer, context->x_dbc, length, dt_rank + 2 * d_state, x_width);
 
     kernels->matmul(context->delta, d_inner, context->x_dbc, x_width, scan->dt_weight,
-                    scan->dt_bias, length, dt_rank, info->d_inner);
+                    scan->dt_bias, 0, length, dt_rank, info->d_inner);
     kernels->softplus(context->delta, length * d_inner);
     tap(context, names[2], layer, context->delta, length, info->d_inner, d_inner);
 
@@ -90,11 +90,14 @@ static void mix(struct mamba_context *context, const struct layer_weights *layer
 static void normalise(struct mamba_context *context, size_t columns)
 {
     const struct mamba_info *info = &context->model->info;
+    const struct mamba_kernels *kernels = context->model->kernels;
     const size_t stride = context->d_model, rows = info->length / columns;
-    for (size_t i = 0; i < columns; i++)
-        context->model->kernels->rms_norm(context->u + i * rows * stride, context->x + i * stride,
-                                          columns * stride, rows, info->d_model, stride,
-                                          info->norm_eps);
+    for (size_t i = 0; i < columns; i++) {
+        const float *column = context->x + i * stride;
+        kernels->rms(context->scale, column, columns * stride, rows, info->d_model, info->norm_eps);
+        kernels->scale_rows(context->u + i * rows * stride, stride, column, columns * stride,
+                            context->scale, rows, stride);
+    }
 }
 
 /* y [length, d_inner], its rows in image order again; c, which has been used, holds them then. */
@@ -107,6 +110,27 @@ static const float *in_image_order(struct mamba_context *context, size_t columns
         mamba_copy_rows(context->c + i * stride, columns * stride, context->y + i * rows * stride,
                         stride, stride, rows);
     return context->c;
+}
+
+/* xs, z = in_proj(rms(x)); of folded layers, from the pixels, and the norm's scale comes last. */
+static void project(struct mamba_context *context, const struct layer_weights *layer,
+                    size_t columns, bool folded)
+{
+    const struct mamba_info *info = &context->model->info;
+    const struct mamba_kernels *kernels = context->model->kernels;
+    const size_t length = info->length, stride = context->d_inner;
+    const size_t pixels = info->patch_height * info->patch_width;
+    const float *in = folded ? context->window : context->u;
+    const size_t in_stride = folded ? mamba_window_stride(pixels) : context->d_model;
+    float *const out[] = {context->xs, context->z};
+    normalise(context, columns);
+    for (int i = 0; i < 2; i++) {
+        const struct projection *part = &layer->in_proj[i];
+        kernels->matmul(out[i], stride, in, in_stride, part->weight, part->start,
+                        part->start_stride, length, folded ? pixels : info->d_model, info->d_inner);
+        if (folded)
+            kernels->scale_rows(out[i], stride, out[i], stride, context->scale, length, stride);
+    }
 }
 
 /* x = x + out_proj(mix(in_proj(rms(x)))), with the local convolution before it, if there is one. */
@@ -124,16 +148,13 @@ static void run_layer(struct mamba_context *context, int index)
         mamba_local_conv(context, layer);
         tap(context, "local", index, context->x, length, d_model, context->d_model);
     }
-    normalise(context, columns);
-    kernels->matmul(context->xs, context->d_inner, context->u, context->d_model, layer->in_proj_x,
-                    NULL, length, d_model, d_inner);
-    kernels->matmul(context->z, context->d_inner, context->u, context->d_model, layer->in_proj_z,
-                    NULL, length, d_model, d_inner);
+    project(context, layer, columns, index == 0 && model->folds);
     tap(context, "in_proj.x", index, context->xs, length, d_inner, context->d_inner);
     tap(context, "in_proj.z", index, context->z, length, d_inner, context->d_inner);
     mix(context, layer, index);
-    kernels->matmul_add(context->x, context->d_model, in_image_order(context, columns),
-                        context->d_inner, layer->out_proj, length, d_inner, d_model);
+    kernels->matmul(context->x, context->d_model, in_image_order(context, columns),
+                    context->d_inner, layer->out_proj, context->x, context->d_model, length,
+                    d_inner, d_model);
     tap(context, "residual", index, context->x, length, d_model, context->d_model);
 }
 
@@ -145,8 +166,9 @@ static void pool(struct mamba_context *context)
     const size_t length = info->length, stride = context->d_model;
     const size_t first = info->pool == POOL_LAST ? length - 1 : 0, count = length - first;
     const struct mamba_kernels *kernels = context->model->kernels;
-    kernels->rms_norm(context->u, context->x + first * stride, stride, count, info->d_model, stride,
-                      info->norm_eps);
+    const float *tokens = context->x + first * stride;
+    kernels->rms(context->scale, tokens, stride, count, info->d_model, info->norm_eps);
+    kernels->scale_rows(context->u, stride, tokens, stride, context->scale, count, stride);
     memset(context->pooled, 0, stride * sizeof *context->pooled);
     for (size_t t = 0; t < count; t++)
         kernels->add(context->pooled, context->u + t * stride, stride);
@@ -161,7 +183,7 @@ static void classify(struct mamba_context *context)
     const struct member_weights *member = context->member;
     const size_t stride = (size_t)mamba_pad(info->n_classes);
     context->model->kernels->matmul(context->logits, stride, context->pooled, context->d_model,
-                                    member->head_weight, member->head_bias, 1, info->d_model,
+                                    member->head_weight, member->head_bias, 0, 1, info->d_model,
                                     info->n_classes);
     tap(context, "logits", -1, context->logits, 1, info->n_classes, stride);
 }

@@ -9,6 +9,7 @@
 #include "crc32.h"
 #include "error.h"
 #include "finite.h"
+#include "fold.h"
 
 _Static_assert(sizeof(float) == 4, "model files hold IEEE 754 binary32");
 _Static_assert((int)HEADER_BYTES <= (int)FILE_HEAD_BYTES, "the header is read before the rest");
@@ -404,8 +405,8 @@ static void walk_member(struct walk *walk, const struct mamba_info *info,
             layer->local_weight = table(walk, "local.weight", 9, d_model);
             layer->local_bias = vector(walk, "local.bias", d_model);
         }
-        layer->in_proj_x = panels(walk, "in_proj.x", d_inner, d_model);
-        layer->in_proj_z = panels(walk, "in_proj.z", d_inner, d_model);
+        layer->in_proj[0].weight = panels(walk, "in_proj.x", d_inner, d_model);
+        layer->in_proj[1].weight = panels(walk, "in_proj.z", d_inner, d_model);
         for (walk->scan = 0; walk->scan < (int)mamba_scans_per_layer(info); walk->scan++)
             walk_scan(walk, info, &layer->scan[walk->scan]);
         walk->scan = 0;
@@ -475,6 +476,8 @@ static mamba_status check_model(struct mamba_model *model, const char *path, mam
     if (mamba_context_bytes(model) == 0)
         return mamba_fail(error, MAMBA_ERR_MEMORY, path,
                           "its activations do not fit this machine's address space");
+    if (!mamba_fold(model))
+        return mamba_fail(error, MAMBA_ERR_MEMORY, path, "no memory for the first product");
     return MAMBA_OK;
 }
 
@@ -549,6 +552,7 @@ void mamba_model_close(mamba_model *model)
     if (!model)
         return;
     mamba_file_close(&model->file);
+    free(model->folds);
     free(model);
 }
 

@@ -42,13 +42,19 @@ struct conv_weights {
     const float *bias;   /* V(out) */
 };
 
+/* The start is NULL, but for a fold. */
+struct projection {
+    const float *weight;
+    const float *start;  /* T(length, d_inner), or one row for all */
+    size_t start_stride; /* 0 then */
+};
+
 struct layer_weights {
-    const float *local_weight;   /* T(3 * 3, d_model), with local_conv only */
-    const float *local_bias;     /* V(d_model), with local_conv only */
-    const float *in_proj_x;      /* P(d_inner, d_model) */
-    const float *in_proj_z;      /* P(d_inner, d_model) */
-    struct scan_weights scan[2]; /* the second one in bidirectional layers only */
-    const float *out_proj;       /* P(d_model, d_inner) */
+    const float *local_weight;    /* T(3 * 3, d_model), with local_conv only */
+    const float *local_bias;      /* V(d_model), with local_conv only */
+    struct projection in_proj[2]; /* P(d_inner, d_model): x, z */
+    struct scan_weights scan[2];  /* the second one in bidirectional layers only */
+    const float *out_proj;        /* P(d_model, d_inner) */
 };
 
 struct member_weights {
@@ -65,6 +71,7 @@ struct mamba_model {
     struct mamba_info info;
     struct file_bytes file;
     const struct mamba_kernels *kernels;
+    float *folds; /* what the first layers' in_proj are then, or NULL: see fold.h */
     struct member_weights members[]; /* [info.members] */
 };
 

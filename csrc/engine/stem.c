@@ -26,8 +26,8 @@ static void patch_stem(struct mamba_context *context)
     const size_t stride = mamba_window_stride(pixels);
     gather_patches(context->window, stride, context->image, info);
     model->kernels->matmul(context->x, context->d_model, context->window, stride,
-                           context->member->stem_weight, context->member->stem_bias, info->length,
-                           pixels, info->d_model);
+                           context->member->stem_weight, context->member->stem_bias, 0,
+                           info->length, pixels, info->d_model);
 }
 
 /* A picture whose pixels are vectors, in a border of zeros one pixel wide, so that the three pixels
@@ -94,7 +94,7 @@ static void conv_3x3(struct mamba_context *context, struct picture out, struct p
         gather_3x3(context->window, window_stride, in, stride, y, rows, out.width);
         float *result = tokens ? out.data + y * out.width * out_stride : context->pixels;
         context->model->kernels->matmul(result, out_stride, context->window, window_stride,
-                                        weights.weight, weights.bias, rows * out.width, inputs,
+                                        weights.weight, weights.bias, 0, rows * out.width, inputs,
                                         out.channels);
         if (!tokens)
             put_rows(out, y, rows, result, out_stride);

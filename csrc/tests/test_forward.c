@@ -13,7 +13,7 @@
 /* ---- the reference ------------------------------------------------------------------------- */
 
 /* All its arrays, given back at once. */
-static double pool_memory[1 << 20];
+static double pool_memory[1 << 21];
 static size_t pool_used;
 
 static double *array(size_t n)
@@ -407,6 +407,13 @@ static void test_against_reference(void)
     wide.n_classes = 256;
     wide.dt_rank = 20;
     compare_with_reference(wide, 1000);
+    mamba_info large = varied(2); /* its fold would take more memory than it may: none is made */
+    large.n_layers = 1;
+    large.local_conv = 0;
+    large.patch_height = large.patch_width = 1;
+    large.d_model = 24;
+    large.d_inner = 2064;
+    compare_with_reference(large, 1001);
 }
 
 /* Batches of every size on every number of threads give the bits of single calls. */

@@ -72,25 +72,29 @@ static float *magnitudes(const float *data, size_t count)
     return result;
 }
 
+/* What a product's sums begin with. */
+enum start { NOTHING, BIAS, ROWS, RESULT, STARTS };
+
 static void multiply(const struct mamba_kernels *kernels, const struct shape *s, float *y,
-                     const float *x, const float *weight, const float *bias, bool add)
+                     const float *x, const float *weight, const float *start, enum start kind)
 {
-    if (add)
-        kernels->matmul_add(y, s->y_stride, x, s->x_stride, weight, s->rows, s->in, s->out);
-    else
-        kernels->matmul(y, s->y_stride, x, s->x_stride, weight, bias, s->rows, s->in, s->out);
+    const float *const starts[] = {NULL, start, start, y};
+    kernels->matmul(y, s->y_stride, x, s->x_stride, weight, starts[kind],
+                    kind == BIAS ? 0 : s->y_stride, s->rows, s->in, s->out);
 }
 
 /* Each row's bits are the same by itself. */
 static void check_rows_alone(const struct mamba_kernels *kernels, const struct shape *s,
-                             const float *x, const float *weight, const float *bias,
-                             const float *together)
+                             const float *x, const float *weight, const float *start,
+                             enum start kind, const float *together)
 {
     struct shape one = *s;
     one.rows = 1;
     float *y = random_floats(s->y_stride, -1, 1);
     for (size_t r = 0; r < s->rows; r++) {
-        multiply(kernels, &one, y, x + r * s->x_stride, weight, bias, false);
+        const float *own = kind == BIAS ? start : start + r * s->y_stride;
+        memcpy(y, own, pad(s->out) * sizeof *y);
+        multiply(kernels, &one, y, x + r * s->x_stride, weight, own, kind);
         CHECK(memcmp(y, together + r * s->y_stride, s->out * sizeof *y) == 0,
               "%s: row %zu of %zu differs by itself", kernels->name, r, s->rows);
     }
@@ -98,47 +102,42 @@ static void check_rows_alone(const struct mamba_kernels *kernels, const struct s
 }
 
 /* One product: each sum of n terms may be off by n half ulps of the sum of their magnitudes. */
-static void test_product(const struct mamba_kernels *kernels, const struct shape *s, bool add,
-                         bool with_bias)
+static void test_product(const struct mamba_kernels *kernels, const struct shape *s,
+                         enum start kind)
 {
     const size_t size = s->rows * s->y_stride, x_size = s->rows * s->x_stride;
     float *x = random_floats(x_size, -1, 1), *weight = random_floats(pad(s->out) * s->in, -1, 1);
-    float *bias = random_floats(pad(s->out), -1, 1), *start = random_floats(size, -1, 1);
-    float *arrays[] = {random_floats(size, 0, 0),
-                       random_floats(size, 0, 0),
-                       magnitudes(start, size),
-                       magnitudes(x, x_size),
-                       magnitudes(weight, pad(s->out) * s->in),
-                       magnitudes(bias, pad(s->out))};
+    float *start = random_floats(size, -1, 1);
+    float *arrays[] = {random_floats(size, 0, 0), random_floats(size, 0, 0),
+                       magnitudes(start, size),   magnitudes(start, size),
+                       magnitudes(x, x_size),     magnitudes(weight, pad(s->out) * s->in)};
     float *got = arrays[0], *wanted = arrays[1], *scale = arrays[2];
     memcpy(got, start, size * sizeof *got);
     memcpy(wanted, start, size * sizeof *got);
-    multiply(kernels, s, got, x, weight, with_bias ? bias : NULL, add);
-    multiply(&mamba_kernels_scalar, s, wanted, x, weight, with_bias ? bias : NULL, add);
-    multiply(&mamba_kernels_scalar, s, scale, arrays[3], arrays[4], with_bias ? arrays[5] : NULL,
-             add);
+    multiply(kernels, s, got, x, weight, start, kind);
+    multiply(&mamba_kernels_scalar, s, wanted, x, weight, start, kind);
+    multiply(&mamba_kernels_scalar, s, scale, arrays[4], arrays[5], arrays[3], kind);
     double worst = 0;
     for (size_t i = 0; i < size; i++) {
         if (i % s->y_stride < s->out)
             worst = fmax(worst, fabs((double)got[i] - wanted[i]) / scale[i]);
     }
     CHECK(worst <= 6e-8 * (double)(s->in + 2),
-          "%s: %zu x %zu x %zu, add %d: off by %g of its terms", kernels->name, s->rows, s->in,
-          s->out, add, worst);
-    if (!add)
-        check_rows_alone(kernels, s, x, weight, with_bias ? bias : NULL, got);
+          "%s: %zu x %zu x %zu, start %d: off by %g of its terms", kernels->name, s->rows, s->in,
+          s->out, kind, worst);
+    check_rows_alone(kernels, s, x, weight, start, kind, got);
     for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++)
         free(arrays[i]);
-    free(x), free(weight), free(bias), free(start);
+    free(x), free(weight), free(start);
 }
 
 static void test_products(const struct mamba_kernels *kernels)
 {
-    for (int i = 0; i < 300; i++) {
+    for (int i = 0; i < 400; i++) {
         struct shape s = {.rows = between(1, 20), .in = between(1, 70), .out = between(1, 100)};
         s.x_stride = pad(s.in) + PAD * between(0, 1);
         s.y_stride = pad(s.out) + PAD * between(0, 1);
-        test_product(kernels, &s, between(0, 2) == 0, between(0, 1) != 0);
+        test_product(kernels, &s, (enum start)between(0, STARTS - 1));
     }
 }
 
@@ -148,12 +147,32 @@ static void test_norm(const struct mamba_kernels *kernels)
         const size_t rows = between(1, 20), n = between(1, 70), stride = pad(n);
         const size_t x_stride = stride * between(1, 3);
         float *x = random_floats(rows * x_stride, -1, 1); /* padding that must not count, too */
-        float *got = random_floats(rows * stride, -1, 1);
-        float *wanted = random_floats(rows * stride, -1, 1);
-        kernels->rms_norm(got, x, x_stride, rows, n, stride, 1e-5f);
-        mamba_kernels_scalar.rms_norm(wanted, x, x_stride, rows, n, stride, 1e-5f);
-        check_close(kernels, "rms_norm", got, wanted, rows, n, stride);
+        float *got = random_floats(rows, -1, 1), *wanted = random_floats(rows, -1, 1);
+        kernels->rms(got, x, x_stride, rows, n, 1e-5f);
+        mamba_kernels_scalar.rms(wanted, x, x_stride, rows, n, 1e-5f);
+        check_close(kernels, "rms", got, wanted, rows, 1, 1);
         free(x), free(got), free(wanted);
+    }
+}
+
+/* Products alone, so the bits are C's own, in place and not. */
+static void test_scale_rows(const struct mamba_kernels *kernels)
+{
+    for (int i = 0; i < 50; i++) {
+        const size_t rows = between(1, 20), n = PAD * between(1, 5);
+        const size_t x_stride = n * between(1, 3), y_stride = n * between(1, 3);
+        float *x = random_floats(rows * x_stride, -1, 1), *scale = random_floats(rows, -2, 2);
+        float *y = random_floats(rows * y_stride, -1, 1);
+        kernels->scale_rows(y, y_stride, x, x_stride, scale, rows, n);
+        for (size_t r = 0; r < rows; r++)
+            for (size_t d = 0; d < n; d++)
+                CHECK(y[r * y_stride + d] == scale[r] * x[r * x_stride + d],
+                      "%s: scale_rows, row %zu, %zu", kernels->name, r, d);
+        kernels->scale_rows(x, x_stride, x, x_stride, scale, rows, n);
+        for (size_t r = 0; r < rows; r++)
+            CHECK(memcmp(x + r * x_stride, y + r * y_stride, n * sizeof *x) == 0,
+                  "%s: scale_rows in place, row %zu", kernels->name, r);
+        free(x), free(scale), free(y);
     }
 }
 
@@ -331,6 +350,7 @@ int main(void)
         CHECK(strcmp(kernels->name, names[i]) == 0, "got %s for %s", kernels->name, names[i]);
         test_products(kernels);
         test_norm(kernels);
+        test_scale_rows(kernels);
         test_conv(kernels);
         test_scans(kernels);
         test_functions(kernels);

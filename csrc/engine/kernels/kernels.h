@@ -43,18 +43,17 @@ struct term {
 struct mamba_kernels {
     const char *name;
 
-    /* y [rows, out] = bias + W x for x [rows, in]. W is P(out, in); bias V(out), or NULL for 0. */
+    /* y [rows, out] = start + W x for x [rows, in]. W is P(out, in); start's rows are V(out),
+     * start_stride apart, 0 for a bias. start may be y, or NULL for 0. */
     void (*matmul)(float *y, size_t y_stride, const float *x, size_t x_stride, const float *weight,
-                   const float *bias, size_t rows, size_t in, size_t out);
+                   const float *start, size_t start_stride, size_t rows, size_t in, size_t out);
 
-    /* y [rows, out] += W x: the same without a bias, onto the residual. */
-    void (*matmul_add)(float *y, size_t y_stride, const float *x, size_t x_stride,
-                       const float *weight, size_t rows, size_t in, size_t out);
+    /* scale [rows] = 1 / sqrt(mean(x^2) + eps) of the rows of x [rows, n]. */
+    void (*rms)(float *scale, const float *x, size_t x_stride, size_t rows, size_t n, float eps);
 
-    /* y [rows, n] = x / sqrt(mean(x^2) + eps), row by row; x's rows are x_stride apart and hold
-     * `stride` floats as y's do. */
-    void (*rms_norm)(float *y, const float *x, size_t x_stride, size_t rows, size_t n,
-                     size_t stride, float eps);
+    /* y [rows, n] = scale [rows] * x, n a multiple of PAD; y may be x. */
+    void (*scale_rows)(float *y, size_t y_stride, const float *x, size_t x_stride,
+                       const float *scale, size_t rows, size_t n);
 
     /* y [stride] = bias + the sum of weight * x over n terms, lane by lane. */
     void (*weighted_sum)(float *y, const float *bias, const struct term *terms, size_t n,

@@ -101,17 +101,11 @@ static void multiply(float *y, size_t y_stride, const float *x, size_t x_stride,
 }
 
 static void matmul(float *y, size_t y_stride, const float *x, size_t x_stride, const float *weight,
-                   const float *bias, size_t rows, size_t in, size_t out)
+                   const float *start, size_t start_stride, size_t rows, size_t in, size_t out)
 {
     static const float zeros[PAD] = {0};
-    multiply(y, y_stride, x, x_stride, weight, bias ? bias : zeros, 0, bias ? PAD : 0, rows, in,
-             out);
-}
-
-static void matmul_add(float *y, size_t y_stride, const float *x, size_t x_stride,
-                       const float *weight, size_t rows, size_t in, size_t out)
-{
-    multiply(y, y_stride, x, x_stride, weight, y, y_stride, PAD, rows, in, out);
+    multiply(y, y_stride, x, x_stride, weight, start ? start : zeros, start ? start_stride : 0,
+             start ? PAD : 0, rows, in, out);
 }
 
 /* ---- norm ---------------------------------------------------------------------------------- */
@@ -132,13 +126,19 @@ static float sum_of_squares(const float *x, size_t n)
     return sum[0];
 }
 
-static void rms_norm(float *y, const float *x, size_t x_stride, size_t rows, size_t n,
-                     size_t stride, float eps)
+static void rms(float *scale, const float *x, size_t x_stride, size_t rows, size_t n, float eps)
 {
-    for (size_t r = 0; r < rows; r++, x += x_stride, y += stride) {
-        float scale = 1.0f / sqrtf(sum_of_squares(x, n) / (float)n + eps);
-        for (size_t i = 0; i < stride; i++)
-            y[i] = x[i] * scale;
+    for (size_t r = 0; r < rows; r++, x += x_stride)
+        scale[r] = 1.0f / sqrtf(sum_of_squares(x, n) / (float)n + eps);
+}
+
+static void scale_rows(float *y, size_t y_stride, const float *x, size_t x_stride,
+                       const float *scale, size_t rows, size_t n)
+{
+    for (size_t r = 0; r < rows; r++, x += x_stride, y += y_stride) {
+        const float factor = scale[r];
+        for (size_t i = 0; i < n; i++)
+            y[i] = factor * x[i];
     }
 }
 
@@ -252,8 +252,8 @@ static void scan(float *y, const struct scan_inputs *inputs, float *state, struc
 const struct mamba_kernels mamba_kernels_scalar = {
     .name = "scalar",
     .matmul = matmul,
-    .matmul_add = matmul_add,
-    .rms_norm = rms_norm,
+    .rms = rms,
+    .scale_rows = scale_rows,
     .weighted_sum = weighted_sum,
     .conv_silu = conv_silu,
     .add = add,
