@@ -21,9 +21,11 @@ ifeq ($(origin CFLAGS),undefined)
 CFLAGS := -Os
 ENGINE_HOT := -O2
 ENGINE_SCALAR := -O3
-ifneq ($(IS_GCC),) # gcc's, both as fast and smaller
+ifneq ($(IS_GCC),) # gcc's, all as fast or faster, and smaller
 ENGINE_AVX512 := -fno-ivopts # loops count what is written, not a pointer for each array
-ENGINE_SCALAR += -fno-ipa-cp-clone # no copies of functions for single values of arguments
+ENGINE_AVX2 := -fno-tree-pre -fno-tree-dominator-opts # no copies of paths for what is known on them
+# No copies of functions for single values of arguments, nor of loops for conditions and paths.
+ENGINE_SCALAR += -fno-ipa-cp-clone -fno-unswitch-loops -fno-split-paths
 endif
 endif
 ENGINE_QUIET := $(if $(V),,@)
@@ -57,6 +59,8 @@ ENGINE_CFLAGS_plain = $(CFLAGS) -DNDEBUG
 ENGINE_CFLAGS_omp = $(CFLAGS) -DNDEBUG -fopenmp
 ENGINE_HOT_plain = $(ENGINE_HOT)
 ENGINE_HOT_omp = $(ENGINE_HOT)
+ENGINE_AVX2_plain = $(ENGINE_AVX2)
+ENGINE_AVX2_omp = $(ENGINE_AVX2)
 ENGINE_AVX512_plain = $(ENGINE_AVX512)
 ENGINE_AVX512_omp = $(ENGINE_AVX512)
 ENGINE_SCALAR_plain = $(ENGINE_SCALAR)
@@ -86,14 +90,15 @@ $(2)/obj/%.o: csrc/%.c $(2)/obj/flags
 # Rewritten only when the compiler or the flags differ from the last time.
 $(2)/obj/flags: ENGINE_FORCE
 	@mkdir -p $$(@D)
-	@echo '$$(CC) $$(ENGINE_FLAGS) $$(ENGINE_CFLAGS_$(1)) $$(ENGINE_HOT_$(1)) $$(ENGINE_SCALAR_$(1)) $$(ENGINE_AVX512_$(1)) $$(CPPFLAGS) $$(ENGINE_LDFLAGS) $$(LDFLAGS)' | cmp -s - $$@ || \
-	    echo '$$(CC) $$(ENGINE_FLAGS) $$(ENGINE_CFLAGS_$(1)) $$(ENGINE_HOT_$(1)) $$(ENGINE_SCALAR_$(1)) $$(ENGINE_AVX512_$(1)) $$(CPPFLAGS) $$(ENGINE_LDFLAGS) $$(LDFLAGS)' > $$@
+	@echo '$$(CC) $$(ENGINE_FLAGS) $$(ENGINE_CFLAGS_$(1)) $$(ENGINE_HOT_$(1)) $$(ENGINE_SCALAR_$(1)) $$(ENGINE_AVX2_$(1)) $$(ENGINE_AVX512_$(1)) $$(CPPFLAGS) $$(ENGINE_LDFLAGS) $$(LDFLAGS)' | cmp -s - $$@ || \
+	    echo '$$(CC) $$(ENGINE_FLAGS) $$(ENGINE_CFLAGS_$(1)) $$(ENGINE_HOT_$(1)) $$(ENGINE_SCALAR_$(1)) $$(ENGINE_AVX2_$(1)) $$(ENGINE_AVX512_$(1)) $$(CPPFLAGS) $$(ENGINE_LDFLAGS) $$(LDFLAGS)' > $$@
 
 ifneq ($(filter x86_64 amd64,$(ENGINE_TARGET)),)
 $(2)/obj/engine/kernels/avx2.o: ENGINE_ISA := $(ISA_avx2)
 $(2)/obj/engine/kernels/avx512.o: ENGINE_ISA := $(ISA_avx512)
 endif
 $(2)/obj/engine/kernels/%.o: ENGINE_LEVEL = $$(ENGINE_HOT_$(1))
+$(2)/obj/engine/kernels/avx2.o: ENGINE_LEVEL = $$(ENGINE_HOT_$(1)) $$(ENGINE_AVX2_$(1))
 $(2)/obj/engine/kernels/avx512.o: ENGINE_LEVEL = $$(ENGINE_HOT_$(1)) $$(ENGINE_AVX512_$(1))
 $(2)/obj/engine/kernels/scalar.o: ENGINE_LEVEL = $$(ENGINE_SCALAR_$(1))
 
