@@ -241,7 +241,7 @@ mamba_status mamba_forward_u8(mamba_context *context, const uint8_t *pixels, flo
         return MAMBA_ERR_ARGUMENT;
     const struct mamba_info *info = &context->model->info;
     for (size_t i = 0; i < (size_t)info->height * info->width; i++)
-        context->image[i] = ((float)pixels[i] / 255.0f - info->pixel_mean) / info->pixel_std;
+        context->image[i] = context->model->pixel_values[pixels[i]];
     return run(context, logits);
 }
 

@@ -499,6 +499,8 @@ static mamba_status new_model(mamba_model **out, struct file_bytes file, const c
     }
     model->file = file;
     model->info = info;
+    for (int i = 0; i < 256; i++)
+        model->pixel_values[i] = ((float)i / 255.0f - info.pixel_mean) / info.pixel_std;
     status = check_model(model, path, error);
     if (status == MAMBA_OK)
         *out = model;

@@ -71,7 +71,8 @@ struct mamba_model {
     struct mamba_info info;
     struct file_bytes file;
     const struct mamba_kernels *kernels;
-    float *folds; /* what the first layers' in_proj are then, or NULL: see fold.h */
+    float pixel_values[256]; /* of a byte, normalised */
+    float *folds;            /* what the first layers' in_proj are then, or NULL: see fold.h */
     struct member_weights members[]; /* [info.members] */
 };
 
