@@ -19,8 +19,11 @@ def run_engine(*words: str | Path | int) -> dict[str, Any]:
     clone whose lock names an executable that the clone's cache does not have. So a copy runs.
 
     Raises:
+        FileNotFoundError: the engine has not been built.
         RuntimeError: the engine refused; its message is passed on.
     """
+    if not paths.ENGINE.is_file():
+        raise FileNotFoundError(f"{paths.ENGINE} is not there: run 'dvc repro compile' first")
     with tempfile.TemporaryDirectory(prefix="mamba-") as scratch:
         engine = Path(scratch) / "mamba"
         shutil.copyfile(paths.ENGINE, engine)

@@ -218,6 +218,10 @@ def test_a_broken_engine_fails_evaluate_but_leaves_the_evidence(
     done = run_module(broken, "pipeline.evaluate")
     assert done.returncode == 1
     assert "file size: got 8 bytes" in done.stderr
+    (broken / "build/dvc/mamba").unlink()
+    done = run_module(broken, "pipeline.evaluate")
+    assert done.returncode == 1
+    assert done.stderr == "error: build/dvc/mamba is not there: run 'dvc repro compile' first\n"
 
 
 def test_predictions_that_differ_fail_evaluate() -> None:

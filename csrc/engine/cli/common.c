@@ -69,7 +69,7 @@ static mamba_status write_and_rename(const char *path, const char *temporary, co
     unlink(temporary); /* of a process that was killed; O_EXCL follows no link planted since */
     int fd = open(temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
     if (fd < 0)
-        return mamba_fail(error, MAMBA_ERR_IO, temporary, "cannot create: %s", strerror(errno));
+        return mamba_fail(error, MAMBA_ERR_IO, path, "cannot create: %s", strerror(errno));
     mamba_status status = write_all(fd, temporary, data, bytes, error);
     if (close(fd) != 0 && status == MAMBA_OK)
         status = mamba_fail(error, MAMBA_ERR_IO, temporary, "cannot close: %s", strerror(errno));
