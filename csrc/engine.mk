@@ -23,7 +23,7 @@ ENGINE_HOT := -O2
 ENGINE_SCALAR := -O3
 ifneq ($(IS_GCC),) # gcc's, all as fast or faster, and smaller
 ENGINE_AVX512 := -fno-ivopts # loops count what is written, not a pointer for each array
-ENGINE_AVX2 := -fno-tree-pre -fno-tree-dominator-opts # no copies of paths for what is known on them
+ENGINE_AVX2 := -fno-tree-pre -fno-tree-dominator-opts # no partial redundancy elimination, no jump threading
 # No copies of functions for single values of arguments, nor of loops for conditions and paths.
 ENGINE_SCALAR += -fno-ipa-cp-clone -fno-unswitch-loops -fno-split-paths
 endif

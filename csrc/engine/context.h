@@ -12,8 +12,8 @@ struct mamba_context {
     void *trace_user;
     size_t d_model, d_inner, x_width; /* padded d_model, d_inner, dt_rank + 2 d_state */
     float *image;                     /* [height, width] normalised pixels */
-    float *window;                    /* [tokens or pixels, inputs of each] gathered */
-    float *pixels;                    /* conv stems: [pixels, channels] of a convolution */
+    float *window; /* [tokens or pixels, inputs of each] gathered; a fold's input, too */
+    float *pixels; /* conv stems: [pixels, channels] of a convolution */
     float *stem_maps[MAX_STEM_CONVS]; /* conv stems: each one's input, a picture (stem.c) */
     float *x;                         /* [length, d_model] the residual stream */
     float *u;                         /* [length, d_model] normalised */

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "copy.h"
+#include "denormals.h"
 
 enum { MAX_FLOATS = 1 << 18 }; /* of all members' folds, and what they are made of: 1 MiB */
 
@@ -60,6 +61,7 @@ bool mamba_fold(struct mamba_model *model)
     if (!at)
         return false;
     float *gathered = at + gathered_at;
+    const uint64_t saved = denormals_off();
     for (size_t i = 0; i < info->members; i++) {
         struct member_weights *member = &model->members[i];
         gather_rows(gathered, model, member, n);
@@ -68,5 +70,6 @@ bool mamba_fold(struct mamba_model *model)
             *in_proj = fold(at, model, gathered, in_proj->weight, n);
         }
     }
+    denormals_restore(saved);
     return true;
 }

@@ -94,7 +94,8 @@ static void normalise(struct mamba_context *context, size_t columns)
     const size_t stride = context->d_model, rows = info->length / columns;
     for (size_t i = 0; i < columns; i++) {
         const float *column = context->x + i * stride;
-        kernels->rms(context->scale, column, columns * stride, rows, info->d_model, info->norm_eps);
+        kernels->rms_scale(context->scale, column, columns * stride, rows, info->d_model,
+                           info->norm_eps);
         kernels->scale_rows(context->u + i * rows * stride, stride, column, columns * stride,
                             context->scale, rows, stride);
     }
@@ -123,7 +124,11 @@ static void project(struct mamba_context *context, const struct layer_weights *l
     const float *in = folded ? context->window : context->u;
     const size_t in_stride = folded ? mamba_window_stride(pixels) : context->d_model;
     float *const out[] = {context->xs, context->z};
-    normalise(context, columns);
+    if (folded)
+        kernels->rms_scale(context->scale, context->x, context->d_model, length, info->d_model,
+                           info->norm_eps);
+    else
+        normalise(context, columns);
     for (int i = 0; i < 2; i++) {
         const struct projection *part = &layer->in_proj[i];
         kernels->matmul(out[i], stride, in, in_stride, part->weight, part->start,
@@ -167,7 +172,7 @@ static void pool(struct mamba_context *context)
     const size_t first = info->pool == POOL_LAST ? length - 1 : 0, count = length - first;
     const struct mamba_kernels *kernels = context->model->kernels;
     const float *tokens = context->x + first * stride;
-    kernels->rms(context->scale, tokens, stride, count, info->d_model, info->norm_eps);
+    kernels->rms_scale(context->scale, tokens, stride, count, info->d_model, info->norm_eps);
     kernels->scale_rows(context->u, stride, tokens, stride, context->scale, count, stride);
     memset(context->pooled, 0, stride * sizeof *context->pooled);
     for (size_t t = 0; t < count; t++)

@@ -24,8 +24,8 @@ enum {
     MAX_MEMBERS = 64
 };
 
-/* Tensors lie inside the file. Shapes in format.md's notation: V a padded vector, T a table of
- * padded vectors, P panels 16 outputs wide. */
+/* Tensors lie inside the file, but for folds. Shapes in format.md's notation: V a padded vector, T
+ * a table of padded vectors, P panels 16 outputs wide. */
 struct scan_weights {
     const float *conv_weight; /* T(d_conv, d_inner) */
     const float *conv_bias;   /* V(d_inner) */
@@ -42,17 +42,17 @@ struct conv_weights {
     const float *bias;   /* V(out) */
 };
 
-/* The start is NULL, but for a fold. */
+/* A half of in_proj. */
 struct projection {
-    const float *weight;
-    const float *start;  /* T(length, d_inner), or one row for all */
+    const float *weight; /* P(d_inner, d_model); of a fold P(d_inner, pixels of a patch) */
+    const float *start;  /* NULL; of a fold T(length, d_inner), or one row for all */
     size_t start_stride; /* 0 then */
 };
 
 struct layer_weights {
     const float *local_weight;    /* T(3 * 3, d_model), with local_conv only */
     const float *local_bias;      /* V(d_model), with local_conv only */
-    struct projection in_proj[2]; /* P(d_inner, d_model): x, z */
+    struct projection in_proj[2]; /* x, z */
     struct scan_weights scan[2];  /* the second one in bidirectional layers only */
     const float *out_proj;        /* P(d_model, d_inner) */
 };

@@ -220,6 +220,7 @@ int main(void)
     test_model("csrc/tests/golden/patch_bidirectional_tied.bin");
     test_model("csrc/tests/golden/wide_panels.bin");
     test_commands("csrc/tests/golden/patch_tied.bin");
+    test_commands("csrc/tests/golden/pixels_last.bin"); /* its first product is folded */
     return check_summary();
 }
 

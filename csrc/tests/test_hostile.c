@@ -171,6 +171,8 @@ static void test_guard_page(void)
             dims.stem = i / 16 % 3;
             dims.patch_height = dims.patch_width = 0;
             dims.stem_width = 3;
+        } else if (i % 2) { /* fewer pixels than d_model: the first product is folded */
+            dims.patch_height = 1;
         }
         struct tiny_model tiny = tiny_build(dims, i);
         struct guarded guarded = guard(tiny.bytes, tiny.size);
@@ -406,7 +408,12 @@ int main(void)
     other.direction = 2;
     other.tied_a = other.pos_embed = other.local_conv = 1;
     other.members = 2;
+    mamba_info folded = tiny_dims(); /* fewer pixels than d_model */
+    folded.patch_height = 1;
+    folded.pos_embed = 1;
+    folded.members = 2;
     test_every_bit(tiny_dims(), SIZE_MAX);
+    test_every_bit(folded, SIZE_MAX);
     test_every_bit(other, TINY_HEADER);
     test_truncations();
     test_guard_page();

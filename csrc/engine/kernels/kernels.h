@@ -49,9 +49,10 @@ struct mamba_kernels {
                    const float *start, size_t start_stride, size_t rows, size_t in, size_t out);
 
     /* scale [rows] = 1 / sqrt(mean(x^2) + eps) of the rows of x [rows, n]. */
-    void (*rms)(float *scale, const float *x, size_t x_stride, size_t rows, size_t n, float eps);
+    void (*rms_scale)(float *scale, const float *x, size_t x_stride, size_t rows, size_t n,
+                      float eps);
 
-    /* y [rows, n] = scale [rows] * x, n a multiple of PAD; y may be x. */
+    /* Row r of y [rows, n] = scale[r] times row r of x, n a multiple of PAD; y may be x. */
     void (*scale_rows)(float *y, size_t y_stride, const float *x, size_t x_stride,
                        const float *scale, size_t rows, size_t n);
 

@@ -126,7 +126,8 @@ static float sum_of_squares(const float *x, size_t n)
     return sum[0];
 }
 
-static void rms(float *scale, const float *x, size_t x_stride, size_t rows, size_t n, float eps)
+static void rms_scale(float *scale, const float *x, size_t x_stride, size_t rows, size_t n,
+                      float eps)
 {
     for (size_t r = 0; r < rows; r++, x += x_stride)
         scale[r] = 1.0f / sqrtf(sum_of_squares(x, n) / (float)n + eps);
@@ -252,7 +253,7 @@ static void scan(float *y, const struct scan_inputs *inputs, float *state, struc
 const struct mamba_kernels mamba_kernels_scalar = {
     .name = "scalar",
     .matmul = matmul,
-    .rms = rms,
+    .rms_scale = rms_scale,
     .scale_rows = scale_rows,
     .weighted_sum = weighted_sum,
     .conv_silu = conv_silu,
