@@ -86,19 +86,25 @@ static void mix(struct mamba_context *context, const struct layer_weights *layer
     }
 }
 
-/* u = rms(x), column by column of a grid with so many; of one column, its rows are the tokens. */
-static void normalise(struct mamba_context *context, size_t columns)
+/* u = rms(x) of so many rows, x's x_stride apart. */
+static void normalise(struct mamba_context *context, float *u, const float *x, size_t x_stride,
+                      size_t rows)
 {
     const struct mamba_info *info = &context->model->info;
     const struct mamba_kernels *kernels = context->model->kernels;
-    const size_t stride = context->d_model, rows = info->length / columns;
-    for (size_t i = 0; i < columns; i++) {
-        const float *column = context->x + i * stride;
-        kernels->rms_scale(context->scale, column, columns * stride, rows, info->d_model,
-                           info->norm_eps);
-        kernels->scale_rows(context->u + i * rows * stride, stride, column, columns * stride,
-                            context->scale, rows, stride);
-    }
+    const size_t stride = context->d_model;
+    kernels->rms_scale(context->scale, x, x_stride, rows, info->d_model, info->norm_eps);
+    kernels->scale_rows(u, stride, x, x_stride, context->scale, rows, stride);
+}
+
+/* The same of all tokens, column by column of a grid with so many; of one column, its rows are the
+ * tokens. */
+static void normalise_columns(struct mamba_context *context, size_t columns)
+{
+    const size_t stride = context->d_model, rows = context->model->info.length / columns;
+    for (size_t i = 0; i < columns; i++)
+        normalise(context, context->u + i * rows * stride, context->x + i * stride,
+                  columns * stride, rows);
 }
 
 /* y [length, d_inner], its rows in image order again; c, which has been used, holds them then. */
@@ -113,26 +119,29 @@ static const float *in_image_order(struct mamba_context *context, size_t columns
     return context->c;
 }
 
-/* xs, z = in_proj(rms(x)); of folded layers, from the pixels, and the norm's scale comes last. */
+/* xs, z = in_proj(rms(x)); of a folded layer from the pixels, and the norm's scale comes last. */
 static void project(struct mamba_context *context, const struct layer_weights *layer,
                     size_t columns, bool folded)
 {
     const struct mamba_info *info = &context->model->info;
     const struct mamba_kernels *kernels = context->model->kernels;
     const size_t length = info->length, stride = context->d_inner;
-    const size_t pixels = info->patch_height * info->patch_width;
-    const float *in = folded ? context->window : context->u;
-    const size_t in_stride = folded ? mamba_window_stride(pixels) : context->d_model;
+    const float *in = context->u;
+    size_t inputs = info->d_model, in_stride = context->d_model;
     float *const out[] = {context->xs, context->z};
-    if (folded)
+    if (folded) {
+        in = context->window;
+        inputs = info->patch_height * info->patch_width;
+        in_stride = mamba_window_stride(inputs);
         kernels->rms_scale(context->scale, context->x, context->d_model, length, info->d_model,
                            info->norm_eps);
-    else
-        normalise(context, columns);
+    } else {
+        normalise_columns(context, columns);
+    }
     for (int i = 0; i < 2; i++) {
         const struct projection *part = &layer->in_proj[i];
         kernels->matmul(out[i], stride, in, in_stride, part->weight, part->start,
-                        part->start_stride, length, folded ? pixels : info->d_model, info->d_inner);
+                        part->start_stride, length, inputs, info->d_inner);
         if (folded)
             kernels->scale_rows(out[i], stride, out[i], stride, context->scale, length, stride);
     }
@@ -170,13 +179,10 @@ static void pool(struct mamba_context *context)
     const struct mamba_info *info = &context->model->info;
     const size_t length = info->length, stride = context->d_model;
     const size_t first = info->pool == POOL_LAST ? length - 1 : 0, count = length - first;
-    const struct mamba_kernels *kernels = context->model->kernels;
-    const float *tokens = context->x + first * stride;
-    kernels->rms_scale(context->scale, tokens, stride, count, info->d_model, info->norm_eps);
-    kernels->scale_rows(context->u, stride, tokens, stride, context->scale, count, stride);
+    normalise(context, context->u, context->x + first * stride, stride, count);
     memset(context->pooled, 0, stride * sizeof *context->pooled);
     for (size_t t = 0; t < count; t++)
-        kernels->add(context->pooled, context->u + t * stride, stride);
+        context->model->kernels->add(context->pooled, context->u + t * stride, stride);
     for (size_t i = 0; i < stride; i++)
         context->pooled[i] /= (float)count;
     tap(context, "pooled", -1, context->pooled, 1, info->d_model, stride);

@@ -476,8 +476,6 @@ static mamba_status check_model(struct mamba_model *model, const char *path, mam
     if (mamba_context_bytes(model) == 0)
         return mamba_fail(error, MAMBA_ERR_MEMORY, path,
                           "its activations do not fit this machine's address space");
-    if (!mamba_fold(model))
-        return mamba_fail(error, MAMBA_ERR_MEMORY, path, "no memory for the first product");
     return MAMBA_OK;
 }
 
@@ -502,6 +500,8 @@ static mamba_status new_model(mamba_model **out, struct file_bytes file, const c
     for (int i = 0; i < 256; i++)
         model->pixel_values[i] = ((float)i / 255.0f - info.pixel_mean) / info.pixel_std;
     status = check_model(model, path, error);
+    if (status == MAMBA_OK && !mamba_fold(model))
+        status = mamba_fail(error, MAMBA_ERR_MEMORY, path, "no memory for the first product");
     if (status == MAMBA_OK)
         *out = model;
     else

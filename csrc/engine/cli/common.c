@@ -63,6 +63,7 @@ static mamba_status write_all(int fd, const char *path, const void *data, size_t
     return MAMBA_OK;
 }
 
+/* Messages name the file that was asked for. */
 static mamba_status write_and_rename(const char *path, const char *temporary, const void *data,
                                      size_t bytes, mamba_error *error)
 {
@@ -70,9 +71,9 @@ static mamba_status write_and_rename(const char *path, const char *temporary, co
     int fd = open(temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
     if (fd < 0)
         return mamba_fail(error, MAMBA_ERR_IO, path, "cannot create: %s", strerror(errno));
-    mamba_status status = write_all(fd, temporary, data, bytes, error);
+    mamba_status status = write_all(fd, path, data, bytes, error);
     if (close(fd) != 0 && status == MAMBA_OK)
-        status = mamba_fail(error, MAMBA_ERR_IO, temporary, "cannot close: %s", strerror(errno));
+        status = mamba_fail(error, MAMBA_ERR_IO, path, "cannot close: %s", strerror(errno));
     if (status == MAMBA_OK && rename(temporary, path) != 0)
         status = mamba_fail(error, MAMBA_ERR_IO, path, "cannot rename to it: %s", strerror(errno));
     if (status != MAMBA_OK)
