@@ -13,7 +13,7 @@ TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 ENV := PATH="$(CURDIR)/$(BIN):$$PATH" DVC_NO_ANALYTICS=1 MLFLOW_DISABLE_TELEMETRY=true
 PYTEST := $(ENV) python -m pytest
 
-.PHONY: help clean setup demo repro study seeds pixels track ui report gate gate-speed summary promote kernels golden bench-train bench-engine instructions test test-slow test-python lint lint-workflows format wheel dist-engine dist-collect check-version check-lock
+.PHONY: help clean setup demo repro study seeds pixels track ui report rekey gate gate-speed summary promote kernels golden bench-train bench-engine instructions test test-slow test-python lint lint-workflows format wheel dist-engine dist-collect check-version check-lock
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -68,6 +68,10 @@ ui: $(INSTALLED) ## open MLflow on this project's runs
 
 report: $(INSTALLED) ## one HTML page of all results and where they come from: build/report.html
 	@$(ENV) python -m pipeline.report
+
+rekey: $(INSTALLED) ## prove that this tree trains the same weights as BASE, then rename the keys of the recorded trainings
+	@$(ENV) dvc repro prepare
+	@$(ENV) python -m pipeline.rekey --base "$(BASE)"
 
 # A recipe that fails is 2 to make; `python -m pipeline.release.gate` itself exits 0, 1 (worse) or 2 (no verdict).
 BASE ?= origin/main
