@@ -95,10 +95,10 @@ promote: $(INSTALLED) ## after a passing gate: the champion in MLflow's registry
 	@$(ENV) python -m pipeline.release.promote --base "$(BASE)" --output build/gate.md
 
 kernels: $(INSTALLED) ## build the training kernels now (else they are built on first use)
-	@$(ENV) PYTHONPATH=src python -c 'from mnist_mamba.scan import kernel; print(kernel.library_path(), kernel.isa())'
+	@$(ENV) PYTHONPATH=src python -c 'from mnist_mamba.scan import c_library; print(c_library.library_path(), kernel.isa())'
 
 golden: $(INSTALLED) ## renew the activations that the C tests replay
-	@$(ENV) PYTHONPATH=src python -m tests.golden
+	@$(ENV) PYTHONPATH=src python -m tests.tools.golden
 
 bench-train: $(INSTALLED) ## time a training step beside other implementations: minutes, on a quiet machine
 	@$(ENV) python -m benchmarks.train_step

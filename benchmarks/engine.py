@@ -24,9 +24,9 @@ from benchmarks import engine_cases as cases
 from benchmarks import harness
 from benchmarks.harness import ROOT, Answer, BenchError, DifferentWorkError, Limits, significant
 from benchmarks.options import above_zero, add_common, store
+from mnist_mamba.c_build import ISA_FLAGS
 from mnist_mamba.config import ModelConfig
-from mnist_mamba.native import ISA_FLAGS
-from pipeline import stage
+from pipeline.common import command
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ Models = Mapping[str, ModelConfig]
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = stage.parser(
+    parser = command.parser(
         (__doc__ or "").strip(),
         ["make bench-engine", "python -m benchmarks.engine --peers engine,onnxruntime --rounds 1"],
     )
@@ -302,4 +302,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    stage.run(main)
+    command.run(main)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mnist_mamba.files import write_json
+from mnist_mamba.atomic_write import write_json
 
 logger = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from benchmarks import train_cases as cases
 from benchmarks.harness import Answer, BenchError, Limits, Rounds, significant
 from benchmarks.options import above_zero, add_common, positive, store
 from mnist_mamba.config import ModelConfig
-from pipeline import stage
+from pipeline.common import command
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ Measure = Callable[[cases.TrainCase], Answer]
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = stage.parser(
+    parser = command.parser(
         (__doc__ or "").strip(),
         ["make bench-train", "python -m benchmarks.train_step --only main --peers ours,reference"],
     )
@@ -295,4 +295,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    stage.run(main)
+    command.run(main)

@@ -14,8 +14,8 @@ from benchmarks import harness, peers
 from benchmarks.matmul import matmul_step
 from benchmarks.train_cases import EPOCH, MATMUL, TRAIN, TrainCase
 from mnist_mamba.data.splits import LabelledImages
+from mnist_mamba.training.allocator import prepare_memory
 from mnist_mamba.training.loop import train
-from mnist_mamba.training.memory import prepare_memory
 from mnist_mamba.training.trainer import Trainer
 
 

@@ -73,9 +73,9 @@ ifeq ($(shell uname -s),Linux)
 ENGINE_LDFLAGS := -Wl,--gc-sections -Wl,-z,noseparate-code
 endif
 
-ENGINE_LIBRARY_SOURCES := $(filter-out csrc/engine/idx.c,$(sort $(wildcard csrc/engine/*.c))) \
+ENGINE_LIBRARY_SOURCES := $(sort $(wildcard csrc/engine/*.c)) \
     $(sort $(wildcard csrc/engine/kernels/*.c))
-ENGINE_COMMAND_SOURCES := csrc/engine/idx.c $(sort $(wildcard csrc/engine/cli/*.c))
+ENGINE_COMMAND_SOURCES := $(sort $(wildcard csrc/engine/cli/*.c))
 
 # $(call engine_variant,NAME,FOLDER)
 define engine_variant

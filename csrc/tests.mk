@@ -16,13 +16,15 @@ RUN :=
 
 ENGINE_TESTS := test_allocation test_kernels test_model test_hostile test_threads test_idx test_forward \
     test_golden
-ENGINE_TEST_SUPPORT := $(filter-out csrc/engine/cli/main.c,$(ENGINE_COMMAND_SOURCES)) csrc/tests/tiny_model.c
+ENGINE_TEST_SUPPORT := $(filter-out csrc/engine/cli/main.c,$(ENGINE_COMMAND_SOURCES)) csrc/tests/engine/tiny_model.c
 
 # $(call engine_tests,NAME,FOLDER), after engine_variant
 define engine_tests
 ENGINE_SUPPORT_$(1) := $$(patsubst csrc/%.c,$(2)/obj/%.o,$$(ENGINE_TEST_SUPPORT))
 
-$(2)/tests/%: $(2)/obj/tests/%.o $$(ENGINE_LIB_$(1)) $$(ENGINE_SUPPORT_$(1))
+$(2)/obj/tests/%.o: CPPFLAGS += -Icsrc/tests
+
+$(2)/tests/%: $(2)/obj/tests/engine/%.o $$(ENGINE_LIB_$(1)) $$(ENGINE_SUPPORT_$(1))
 	@mkdir -p $$(@D)
 	@echo '  link $$@'
 	$$(ENGINE_QUIET)$$(CC) $$(ENGINE_CFLAGS_$(1)) $$(ENGINE_LDFLAGS) $$(LDFLAGS) $$^ -lm -pthread -o $$@
@@ -31,8 +33,8 @@ $(2)/tests/%: $(2)/obj/tests/%.o $$(ENGINE_LIB_$(1)) $$(ENGINE_SUPPORT_$(1))
 test-c-$(1): $$(addprefix $(2)/tests/,$$(ENGINE_TESTS)) $(2)/mamba
 	@for test in $$(addprefix $(2)/tests/,$$(ENGINE_TESTS)); do \
 	    echo "== $$$$test"; $(RUN) $$$$test || exit 1; done
-	@echo "== csrc/tests/test_cli.sh ($(1))"
-	@RUN="$(RUN)" sh csrc/tests/test_cli.sh $(2)/mamba
+	@echo "== csrc/tests/engine/test_cli.sh ($(1))"
+	@RUN="$(RUN)" sh csrc/tests/engine/test_cli.sh $(2)/mamba
 endef
 
 $(foreach variant,plain omp debug,$(eval $(call engine_tests,$(variant),$(BUILD)/$(variant))))
@@ -53,14 +55,14 @@ test-c: test-c-plain test-c-scalar test-c-omp test-c-debug test-tsan fuzz-seeds 
 
 # ---- the training kernels ----
 
-# The training kernels, which Python builds for itself (src/mnist_mamba/scan/kernel.py, whose flags
+# The training kernels, which Python builds for itself (src/mnist_mamba/scan/c_library.py, whose flags
 # these are); here for their tests, with OpenMP and with sanitizers.
-SCAN_FLAGS := -std=c11 -Wall -Wextra -Wpedantic -Wconversion -Wshadow -Werror -Icsrc/scan -Icsrc/simd \
+SCAN_FLAGS := -std=c11 -Wall -Wextra -Wpedantic -Wconversion -Wshadow -Werror -Icsrc/scan -Icsrc/simd -Icsrc/tests \
     -ffp-contract=fast -fno-math-errno -fno-trapping-math
 SCAN_CFLAGS_omp := -O3 -fopenmp
 SCAN_CFLAGS_debug := -O1 -g $(SANITIZE)
 SCAN_TESTS := test_scan test_block
-SCAN_TEST_SUPPORT := $(addprefix csrc/tests/,exact_block.c exact_scan.c random_tensors.c)
+SCAN_TEST_SUPPORT := $(addprefix csrc/tests/scan/,exact_block.c exact_scan.c random_tensors.c)
 SCAN_OBJECTS := $(patsubst csrc/scan/%.c,%.o,$(sort $(wildcard csrc/scan/*.c)))
 ifneq ($(filter x86_64 amd64,$(ENGINE_TARGET)),)
 $(BUILD)/scan-%/kernel_avx2.o: SCAN_ISA := $(ISA_avx2)
@@ -74,8 +76,8 @@ $(BUILD)/scan-$(1)/%.o: csrc/scan/%.c $$(wildcard csrc/scan/*.h csrc/scan/*.inc 
 	@echo '  cc scan-$(1) $$<'
 	$$(ENGINE_QUIET)$$(CC) $$(SCAN_FLAGS) $$(SCAN_CFLAGS_$(1)) $$(SCAN_ISA) -c $$< -o $$@
 
-$$(addprefix $(BUILD)/scan-$(1)/,$$(SCAN_TESTS)): $(BUILD)/scan-$(1)/%: csrc/tests/%.c \
-    $$(SCAN_TEST_SUPPORT) $$(addprefix $(BUILD)/scan-$(1)/,$$(SCAN_OBJECTS)) $$(wildcard csrc/tests/*.h)
+$$(addprefix $(BUILD)/scan-$(1)/,$$(SCAN_TESTS)): $(BUILD)/scan-$(1)/%: csrc/tests/scan/%.c \
+    $$(SCAN_TEST_SUPPORT) $$(addprefix $(BUILD)/scan-$(1)/,$$(SCAN_OBJECTS)) $$(wildcard csrc/tests/*.h csrc/tests/scan/*.h)
 	@echo '  link $$@'
 	$$(ENGINE_QUIET)$$(CC) $$(SCAN_FLAGS) $$(SCAN_CFLAGS_$(1)) $$(filter %.c %.o,$$^) -lm -o $$@
 
@@ -108,7 +110,7 @@ $(BUILD)/fuzz/mutator.o: csrc/fuzz/mutator.c csrc/fuzz/target.h $(BUILD)/fuzz/ob
 	@mkdir -p $(@D)
 	$(ENGINE_QUIET)$(CC) $(ENGINE_FLAGS) -O2 -g -fsanitize=address -c $< -o $@
 
-$(BUILD)/fuzz/fuzz_%: $(BUILD)/fuzz/obj/fuzz/%.o $(FUZZ_MAIN) $(ENGINE_LIB_fuzz) $(BUILD)/fuzz/obj/engine/idx.o
+$(BUILD)/fuzz/fuzz_%: $(BUILD)/fuzz/obj/fuzz/%.o $(FUZZ_MAIN) $(ENGINE_LIB_fuzz) $(BUILD)/fuzz/obj/engine/cli/idx.o
 	@echo '  link $@'
 	$(ENGINE_QUIET)$(CC) $(ENGINE_CFLAGS_fuzz) $(FUZZ_LINK) $(LDFLAGS) $^ -lm -o $@
 
@@ -176,8 +178,8 @@ test-valgrind: $(addprefix $(BUILD)/plain/tests/,$(VALGRIND_TESTS)) $(BUILD)/pla
 	@command -v valgrind >/dev/null || { echo "error: valgrind is not there: install it" >&2; exit 1; }
 	@for test in $(addprefix $(BUILD)/plain/tests/,$(VALGRIND_TESTS)) "$(BUILD)/plain/mamba models/mnist_mamba.bin models/example_input.bin"; do \
 	    echo "== $$test"; $(VALGRIND) $$test || exit 1; done
-	@echo "== csrc/tests/test_cli.sh"
-	@RUN="$(VALGRIND)" sh csrc/tests/test_cli.sh $(BUILD)/plain/mamba
+	@echo "== csrc/tests/engine/test_cli.sh"
+	@RUN="$(VALGRIND)" sh csrc/tests/engine/test_cli.sh $(BUILD)/plain/mamba
 
 .PHONY: test-c test-c-scalar test-tsan fuzz fuzz-run fuzz-seeds test-cross test-big-endian test-valgrind \
     $(addprefix test-cross-,$(CROSS_NAMES) s390x) tests-clean

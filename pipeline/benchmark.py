@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
-from mnist_mamba.files import write_json
+from mnist_mamba.atomic_write import write_json
 from mnist_mamba.model import Classifier
 from mnist_mamba.training.checkpoint import load_checkpoint
-from pipeline import paths, stage
-from pipeline.engine import run_engine
-from pipeline.params import load_params
+from pipeline.common import command, paths
+from pipeline.common.params import load_params
+from pipeline.common.run_engine import run_engine
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ def cpu_name() -> str:
 
 def main() -> None:
     """Time the engine and PyTorch, in that order, with one thread; then the engine with all."""
-    stage.parser(__doc__ or "").parse_args()
+    command.parser(__doc__ or "").parse_args()
     params = load_params()
     rounds = params.benchmark.rounds
     threads = torch.get_num_threads()
@@ -83,4 +83,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    stage.run(main)
+    command.run(main)

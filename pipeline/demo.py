@@ -11,7 +11,7 @@ import subprocess
 import time
 from typing import Any
 
-from pipeline import stage
+from pipeline.common import command
 
 NAME = "demo"
 SETTINGS = {
@@ -95,7 +95,7 @@ def check_repository() -> None:
 
 def main() -> None:
     """Run the demo and say what came of it."""
-    stage.parser(__doc__ or "").parse_args()
+    command.parser(__doc__ or "").parse_args()
     started = time.monotonic()
     check_repository()
     run_experiment(environment())
@@ -110,4 +110,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    stage.run(main)
+    command.run(main)

@@ -9,8 +9,8 @@ from pathlib import Path
 from mnist_mamba.data.idx import write_idx
 from mnist_mamba.data.sources import load_digits, load_idx, load_mnist
 from mnist_mamba.data.splits import LabelledImages
-from pipeline import paths, stage
-from pipeline.params import Params, load_params
+from pipeline.common import command, paths
+from pipeline.common.params import Params, load_params
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +28,9 @@ def fetch(params: Params) -> tuple[LabelledImages, LabelledImages]:
 
 def main() -> None:
     """Fetch the data and write it to data/raw."""
-    stage.parser(__doc__ or "", ["MNIST_MIRROR=/my/mnist python -m pipeline.download"]).parse_args()
+    command.parser(
+        __doc__ or "", ["MNIST_MIRROR=/my/mnist python -m pipeline.download"]
+    ).parse_args()
     params = load_params()
     train, test = fetch(params)
     # Of a user's own images the size is known only now; train would find out too late.
@@ -41,4 +43,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    stage.run(main)
+    command.run(main)

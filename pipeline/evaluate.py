@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from mnist_mamba.atomic_write import write_json, write_text
 from mnist_mamba.data.corruptions import CORRUPTIONS
 from mnist_mamba.data.idx import read_images, read_labels, write_idx
-from mnist_mamba.files import write_json, write_text
 from mnist_mamba.metrics import (
     expected_calibration_error,
     negative_log_likelihood,
@@ -22,9 +22,9 @@ from mnist_mamba.metrics import (
 )
 from mnist_mamba.training.checkpoint import load_checkpoint
 from mnist_mamba.training.evaluation import predict
-from pipeline import figures, paths, stage
-from pipeline.engine import run_engine
-from pipeline.params import Params, load_params
+from pipeline.common import command, paths, plots
+from pipeline.common.params import Params, load_params
+from pipeline.common.run_engine import run_engine
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +108,7 @@ def check(metrics: dict[str, Any], report: dict[str, Any], params: Params) -> No
 
 def main() -> None:
     """Score the engine, compare it, draw what it got wrong."""
-    stage.parser(__doc__ or "").parse_args()
+    command.parser(__doc__ or "").parse_args()
     params = load_params()
     image_file = paths.images(paths.PREPARED, "test")
     label_file = paths.labels(paths.PREPARED, "test")
@@ -130,12 +130,12 @@ def main() -> None:
     rows = [f"{i},{label},{predicted}\n" for i, (label, predicted) in enumerate(pairs)]
     write_text(paths.PREDICTIONS, "index,label,predicted\n" + "".join(rows))
     probabilities = softmax(engine)
-    figures.draw_predictions(paths.PLOTS / "predictions.png", images, labels, probabilities)
-    figures.draw_misclassified(paths.PLOTS / "misclassified.png", images, labels, probabilities)
-    figures.draw_reliability(
+    plots.draw_predictions(paths.PLOTS / "predictions.png", images, labels, probabilities)
+    plots.draw_misclassified(paths.PLOTS / "misclassified.png", images, labels, probabilities)
+    plots.draw_reliability(
         paths.PLOTS / "reliability.png", probabilities, labels, params.evaluate.ece_bins
     )
-    figures.draw_robustness(
+    plots.draw_robustness(
         paths.PLOTS / "robustness.png", metrics["accuracy"], metrics["robustness"]
     )
     check(metrics, report, params)
@@ -150,4 +150,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    stage.run(main)
+    command.run(main)

@@ -8,19 +8,19 @@ from pathlib import Path
 
 import numpy as np
 
+from mnist_mamba.atomic_write import write_bytes
 from mnist_mamba.engine.format import write_model
-from mnist_mamba.files import write_bytes
 from mnist_mamba.training.checkpoint import load_checkpoint
-from pipeline import paths, stage
-from pipeline.params import load_params
-from pipeline.parts import read_part
+from pipeline.common import command, paths
+from pipeline.common.params import load_params
+from pipeline.common.prepared_data import read_part
 
 logger = logging.getLogger(__name__)
 
 
 def parse_arguments() -> argparse.Namespace:
     """The command line: what to export, from where, to where."""
-    parser = stage.parser(
+    parser = command.parser(
         "Write what the C engine reads: a model file, or one image as raw float32.",
         [
             "python -m pipeline.export model --checkpoint checkpoints/best_model.pth "
@@ -84,4 +84,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    stage.run(main)
+    command.run(main)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 
+from mnist_mamba.atomic_write import write_json
 from mnist_mamba.data.idx import write_idx
 from mnist_mamba.data.splits import LabelledImages, Splits, describe, resize, split
-from mnist_mamba.files import write_json
-from pipeline import paths, stage
-from pipeline.params import DataParams, load_params
-from pipeline.parts import read_part
+from pipeline.common import command, paths
+from pipeline.common.params import DataParams, load_params
+from pipeline.common.prepared_data import read_part
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ def prepare(train: LabelledImages, test: LabelledImages, params: DataParams) -> 
 
 def main() -> None:
     """Read data/raw, write data/prepared."""
-    stage.parser(__doc__ or "").parse_args()
+    command.parser(__doc__ or "").parse_args()
     params = load_params()
     train, test = (read_part(paths.RAW, part, "download") for part in ("train", "test"))
     splits = prepare(train, test, params.data)
@@ -40,4 +40,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    stage.run(main)
+    command.run(main)

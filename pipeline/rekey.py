@@ -22,13 +22,13 @@ from typing import Any
 
 import torch
 
+from mnist_mamba.atomic_write import write_text
 from mnist_mamba.data.splits import LabelledImages
-from mnist_mamba.files import write_text
 from mnist_mamba.training.loop import train
-from pipeline import paths, stage
-from pipeline.params import Params, load_params
+from pipeline.common import command, paths
+from pipeline.common.params import Params, load_params
 from pipeline.seeds import SERIES as SCORED_SERIES
-from pipeline.series import load_series, trainings
+from pipeline.series.trainings import load_series, trainings
 from pipeline.study import NAME as STUDY
 from pipeline.train import build_model, read_data, read_info
 
@@ -165,7 +165,7 @@ def rewrite(keys: dict[str, str]) -> int:
 
 def main() -> None:
     """Compare the work tree with BASE and rewrite the keys, or print the work tree's own."""
-    parser = stage.parser(
+    parser = command.parser(
         "Prove that this work tree trains the same weights as another revision, bit for bit, "
         "and file the recorded trainings under the keys of the new code.",
         ["python -m pipeline.rekey --base HEAD~1"],
@@ -186,4 +186,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    stage.run(main)
+    command.run(main)

@@ -7,13 +7,14 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from mnist_mamba.files import write_json
-from pipeline import figures, paths, series, stage
-from pipeline.documents import TRAINING, write_table
-from pipeline.engine import run_engine
-from pipeline.engine_cost import Speed, engine_speed
+from mnist_mamba.atomic_write import write_json
+from pipeline.common import command, paths, plots
+from pipeline.common.generated_tables import TRAINING, write_table
+from pipeline.common.params import load_params
+from pipeline.common.run_engine import run_engine
 from pipeline.export import export_model
-from pipeline.params import load_params
+from pipeline.series import trainings as series
+from pipeline.series.engine_speed import Speed, engine_speed
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +66,7 @@ def table(results: Mapping[str, Any], speed: Speed) -> str:
 
 def main() -> None:
     """Train what is missing, time the models, draw and write down what came of it."""
-    parser = stage.parser(
+    parser = command.parser(
         f"Run the trainings of a series in {series.SERIES_FILE} that its metrics file lacks. The "
         "last averaged weights are scored; nothing is chosen.",
         ["python -m pipeline.seeds", "python -m pipeline.seeds pixels --jobs 1 --only forward"],
@@ -85,7 +86,7 @@ def main() -> None:
     write(records)
     content = summary(records)
     speed = engine_speed(name, wanted, arguments.no_timing)
-    figures.draw_tradeoff(paths.PLOTS / f"{name}.png", content, speed, "test", marked="default")
+    plots.draw_tradeoff(paths.PLOTS / f"{name}.png", content, speed, "test", marked="default")
     write_table(TRAINING, name, table(content, speed))
     for run, result in content.items():
         accuracies = ", ".join(f"{value:.2%}" for value in result["test_accuracy"])
@@ -93,4 +94,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    stage.run(main)
+    command.run(main)

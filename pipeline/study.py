@@ -7,11 +7,12 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from mnist_mamba.files import write_json
-from pipeline import figures, paths, series, stage
-from pipeline.documents import TRAINING, write_table
-from pipeline.engine_cost import Speed, engine_speed
-from pipeline.params import load_params
+from mnist_mamba.atomic_write import write_json
+from pipeline.common import command, paths, plots
+from pipeline.common.generated_tables import TRAINING, write_table
+from pipeline.common.params import load_params
+from pipeline.series import trainings as series
+from pipeline.series.engine_speed import Speed, engine_speed
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ def table(results: Mapping[str, Any], speed: Speed) -> str:
 
 def main() -> None:
     """Train what is missing, time the models, draw and write down what came of it."""
-    parser = stage.parser(
+    parser = command.parser(
         f"Run the trainings of the series `{NAME}` in {series.SERIES_FILE} that "
         f"{RESULTS} lacks. Validation images judge; test images are not read.",
         ["python -m pipeline.study", "python -m pipeline.study --jobs 1 --only base state16"],
@@ -86,9 +87,9 @@ def main() -> None:
     content = summary(chosen, records)
     speed = engine_speed(NAME, wanted, arguments.no_timing)
     accuracies = {name: run["val_accuracy"] for name, run in content["runs"].items()}
-    figures.draw_tradeoff(PLOT, accuracies, speed, "validation", marked="base")
+    plots.draw_tradeoff(PLOT, accuracies, speed, "validation", marked="base")
     write_table(TRAINING, NAME, table(content, speed))
 
 
 if __name__ == "__main__":
-    stage.run(main)
+    command.run(main)

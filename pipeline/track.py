@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from mnist_mamba.files import write_text
-from pipeline import paths, stage, tracked_run
-from pipeline.content_key import content_key
-from pipeline.params import load_params
+from mnist_mamba.atomic_write import write_text
+from pipeline.common import command, paths
+from pipeline.common.content_key import content_key
+from pipeline.common.params import load_params
+from pipeline.tracking import run
 
 logger = logging.getLogger(__name__)
 
@@ -19,10 +20,10 @@ it, so `track` runs there even if nothing else has to."""
 
 def main() -> None:
     """Upsert the run and write its key."""
-    stage.parser(__doc__ or "").parse_args()
+    command.parser(__doc__ or "").parse_args()
     params = load_params()
     if params.tracking.enabled:
-        key = tracked_run.upsert(params)
+        key = run.upsert(params)
     else:
         key = content_key(params)
         logger.info("tracking.enabled is false: nothing was sent to MLflow")
@@ -31,4 +32,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    stage.run(main)
+    command.run(main)

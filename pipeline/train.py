@@ -17,17 +17,18 @@ import yaml
 from mnist_mamba.data.splits import LabelledImages
 from mnist_mamba.model import Classifier, build_classifier
 from mnist_mamba.scan import choose
+from mnist_mamba.training.allocator import prepare_memory
 from mnist_mamba.training.distributed import Processes
 from mnist_mamba.training.epoch import EpochReport
 from mnist_mamba.training.loop import TrainingError, train
-from mnist_mamba.training.memory import prepare_memory
 from mnist_mamba.training.resume import SavedTraining, parse_training
-from pipeline import paths, stage, tracking
-from pipeline.content_key import training_key
-from pipeline.params import Params, ParamsError, load_params
-from pipeline.parts import read_part
-from pipeline.recorder import Recorder
-from pipeline.tracking import CurvePoint
+from pipeline.common import command, paths
+from pipeline.common.content_key import training_key
+from pipeline.common.params import Params, ParamsError, load_params
+from pipeline.common.prepared_data import read_part
+from pipeline.common.training_files import Recorder
+from pipeline.tracking import client as tracking
+from pipeline.tracking.client import CurvePoint
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ OPTIONS = {
 
 def parse_arguments() -> argparse.Namespace:
     """The command line; what is not given comes from params.yaml."""
-    parser = stage.parser(
+    parser = command.parser(
         "Train a model on data/prepared. Options that are not given come from params.yaml. With "
         "options of your own, metrics and curves stand beside the checkpoints, so that they are "
         "not taken for the pipeline's.",
@@ -288,4 +289,4 @@ def record(
 
 
 if __name__ == "__main__":
-    stage.run(main)
+    command.run(main)

@@ -7,7 +7,7 @@
 #include "copy.h"
 #include "denormals.h"
 #include "finite.h"
-#include "local.h"
+#include "local_conv.h"
 #include "stem.h"
 
 /* Shows the trace `length` rows, or one. */

@@ -1,5 +1,5 @@
 /* Any bytes as IDX images, and as IDX labels. Every pixel and label of what opens is read. */
-#include "idx.h"
+#include "cli/idx.h"
 #include "target.h"
 
 static volatile uint8_t sink;

@@ -1,7 +1,7 @@
 /* Any bytes as the input of `./mamba MODEL INPUT`: refused, or classified with finite logits. Two
  * bytes choose the image's sides, the others are the file; what fits the model is run. */
+#include "cli/idx.h"
 #include "finite.h"
-#include "idx.h"
 #include "target.h"
 
 static const char MODEL[] = "csrc/tests/golden/patch_tied.bin";

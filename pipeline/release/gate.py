@@ -19,16 +19,16 @@ from typing import Any
 
 import yaml
 
-from mnist_mamba.files import write_text
-from pipeline import paths, stage
-from pipeline.params import (
+from mnist_mamba.atomic_write import write_text
+from pipeline.common import command, paths
+from pipeline.common.params import (
     PARAMS_FILE,
     GateAccuracyParams,
     Params,
     load_params,
 )
 from pipeline.release.rules import Figures, Verdict, judge, markdown, show
-from pipeline.tracking import flatten
+from pipeline.tracking.client import flatten
 
 logger = logging.getLogger(__name__)
 
@@ -264,7 +264,7 @@ def finish(page: str, verdicts: list[Verdict], output: Path | None) -> int:
 
 def arguments(description: str, module: str) -> argparse.Namespace:
     """The command line that the gates share."""
-    parser = stage.parser(description, [f"python -m {module} --base origin/main"])
+    parser = command.parser(description, [f"python -m {module} --base origin/main"])
     parser.add_argument(
         "--base",
         default="origin/main",

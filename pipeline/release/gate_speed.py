@@ -17,11 +17,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from pipeline.params import load_params
+from pipeline.common.params import load_params
 from pipeline.release import gate
 from pipeline.release.gate import NoVerdictError
 from pipeline.release.rules import judge
-from pipeline.tracking import flatten
+from pipeline.tracking.client import flatten
 
 logger = logging.getLogger(__name__)
 

@@ -11,12 +11,13 @@ import argparse
 import logging
 from pathlib import Path
 
-from pipeline import paths, tracked_model
-from pipeline.content_key import file_md5
-from pipeline.params import PARAMS_FILE, Params, load_params
+from pipeline.common import paths
+from pipeline.common.content_key import file_md5
+from pipeline.common.params import PARAMS_FILE, Params, load_params
 from pipeline.release import gate, published
 from pipeline.release.gate import NoVerdictError
-from pipeline.tracking import flatten
+from pipeline.tracking import model as tracked_model
+from pipeline.tracking.client import flatten
 
 logger = logging.getLogger(__name__)
 

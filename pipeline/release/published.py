@@ -12,11 +12,11 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from scipy.stats import binomtest
 
-from mnist_mamba.files import write_bytes
-from pipeline import paths
-from pipeline.documents import with_table
+from mnist_mamba.atomic_write import write_bytes
+from pipeline.common import paths
+from pipeline.common.generated_tables import with_table
+from pipeline.common.params import Params
 from pipeline.export import export_image
-from pipeline.params import Params
 
 MODELS = Path("models")
 CARD = MODELS / "README.md"

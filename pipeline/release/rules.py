@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.params import Rule
+from pipeline.common.params import Rule
 
 Figures = Mapping[str, Any]
 """Values by their dotted names."""

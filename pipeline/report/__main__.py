@@ -9,12 +9,12 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from mnist_mamba.files import write_text
-from pipeline import paths, stage
-from pipeline.content_key import file_md5
-from pipeline.params import Params, load_params
+from mnist_mamba.atomic_write import write_text
+from pipeline.common import command, paths
+from pipeline.common.content_key import file_md5
+from pipeline.common.params import Params, load_params
 from pipeline.report import files, lineage, results
-from pipeline.series import SERIES_FILE, Series, load_series
+from pipeline.series.trainings import SERIES_FILE, Series, load_series
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ def render(page: dict[str, Any]) -> str:
 
 def main() -> None:
     """Read, render, write."""
-    parser = stage.parser(
+    parser = command.parser(
         "Write one HTML page of what the last run gave: results, mistakes, curves, timings, and "
         "where they come from. It needs no network, no other file and no JavaScript.",
         ["python -m pipeline.report", "python -m pipeline.report --output report.html"],
@@ -99,4 +99,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    stage.run(main)
+    command.run(main)

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from pipeline import paths
+from pipeline.common import paths
 
 View = TypeVar("View")
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import yaml
 
-from pipeline import paths
-from pipeline.content_key import content_key, file_md5
-from pipeline.params import Params
+from pipeline.common import paths
+from pipeline.common.content_key import content_key, file_md5
+from pipeline.common.params import Params
 from pipeline.report.results import View
 
 CONSTRAINTS = Path("constraints.txt")

@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mnist_mamba.data.idx import read_images
-from pipeline import paths
-from pipeline.content_key import file_md5
-from pipeline.figures import MAX_MISCLASSIFIED, UNITS
+from pipeline.common import paths
+from pipeline.common.content_key import file_md5
+from pipeline.common.plots import MAX_MISCLASSIFIED, UNITS
 from pipeline.release import published
 from pipeline.report import charts
 from pipeline.report.files import PREDICTIONS, ReportError, data_uri
-from pipeline.series import Series
+from pipeline.series.trainings import Series
 
 Content = dict[str, Any]
 """Of a metrics file, as json.loads gives it."""

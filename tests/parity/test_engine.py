@@ -19,8 +19,8 @@ from mnist_mamba.engine import Engine, EngineError
 from mnist_mamba.engine.format import decode, encode, write_model
 from mnist_mamba.model import build_classifier
 from mnist_mamba.training.evaluation import predict
-from tests import golden
 from tests.models import ARCHITECTURES, make_images, make_model
+from tests.tools import golden
 
 ROOT = Path(__file__).parents[2]
 

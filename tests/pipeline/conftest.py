@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from mnist_mamba.atomic_write import write_json
 from mnist_mamba.data.idx import write_idx
 from mnist_mamba.engine.binding import _find_library
 from mnist_mamba.engine.format import write_model
-from mnist_mamba.files import write_json
 from mnist_mamba.model import MambaClassifier, ModelConfig
-from pipeline import paths
+from pipeline.common import paths
 from tests.pipeline.project import copy_project
 
 POINTS = [

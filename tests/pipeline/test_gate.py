@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import paths
-from pipeline.params import Rule, load_params
+from pipeline.common import paths
+from pipeline.common.params import Rule, load_params
 from pipeline.release import gate
 from pipeline.release.rules import Verdict, judge, markdown
 from tests.pipeline.imports import ROOT

@@ -11,7 +11,7 @@ import yaml
 
 from mnist_mamba.config import TrainConfig
 from mnist_mamba.data.sources import load_digits
-from pipeline.params import IMAGE_SIZES, ParamsError, load_params, parse_params
+from pipeline.common.params import IMAGE_SIZES, ParamsError, load_params, parse_params
 from tests.pipeline.imports import ROOT
 
 

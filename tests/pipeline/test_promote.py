@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from mnist_mamba.engine import Engine
-from pipeline import paths
+from pipeline.common import paths
 from pipeline.release import published
 from pipeline.release.gate import NO_VERDICT, PASS, REGRESSION
 from tests.pipeline.project import IDENTITY, SMALL, copy_project, dvc, git, run_module, set_params

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from mnist_mamba.engine import Engine
-from pipeline.content_key import file_md5
-from pipeline.documents import with_table
-from pipeline.params import IMAGE_SIZES, load_params
+from pipeline.common.content_key import file_md5
+from pipeline.common.generated_tables import with_table
+from pipeline.common.params import IMAGE_SIZES, load_params
 from pipeline.release import published
 from tests.pipeline.imports import ROOT
 

@@ -19,10 +19,10 @@ import pytest
 import yaml
 from PIL import Image
 
+from mnist_mamba.atomic_write import write_json
 from mnist_mamba.data.idx import write_idx
-from mnist_mamba.files import write_json
-from pipeline.content_key import content_key, file_md5
-from pipeline.params import load_params
+from pipeline.common.content_key import content_key, file_md5
+from pipeline.common.params import load_params
 from pipeline.report import charts, results
 from pipeline.report.__main__ import content, render
 from pipeline.report.files import REQUIRED, ReportError
@@ -447,7 +447,7 @@ def test_a_file_that_is_not_there_yet_is_a_command(
 
 
 def test_a_series_says_what_it_lacks(project: Path) -> None:
-    series = yaml.safe_load(Path("pipeline/series.yaml").read_text())["seeds"]
+    series = yaml.safe_load(Path("pipeline/series/series.yaml").read_text())["seeds"]
     total = len(series["seeds"]) * len(series["runs"])
     assert f"1 of {total} trainings are done, none of " in Page(rendered()).section("seeds")
     one = {"seed": 1, "key": "2", "test_accuracy": 0.7, "params": 12}

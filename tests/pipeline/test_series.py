@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.params import ParamsError, load_params
-from pipeline.series import load_series, spread, trainings
+from pipeline.common.params import ParamsError, load_params
+from pipeline.series.trainings import load_series, spread, trainings
 from tests.pipeline.imports import ROOT
 from tests.pipeline.project import SMALL, copy_project, run, run_module
 
@@ -34,7 +34,7 @@ MARKED = "# Training\n\n" + "".join(
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project with small series, whose data and engine are there."""
     folder = copy_project(tmp_path_factory.mktemp("series"), {**SMALLEST, "model.a": "free"})
-    (folder / "pipeline/series.yaml").write_text(yaml.safe_dump(SERIES))
+    (folder / "pipeline/series/series.yaml").write_text(yaml.safe_dump(SERIES))
     (folder / "docs").mkdir()
     (folder / "docs/training.md").write_text(MARKED)
     done = run(folder, ["make", "-s", "-f", "csrc/engine.mk", "dvc-engine", "OUT=build/dvc"])
@@ -126,14 +126,14 @@ def test_a_training_that_fails_is_named_and_the_others_are_kept(
 ) -> None:
     series = {**SERIES["study"], "seeds": [7]}
     series["runs"] = {"diverges": {"train.lr": 1e30, "train.clip_norm": 0}, "base": {}}
-    (project / "pipeline/series.yaml").write_text(yaml.safe_dump({"study": series}))
+    (project / "pipeline/series/series.yaml").write_text(yaml.safe_dump({"study": series}))
     done = run_module(project, "pipeline.study", "--no-timing")
     assert done.returncode == 1
     error = done.stderr.strip().splitlines()[-1]
     assert error.startswith("error: 1 of 2 trainings failed: diverges, seed 7: error: the ")
     assert list(load(project, "metrics/study.json")["runs"]) == ["base"]
     done = run_module(project, "pipeline.study", "--only", "bass")
-    assert done.stderr.strip() == "error: --only bass: no such run in pipeline/series.yaml"
+    assert done.stderr.strip() == "error: --only bass: no such run in pipeline/series/series.yaml"
 
 
 def test_what_is_wrong_in_a_series_is_named(tmp_path: Path) -> None:
@@ -155,6 +155,6 @@ def test_what_is_wrong_in_a_series_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["study", "seeds", "pixels"])
 def test_the_committed_series_can_be_run(name: str) -> None:
-    series = load_series(name, ROOT / "pipeline/series.yaml")
+    series = load_series(name, ROOT / "pipeline/series/series.yaml")
     found = trainings(series, load_params(ROOT / "params.yaml"))
     assert len(found) == len(series.runs) * len(series.seeds)

@@ -14,8 +14,8 @@ from mnist_mamba.data.corruptions import CORRUPTIONS
 from mnist_mamba.data.idx import read_images, read_labels
 from mnist_mamba.engine import Engine
 from mnist_mamba.engine.format import read_model
+from pipeline.common.params import load_params
 from pipeline.evaluate import ParityError, check
-from pipeline.params import load_params
 from tests.pipeline.imports import ROOT
 from tests.pipeline.project import SMALL, copy_project, run, run_module, set_params
 

@@ -22,14 +22,18 @@ import pytest
 import torch
 from mlflow.exceptions import MlflowException
 
+from mnist_mamba.atomic_write import write_json
 from mnist_mamba.data.idx import write_idx
 from mnist_mamba.engine import Engine
 from mnist_mamba.engine.format import write_model
-from mnist_mamba.files import write_json
 from mnist_mamba.metrics import softmax
 from mnist_mamba.model import MambaClassifier
-from pipeline import paths, serving, tracked_model, tracked_run, tracking
-from pipeline.params import load_params
+from pipeline.common import paths
+from pipeline.common.params import load_params
+from pipeline.tracking import client as tracking
+from pipeline.tracking import model as tracked_model
+from pipeline.tracking import run as tracked_run
+from pipeline.tracking import serving
 from tests.pipeline.conftest import CONFIG
 from tests.pipeline.imports import ROOT, imported_files
 from tests.pipeline.project import SMALL, run, set_params, start
@@ -91,14 +95,16 @@ def test_another_shape_is_the_caller_s_mistake(served_model: serving.EngineModel
 
 def test_the_bundle_is_what_serving_imports() -> None:
     package = ROOT / "src/mnist_mamba"
-    files = imported_files(ROOT / "pipeline/serving.py") - {ROOT / "pipeline/serving.py"}
+    files = imported_files(ROOT / "pipeline/tracking/serving.py") - {
+        ROOT / "pipeline/tracking/serving.py"
+    }
     assert {str(file.relative_to(package)) for file in files} == set(tracked_model.MODULES)
 
 
 def test_few_modules_know_mlflow() -> None:
     files = [path for name in ("pipeline", "src") for path in (ROOT / name).rglob("*.py")]
     known = {path.name for path in files if re.search(IMPORTS_MLFLOW, path.read_text())}
-    assert known == {"tracking.py", "tracked_run.py", "tracked_model.py", "serving.py"}
+    assert known == {"client.py", "run.py", "model.py", "serving.py"}
 
 
 def test_a_model_is_logged_once_and_a_changed_one_again(project: Path) -> None:

@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 
-from mnist_mamba.files import write_json
-from pipeline import paths, tracked_run, tracking
-from pipeline.content_key import content_key
-from pipeline.params import Params, load_params
+from mnist_mamba.atomic_write import write_json
+from pipeline.common import paths
+from pipeline.common.content_key import content_key
+from pipeline.common.params import Params, load_params
+from pipeline.tracking import client as tracking
+from pipeline.tracking import run as tracked_run
 from tests.pipeline.conftest import POINTS
 from tests.pipeline.project import SMALL, set_params
 

@@ -22,9 +22,9 @@ from mnist_mamba.training.distributed import Processes
 from mnist_mamba.training.epoch import EpochReport, EpochSeconds, TrainingState
 from mnist_mamba.training.loop import TrainingError
 from mnist_mamba.training.resume import SavedTraining, parse_training, save_training
-from pipeline.content_key import training_key
-from pipeline.params import load_params
-from pipeline.recorder import Recorder
+from pipeline.common.content_key import training_key
+from pipeline.common.params import load_params
+from pipeline.common.training_files import Recorder
 from pipeline.train import choose_device, record, set_threads
 from tests.models import ARCHITECTURES
 from tests.pipeline.project import (
@@ -191,7 +191,7 @@ def test_two_processes_leave_what_one_does_and_leave_it_once(
     assert kept == {"last.pth", "best_model.pth"}
     a, b = (load_checkpoint(folder / RESULTS[0]).model for folder in (project, uninterrupted))
     difference = max(float((v - b.state_dict()[k]).abs().max()) for k, v in a.state_dict().items())
-    # tests/unit/test_distributed.py says why weights differ by more than the loss does.
+    # tests/library/test_distributed.py says why weights differ by more than the loss does.
     assert difference < 1e-4
 
 
@@ -247,7 +247,7 @@ def test_a_training_is_named_by_what_its_weights_come_from(
     key = training_key(load_params())
     set_params(project, {**UNTRACKED, "train.save_every": 3, "evaluate.ece_bins": 5})
     (project / "csrc/engine/forward.c").write_text("/* another engine */\n")
-    with (project / "pipeline/params.py").open("a") as file:
+    with (project / "pipeline/common/params.py").open("a") as file:
         file.write("# a params section of another stage\n")
     assert training_key(load_params()) == key
     set_params(project, {**UNTRACKED, "train.lr": 0.5})

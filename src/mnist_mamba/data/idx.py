@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mnist_mamba.files import write_bytes
+from mnist_mamba.atomic_write import write_bytes
 
 Bytes = NDArray[np.uint8]
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mnist_mamba.native import build_library, csrc_dir, isa_flags
+from mnist_mamba.c_build import build_library, csrc_dir, isa_flags
 
 LIBRARY_VARIABLE = "MNIST_MAMBA_LIBRARY"
 """Environment variable that names a built libmamba to use instead of compiling one."""
@@ -62,7 +62,7 @@ class Engine:
 
     Raises:
         EngineError: the file was refused; the message names field, got and expected.
-        mnist_mamba.native.NativeBuildError: there is no library, and none can be compiled.
+        mnist_mamba.c_build.NativeBuildError: there is no library, and none can be compiled.
     """
 
     def __init__(
@@ -177,9 +177,10 @@ def _find_library(library: str | Path | None) -> Path:
             raise EngineError(3, f"{path} is no file: expected a built libmamba")
         return path.resolve()
     csrc = csrc_dir()
-    # idx.c belongs to the command, not to the library.
-    sources = sorted(p for p in (csrc / "engine").glob("*.c") if p.name != "idx.c")
-    sources += sorted((csrc / "engine" / "kernels").glob("*.c"))
+    sources = [
+        *sorted((csrc / "engine").glob("*.c")),
+        *sorted((csrc / "engine/kernels").glob("*.c")),
+    ]
     return build_library(
         "mamba",
         sources,

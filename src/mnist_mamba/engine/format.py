@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mnist_mamba.atomic_write import write_bytes
 from mnist_mamba.config import MAX_ACTIVATIONS, MAX_LENGTH, Direction, ModelConfig, Pool, Stem
-from mnist_mamba.files import write_bytes
 from mnist_mamba.model import Classifier, ConvStem, MambaClassifier
 
 Array = NDArray[np.float32]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mnist_mamba.config import SCANS
-from mnist_mamba.scan import cpu, cuda, gpu, kernel
+from mnist_mamba.scan import c_library, cpu, mamba_ssm, triton_scan
 from mnist_mamba.scan.checks import check_arguments
 from mnist_mamba.scan.errors import ScanBackendError
 from mnist_mamba.scan.reference import selective_scan_reference
@@ -30,8 +30,8 @@ BACKENDS = ("auto", "reference", *itertools.chain.from_iterable(SCANS.values()))
 _FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "reference": selective_scan_reference,
     "cpu": cpu.selective_scan_cpu,
-    "triton": gpu.selective_scan_triton,
-    "cuda": cuda.selective_scan_cuda,
+    "triton": triton_scan.selective_scan_triton,
+    "cuda": mamba_ssm.selective_scan_cuda,
 }
 
 
@@ -122,7 +122,7 @@ def _first_on(device: torch.device, why_not: Callable[[str], str | None] = lambd
 
 
 def _log_choice(name: str, device: torch.device) -> None:
-    detail = f", {kernel.isa()}" if name == "cpu" else ""
+    detail = f", {c_library.isa()}" if name == "cpu" else ""
     _log_once(f"selective scan on {device}: backend {name}{detail}")
 
 
@@ -143,20 +143,20 @@ def available_backends() -> tuple[str, ...]:
 def _why_unfit(name: str, u: Tensor, A: Tensor) -> str | None:
     """Return None where a backend takes these dtypes and shapes, as cpu takes any."""
     if name == "triton":
-        return gpu.why_unfit(u, A)
+        return triton_scan.why_unfit(u, A)
     if name == "cuda":
-        return cuda.why_unfit(u, A)
+        return mamba_ssm.why_unfit(u, A)
     return None
 
 
 def _why_unavailable(name: str, device: torch.device) -> str | None:
     if name == "triton":
-        return gpu.why_unavailable(device)
+        return triton_scan.why_unavailable(device)
     if name == "cuda":
-        return cuda.why_unavailable(device)
+        return mamba_ssm.why_unavailable(device)
     if device.type != "cpu":
         return f"the C kernel needs tensors on the CPU, got tensors on {device}"
-    return kernel.why_unavailable()
+    return c_library.why_unavailable()
 
 
 @functools.lru_cache(maxsize=64)

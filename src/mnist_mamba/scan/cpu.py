@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mnist_mamba.scan import kernel
+from mnist_mamba.scan import c_library
 from mnist_mamba.scan.checks import backward_may_follow
 
 _SCAN_NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
@@ -112,7 +112,7 @@ class _SelectiveScan(torch.autograd.Function):
         *tensors, delta_softplus, keep = arguments
         inputs = dict(zip(_SCAN_NAMES, tensors, strict=True))
         out = torch.empty_like(inputs["delta"])
-        checkpoints = kernel.scan_forward(inputs, delta_softplus, out, keep)
+        checkpoints = c_library.scan_forward(inputs, delta_softplus, out, keep)
         ctx.save_for_backward(*tensors, checkpoints)
         ctx.delta_softplus = delta_softplus
         return out
@@ -127,7 +127,7 @@ class _SelectiveScan(torch.autograd.Function):
             name: None if t is None else torch.empty_like(t) if t.dim() == 3 else _parameter_grad(t)
             for name, t in inputs.items()
         }
-        kernel.scan_backward(inputs, ctx.delta_softplus, grad_out, checkpoints, grads)
+        c_library.scan_backward(inputs, ctx.delta_softplus, grad_out, checkpoints, grads)
         needed = zip(_SCAN_NAMES, ctx.needs_input_grad, strict=False)
         return (*(grads[name] if need else None for name, need in needed), None, None)
 
@@ -140,8 +140,8 @@ class _MambaBlock(torch.autograd.Function):
         hidden = hidden.contiguous()
         weights = tuple(None if w is None else w.contiguous() for w in weights)
         out = torch.empty_like(hidden)
-        ctx.plan = kernel.block_plan(hidden, weights, reverse, norm_eps)
-        saved = kernel.block_forward(ctx.plan, hidden, weights, out, keep)
+        ctx.plan = c_library.block_plan(hidden, weights, reverse, norm_eps)
+        saved = c_library.block_forward(ctx.plan, hidden, weights, out, keep)
         ctx.save_for_backward(hidden, saved, *weights)
         return out
 
@@ -151,7 +151,7 @@ class _MambaBlock(torch.autograd.Function):
         hidden, saved, *weights = ctx.saved_tensors
         grad_hidden = torch.empty_like(hidden)
         grads = [None if w is None else torch.empty_like(w) for w in weights]
-        kernel.block_backward(
+        c_library.block_backward(
             ctx.plan, hidden, weights, saved, grad_out.contiguous(), grad_hidden, grads
         )
         return (grad_hidden, None, None, None, *grads)

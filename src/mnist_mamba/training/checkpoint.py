@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from mnist_mamba.files import write_bytes
+from mnist_mamba.atomic_write import write_bytes
 from mnist_mamba.model import Classifier, ModelConfig, build_classifier
 
 FORMAT = 1

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from mnist_mamba.training.flat import FlatParameters
+from mnist_mamba.training.flat_parameters import FlatParameters
 from mnist_mamba.training.optimizer import split_parameters
 
 M = TypeVar("M", bound=nn.Module)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mnist_mamba.config import TrainConfig
-from mnist_mamba.training.flat import FlatParameters
+from mnist_mamba.training.flat_parameters import FlatParameters
 
 _NO_DECAY = ("A_log", "A_b_log", "a_log", "a_b_log", "pos_embed")
 

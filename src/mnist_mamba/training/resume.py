@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from mnist_mamba.files import write_bytes
+from mnist_mamba.atomic_write import write_bytes
 from mnist_mamba.training.epoch import CurvePoint, TrainingState
 
 MAGIC = b"mnist-mamba training state 1\n"

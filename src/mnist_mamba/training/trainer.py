@@ -15,7 +15,7 @@ from mnist_mamba.config import TrainConfig
 from mnist_mamba.model import Classifier
 from mnist_mamba.training.distributed import ALONE, Processes
 from mnist_mamba.training.ema import Ema, running_statistics
-from mnist_mamba.training.flat import FlatParameters
+from mnist_mamba.training.flat_parameters import FlatParameters
 from mnist_mamba.training.optimizer import Optimizers, split_parameters
 
 

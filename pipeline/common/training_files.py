@@ -6,11 +6,11 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from mnist_mamba.files import write_bytes, write_json
+from mnist_mamba.atomic_write import write_bytes, write_json
 from mnist_mamba.training.checkpoint import Checkpoint, save_checkpoint
 from mnist_mamba.training.epoch import CurvePoint, EpochReport, TrainingState
 from mnist_mamba.training.resume import SavedTraining, save_training
-from pipeline import paths
+from pipeline.common import paths
 
 logger = logging.getLogger(__name__)
 

@@ -30,7 +30,7 @@ from mnist_mamba.training.distributed import Processes
 from mnist_mamba.training.ema import Ema
 from mnist_mamba.training.epoch import EpochReport, TrainingState
 from mnist_mamba.training.evaluation import Scores, predict, score
-from mnist_mamba.training.flat import FlatParameters
+from mnist_mamba.training.flat_parameters import FlatParameters
 from mnist_mamba.training.loop import TrainingError, train
 from mnist_mamba.training.optimizer import learning_rate, split_parameters
 from mnist_mamba.training.resume import (

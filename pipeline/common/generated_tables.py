@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from mnist_mamba.files import write_text
+from mnist_mamba.atomic_write import write_text
 
 TRAINING = Path("docs/training.md")
 

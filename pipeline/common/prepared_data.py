@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mnist_mamba.data.idx import read_images, read_labels
 from mnist_mamba.data.splits import DataError, LabelledImages
-from pipeline import paths
+from pipeline.common import paths
 
 
 def read_part(folder: Path, part: str, stage: str) -> LabelledImages:

@@ -1,8 +1,8 @@
 """MLflow while a training runs: where it is, whose run is whose, curves as they come.
 
-MLflow is a projection of files, and only this module, pipeline/tracked_run.py, tracked_model.py and
-serving.py import it. Runs are found by the tag `content_key` (pipeline/content_key.py). `live_run`
-streams while training; tracked_run completes the run from files, or makes it anew.
+MLflow is a projection of files, and only this folder imports it. Runs are found by the tag
+`content_key` (pipeline/common/content_key.py). `live_run` streams while training; run.py completes
+the run from files, or makes it again.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.content_key import SECTIONS, content_key
-from pipeline.params import Params
+from pipeline.common.content_key import SECTIONS, content_key
+from pipeline.common.params import Params
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

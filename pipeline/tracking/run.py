@@ -9,9 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline import paths, tracked_model, tracking
-from pipeline.content_key import content_key, file_md5
-from pipeline.params import Params
+from pipeline.common import paths
+from pipeline.common.content_key import content_key, file_md5
+from pipeline.common.params import Params
+from pipeline.tracking import client as tracking
+from pipeline.tracking import model as tracked_model
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -18,12 +18,18 @@ from hypothesis import strategies as st
 
 from mnist_mamba import scan
 from mnist_mamba.model import MambaMixer
-from mnist_mamba.scan import ScanBackendError, choose, cuda, gpu, selective_scan
+from mnist_mamba.scan import (
+    ScanBackendError,
+    choose,
+    mamba_ssm,
+    selective_scan,
+    triton_scan,
+)
 from mnist_mamba.scan.reference import selective_scan_reference
-from tests.unit.test_scan import OPTIONAL, make_inputs
+from tests.library.test_scan import OPTIONAL, make_inputs
 
 ROOT = Path(__file__).parents[2]
-KERNEL = "mnist_mamba.scan.gpu_kernel"
+KERNEL = "mnist_mamba.scan.triton_kernels"
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3}
 
 needs_triton = pytest.mark.skipif(
@@ -51,7 +57,7 @@ def device() -> Iterator[str]:
 
 def _take_out_triton() -> dict[str, ModuleType]:
     """Forget its Python modules and what was made of them; what was there."""
-    gpu._kernels.cache_clear()
+    triton_scan._kernels.cache_clear()
     names = [name for name in sys.modules if name == KERNEL or name.split(".")[0] == "triton"]
     return {name: sys.modules.pop(name) for name in names if not name.startswith("triton._C")}
 
@@ -147,28 +153,28 @@ def test_states_are_kept_only_where_a_backward_may_follow(
     device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept = []
-    launch = gpu._launch
+    launch = triton_scan._launch
 
     def spy(name: str, inputs: Any, outs: Any, *strides: int, **switches: bool) -> None:
         kept.append(outs[1].numel())
         launch(name, inputs, outs, *strides, **switches)
 
-    monkeypatch.setattr(gpu, "_launch", spy)
+    monkeypatch.setattr(triton_scan, "_launch", spy)
     inputs = {name: value.to(device) for name, value in make_inputs(1, 3, 2, 4).items()}
     leaves = {name: value.requires_grad_() for name, value in inputs.items()}
-    gpu.selective_scan_triton(**leaves)
+    triton_scan.selective_scan_triton(**leaves)
     with torch.no_grad():
-        gpu.selective_scan_triton(**leaves)
+        triton_scan.selective_scan_triton(**leaves)
     assert kept == [4 * 3 * 2, 0]
 
 
 @needs_triton
 def test_no_tokens_and_no_second_derivatives(device: str) -> None:
     inputs = {name: value.to(device) for name, value in make_inputs(2, 3, 2, 0).items()}
-    assert gpu.selective_scan_triton(**inputs).shape == (2, 3, 0)
+    assert triton_scan.selective_scan_triton(**inputs).shape == (2, 3, 0)
     leaf = make_inputs(1, 3, 2, 2)["u"].to(device).requires_grad_()
     others = {name: value.to(device) for name, value in make_inputs(1, 3, 2, 2).items()}
-    out = gpu.selective_scan_triton(**{**others, "u": leaf})
+    out = triton_scan.selective_scan_triton(**{**others, "u": leaf})
     (grad,) = torch.autograd.grad(out.sum(), leaf, create_graph=True)
     with pytest.raises(RuntimeError):
         grad.sum().backward()
@@ -178,11 +184,12 @@ COMPILE = """
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from mnist_mamba.scan import gpu_kernel
+from mnist_mamba.scan import triton_kernels
 
 switches = {"has_d": True, "has_z": True, "has_bias": True, "softplus": True}
 sizes = {"length": 49, "n_states": 5, "STATES": 8, "CHANNELS": 32}
-for kernel, more in ((gpu_kernel.scan_forward, {"keep": True}), (gpu_kernel.scan_backward, {})):
+kernels = (triton_kernels.scan_forward, {"keep": True}), (triton_kernels.scan_backward, {})
+for kernel, more in kernels:
     fixed = {**sizes, **switches, **more}
     types = {
         name: "constexpr" if name in fixed else "*fp32" if name.endswith("_ptr") else "i32"
@@ -213,15 +220,17 @@ def test_what_it_cannot_run_is_refused_with_the_reason(monkeypatch: pytest.Monke
     with pytest.raises(ScanBackendError, match="needs CUDA tensors, got tensors on cpu"):
         choose("triton", "cpu")
     inputs = make_inputs(1, 2, 65, 2)
-    assert "d_state <= 64, got 65" in str(gpu.why_unfit(inputs["u"], inputs["A"]))
-    assert "float64" in str(gpu.why_unfit(inputs["u"].double(), inputs["A"]))
+    assert "d_state <= 64, got 65" in str(triton_scan.why_unfit(inputs["u"], inputs["A"]))
+    assert "float64" in str(triton_scan.why_unfit(inputs["u"].double(), inputs["A"]))
 
 
 def test_without_triton_auto_takes_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "_kernels", lambda: "Triton cannot be imported (no such module)")
-    monkeypatch.setattr(cuda, "why_unavailable", lambda _: None)
+    monkeypatch.setattr(
+        triton_scan, "_kernels", lambda: "Triton cannot be imported (no such module)"
+    )
+    monkeypatch.setattr(mamba_ssm, "why_unavailable", lambda _: None)
     assert choose("auto", "cuda") == "cuda"
-    monkeypatch.setattr(cuda, "why_unavailable", lambda _: "mamba-ssm is not there")
+    monkeypatch.setattr(mamba_ssm, "why_unavailable", lambda _: "mamba-ssm is not there")
     assert choose("auto", "cuda") == "reference"
     with pytest.raises(ScanBackendError, match="Triton cannot be imported"):
         choose("triton", "cuda")
@@ -230,7 +239,7 @@ def test_without_triton_auto_takes_the_next(monkeypatch: pytest.MonkeyPatch) -> 
 def test_auto_on_a_gpu_takes_the_first_kernel_that_fits(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(gpu, "why_unavailable", lambda _: None)
+    monkeypatch.setattr(triton_scan, "why_unavailable", lambda _: None)
     assert choose("auto", "cuda") == "triton"
     # The tensors stay on the CPU: there need not be a GPU for the choice.
     monkeypatch.setitem(scan.SCANS, "cpu", scan.SCANS["cuda"])
@@ -243,11 +252,11 @@ def test_auto_on_a_gpu_takes_the_first_kernel_that_fits(
 
         monkeypatch.setitem(scan._FUNCTIONS, name, spy)
     small, wide = make_inputs(1, 2, 2, 2), make_inputs(1, 2, 65, 2)
-    monkeypatch.setattr(cuda, "why_unavailable", lambda _: None)
+    monkeypatch.setattr(mamba_ssm, "why_unavailable", lambda _: None)
     selective_scan(**small)
     selective_scan(**wide)
     assert taken == ["triton", "cuda"]
-    monkeypatch.setattr(cuda, "why_unavailable", lambda _: "mamba-ssm is not there")
+    monkeypatch.setattr(mamba_ssm, "why_unavailable", lambda _: "mamba-ssm is not there")
     double = {name: value.double() for name, value in small.items()}
     for inputs in (wide, double):
         torch.testing.assert_close(selective_scan(**inputs), selective_scan_reference(**inputs))

@@ -13,7 +13,7 @@ from typing import NamedTuple, NoReturn
 import torch
 from torch import Tensor
 
-from mnist_mamba.native import NativeBuildError, build_library, csrc_dir, isa_flags
+from mnist_mamba.c_build import NativeBuildError, build_library, csrc_dir, isa_flags
 from mnist_mamba.scan.errors import ScanBackendError
 
 ISA_VARIABLE = "MAMBA_ISA"

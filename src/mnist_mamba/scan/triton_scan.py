@@ -37,7 +37,7 @@ def _is_interpreted() -> bool:
 def _kernels() -> Any | str:
     """The module with the kernels, or why there is none."""
     try:
-        import mnist_mamba.scan.gpu_kernel as kernels
+        import mnist_mamba.scan.triton_kernels as kernels
     except Exception as error:  # Triton's import looks for drivers: anything can come out
         return f"Triton cannot be imported ({type(error).__name__}: {error})"
     return kernels

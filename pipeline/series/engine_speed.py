@@ -7,11 +7,11 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from mnist_mamba.atomic_write import write_json
 from mnist_mamba.engine.format import write_model
-from mnist_mamba.files import write_json
-from pipeline import paths
 from pipeline.benchmark import BATCHES, cpu_name, engine_bench
-from pipeline.series import Training
+from pipeline.common import paths
+from pipeline.series.trainings import Training
 from pipeline.train import build_model, read_info
 
 Speed = dict[str, dict[str, float]]

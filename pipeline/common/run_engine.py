@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from pipeline import paths
+from pipeline.common import paths
 
 
 def run_engine(*words: str | Path | int) -> dict[str, Any]:

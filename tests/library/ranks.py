@@ -1,4 +1,4 @@
-"""What tests/unit/test_distributed.py starts under torchrun: a small training in each process."""
+"""A small training in each process: started under torchrun by test_distributed.py."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mnist_mamba.config import ModelConfig, TrainConfig
 from mnist_mamba.model import MambaClassifier
 from mnist_mamba.training.distributed import Processes
 from mnist_mamba.training.loop import train
-from tests.unit.test_training import MODEL, NORMED, bars
+from tests.library.test_training import MODEL, NORMED, bars
 
 CONFIG = TrainConfig(epochs=3, batch_size=19, lr=3e-3)
 """58 images: 19 are shared out as 9 and 10, and the last step's single one as 0 and 1."""

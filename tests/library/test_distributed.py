@@ -15,8 +15,8 @@ from mnist_mamba.config import TrainConfig
 from mnist_mamba.model import MambaClassifier
 from mnist_mamba.training.distributed import Processes
 from mnist_mamba.training.trainer import Trainer
-from tests.unit.ranks import CONFIG, N_TRAIN
-from tests.unit.test_training import MODEL
+from tests.library.ranks import CONFIG, N_TRAIN
+from tests.library.test_training import MODEL
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,7 +28,7 @@ def start(
     return subprocess.run(
         [
             *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-            *(f"--nproc_per_node={processes}", "-m", "tests.unit.ranks"),
+            *(f"--nproc_per_node={processes}", "-m", "tests.library.ranks"),
             *(str(folder), str(failing_rank), case),
         ],
         cwd=ROOT,

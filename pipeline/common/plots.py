@@ -10,7 +10,7 @@ import matplotlib as mpl
 import numpy as np
 from numpy.typing import NDArray
 
-from mnist_mamba.files import replacing
+from mnist_mamba.atomic_write import replacing
 from mnist_mamba.metrics import confidence_bins, expected_calibration_error
 
 mpl.use("Agg")

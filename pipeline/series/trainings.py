@@ -1,8 +1,8 @@
-"""Series of trainings beside the pipeline's own: pipeline/series.yaml says what each changes.
+"""Series of trainings next to the pipeline's own; pipeline/series/series.yaml lists them.
 
 Each training's figures are kept under the key of all that its weights come from
-(pipeline/content_key.py), so that a series goes on where it was stopped, and what has changed since
-is trained again.
+(pipeline/common/content_key.py), so that a series goes on where it was stopped, and what has
+changed since is trained again.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ import yaml
 from pydantic import Field, ValidationError
 from tqdm import tqdm
 
-from pipeline.content_key import training_key
-from pipeline.params import Params, ParamsError, Section
+from pipeline.common.content_key import training_key
+from pipeline.common.params import Params, ParamsError, Section
 
 logger = logging.getLogger(__name__)
 
-SERIES_FILE = Path("pipeline/series.yaml")
+SERIES_FILE = Path("pipeline/series/series.yaml")
 FOLDER = Path("runs")
 """Checkpoints and logs, in a folder for each key; not in Git."""
 

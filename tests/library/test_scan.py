@@ -19,19 +19,19 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from mnist_mamba import scan
+from mnist_mamba.c_build import CACHE_VARIABLE, build_library, isa_flags
 from mnist_mamba.config import ModelConfig
 from mnist_mamba.model import MambaMixer
 from mnist_mamba.model.classifier import Block, ScanOrder
-from mnist_mamba.native import CACHE_VARIABLE, build_library, isa_flags
 from mnist_mamba.scan import (
     ScanBackendError,
     available_backends,
+    c_library,
     choose,
     cpu,
-    cuda,
-    gpu,
-    kernel,
+    mamba_ssm,
     selective_scan,
+    triton_scan,
 )
 from mnist_mamba.scan.reference import selective_scan_reference
 from tests.models import ARCHITECTURES, make_images, make_model
@@ -359,10 +359,10 @@ def test_wrong_arguments(
 
 def test_the_kernel_refuses_bad_calls() -> None:
     with pytest.raises(RuntimeError, match="refused its arguments: a pointer is NULL"):
-        kernel._check(2)
+        c_library._check(2)
     empty = {**make_inputs(1, 2, 2, 3), "u": torch.empty(0, 2, 3)}
     with pytest.raises(RuntimeError, match="a dimension or the thread count is smaller than 1"):
-        kernel.scan_forward(empty, True, torch.empty(0, 2, 3), False)
+        c_library.scan_forward(empty, True, torch.empty(0, 2, 3), False)
     with pytest.raises(RuntimeError, match="a dimension or the thread count is smaller than 1"):
         MambaMixer(4, scan="cpu")(torch.empty(0, 3, 4))
 
@@ -370,13 +370,13 @@ def test_the_kernel_refuses_bad_calls() -> None:
 # Instruction sets
 
 
-WORKING_ISAS = [isa for i, isa in enumerate(kernel.ISAS) if kernel.load().scan_isa_works(i)]
+WORKING_ISAS = [isa for i, isa in enumerate(c_library.ISAS) if c_library.load().scan_isa_works(i)]
 
 
 @pytest.fixture(params=WORKING_ISAS)
 def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv(kernel.ISA_VARIABLE, request.param)
-    assert kernel.isa() == request.param
+    monkeypatch.setenv(c_library.ISA_VARIABLE, request.param)
+    assert c_library.isa() == request.param
     return str(request.param)
 
 
@@ -389,15 +389,15 @@ def test_each_instruction_set_is_the_reference(
 
 
 def test_the_best_instruction_set_is_taken() -> None:
-    assert kernel.isa() == WORKING_ISAS[-1]
+    assert c_library.isa() == WORKING_ISAS[-1]
 
 
 def test_an_instruction_set_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    missing = next(isa for isa in kernel.ISAS if isa not in WORKING_ISAS)
+    missing = next(isa for isa in c_library.ISAS if isa not in WORKING_ISAS)
     for wanted in (missing, "sse9"):
-        monkeypatch.setenv(kernel.ISA_VARIABLE, wanted)
+        monkeypatch.setenv(c_library.ISA_VARIABLE, wanted)
         with pytest.raises(ScanBackendError, match=f"MAMBA_ISA={wanted}: expected one .*scalar"):
-            kernel.isa()
+            c_library.isa()
 
 
 # The fused block
@@ -613,13 +613,13 @@ def test_a_block_that_is_not_finite_stays_so(bad: float) -> None:
 def watch_block_forward(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Return the list that each call of the kernel will put its `keep` into."""
     kept: list[bool] = []
-    forward = kernel.block_forward
+    forward = c_library.block_forward
 
     def watched(*arguments: Any) -> Any:
         kept.append(arguments[-1])
         return forward(*arguments)
 
-    monkeypatch.setattr(kernel, "block_forward", watched)
+    monkeypatch.setattr(c_library, "block_forward", watched)
     return kept
 
 
@@ -787,8 +787,8 @@ EACH(probe_sigmoid, v_sigmoid)
 def test_the_elementary_functions_are_accurate(isa: str, tmp_path: Path) -> None:
     source = tmp_path / f"probe_{isa}.c"
     source.write_text(f"#define SIMD_{isa.upper()}\n{PROBE}", encoding="utf-8")
-    flags = [*kernel.CFLAGS, *isa_flags("{}").get(isa, ())]
-    library = ctypes.CDLL(str(build_library("probe", [source], kernel.include_dirs(), flags)))
+    flags = [*c_library.CFLAGS, *isa_flags("{}").get(isa, ())]
+    library = ctypes.CDLL(str(build_library("probe", [source], c_library.include_dirs(), flags)))
 
     def apply(name: str, x: np.ndarray) -> np.ndarray:
         y = np.empty_like(x)
@@ -830,10 +830,10 @@ def test_the_elementary_functions_are_accurate(isa: str, tmp_path: Path) -> None
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc is not there")
 def test_the_kernel_compiles_without_a_warning() -> None:
     warnings = ["-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Wshadow", "-Werror"]
-    folder, *others = kernel.include_dirs()
+    folder, *others = c_library.include_dirs()
     warnings += [f"-I{other}" for other in others]
     for openmp in ([], ["-fopenmp"]):
-        for name in kernel.SOURCES:
+        for name in c_library.SOURCES:
             more = isa_flags("kernel_{}.c").get(name, ())
             command = ["gcc", "-std=c11", "-fsyntax-only", *openmp, *warnings, *more, folder / name]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -848,7 +848,13 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Forget what earlier tests found out and warned of, and forget again afterwards."""
 
     def forget() -> None:
-        memos = (kernel._load, cuda._interface, cuda._self_check, scan._warn_once, scan._log_once)
+        memos = (
+            c_library._load,
+            mamba_ssm._interface,
+            mamba_ssm._self_check,
+            scan._warn_once,
+            scan._log_once,
+        )
         for memo in memos:
             memo.cache_clear()
 
@@ -867,8 +873,8 @@ def fake_mamba_ssm(monkeypatch: pytest.MonkeyPatch, outcome: object) -> None:
             raise outcome
         return outcome
 
-    monkeypatch.setattr(cuda, "importlib", SimpleNamespace(import_module=import_module))
-    monkeypatch.setattr(gpu, "_kernels", lambda: "Triton cannot be imported")
+    monkeypatch.setattr(mamba_ssm, "importlib", SimpleNamespace(import_module=import_module))
+    monkeypatch.setattr(triton_scan, "_kernels", lambda: "Triton cannot be imported")
 
 
 def working_mamba_ssm(function: Callable[..., Tensor] = selective_scan_reference) -> object:
@@ -897,7 +903,7 @@ def test_a_backend_for_other_tensors(fresh: None, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(ScanBackendError, match="needs CUDA tensors, got tensors on cpu"):
         choose("cuda", "cpu")
     with pytest.raises(ScanBackendError, match="needs CUDA tensors, got tensors on cpu"):
-        cuda.selective_scan_cuda(**make_inputs(1, 2, 2, 3))
+        mamba_ssm.selective_scan_cuda(**make_inputs(1, 2, 2, 3))
 
 
 def test_without_a_compiler_one_warning_and_the_reference(
@@ -953,9 +959,9 @@ def test_a_working_mamba_ssm_is_taken(
     """The self-check runs on the CPU here, on a fake kernel: there is no GPU to run a real one."""
     caplog.set_level(logging.INFO, logger="mnist_mamba.scan")
     fake_mamba_ssm(monkeypatch, working_mamba_ssm())
-    assert cuda._self_check(torch.device("cpu")) is None
+    assert mamba_ssm._self_check(torch.device("cpu")) is None
     assert "self-check passed" in caplog.text
-    monkeypatch.setattr(cuda, "_self_check", lambda device: None)
+    monkeypatch.setattr(mamba_ssm, "_self_check", lambda device: None)
     assert choose("auto", "cuda") == "cuda"
     assert choose("cuda", "cuda:0") == "cuda"
 
@@ -971,9 +977,9 @@ def test_the_kernel_gets_float32_parameters(fresh: None, monkeypatch: pytest.Mon
         return selective_scan_reference(u, delta, a, b, c, d, z, bias, softplus)
 
     fake_mamba_ssm(monkeypatch, working_mamba_ssm(kernel))
-    monkeypatch.setattr(cuda, "why_unavailable", lambda device: None)
+    monkeypatch.setattr(mamba_ssm, "why_unavailable", lambda device: None)
     inputs = {name: value.bfloat16() for name, value in make_inputs(1, 2, 2, 3).items()}
-    out = cuda.selective_scan_cuda(**inputs, delta_softplus=True)
+    out = mamba_ssm.selective_scan_cuda(**inputs, delta_softplus=True)
     assert out.dtype == torch.bfloat16
     assert [seen[name] for name in ("A", "D", "delta_bias")] == [torch.float32] * 3
     assert [seen[name] for name in ("u", "z")] == [torch.bfloat16] * 2
@@ -997,10 +1003,10 @@ def test_a_wrong_kernel_is_found_out(fresh: None, monkeypatch: pytest.MonkeyPatc
         (wrong_backward, "wrong gradient of A"),
         (failing, "RuntimeError: no kernel image is available"),
     ):
-        cuda._interface.cache_clear()
-        cuda._self_check.cache_clear()
+        mamba_ssm._interface.cache_clear()
+        mamba_ssm._self_check.cache_clear()
         fake_mamba_ssm(monkeypatch, working_mamba_ssm(function))
-        assert message in str(cuda._self_check(device))
+        assert message in str(mamba_ssm._self_check(device))
 
 
 def test_what_the_cuda_kernel_does_not_take(
@@ -1008,11 +1014,11 @@ def test_what_the_cuda_kernel_does_not_take(
 ) -> None:
     big = make_inputs(1, 1, 257, 2)
     double = make_inputs(1, 2, 2, 3, torch.float64)
-    monkeypatch.setattr(cuda, "why_unavailable", lambda device: None)
+    monkeypatch.setattr(mamba_ssm, "why_unavailable", lambda device: None)
     with pytest.raises(ScanBackendError, match="d_state <= 256, got 257"):
-        cuda.selective_scan_cuda(**big)
+        mamba_ssm.selective_scan_cuda(**big)
     with pytest.raises(ScanBackendError, match="no float64"):
-        cuda.selective_scan_cuda(**double)
+        mamba_ssm.selective_scan_cuda(**double)
     # auto steps back to the reference instead, and says so once
     monkeypatch.setitem(scan.SCANS, "cpu", ("cuda",))
     for _ in range(2):

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from pipeline.params import Params
+from pipeline.common.params import Params
 
 LAST_STAGE = "evaluate"
 """Its results, and those of the stages before it, are what a run stands for; timings are not."""
@@ -57,7 +57,7 @@ def training_key(params: Params, pipeline: Path = Path("dvc.yaml")) -> str:
     return _hash(
         {
             "params": {name: _look_up(values, name) for name in stage["params"]},
-            "files": {dep: file_md5(Path(dep)) for dep in stage["deps"]},
+            "files": {str(file): file_md5(file) for dep in stage["deps"] for file in _files(dep)},
         }
     )
 
@@ -77,13 +77,16 @@ def source_files(values: dict[str, Any], pipeline: Path = Path("dvc.yaml")) -> l
             elif maker[path] not in seen:
                 seen.add(maker[path])
                 waiting.append(maker[path])
-    return sorted(
-        file for path in needed for file in (_files_in(path) if path.is_dir() else [path])
-    )
+    return sorted(file for path in needed for file in _files(path))
 
 
-def _files_in(folder: Path) -> list[Path]:
-    return [path for path in folder.rglob("*") if path.is_file()]
+def _files(dep: str | Path) -> list[Path]:
+    """Return a dep's file, or all files of its folder except compiled Python."""
+    path = Path(dep)
+    if not path.is_dir():
+        return [path]
+    found = (file for file in path.rglob("*") if file.is_file())
+    return sorted(file for file in found if "__pycache__" not in file.parts)
 
 
 def _outputs(stage: dict[str, Any]) -> list[Any]:

@@ -1,4 +1,4 @@
-#include "local.h"
+#include "local_conv.h"
 
 /* The terms of a 3x3 convolution's sum at one token of a grid; returns how many of its neighbours
  * there are. Outside the grid is not below 0 but very large. */

@@ -7,7 +7,7 @@
 #include <unistd.h>
 
 #include "check.h"
-#include "idx.h"
+#include "cli/idx.h"
 #include "tiny_model.h"
 
 enum { IMAGES, LABELS, RAW };

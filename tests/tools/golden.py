@@ -1,7 +1,8 @@
 """Golden activations: what PyTorch computes layer by layer, for the C tests to replay.
 
-`python -m tests.golden` (`make golden`) renews csrc/tests/golden/: one model file and one file of
-activations for each architecture. The C test compares them tensor by tensor, without Python.
+`python -m tests.tools.golden` (`make golden`) renews csrc/tests/golden/: one model file and one
+file of activations for each architecture. The C test compares them tensor by tensor, without
+Python.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mnist_mamba.atomic_write import write_bytes
 from mnist_mamba.engine.format import write_model
-from mnist_mamba.files import write_bytes
 from mnist_mamba.model import Block, Classifier, MambaClassifier
 from mnist_mamba.scan import selective_scan
 from tests.models import ARCHITECTURES, make_images, make_model
 
-FOLDER = Path(__file__).parents[1] / "csrc" / "tests" / "golden"
+FOLDER = Path(__file__).parents[2] / "csrc" / "tests" / "golden"
 MAGIC = b"MNGOLD1\n"
 
 Record = tuple[str, int, Tensor]

@@ -10,17 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from mnist_mamba.training import memory
+from mnist_mamba.training import allocator
 
 VARIABLE = "THP_MEM_ALLOC_ENABLE"
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-SOURCES = Path(memory.__file__).parents[2]
+SOURCES = Path(allocator.__file__).parents[2]
 
 # Prints the KiB on huge pages that a tensor of 64 MB has brought.
 MEASURE = """
 import re
 from pathlib import Path
-from mnist_mamba.training.memory import prepare_memory
+from mnist_mamba.training.allocator import prepare_memory
 
 def huge() -> int:
     text = Path("/proc/self/smaps_rollup").read_text()
@@ -37,7 +37,7 @@ print(huge() - before)
 # some rounds to find an aligned place for the next one within those it has.
 REUSE = """
 import resource
-from mnist_mamba.training.memory import prepare_memory
+from mnist_mamba.training.allocator import prepare_memory
 
 prepare_memory()
 import torch
@@ -94,10 +94,10 @@ def test_freed_memory_is_used_again(huge: str) -> None:
 def test_the_users_choice_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
     monkeypatch.setenv(VARIABLE, "0")
-    memory.prepare_memory()
+    allocator.prepare_memory()
     assert os.environ[VARIABLE] == "0"
     monkeypatch.delenv(VARIABLE)
-    memory.prepare_memory()
+    allocator.prepare_memory()
     assert os.environ[VARIABLE] == "1"
     monkeypatch.delenv(VARIABLE)  # which sets back what was there before
 
@@ -115,4 +115,4 @@ def test_another_c_library_is_left_alone(
 
     monkeypatch.setenv(VARIABLE, "1")
     monkeypatch.setattr(ctypes, "CDLL", without)
-    memory.prepare_memory()
+    allocator.prepare_memory()

@@ -13,16 +13,16 @@ from pathlib import Path
 
 import pytest
 
-from mnist_mamba import native
-from mnist_mamba.native import NativeBuildError, build_library, csrc_dir
+from mnist_mamba import c_build
+from mnist_mamba.c_build import NativeBuildError, build_library, csrc_dir
 
-SRC = Path(native.__file__).resolve().parents[1]
+SRC = Path(c_build.__file__).resolve().parents[1]
 
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "cache"
-    monkeypatch.setenv(native.CACHE_VARIABLE, str(folder))
+    monkeypatch.setenv(c_build.CACHE_VARIABLE, str(folder))
     return folder
 
 
@@ -173,7 +173,7 @@ def test_concurrent_processes(tmp_path: Path, cache: Path) -> None:
     source = write_source(tmp_path)
     program = (
         "import ctypes, sys; from pathlib import Path\n"
-        "from mnist_mamba.native import build_library\n"
+        "from mnist_mamba.c_build import build_library\n"
         "source, include = map(Path, sys.argv[1:])\n"
         "print(ctypes.CDLL(str(build_library('answer', [source], [include]))).answer())\n"
     )
@@ -188,41 +188,41 @@ def test_concurrent_processes(tmp_path: Path, cache: Path) -> None:
 
 
 def test_where_the_cache_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(native.CACHE_VARIABLE, raising=False)
+    monkeypatch.delenv(c_build.CACHE_VARIABLE, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert native._cache_dir() == tmp_path / "xdg" / "mnist_mamba"
+    assert c_build._cache_dir() == tmp_path / "xdg" / "mnist_mamba"
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
-    assert native._cache_dir() == tmp_path / "home" / ".cache" / "mnist_mamba"
+    assert c_build._cache_dir() == tmp_path / "home" / ".cache" / "mnist_mamba"
 
 
 def test_a_named_cache_that_cannot_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
-    monkeypatch.setenv(native.CACHE_VARIABLE, str(tmp_path / "file"))
-    with pytest.raises(NativeBuildError, match=native.CACHE_VARIABLE):
-        native._cache_dir()
+    monkeypatch.setenv(c_build.CACHE_VARIABLE, str(tmp_path / "file"))
+    with pytest.raises(NativeBuildError, match=c_build.CACHE_VARIABLE):
+        c_build._cache_dir()
 
 
 def test_without_a_home_a_private_temporary_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv(native.CACHE_VARIABLE, raising=False)
+    monkeypatch.delenv(c_build.CACHE_VARIABLE, raising=False)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setenv("HOME", "/dev/null")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    folder = native._cache_dir()
+    folder = c_build._cache_dir()
     assert folder.parent == tmp_path
     assert folder.stat().st_mode & 0o777 == 0o700
     folder.chmod(0o777)  # somebody else could have put a library there
     with pytest.raises(NativeBuildError, match="not a private folder"):
-        native._cache_dir()
+        c_build._cache_dir()
 
 
 def test_csrc_dir_finds_checkout_and_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (csrc_dir() / "scan" / "selective_scan.c").is_file()
     package = tmp_path / "site-packages" / "mnist_mamba"
     package.mkdir(parents=True)
-    monkeypatch.setattr(native, "__file__", str(package / "native.py"))
+    monkeypatch.setattr(c_build, "__file__", str(package / "c_build.py"))
     with pytest.raises(NativeBuildError, match="no C sources"):
         csrc_dir()
     (package / "_csrc" / "scan").mkdir(parents=True)

@@ -1,6 +1,6 @@
 """The model of a run in MLflow: logged with the run, registered by promotion alone.
 
-It is a pyfunc around the C engine (pipeline/serving.py) that carries all it needs: the model file,
+It is a pyfunc around the C engine (serving.py) that carries all it needs: the model file,
 the engine's library and those modules of ours that serving imports.
 """
 
@@ -21,10 +21,11 @@ import numpy as np
 
 import mnist_mamba
 from mnist_mamba.data.idx import read_images
-from pipeline import paths, tracking
-from pipeline.content_key import content_key, file_md5
-from pipeline.params import Params
-from pipeline.tracking import KEY_TAG, TrackingError
+from pipeline.common import paths
+from pipeline.common.content_key import content_key, file_md5
+from pipeline.common.params import Params
+from pipeline.tracking import client as tracking
+from pipeline.tracking.client import KEY_TAG, TrackingError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -35,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 SERVING = Path(__file__).with_name("serving.py")
 PACKAGE = Path(mnist_mamba.__file__).parent
-MODULES = ("__init__.py", "engine/__init__.py", "engine/binding.py", "metrics.py", "native.py")
+MODULES = ("__init__.py", "engine/__init__.py", "engine/binding.py", "metrics.py", "c_build.py")
 """What serving imports of mnist_mamba, directly or not: numpy is all that they need."""
 SCORES = ("eval/accuracy", "eval/nll", "eval/ece")
 """The run's figures that are shown beside the model."""
@@ -113,7 +114,7 @@ def _upload(client: MlflowClient, run: Run, model: LoggedModel) -> None:
 def _save(folder: Path, code: Path, run: Run, model: LoggedModel) -> None:
     import mlflow
 
-    from pipeline import serving
+    from pipeline.tracking import serving
 
     for module in MODULES:
         (code / module).parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
 """The shipped model as MLflow serves it: the C engine behind a pyfunc.
 
-A model from code: pipeline/tracked_model.py bundles this file with the model file, the engine's
+A model from code: pipeline/tracking/model.py bundles this file with the model file, the engine's
 library and what is imported here of mnist_mamba, and MLflow runs it wherever the model is loaded.
 So it imports nothing else of the project, and needs no PyTorch, compiler or package index.
 """

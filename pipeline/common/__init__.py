@@ -1,0 +1,1 @@
+"""What several commands share: params, paths, the command line, reading and writing of results."""

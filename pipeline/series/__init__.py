@@ -1,0 +1,1 @@
+"""Series of trainings beside the pipeline's own."""
