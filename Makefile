@@ -13,7 +13,7 @@ TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 ENV := PATH="$(CURDIR)/$(BIN):$$PATH" DVC_NO_ANALYTICS=1 MLFLOW_DISABLE_TELEMETRY=true
 PYTEST := $(ENV) python -m pytest
 
-.PHONY: help clean setup demo repro study seeds pixels track ui report rekey gate gate-speed summary promote kernels golden bench-train bench-engine instructions test test-slow test-python lint lint-workflows format wheel dist-engine dist-collect check-version check-lock
+.PHONY: help clean setup demo repro study seeds pixels track ui report rekey gate gate-speed summary promote kernels golden bench-train bench-engine instructions test test-slow test-python lint lint-workflows prose format wheel dist-engine dist-collect check-version check-lock
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -124,6 +124,11 @@ test-slow: $(INSTALLED) ## the tests that take minutes
 lint: $(INSTALLED) ## style and types; changes nothing
 	@$(ENV) ruff check . && $(ENV) ruff format --check . && $(ENV) mypy
 	@$(ENV) clang-format --dry-run --Werror $$(git ls-files '*.c' '*.h' '*.inc')
+	@$(MAKE) --no-print-directory prose
+
+prose: $(INSTALLED) ## check the words and the width of prose in FILES (default: all)
+	@$(ENV) python -m tests.tools.prose $(FILES)
+	@$(ENV) codespell $(or $(FILES),$$(git ls-files))
 
 # zizmor comes with the environment; actionlint, a Go program, is used where it is.
 lint-workflows: $(INSTALLED) ## GitHub's workflows: mistakes, and what could be attacked
