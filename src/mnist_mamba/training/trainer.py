@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -21,14 +19,6 @@ from mnist_mamba.training.optimizer import Optimizers, split_parameters
 
 class NonFiniteError(ArithmeticError):
     """A NaN or infinite loss or gradient; the weights are those from before the step."""
-
-
-def sam_images(start: int, stride: int) -> slice:
-    """Which images of a share that begins at `start` of a batch are every stride-th of the batch.
-
-    So they are the same for any number of processes.
-    """
-    return slice(-start % stride, None, stride)
 
 
 class Trainer:
@@ -71,8 +61,9 @@ class Trainer:
         self.optimizers.set_lr(lr)
         pixels, labels = pixels.to(self.device), labels.to(self.device)
         n = len(labels) if batch is None else batch
-        with self._uphill(pixels, labels, n):
-            gradient, figures = self._gradient(pixels, labels, n)
+        for kind in self._kinds:
+            kind.clear_gradients()
+        gradient, figures = self._gather_gradients(self._backward(pixels, labels, len(labels) / n))
         self._gather_statistics(len(labels) / n)
         norm = self._clip(gradient)
         loss, hits, norm_value = torch.cat([figures, norm[None]]).tolist()
@@ -83,41 +74,6 @@ class Trainer:
         self.optimizers.step(gradient)
         self.ema.update(self._weights, self._statistics)
         return loss, int(hits)
-
-    @contextmanager
-    def _uphill(self, pixels: Tensor, labels: Tensor, batch: int) -> Iterator[None]:
-        """While it lasts the weights are `sam_rho` away, where the loss rises fastest.
-
-        A gradient from there leads to flat minima (SAM, Foret et al. 2021, arXiv 2010.01412). Every
-        `sam_stride`-th image of the batch says which way is up, which costs a part of a step.
-        """
-        if not self.config.sam_rho:
-            yield
-            return
-        stride = self.config.sam_stride
-        chosen = sam_images(self.processes.share(batch).start, stride)
-        statistics = [statistic.clone() for statistic in self._statistics]
-        gradient, _ = self._gradient(pixels[chosen], labels[chosen], math.ceil(batch / stride))
-        for statistic, before in zip(self._statistics, statistics, strict=True):
-            statistic.copy_(before)
-        home = [weights.detach().clone() for weights in self._weights]
-        way = gradient * (self.config.sam_rho / (torch.linalg.vector_norm(gradient) + 1e-12))
-        with torch.no_grad():
-            parts = way.split([weights.numel() for weights in home])
-            for weights, part in zip(self._weights, parts, strict=True):
-                weights.add_(part)
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                for weights, before in zip(self._weights, home, strict=True):
-                    weights.copy_(before)
-
-    def _gradient(self, pixels: Tensor, labels: Tensor, batch: int) -> tuple[Tensor, Tensor]:
-        """The gradient of a batch's mean loss, of which these images are a part; loss and hits."""
-        for kind in self._kinds:
-            kind.clear_gradients()
-        return self._gather_gradients(self._backward(pixels, labels, len(labels) / batch))
 
     def _backward(self, pixels: Tensor, labels: Tensor, part: float) -> Tensor:
         """Gradients of these images' part of the batch's mean loss; that part, and their hits."""
