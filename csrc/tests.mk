@@ -20,14 +20,13 @@ ENGINE_TEST_SUPPORT := $(filter-out csrc/engine/cli/main.c,$(ENGINE_COMMAND_SOUR
 
 # $(call engine_tests,NAME,FOLDER), after engine_variant
 define engine_tests
-ENGINE_SUPPORT_$(1) := $$(patsubst csrc/%.c,$(2)/obj/%.o,$$(ENGINE_TEST_SUPPORT))
+$(2)/obj/tests/%.o: private CPPFLAGS += -Icsrc/tests
 
-$(2)/obj/tests/%.o: CPPFLAGS += -Icsrc/tests
-
-$(2)/tests/%: $(2)/obj/tests/engine/%.o $$(ENGINE_LIB_$(1)) $$(ENGINE_SUPPORT_$(1))
+$(2)/tests/%: $(2)/obj/tests/engine/%.o \
+    $$(call engine_objects,$(2),$$(ENGINE_LIBRARY_SOURCES) $$(ENGINE_TEST_SUPPORT))
 	@mkdir -p $$(@D)
 	@echo '  link $$@'
-	$$(ENGINE_QUIET)$$(CC) $$(ENGINE_CFLAGS_$(1)) $$(ENGINE_LDFLAGS) $$(LDFLAGS) $$^ -lm -pthread -o $$@
+	$$(ENGINE_QUIET)$$(call engine_link,$(1)) $$^ -lm -pthread -o $$@
 
 .PHONY: test-c-$(1)
 test-c-$(1): $$(addprefix $(2)/tests/,$$(ENGINE_TESTS)) $(2)/mamba
@@ -55,16 +54,15 @@ test-c: test-c-plain test-c-scalar test-c-omp test-c-debug test-tsan fuzz-seeds 
 
 # ---- the training kernels ----
 
-# The training kernels, which Python builds for itself (src/mnist_mamba/scan/c_library.py, whose flags
-# these are); here for their tests, with OpenMP and with sanitizers.
-SCAN_FLAGS := -std=c11 -Wall -Wextra -Wpedantic -Wconversion -Wshadow -Werror -Icsrc/scan -Icsrc/simd -Icsrc/tests \
-    -ffp-contract=fast -fno-math-errno -fno-trapping-math
+# Python builds the training kernels for itself (src/mnist_mamba/scan/c_library.py). These builds are
+# for their tests, with OpenMP and with sanitizers.
+SCAN_FLAGS := -std=c11 $(WARNINGS) -Werror -Icsrc/scan -Icsrc/simd -Icsrc/tests $(SCAN_MATH)
 SCAN_CFLAGS_omp := -O3 -fopenmp
 SCAN_CFLAGS_debug := -O1 -g $(SANITIZE)
 SCAN_TESTS := test_scan test_block
 SCAN_TEST_SUPPORT := $(addprefix csrc/tests/scan/,exact_block.c exact_scan.c random_tensors.c)
 SCAN_OBJECTS := $(patsubst csrc/scan/%.c,%.o,$(sort $(wildcard csrc/scan/*.c)))
-ifneq ($(filter x86_64 amd64,$(ENGINE_TARGET)),)
+ifneq ($(IS_X86),)
 $(BUILD)/scan-%/kernel_avx2.o: SCAN_ISA := $(ISA_avx2)
 $(BUILD)/scan-%/kernel_avx512.o: SCAN_ISA := $(ISA_avx512)
 endif
@@ -110,7 +108,8 @@ $(BUILD)/fuzz/mutator.o: csrc/fuzz/mutator.c csrc/fuzz/target.h $(BUILD)/fuzz/ob
 	@mkdir -p $(@D)
 	$(ENGINE_QUIET)$(CC) $(ENGINE_FLAGS) -O2 -g -fsanitize=address -c $< -o $@
 
-$(BUILD)/fuzz/fuzz_%: $(BUILD)/fuzz/obj/fuzz/%.o $(FUZZ_MAIN) $(ENGINE_LIB_fuzz) $(BUILD)/fuzz/obj/engine/cli/idx.o
+$(BUILD)/fuzz/fuzz_%: $(BUILD)/fuzz/obj/fuzz/%.o $(FUZZ_MAIN) \
+    $(call engine_objects,$(BUILD)/fuzz,$(ENGINE_LIBRARY_SOURCES) csrc/engine/cli/idx.c)
 	@echo '  link $@'
 	$(ENGINE_QUIET)$(CC) $(ENGINE_CFLAGS_fuzz) $(FUZZ_LINK) $(LDFLAGS) $^ -lm -o $@
 

@@ -20,11 +20,6 @@ from pathlib import Path
 logger = logging.getLogger(__name__)
 
 CACHE_VARIABLE = "MNIST_MAMBA_CACHE"
-ISA_FLAGS = {
-    "avx2": ("-mavx2", "-mfma"),
-    "avx512": ("-mavx512f", "-mavx512dq", "-mfma"),
-}
-"""Flags of sources whose code runs behind a check of the processor, as in csrc/engine.mk."""
 _OPTIONAL_FLAGS = ("-fopenmp", "-march=native")
 _HEADER_SUFFIXES = (".h", ".inc")
 _STDERR_TAIL = 2000
@@ -50,11 +45,28 @@ def csrc_dir() -> Path:
     raise NativeBuildError(f"C sources not found: expected a folder scan/ in {tried}")
 
 
+def shared_flags(name: str) -> tuple[str, ...]:
+    """Return the compiler flags that csrc/flags.mk has under `name`, like "SCAN_MATH".
+
+    Raises:
+        NativeBuildError: there is no such file, or no such name in it.
+    """
+    path = csrc_dir() / "flags.mk"
+    for line in _read(path).decode().splitlines():
+        key, separator, flags = line.partition(" := ")
+        if separator and key == name:
+            return tuple(flags.split())
+    raise NativeBuildError(f"{path} has no line `{name} := flags`")
+
+
 def isa_flags(pattern: str) -> dict[str, tuple[str, ...]]:
-    """Flags by the names of the sources, like "kernel_{}.c"; other machines than x86 have none."""
+    """Return flags by source name, from a pattern like "kernel_{}.c"; none but on x86-64.
+
+    The sources run only after a check of the processor.
+    """
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return {}
-    return {pattern.format(isa): flags for isa, flags in ISA_FLAGS.items()}
+    return {pattern.format(isa): shared_flags(f"ISA_{isa}") for isa in ("avx2", "avx512")}
 
 
 def build_library(

@@ -13,7 +13,13 @@ from typing import NamedTuple, NoReturn
 import torch
 from torch import Tensor
 
-from mnist_mamba.c_build import NativeBuildError, build_library, csrc_dir, isa_flags
+from mnist_mamba.c_build import (
+    NativeBuildError,
+    build_library,
+    csrc_dir,
+    isa_flags,
+    shared_flags,
+)
 from mnist_mamba.scan.errors import ScanBackendError
 
 ISA_VARIABLE = "MAMBA_ISA"
@@ -22,10 +28,6 @@ ISA_VARIABLE = "MAMBA_ISA"
 ISAS = ("scalar", "neon", "avx2", "avx512")
 """Names of the instruction sets; the index is the C enum's value."""
 
-# No -ffast-math: NaN, infinity and the order of sums keep their meaning. -ffp-contract=fast allows
-# fused multiply-adds, which -std=c11 forbids. -fno-trapping-math says that nobody reads the
-# floating-point exception flags.
-CFLAGS = ("-std=c11", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math")
 SOURCES = (
     "dispatch.c",
     "selective_scan.c",
@@ -127,7 +129,12 @@ def library_path() -> Path:
     """Build the C kernels, or find them in the cache, and return the library's path."""
     folders = include_dirs()
     sources = [folders[0] / name for name in SOURCES]
-    return build_library("scan", sources, folders, CFLAGS, isa_flags("kernel_{}.c"))
+    return build_library("scan", sources, folders, cflags(), isa_flags("kernel_{}.c"))
+
+
+def cflags() -> tuple[str, ...]:
+    """Return the compiler flags of the C kernels."""
+    return ("-std=c11", "-O3", *shared_flags("SCAN_MATH"))
 
 
 def include_dirs() -> list[Path]:
