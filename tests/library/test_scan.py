@@ -370,7 +370,9 @@ def test_the_kernel_refuses_bad_calls() -> None:
 # Instruction sets
 
 
-WORKING_ISAS = [isa for i, isa in enumerate(c_library.ISAS) if c_library.load().scan_isa_works(i)]
+WORKING_ISAS = [
+    isa for i, isa in enumerate(c_library.ISAS) if c_library.load().mamba_scan_isa_works(i)
+]
 
 
 @pytest.fixture(params=WORKING_ISAS)
