@@ -120,17 +120,19 @@ $(eval $(call engine_variant,dvc,$(OUT)))
 # $(call engine_install,FOLDER): ./mamba changes in one step, also while another one runs.
 engine_install = cp $(1)/mamba .mamba.$@.tmp && mv -f .mamba.$@.tmp mamba
 
+##@ Engine
+
 .PHONY: engine omp debug fast dvc-engine engine-clean ENGINE_FORCE
-engine: $(BUILD)/plain/mamba $(BUILD)/plain/libmamba.so ## ./mamba, one thread
+engine: $(BUILD)/plain/mamba $(BUILD)/plain/libmamba.so ## build ./mamba and libmamba.so, one thread
 	@$(call engine_install,$(BUILD)/plain)
 
-omp: $(BUILD)/omp/mamba $(BUILD)/omp/libmamba.so ## ./mamba with OpenMP over the images of a batch
+omp: $(BUILD)/omp/mamba $(BUILD)/omp/libmamba.so ## build them with OpenMP over the images of a batch
 	@$(call engine_install,$(BUILD)/omp)
 
-debug: $(BUILD)/debug/mamba $(BUILD)/debug/libmamba.so ## ./mamba with AddressSanitizer and UndefinedBehaviorSanitizer
+debug: $(BUILD)/debug/mamba $(BUILD)/debug/libmamba.so ## build them with AddressSanitizer and UndefinedBehaviorSanitizer
 	@$(call engine_install,$(BUILD)/debug)
 
-fast: $(BUILD)/fast/mamba $(BUILD)/fast/libmamba.so ## ./mamba with -Ofast for this very machine; not for releases
+fast: $(BUILD)/fast/mamba $(BUILD)/fast/libmamba.so ## build them with -Ofast for this very machine; not for releases
 	@$(call engine_install,$(BUILD)/fast)
 	@echo "./mamba was built with -Ofast -march=native: for curiosity, not for tests or releases"
 
