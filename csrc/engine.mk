@@ -129,6 +129,8 @@ $(eval $(call engine_variant,dvc,$(OUT)))
 # $(call engine_install,FOLDER): replace ./mamba in one step, so that one that runs is not disturbed.
 engine_install = cp $(1)/mamba .mamba.$@.tmp && mv -f .mamba.$@.tmp mamba
 
+##@ Engine
+
 .PHONY: engine omp debug fast dvc-engine engine-clean ENGINE_FORCE
 engine: $(BUILD)/plain/mamba $(BUILD)/plain/libmamba.so ## build ./mamba, one thread
 	@$(call engine_install,$(BUILD)/plain)

@@ -12,6 +12,8 @@ include csrc/engine.mk
 
 RUN :=
 
+##@ Test
+
 # ---- the engine ----
 
 ENGINE_TESTS := test_allocation test_kernels test_model test_hostile test_threads test_idx test_forward \
@@ -50,7 +52,7 @@ $(eval $(call engine_tests,tsan,$(BUILD)/tsan))
 test-tsan: $(BUILD)/tsan/tests/test_threads
 	@echo "== $<"; $(shell setarch -R true 2>/dev/null && echo setarch -R) $<
 
-test-c: test-c-plain test-c-scalar test-c-omp test-c-debug test-tsan fuzz-seeds test-scan-omp test-scan-debug ## the C tests: plain, OpenMP, sanitizers
+test-c: test-c-plain test-c-scalar test-c-omp test-c-debug test-tsan fuzz-seeds test-scan-omp test-scan-debug ## run the C tests: plain, OpenMP, sanitizers
 
 # ---- the training kernels ----
 
@@ -127,7 +129,7 @@ find_fuzzer = $(shell echo '$(FUZZ_PROBE)' | clang -fsanitize=fuzzer -x c - -o /
     echo CC=clang BUILD=$(BUILD)/clang)
 endif
 
-fuzz: ## SECONDS (60), or RUNS, of random bytes for each reader of files: model, input, IDX
+fuzz: ## mutate files for each reader (model, input, IDX) for SECONDS (60) or RUNS
 	+@$(MAKE) -f csrc/tests.mk fuzz-run SECONDS=$(SECONDS) RUNS=$(RUNS) $(find_fuzzer)
 
 FUZZ_LIMIT = $(if $(FUZZ_LINK),$(if $(RUNS),-runs=$(RUNS),-max_total_time=$(SECONDS)),$(if $(RUNS),--runs $(RUNS),--seconds $(SECONDS)))
@@ -151,7 +153,7 @@ cross_check = @for tool in $(call cross_compiler,$(1))-gcc $(call cross_qemu,$(1
 cross_make = $(MAKE) -f csrc/tests.mk CC=$(call cross_compiler,$(1))-gcc BUILD=build/$(1) \
     RUN="$(call cross_qemu,$(1)) -L /usr/$(call cross_compiler,$(1))"
 
-test-cross: $(addprefix test-cross-,$(CROSS_NAMES) s390x) ## the C tests on arm64, 32-bit arm and a big-endian machine, run by qemu-user
+test-cross: $(addprefix test-cross-,$(CROSS_NAMES) s390x) ## run the C tests for arm64, 32-bit arm and big-endian s390x under qemu
 
 $(addprefix test-cross-,$(CROSS_NAMES)): test-cross-%:
 	$(call cross_check,$*)
@@ -173,7 +175,7 @@ test-big-endian: $(BUILD)/plain/mamba $(BUILD)/plain/tests/test_idx
 # test_kernels goes through millions of floats for each function: test_forward runs the same code.
 VALGRIND := valgrind -q --leak-check=full --error-exitcode=9
 VALGRIND_TESTS := test_model test_hostile test_threads test_idx test_forward test_golden
-test-valgrind: $(addprefix $(BUILD)/plain/tests/,$(VALGRIND_TESTS)) $(BUILD)/plain/mamba ## the C tests under valgrind
+test-valgrind: $(addprefix $(BUILD)/plain/tests/,$(VALGRIND_TESTS)) $(BUILD)/plain/mamba ## run the C tests under valgrind
 	@command -v valgrind >/dev/null || { echo "error: valgrind is not there: install it" >&2; exit 1; }
 	@for test in $(addprefix $(BUILD)/plain/tests/,$(VALGRIND_TESTS)) "$(BUILD)/plain/mamba models/mnist_mamba.bin models/example_input.bin"; do \
 	    echo "== $$test"; $(VALGRIND) $$test || exit 1; done
