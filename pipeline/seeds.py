@@ -50,9 +50,9 @@ def summary(records: series.Records) -> dict[str, Any]:
 
 
 def table(results: Mapping[str, Any], speed: Speed) -> str:
-    """docs/training.md's table."""
+    """Return the table for docs/training.md."""
     lines = [
-        "| run | parameters | test accuracy | each seed's, % | µs an image |",
+        "| run | parameters | test accuracy | of each seed, % | µs per image |",
         "|---|---:|---:|---|---:|",
     ]
     for name, run in results.items():

@@ -47,9 +47,9 @@ def summary(chosen: series.Series, records: series.Records) -> dict[str, Any]:
 
 
 def table(results: Mapping[str, Any], speed: Speed) -> str:
-    """docs/training.md's table, the most accurate first."""
+    """Return the table for docs/training.md, most accurate run first."""
     lines = [
-        "| run | changes | parameters | validation accuracy | validation loss | µs an image |",
+        "| run | changes | parameters | validation accuracy | validation loss | µs per image |",
         "|---|---|---:|---:|---:|---:|",
     ]
     runs: Mapping[str, Any] = results["runs"]
