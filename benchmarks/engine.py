@@ -23,7 +23,7 @@ from benchmarks import engine_cases as cases
 from benchmarks import harness, tables
 from benchmarks.harness import ROOT, Answer, BenchError, DifferentWorkError, Limits, significant
 from benchmarks.options import above_zero, add_common, store
-from mnist_mamba.c_build import ISA_FLAGS
+from mnist_mamba.c_build import isa_flags
 from mnist_mamba.config import ModelConfig
 from pipeline.common import command
 
@@ -169,7 +169,8 @@ def check_logits(answers: Mapping[str, Sequence[Answer]]) -> float:
 def machine_program(folder: Path, isa: str) -> Path:
     """benchmarks/machine.c, compiled for an instruction set."""
     program = folder / "machine"
-    flags = ["-std=c11", "-O2", f"-DSIMD_{isa.upper()}", *ISA_FLAGS.get(isa, ()), "-Icsrc/simd"]
+    flags = ["-std=c11", "-O2", f"-DSIMD_{isa.upper()}", "-Icsrc/simd"]
+    flags += isa_flags("{}").get(isa, ())
     command = ["cc", *flags, "benchmarks/machine.c", "-lm", "-o", str(program)]
     subprocess.run(command, cwd=ROOT, check=True)
     return program

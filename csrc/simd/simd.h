@@ -8,8 +8,8 @@
  * Where an operand of v_min or v_max is NaN, the second one is the result, so that
  * v_max(limit, x) keeps a NaN in x.
  */
-#ifndef MNIST_MAMBA_SIMD_H
-#define MNIST_MAMBA_SIMD_H
+#ifndef MAMBA_SIMD_SIMD_H
+#define MAMBA_SIMD_SIMD_H
 
 #include <math.h>
 #include <stddef.h>
@@ -99,9 +99,8 @@ static inline void v_stream(REAL *to, const REAL *from, ptrdiff_t count)
 {
 #if defined(SIMD_AVX512) || defined(SIMD_AVX2)
     if ((uintptr_t)to % sizeof(vreal) == 0) {
-        for (ptrdiff_t i = 0; i < count; i += LANES) {
+        for (ptrdiff_t i = 0; i < count; i += LANES)
             V_STREAM(to + i, v_load(from + i));
-        }
         _mm_sfence(); /* such stores are not ordered with a later barrier by themselves */
         return;
     }
@@ -191,9 +190,8 @@ static inline void v_sum_each(const REAL *vectors, REAL *sums)
 #if defined(SIMD_AVX512)
     /* Each round adds the halves of two vectors and so halves their number. */
     __m512 v[16];
-    for (int i = 0; i < 16; i++) {
+    for (int i = 0; i < 16; i++)
         v[i] = v_load(vectors + i * 16);
-    }
     for (int i = 0; i < 8; i++) { /* 256-bit halves of i and i + 8 */
         v[i] =
             _mm512_shuffle_f32x4(v[i], v[i + 8], 0x44) + _mm512_shuffle_f32x4(v[i], v[i + 8], 0xee);
@@ -202,21 +200,18 @@ static inline void v_sum_each(const REAL *vectors, REAL *sums)
         v[i] =
             _mm512_shuffle_f32x4(v[i], v[i + 4], 0x88) + _mm512_shuffle_f32x4(v[i], v[i + 4], 0xdd);
     }
-    for (int i = 0; i < 2; i++) { /* pairs within the quarters */
+    for (int i = 0; i < 2; i++) /* pairs within the quarters */
         v[i] = _mm512_shuffle_ps(v[i], v[i + 2], 0x44) + _mm512_shuffle_ps(v[i], v[i + 2], 0xee);
-    }
     v[0] = _mm512_shuffle_ps(v[0], v[1], 0x88) + _mm512_shuffle_ps(v[0], v[1], 0xdd);
     /* The sums have come out in another order; this one is its own inverse. */
     const __m512i order = _mm512_setr_epi32(0, 2, 1, 3, 8, 10, 9, 11, 4, 6, 5, 7, 12, 14, 13, 15);
     v_store(sums, _mm512_permutexvar_ps(order, v[0]));
 #elif defined(SIMD_AVX2)
     __m256 v[8];
-    for (int i = 0; i < 8; i++) {
+    for (int i = 0; i < 8; i++)
         v[i] = v_load(vectors + i * 8);
-    }
-    for (int i = 0; i < 4; i++) {
+    for (int i = 0; i < 4; i++)
         v[i] = _mm256_hadd_ps(v[2 * i], v[2 * i + 1]);
-    }
     v[0] = _mm256_hadd_ps(v[0], v[1]);
     v[1] = _mm256_hadd_ps(v[2], v[3]);
     v_store(sums,

@@ -1,6 +1,6 @@
 /* exp2, softplus and the sigmoid on vectors; include simd.h's choice of instruction set first. */
-#ifndef MNIST_MAMBA_VECTOR_MATH_H
-#define MNIST_MAMBA_VECTOR_MATH_H
+#ifndef MAMBA_SIMD_VECTOR_MATH_H
+#define MAMBA_SIMD_VECTOR_MATH_H
 
 #include "simd.h"
 
@@ -22,9 +22,8 @@ enum { MAX_TOGETHER = 4 }; /* vectors that v_exp2_each takes at most */
 static inline void v_exp2_each(vreal *x, int count)
 {
 #if defined(SIMD_DOUBLE)
-    for (int i = 0; i < count; i++) {
+    for (int i = 0; i < count; i++)
         x[i] = exp2(x[i]);
-    }
 #else
 #if defined(SIMD_AVX512)
     static const REAL coefficients[] = {5.550213605e-02F, 2.402342856e-01F, 6.931471825e-01F};
@@ -39,26 +38,21 @@ static inline void v_exp2_each(vreal *x, int count)
     vreal shifted[MAX_TOGETHER];
     vreal p[MAX_TOGETHER];
 #pragma GCC unroll 4
-    for (int i = 0; i < count; i++) {
+    for (int i = 0; i < count; i++)
         x[i] = v_min(v_set1(127.4375F), v_max(v_set1(-126), x[i]));
-    }
 #pragma GCC unroll 4
-    for (int i = 0; i < count; i++) {
+    for (int i = 0; i < count; i++)
         shifted[i] = x[i] + magic;
-    }
 #pragma GCC unroll 4
-    for (int i = 0; i < count; i++) {
+    for (int i = 0; i < count; i++)
         x[i] = x[i] - (shifted[i] - magic);
-    }
 #pragma GCC unroll 4
-    for (int i = 0; i < count; i++) {
+    for (int i = 0; i < count; i++)
         p[i] = v_set1(coefficients[0]);
-    }
     for (int k = 1; k < TERMS; k++) {
 #pragma GCC unroll 4
-        for (int i = 0; i < count; i++) {
+        for (int i = 0; i < count; i++)
             p[i] = v_fma(p[i], x[i], v_set1(coefficients[k]));
-        }
     }
 #pragma GCC unroll 4
     for (int i = 0; i < count; i++) {

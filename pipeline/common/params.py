@@ -152,8 +152,6 @@ class TrainParams(Section):
     momentum: Annotated[float, Field(ge=0, lt=1)]
     clip_norm: NonNegative
     label_smoothing: Annotated[float, Field(ge=0, lt=1)]
-    sam_rho: NonNegative
-    sam_stride: Annotated[int, Field(ge=1, le=1_000_000)]
     ema_decay: Annotated[float, Field(ge=0, lt=1)]
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     save_every: Annotated[int, Field(ge=0, le=1_000_000_000)]

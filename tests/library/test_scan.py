@@ -370,7 +370,9 @@ def test_the_kernel_refuses_bad_calls() -> None:
 # Instruction sets
 
 
-WORKING_ISAS = [isa for i, isa in enumerate(c_library.ISAS) if c_library.load().scan_isa_works(i)]
+WORKING_ISAS = [
+    isa for i, isa in enumerate(c_library.ISAS) if c_library.load().mamba_scan_isa_works(i)
+]
 
 
 @pytest.fixture(params=WORKING_ISAS)
@@ -787,7 +789,7 @@ EACH(probe_sigmoid, v_sigmoid)
 def test_the_elementary_functions_are_accurate(isa: str, tmp_path: Path) -> None:
     source = tmp_path / f"probe_{isa}.c"
     source.write_text(f"#define SIMD_{isa.upper()}\n{PROBE}", encoding="utf-8")
-    flags = [*c_library.CFLAGS, *isa_flags("{}").get(isa, ())]
+    flags = [*c_library.cflags(), *isa_flags("{}").get(isa, ())]
     library = ctypes.CDLL(str(build_library("probe", [source], c_library.include_dirs(), flags)))
 
     def apply(name: str, x: np.ndarray) -> np.ndarray:

@@ -8,12 +8,18 @@ import os
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
 
-from mnist_mamba.c_build import NativeBuildError, build_library, csrc_dir, isa_flags
+from mnist_mamba.c_build import (
+    NativeBuildError,
+    build_library,
+    csrc_dir,
+    isa_flags,
+    shared_flags,
+)
 from mnist_mamba.scan.errors import ScanBackendError
 
 ISA_VARIABLE = "MAMBA_ISA"
@@ -22,10 +28,6 @@ ISA_VARIABLE = "MAMBA_ISA"
 ISAS = ("scalar", "neon", "avx2", "avx512")
 """Names of the instruction sets; the index is the C enum's value."""
 
-# No -ffast-math: NaN, infinity and the order of sums keep their meaning. -ffp-contract=fast allows
-# fused multiply-adds, which -std=c11 forbids. -fno-trapping-math says that nobody reads the
-# floating-point exception flags.
-CFLAGS = ("-std=c11", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math")
 SOURCES = (
     "dispatch.c",
     "selective_scan.c",
@@ -51,69 +53,45 @@ OptionalTensors = Mapping[str, Tensor | None]
 
 
 class _Tensor3(ctypes.Structure):
-    """ScanTensor and ScanMutableTensor, which differ in const only."""
+    """struct scan_tensor and struct scan_mutable_tensor, which differ in const only."""
 
     _fields_ = [("data", ctypes.c_void_p), ("stride", ctypes.c_ssize_t * 3)]
 
 
+def _fields(ctype: Any, names: str) -> list[tuple[str, Any]]:
+    return [(name, ctype) for name in names.split()]
+
+
 class _ScanDims(ctypes.Structure):
     _fields_ = [
-        (field, ctypes.c_ssize_t)
-        for field in (
-            "batch",
-            "channels",
-            "length",
-            "states",
-            "rank",
-            "threads",
-            "delta_softplus",
-            "type",
-            "isa",
-        )
+        *_fields(ctypes.c_ssize_t, "batch channels length states rank threads"),
+        ("delta_softplus", ctypes.c_bool),
+        *_fields(ctypes.c_int, "type isa"),
     ]
 
 
 class _ScanTensors(ctypes.Structure):
-    """ScanInputs and ScanGradients, whose fields stand in the same order."""
+    """struct scan_inputs and struct scan_gradients, whose fields have the same order."""
 
     _fields_ = [
-        ("u", _Tensor3),
-        ("delta", _Tensor3),
-        ("B", _Tensor3),
-        ("C", _Tensor3),
-        ("z", _Tensor3),
-        ("A", ctypes.c_void_p),
-        ("D", ctypes.c_void_p),
-        ("delta_bias", ctypes.c_void_p),
-        ("W", ctypes.c_void_p),
+        *_fields(_Tensor3, "u delta B C z"),
+        *_fields(ctypes.c_void_p, "A D delta_bias W"),
     ]
 
 
 class _BlockDims(ctypes.Structure):
     _fields_ = [
-        *(
-            (field, ctypes.c_ssize_t)
-            for field in (
-                "batch",
-                "length",
-                "d_model",
-                "channels",
-                "states",
-                "rank",
-                "taps",
-                "directions",
-                "reverse",
-                "tied",
-                "threads",
-                "type",
-                "isa",
-            )
+        *_fields(
+            ctypes.c_ssize_t,
+            "batch length d_model channels states rank taps directions threads",
         ),
+        *_fields(ctypes.c_bool, "reverse tied"),
+        *_fields(ctypes.c_int, "type isa"),
         ("norm_eps", ctypes.c_double),
     ]
 
 
-# BlockWeights and BlockGradients: pointers in this order.
+# struct block_weights and struct block_gradients: pointers in this order.
 _SHARED_WEIGHTS = ("norm", "in_proj", "out_proj")
 _DIRECTION_WEIGHTS = ("conv_weight", "conv_bias", "x_proj", "dt_proj", "dt_bias", "A_log", "D")
 _MAX_DIRECTIONS = 2
@@ -127,7 +105,12 @@ def library_path() -> Path:
     """Build the C kernels, or find them in the cache, and return the library's path."""
     folders = include_dirs()
     sources = [folders[0] / name for name in SOURCES]
-    return build_library("scan", sources, folders, CFLAGS, isa_flags("kernel_{}.c"))
+    return build_library("scan", sources, folders, cflags(), isa_flags("kernel_{}.c"))
+
+
+def cflags() -> tuple[str, ...]:
+    """Return the compiler flags of the C kernels."""
+    return ("-std=c11", "-O3", *shared_flags("SCAN_MATH"))
 
 
 def include_dirs() -> list[Path]:
@@ -142,11 +125,12 @@ def _load() -> ctypes.CDLL | str:
         library = ctypes.CDLL(str(library_path()))
     except (NativeBuildError, OSError) as error:
         return str(error)
-    library.scan_isa_works.argtypes = [ctypes.c_int]
-    library.scan_best_isa.argtypes = []
+    library.mamba_scan_isa_works.argtypes = [ctypes.c_int]
+    library.mamba_scan_isa_works.restype = ctypes.c_bool
+    library.mamba_scan_best_isa.argtypes = []
     for name, dims in (
-        ("selective_scan_checkpoint", _ScanDims),
-        ("selective_scan_workspace", _ScanDims),
+        ("mamba_scan_checkpoint", _ScanDims),
+        ("mamba_scan_workspace", _ScanDims),
         ("mamba_block_saved", _BlockDims),
         ("mamba_block_workspace", _BlockDims),
     ):
@@ -154,8 +138,8 @@ def _load() -> ctypes.CDLL | str:
         function.argtypes = [ctypes.POINTER(dims)]
         function.restype = ctypes.c_size_t
     void = ctypes.c_void_p
-    library.selective_scan_forward.argtypes = [void] * 5
-    library.selective_scan_backward.argtypes = [void] * 6
+    library.mamba_scan_forward.argtypes = [void] * 5
+    library.mamba_scan_backward.argtypes = [void] * 6
     library.mamba_block_forward.argtypes = [void] * 6
     library.mamba_block_backward.argtypes = [void] * 8
     return library
@@ -204,8 +188,8 @@ def isa_number(library: ctypes.CDLL) -> int:
 @functools.lru_cache
 def _isa_number(library: ctypes.CDLL, wanted: str) -> int:
     if not wanted:
-        return int(library.scan_best_isa())
-    working = [name for i, name in enumerate(ISAS) if library.scan_isa_works(i)]
+        return int(library.mamba_scan_best_isa())
+    working = [name for i, name in enumerate(ISAS) if library.mamba_scan_isa_works(i)]
     if wanted not in working:
         raise ScanBackendError(
             f"{ISA_VARIABLE}={wanted}: expected one that works here: {', '.join(working)}"
@@ -229,11 +213,11 @@ def scan_forward(
     library = load()
     inputs = _contiguous(inputs, "A", "D", "delta_bias")
     dims = _scan_dims(library, inputs, delta_softplus)
-    workspace = _bytes(library.selective_scan_workspace_bytes(dims))
+    workspace = _bytes(library.mamba_scan_workspace_bytes(dims))
     checkpoints = None
     if keep_checkpoints:
-        checkpoints = _bytes(library.selective_scan_checkpoint_bytes(dims))
-    status = library.selective_scan_forward(
+        checkpoints = _bytes(library.mamba_scan_checkpoint_bytes(dims))
+    status = library.mamba_scan_forward(
         ctypes.byref(dims),
         ctypes.byref(_scan_tensors(inputs)),
         ctypes.byref(_tensor3(out)),
@@ -255,8 +239,8 @@ def scan_backward(
     library = load()
     inputs = _contiguous(inputs, "A", "D", "delta_bias")
     dims = _scan_dims(library, inputs, delta_softplus)
-    workspace = _bytes(library.selective_scan_workspace_bytes(dims))
-    status = library.selective_scan_backward(
+    workspace = _bytes(library.mamba_scan_workspace_bytes(dims))
+    status = library.mamba_scan_backward(
         ctypes.byref(dims),
         ctypes.byref(_scan_tensors(inputs)),
         ctypes.byref(_tensor3(grad_out)),
@@ -391,7 +375,7 @@ def _scan_dims(library: ctypes.CDLL, inputs: OptionalTensors, delta_softplus: bo
         states=states,
         rank=0,
         threads=_threads(batch * channels * length * states, torch.get_num_threads()),
-        delta_softplus=int(delta_softplus),
+        delta_softplus=delta_softplus,
         type=_TYPE[u.dtype],
         isa=isa_number(library),
     )
@@ -423,8 +407,8 @@ def _block_plan(
         rank=rank,
         taps=conv_weight[-1],
         directions=(len(weights) - len(_SHARED_WEIGHTS)) // len(_DIRECTION_WEIGHTS),
-        reverse=int(reverse),
-        tied=int(tied),
+        reverse=reverse,
+        tied=tied,
         threads=_threads(batch * channels * length * states, max_threads),
         type=type_number,
         isa=isa,
