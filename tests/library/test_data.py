@@ -93,7 +93,7 @@ def test_idx_folder_with_a_missing_or_unfitting_file(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="9 test images but 8 labels"):
         load_idx(tmp_path)
     (tmp_path / IDX_NAMES["train_labels"]).unlink()
-    with pytest.raises(DataError, match="train-labels-idx1-ubyte .* not found"):
+    with pytest.raises(DataError, match=r"train-labels-idx1-ubyte .* not found"):
         load_idx(tmp_path)
 
 
