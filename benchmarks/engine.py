@@ -55,7 +55,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def prepare(folder: Path, models: Models, peers: Sequence[str]) -> None:
     """Build the engine with OpenMP, and from one checkpoint a model what the peers read."""
     from benchmarks.peers import build_model
-    from mnist_mamba.engine.format import write_model
+    from mnist_mamba.export import write_model
     from mnist_mamba.training.checkpoint import Checkpoint, save_checkpoint
 
     make = ["make", "-s", "-f", "csrc/engine.mk", "dvc-engine", f"OUT={folder / 'build'}"]

@@ -271,7 +271,7 @@ def test_a_training_state_runs_no_code(tmp_path: Path, monkeypatch: pytest.Monke
     path = tmp_path / "state"
     state = TrainingState(1, 0, 0.0, 0, torch.zeros(1), {"evil": Evil()})
     save_training(path, SavedTraining("key", state, [], b""))
-    with pytest.raises(ResumeError, match=r"does not hold a training.s state"):
+    with pytest.raises(ResumeError, match="does not hold a training's state"):
         parse_training(path.read_bytes(), path)
     assert not Path("pwned").exists()
 
