@@ -1,6 +1,6 @@
-/* The tile of a matrix product that stays in registers over the whole depth: GEMM_ROWS rows times
- * GEMM_VECTORS vectors, as many as the register file holds beside one row of b and one element of
- * a. Include simd.h's choice of instruction set first. */
+/* The tile of a matrix product c = a b that stays in registers over the whole depth: GEMM_ROWS rows
+ * times GEMM_VECTORS vectors, as many as the register file holds together with one row of b and one
+ * element of a. Define SIMD_... (simd.h) before the include. */
 #ifndef MAMBA_SIMD_GEMM_TILE_H
 #define MAMBA_SIMD_GEMM_TILE_H
 
@@ -20,9 +20,10 @@ struct matrix_view {
     ptrdiff_t column;
 };
 
-/* c (rows, vectors * LANES) = start + a b. Vector v of row k of b is at b + k * b_row + v *
- * b_vector; rows of start, zero where it is NULL, are start_row apart, 0 for the same one each
- * time; start may be c. rows and vectors are constants where it is called. */
+/* c (rows, vectors * LANES) = start + a b, for a (rows, depth). Vector v of row k of b is at
+ * b + k * b_row + v * b_vector. Rows of start are start_row apart (0: every row starts with the
+ * same values); NULL means zeros; it may be c. rows and vectors are constants where it is called.
+ */
 static inline __attribute__((always_inline)) void gemm_tile(int rows, int vectors, ptrdiff_t depth,
                                                             struct matrix_view a, const REAL *b,
                                                             ptrdiff_t b_row, ptrdiff_t b_vector,
