@@ -27,6 +27,7 @@ from benchmarks.options import above_zero, add_common, store
 from mnist_mamba.c_build import ISA_FLAGS
 from mnist_mamba.config import ModelConfig
 from pipeline.common import command
+from pipeline.common.machine import usable_cores
 
 logger = logging.getLogger(__name__)
 
@@ -241,7 +242,7 @@ def run_all(options: argparse.Namespace, folder: Path, measure: Measure) -> dict
             "limit": limits(folder, models, b100, tied["isa"]),
             **sizes(folder),
         }
-    return {**result, "rounds": options.rounds, "threads": harness.usable_cpus(), **where}
+    return {**result, "rounds": options.rounds, "threads": usable_cores(), **where}
 
 
 def table(us: Mapping[str, Any], ratio: Mapping[str, Any], p99: Mapping[str, Any]) -> str:
