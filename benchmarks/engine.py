@@ -26,6 +26,7 @@ from benchmarks.options import above_zero, add_common, store
 from mnist_mamba.c_build import isa_flags
 from mnist_mamba.config import ModelConfig
 from pipeline.common import command
+from pipeline.common.machine import usable_cores
 
 logger = logging.getLogger(__name__)
 
@@ -240,7 +241,7 @@ def run_all(options: argparse.Namespace, folder: Path, measure: Measure) -> dict
             "limit": limits(folder, models, b100, tied["isa"]),
             **sizes(folder),
         }
-    return {**result, "rounds": options.rounds, "threads": harness.usable_cpus(), **where}
+    return {**result, "rounds": options.rounds, "threads": usable_cores(), **where}
 
 
 def measure_case(case: cases.EngineCase, limits: Limits) -> Answer:

@@ -26,15 +26,16 @@ from mnist_mamba.atomic_write import write_text
 from mnist_mamba.data.splits import LabelledImages
 from mnist_mamba.training.loop import train
 from pipeline.common import command, paths
+from pipeline.common.build_model import build_model
 from pipeline.common.params import Params, load_params
-from pipeline.seeds import SERIES as SCORED_SERIES
+from pipeline.common.prepared_data import read_info, read_training_data
+from pipeline.seeds import SCORED
 from pipeline.series.trainings import load_series, trainings
 from pipeline.study import NAME as STUDY
-from pipeline.train import build_model, read_data, read_info
 
 logger = logging.getLogger(__name__)
 
-SERIES = (STUDY, *SCORED_SERIES)
+SERIES = (STUDY, *SCORED)
 EPOCHS = 2
 STEPS_PER_EPOCH = 3
 """The last step of an epoch takes half a batch, as it may in a whole training."""
@@ -52,8 +53,8 @@ def _first(data: LabelledImages, n: int) -> LabelledImages:
 
 def short_training(params: Params) -> str:
     """Train a few steps and return a SHA-256 of the losses and of the averaged weights."""
-    short = dataclasses.replace(params.train.config(), epochs=EPOCHS)
-    train_set, val_set = read_data(params.train.on_val)
+    short = dataclasses.replace(params.train, epochs=EPOCHS)
+    train_set, val_set = read_training_data(params.train.on_val)
     n = STEPS_PER_EPOCH * short.batch_size - short.batch_size // 2
     reports = train(
         build_model(params, read_info()),

@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from mnist_mamba.atomic_write import write_text
-from pipeline.common import command, paths
+from pipeline.common import command, dvc_lock, paths
 from pipeline.common.content_key import file_md5
 from pipeline.common.params import Params, load_params
 from pipeline.report import files, lineage, results
@@ -32,7 +32,7 @@ def content(params: Params) -> dict[str, Any]:
     scores = files.read(files.EVAL)
     rows = files.read(files.PREDICTIONS)
     headline = files.required(files.EVAL, results.headline)
-    outputs = files.required(files.LOCK, lineage.outputs)
+    outputs = files.required(files.LOCK, dvc_lock.outputs)
     test_md5 = outputs.get(str(paths.images(paths.PREPARED, "test")), {}).get("md5", "")
     wrong = files.required(files.PREDICTIONS, lambda rows: results.wrong_predictions(rows, scores))
     return {

@@ -144,22 +144,13 @@ def _check_choices(config: object, choices: Mapping[str, Any]) -> None:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """Shape and arithmetic of a classifier.
-
-    Image sizes, class count and pixel statistics come from the data set, the rest from the user.
-    Limits are those of the model file (docs/format.md), so that what trains can be exported.
+class ModelChoices:
+    """The user's choices of a classifier, without what the data set determines.
 
     Raises:
         ConfigError: a value out of range, or values that do not fit each other.
     """
 
-    height: int
-    width: int
-    n_classes: int
-    channels: int = 1
-    pixel_mean: float = 0.0
-    pixel_std: float = 1.0
     stem: Stem = "patch"
     patch: tuple[int, int] = (4, 4)
     """Height and width of the patch stem's patches, in pixels."""
@@ -184,13 +175,12 @@ class ModelConfig:
     dt_init_floor: float = 1e-4
     dt_scale: float = 1.0
     """Scale of dt_proj's initial weights."""
-    norm_eps: float = 1e-5
     members: int = 1
     """Classifiers of this shape whose logits are averaged."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "patch", tuple(self.patch))
-        _check_ranges(self, _MODEL_RANGES)
+        _check_ranges(self, _CHOICE_RANGES)
         if self.resolved_dt_rank not in LIMITS["dt_rank"]:
             raise ConfigError(f"dt_rank = {self.dt_rank!r}: expected {LIMITS['dt_rank']} or 'auto'")
         _check_choices(self, _MODEL_CHOICES)
@@ -200,13 +190,49 @@ class ModelConfig:
         for name in ("dt_min", "dt_init_floor"):
             if getattr(self, name) > self.dt_max:
                 raise ConfigError(f"{name} = {getattr(self, name)} is above dt_max = {self.dt_max}")
+        if len(self.patch) != 2 or not all(side in LIMITS["height"] for side in self.patch):
+            raise ConfigError(
+                f"patch = {list(self.patch)}: expected [height, width], each {LIMITS['height']}"
+            )
+
+    @property
+    def d_inner(self) -> int:
+        """Number of channels inside a mixer (Di)."""
+        return self.expand * self.d_model
+
+    @property
+    def resolved_dt_rank(self) -> int:
+        """dt_rank (R) as a number."""
+        return math.ceil(self.d_model / 16) if self.dt_rank == "auto" else self.dt_rank
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig(ModelChoices):
+    """Shape and arithmetic of a classifier.
+
+    Image sizes, class count and pixel statistics come from the data set, the rest from the user.
+    Limits are those of the model file (docs/format.md), so that what trains can be exported.
+
+    Raises:
+        ConfigError: a value out of range, or values that do not fit each other.
+    """
+
+    height: int
+    width: int
+    n_classes: int
+    channels: int = 1
+    pixel_mean: float = 0.0
+    pixel_std: float = 1.0
+    norm_eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_ranges(self, _DATA_RANGES)
         self._check_fit()
 
     def _check_fit(self) -> None:
         image = f"{self.height} x {self.width} pixels"
         patch = f"patch = {list(self.patch)}"
-        if len(self.patch) != 2 or not all(side in LIMITS["height"] for side in self.patch):
-            raise ConfigError(f"{patch}: expected [height, width], each {LIMITS['height']}")
         if self.stem == "patch" and (self.height % self.patch[0] or self.width % self.patch[1]):
             raise ConfigError(f"{patch} does not divide the image, which is {image}")
         if self.length > MAX_LENGTH:
@@ -229,16 +255,6 @@ class ModelConfig:
         if found:
             name, size = found
             raise ConfigError(f"{name} = {size}: expected up to {MAX_ACTIVATIONS} in all")
-
-    @property
-    def d_inner(self) -> int:
-        """Number of channels inside a mixer (Di)."""
-        return self.expand * self.d_model
-
-    @property
-    def resolved_dt_rank(self) -> int:
-        """dt_rank (R) as a number."""
-        return math.ceil(self.d_model / 16) if self.dt_rank == "auto" else self.dt_rank
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -275,10 +291,18 @@ class ModelConfig:
 
 
 _STEP_SIZE = Range(1e-8, 1e3)
-_MODEL_RANGES = {
+_DATA_RANGES = {
+    name: LIMITS[name]
+    for name in ("height", "width", "channels", "n_classes", "norm_eps", "pixel_mean", "pixel_std")
+}
+_CHOICE_RANGES = {
     "expand": whole(1, 8),
     # dt_rank may be "auto", and is checked when it is resolved.
-    **{name: limits for name, limits in LIMITS.items() if name != "dt_rank"},
+    **{
+        name: limits
+        for name, limits in LIMITS.items()
+        if name not in _DATA_RANGES and name != "dt_rank"
+    },
     "dt_min": _STEP_SIZE,
     "dt_max": _STEP_SIZE,
     "dt_init_floor": _STEP_SIZE,

@@ -332,7 +332,7 @@ EACH(probe_sigmoid, v_sigmoid)
 def test_the_elementary_functions_are_accurate(isa: str, tmp_path: Path) -> None:
     source = tmp_path / f"probe_{isa}.c"
     source.write_text(f"#define SIMD_{isa.upper()}\n{PROBE}", encoding="utf-8")
-    flags = [*c_library.CFLAGS, *isa_flags("{}").get(isa, ())]
+    flags = [*c_library.cflags(), *isa_flags("{}").get(isa, ())]
     library = ctypes.CDLL(str(build_library("probe", [source], c_library.include_dirs(), flags)))
 
     def apply(name: str, x: np.ndarray) -> np.ndarray:
