@@ -1,6 +1,6 @@
-/* The kernels as plain loops: the oracle for every vector version, and what runs where there is
- * none. The innermost loop always counts PAD independent lanes, which the compiler vectorises
- * for whatever it targets without being allowed to reorder a sum. */
+/* The kernels as plain loops: the oracle for the vector kernels, used where there are none. The
+ * innermost loop always counts PAD independent lanes, which the compiler can vectorise for any
+ * processor without reordering a sum. */
 #include <math.h>
 #include <string.h>
 
@@ -10,12 +10,12 @@
 
 static float silu(float x)
 {
-    return x / (1.0f + expf(-x)); /* x very negative: exp is infinite, the quotient -0 */
+    return x / (1.0f + expf(-x)); /* if x is very negative, exp is infinite and the quotient -0 */
 }
 
 static float softplus(float x)
 {
-    return x > 20.0f ? x : log1pf(expf(x)); /* beyond 20 the log adds less than half an ulp */
+    return x > 20.0f ? x : log1pf(expf(x)); /* above 20 the log adds less than half an ulp */
 }
 
 static void add(float *restrict y, const float *restrict x, size_t n)
@@ -109,7 +109,7 @@ static void matmul(const struct product *product)
 
 /* ---- norm ---------------------------------------------------------------------------------- */
 
-/* Sixteen partial sums, then halves onto halves: the order that vector registers have too. */
+/* Sixteen partial sums, then halves onto halves, as vector registers add. */
 static float sum_of_squares(const float *x, size_t n)
 {
     float sum[PAD] = {0};
@@ -183,7 +183,7 @@ static void conv_silu(float *y, const float *x, const float *weight, const float
 }
 
 /* One step for PAD channels: h[n] = exp2(delta A[n]) h[n] + delta u B[n]; sum = C h.
- * `state` [d_state, PAD] holds h; `a` rows are a_stride apart. */
+ * `state` [d_state, PAD] holds h; rows of `a` are a_stride apart. */
 static void scan_step_free(float sum[PAD], float *state, const float *delta, const float *u,
                            const float *b, const float *c, const float *a, size_t a_stride,
                            size_t d_state)
@@ -201,7 +201,7 @@ static void scan_step_free(float sum[PAD], float *state, const float *delta, con
     }
 }
 
-/* The same with A[n] = (n + 1) A: one exp, then its powers. */
+/* One step with A[n] = (n + 1) A: one exp, then its powers. */
 static void scan_step_tied(float sum[PAD], float *state, const float *delta, const float *u,
                            const float *b, const float *c, const float *a, size_t d_state)
 {
@@ -220,7 +220,7 @@ static void scan_step_tied(float sum[PAD], float *state, const float *delta, con
     }
 }
 
-/* PAD channels over all steps: their state stays in the first-level cache. */
+/* All steps of PAD channels, whose state stays in the first-level cache. */
 static void scan_channels(float *y, const struct scan_inputs *in, float *state,
                           struct sequence sequence, size_t first_channel)
 {
