@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 import logging
 import shutil
 import statistics
@@ -21,17 +20,16 @@ from typing import Any
 import numpy as np
 
 from benchmarks import engine_cases as cases
-from benchmarks import harness
+from benchmarks import harness, tables
 from benchmarks.harness import ROOT, Answer, BenchError, DifferentWorkError, Limits, significant
 from benchmarks.options import above_zero, add_common, store
-from mnist_mamba.c_build import ISA_FLAGS
+from mnist_mamba.c_build import isa_flags
 from mnist_mamba.config import ModelConfig
 from pipeline.common import command
 from pipeline.common.machine import usable_cores
 
 logger = logging.getLogger(__name__)
 
-OUTPUT = Path("metrics/bench_engine.json")
 WORKER = (sys.executable, "-m", "benchmarks.engine_worker")
 OF_THE_ENGINE = ("load_us", "image_us", "isa")
 """Figures that no other peer has."""
@@ -58,7 +56,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def prepare(folder: Path, models: Models, peers: Sequence[str]) -> None:
     """Build the engine with OpenMP, and from one checkpoint a model what the peers read."""
     from benchmarks.peers import build_model
-    from mnist_mamba.engine.format import write_model
+    from mnist_mamba.export import write_model
     from mnist_mamba.training.checkpoint import Checkpoint, save_checkpoint
 
     make = ["make", "-s", "-f", "csrc/engine.mk", "dvc-engine", f"OUT={folder / 'build'}"]
@@ -172,7 +170,8 @@ def check_logits(answers: Mapping[str, Sequence[Answer]]) -> float:
 def machine_program(folder: Path, isa: str) -> Path:
     """benchmarks/machine.c, compiled for an instruction set."""
     program = folder / "machine"
-    flags = ["-std=c11", "-O2", f"-DSIMD_{isa.upper()}", *ISA_FLAGS.get(isa, ()), "-Icsrc/simd"]
+    flags = ["-std=c11", "-O2", f"-DSIMD_{isa.upper()}", "-Icsrc/simd"]
+    flags += isa_flags("{}").get(isa, ())
     command = ["cc", *flags, "benchmarks/machine.c", "-lm", "-o", str(program)]
     subprocess.run(command, cwd=ROOT, check=True)
     return program
@@ -245,44 +244,6 @@ def run_all(options: argparse.Namespace, folder: Path, measure: Measure) -> dict
     return {**result, "rounds": options.rounds, "threads": usable_cores(), **where}
 
 
-def table(us: Mapping[str, Any], ratio: Mapping[str, Any], p99: Mapping[str, Any]) -> str:
-    """One model for people."""
-    lines = [
-        f"{'us an image':<20}"
-        + "".join(f"{load:>12}{'x engine':>10}{'p99':>12}" for load in cases.LOADS)
-    ]
-    for peer, loads in us.items():
-        cells = ""
-        for load, value in loads.items():
-            times = ratio.get(peer, {}).get(load)
-            shown = "" if times is None else f"{times:.2f}"
-            cells += f"{value:>12,.1f}{shown:>10}{p99[peer][load]:>12,.1f}"
-        lines.append(f"{peer:<20}{cells}")
-    return "\n".join(lines)
-
-
-def report(result: Mapping[str, Any]) -> str:
-    """Everything for people."""
-    parts = [
-        "tied A\n" + table(result["us_per_image"], result["ratio"], result["p99_us"]),
-        "free A\n" + table(result["free_a"], result["free_a_ratio"], result["free_a_p99_us"]),
-    ]
-    for peer, reason in {**result["did_not_finish"], **result["free_a_did_not_finish"]}.items():
-        parts.append(f"{peer} did not finish: {reason}")
-    keys = [
-        "load_us",
-        "image_us",
-        "peak_rss_kb",
-        "binary_kb",
-        "gflops",
-        "limit",
-        "max_logit_difference",
-    ]
-    keys += ["isa", "cpu", "threads", "git", "load_1m"]
-    parts.append(json.dumps({key: result[key] for key in keys if key in result}))
-    return "\n\n".join(parts)
-
-
 def measure_case(case: cases.EngineCase, limits: Limits) -> Answer:
     """Run one case in a fresh process. Errors: see `harness.run_worker`."""
     return harness.run_worker(WORKER, case.to_spec(), limits)
@@ -297,9 +258,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     measure = functools.partial(measure_case, limits=Limits(memory_gb=16, time_s=1800))
     with tempfile.TemporaryDirectory(prefix="mnist_mamba-bench-") as folder:
         result = run_all(options, Path(folder), measure)
-    print(report(result))
+    print(f"{tables.engine_machine(result)}\n\n{tables.engine_tables(result)}")
     whole = not options.quick and set(options.peers) == set(cases.PEERS)
-    store(result, options.output, OUTPUT, whole)
+    store(result, options.output, tables.ENGINE_METRICS, whole)
 
 
 if __name__ == "__main__":

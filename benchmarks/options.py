@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.tables import write_blocks
 from mnist_mamba.atomic_write import write_json
 
 logger = logging.getLogger(__name__)
@@ -53,8 +54,13 @@ def add_common(parser: argparse.ArgumentParser, known: Sequence[str], rounds: in
 
 
 def store(result: Mapping[str, Any], asked: Path | None, committed: Path, whole: bool) -> None:
-    """Write the figures where asked, else to the committed file, unless they are only a part."""
+    """Write the metrics where asked, else the committed file and the documents' tables.
+
+    A part of the benchmark (`whole` is false) never changes committed files.
+    """
     output = asked or (committed if whole else None)
     if output is not None:
         write_json(output, result)
         logger.info("written to %s", output)
+    if output == committed:
+        write_blocks()

@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 import logging
 import statistics
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from benchmarks import harness
+from benchmarks import harness, tables
 from benchmarks import train_cases as cases
 from benchmarks.harness import Answer, BenchError, Limits, Rounds, significant
 from benchmarks.options import above_zero, add_common, positive, store
@@ -25,7 +23,6 @@ from pipeline.common.machine import usable_cores
 
 logger = logging.getLogger(__name__)
 
-OUTPUT = Path("metrics/bench_train.json")
 SECTIONS = ("main", "long", "memory", "epoch")
 WORKER = (sys.executable, "-m", "benchmarks.train_worker")
 LOSS_TOLERANCE = 1e-4
@@ -232,67 +229,14 @@ def run_all(options: argparse.Namespace, measure: Measure) -> dict[str, Any]:
     }
 
 
-def table(section: Mapping[str, Any]) -> str:
-    """A section for people."""
-    lines = [
-        f"L = {section['length']}, median of {section['rounds']} rounds",
-        f"{'':<18}{'step (ms)':>12}{'x ours':>10}{'peak RSS (MB)':>16}{'above start':>14}",
-    ]
-    for name, step_ms in section["step_ms"].items():
-        ratio = 1.0 if name == "ours" else section["ratio"].get(name)
-        lines.append(
-            f"{name:<18}{step_ms:>12,.1f}{'' if ratio is None else f'{ratio:.2f}':>10}"
-            f"{section['peak_rss_mb'][name]:>16,}{section['above_start_mb'][name]:>14,}"
-        )
-    if (matmul_ms := section["matmul_ms"]) is not None:
-        ours_ms = section["step_ms"].get("ours")
-        ratio = "" if ours_ms is None else f"{matmul_ms / ours_ms:.2f}"
-        lines.append(f"{'matrix products':<18}{matmul_ms:>12,.1f}{ratio:>10}")
-    for name, reason in section["did_not_finish"].items():
-        lines.append(f"{name:<18}did not finish: {reason}")
-    return "\n".join(lines)
-
-
-def memory_table(memory: Mapping[str, Any]) -> str:
-    """The memory section for people."""
-    lines = [f"{'memory of ours':<24}{'peak RSS (MB)':>16}{'above start':>14}"]
-    for name, above in memory["above_start_mb"].items():
-        lines.append(f"{name:<24}{memory['peak_rss_mb'][name]:>16,}{above:>14,}")
-    lines.append(
-        f"above start: twice the batch x {memory['batch_x2']:.2f}, "
-        f"four times the states x {memory['state_x4']:.2f}"
-    )
-    return "\n".join(lines)
-
-
-def epoch_table(epoch: Mapping[str, Any]) -> str:
-    """The epoch section for people."""
-    return (
-        f"an epoch of {epoch['steps']} steps: steps {epoch['steps_s']} s, "
-        f"data {epoch['data_s']} s, evaluation {epoch['evaluation_s']} s; the last two are "
-        f"{epoch['beside_steps']:.1%} of it; {epoch['images_per_s']:,.0f} images/s"
-    )
-
-
-def report(result: Mapping[str, Any]) -> str:
-    """All sections for people, and where they were measured."""
-    parts = [table(section) for section in (result, result.get("long", {})) if "step_ms" in section]
-    if "memory" in result:
-        parts.append(memory_table(result["memory"]))
-    if "epoch" in result:
-        parts.append(epoch_table(result["epoch"]))
-    keys = ("cpu", "threads", "torch", "git", "load_1m")
-    return "\n\n".join([*parts, json.dumps({key: result[key] for key in keys})])
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print the table, write the file; a part of the whole goes only where asked."""
     options = parse(argv)
     limits = Limits(memory_gb=options.memory_gb, time_s=options.time_s)
     result = run_all(options, functools.partial(measure_case, limits=limits))
-    print(report(result))
+    print(f"{tables.training_machine(result)}\n\n{tables.training_tables(result)}")
     whole = not options.quick and options.only is None and set(options.peers) == set(cases.PEERS)
-    store(result, options.output, OUTPUT, whole)
+    store(result, options.output, tables.TRAINING_METRICS, whole)
 
 
 if __name__ == "__main__":

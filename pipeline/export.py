@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from mnist_mamba.atomic_write import write_bytes
-from mnist_mamba.engine.format import write_model
+from mnist_mamba.export import write_model
 from mnist_mamba.training.checkpoint import load_checkpoint
 from pipeline.common import command, paths
 from pipeline.common.params import load_params

@@ -7,24 +7,7 @@
 
 #include "error.h"
 #include "model.h"
-#include "version.h"
-
-enum { MAX_THREADS = 1024 };
-
-const char *mamba_version(void)
-{
-    return MAMBA_VERSION;
-}
-
-int mamba_max_threads(void)
-{
-#ifdef _OPENMP
-    int threads = omp_get_max_threads();
-    return threads > MAX_THREADS ? MAX_THREADS : threads;
-#else
-    return 1;
-#endif
-}
+#include "threads.h"
 
 /* Images of one of the two pixel types; the other pointer is NULL. */
 struct images {
@@ -79,8 +62,8 @@ static mamba_status run_batch(const mamba_model *model, void *arena, size_t aren
     mamba_status status = check_batch(model, arena, arena_bytes, threads, &images, logits, error);
     if (status != MAMBA_OK)
         return status;
-    const size_t slice = mamba_context_bytes(model), n_classes = mamba_model_info(model)->n_classes;
-    images.pixels = (size_t)mamba_model_info(model)->height * mamba_model_info(model)->width;
+    const size_t slice = mamba_context_bytes(model), n_classes = model->info.n_classes;
+    images.pixels = (size_t)model->info.height * model->info.width;
     size_t bad = SIZE_MAX; /* the first image whose logits are not finite */
 #ifdef _OPENMP
 #pragma omp parallel num_threads(threads) reduction(min : bad)

@@ -11,8 +11,8 @@
 #include "stem.h"
 
 /* Shows the trace `length` rows, or one. */
-static void tap(const struct mamba_context *context, const char *name, int layer, const float *data,
-                size_t rows, size_t cols, size_t row_stride)
+static void trace_rows(const struct mamba_context *context, const char *name, int layer,
+                       const float *data, size_t rows, size_t cols, size_t row_stride)
 {
     if (context->trace)
         context->trace(context->trace_user, name, layer, data, rows, cols, row_stride);
@@ -26,7 +26,7 @@ static void embed(struct mamba_context *context)
     mamba_stem(context);
     if (pos_embed)
         context->model->kernels->add(context->x, pos_embed, info->length * context->d_model);
-    tap(context, "tokens", -1, context->x, info->length, info->d_model, context->d_model);
+    trace_rows(context, "tokens", -1, context->x, info->length, info->d_model, context->d_model);
 }
 
 /* ---- layers ------------------------------------------------------------------------------ */
@@ -42,25 +42,25 @@ static void mix_sequence(struct mamba_context *context, float *y, const struct s
     const size_t dt_rank = info->dt_rank, d_state = info->d_state;
     const struct sequence sequence = {length, d_inner, reverse};
 
-    kernels->conv_silu(context->c, context->xs, scan->conv_weight, scan->conv_bias, info->d_conv,
+    kernels->conv_silu(context->u, context->xs, scan->conv_weight, scan->conv_bias, info->d_conv,
                        sequence);
-    tap(context, names[0], layer, context->c, length, info->d_inner, d_inner);
+    trace_rows(context, names[0], layer, context->u, length, info->d_inner, d_inner);
 
-    kernels->matmul(context->x_dbc, x_width, context->c, d_inner, scan->x_proj, NULL, 0, length,
+    kernels->matmul(context->x_dbc, x_width, context->u, d_inner, scan->x_proj, NULL, 0, length,
                     info->d_inner, dt_rank + 2 * d_state);
-    tap(context, names[1], layer, context->x_dbc, length, dt_rank + 2 * d_state, x_width);
+    trace_rows(context, names[1], layer, context->x_dbc, length, dt_rank + 2 * d_state, x_width);
 
     kernels->matmul(context->delta, d_inner, context->x_dbc, x_width, scan->dt_weight,
                     scan->dt_bias, 0, length, dt_rank, info->d_inner);
     kernels->softplus(context->delta, length * d_inner);
-    tap(context, names[2], layer, context->delta, length, info->d_inner, d_inner);
+    trace_rows(context, names[2], layer, context->delta, length, info->d_inner, d_inner);
 
     const struct scan_inputs inputs = {
-        .c = context->c,
+        .u = context->u,
         .z = context->z,
         .delta = context->delta,
         .b = context->x_dbc + dt_rank,
-        .c_out = context->x_dbc + dt_rank + d_state,
+        .c = context->x_dbc + dt_rank + d_state,
         .bc_stride = x_width,
         .a = scan->a,
         .d = scan->d,
@@ -68,7 +68,7 @@ static void mix_sequence(struct mamba_context *context, float *y, const struct s
         .tied = info->tied_a != 0,
     };
     kernels->scan(y, &inputs, context->state, sequence);
-    tap(context, names[3], layer, y, length, info->d_inner, d_inner);
+    trace_rows(context, names[3], layer, y, length, info->d_inner, d_inner);
 }
 
 /* y = the layer's scan, or the sum of its two. */
@@ -103,7 +103,7 @@ static void normalise_columns(struct mamba_context *context, size_t columns)
 {
     const size_t stride = context->d_model, rows = context->model->info.length / columns;
     for (size_t i = 0; i < columns; i++)
-        normalise(context, context->u + i * rows * stride, context->x + i * stride,
+        normalise(context, context->hidden + i * rows * stride, context->x + i * stride,
                   columns * stride, rows);
 }
 
@@ -114,9 +114,9 @@ static const float *in_image_order(struct mamba_context *context, size_t columns
     if (columns == 1)
         return context->y;
     for (size_t i = 0; i < columns; i++)
-        mamba_copy_rows(context->c + i * stride, columns * stride, context->y + i * rows * stride,
+        mamba_copy_rows(context->u + i * stride, columns * stride, context->y + i * rows * stride,
                         stride, stride, rows);
-    return context->c;
+    return context->u;
 }
 
 /* xs, z = in_proj(rms(x)); of a folded layer from the pixels, and the norm's scale comes last. */
@@ -126,13 +126,13 @@ static void project(struct mamba_context *context, const struct layer_weights *l
     const struct mamba_info *info = &context->model->info;
     const struct mamba_kernels *kernels = context->model->kernels;
     const size_t length = info->length, stride = context->d_inner;
-    const float *in = context->u;
+    const float *in = context->hidden;
     size_t inputs = info->d_model, in_stride = context->d_model;
     float *const out[] = {context->xs, context->z};
     if (folded) {
-        in = context->window;
+        in = context->im2col;
         inputs = info->patch_height * info->patch_width;
-        in_stride = mamba_window_stride(inputs);
+        in_stride = mamba_im2col_stride(inputs);
         kernels->rms_scale(context->scale, context->x, context->d_model, length, info->d_model,
                            info->norm_eps);
     } else {
@@ -140,8 +140,8 @@ static void project(struct mamba_context *context, const struct layer_weights *l
     }
     for (int i = 0; i < 2; i++) {
         const struct projection *part = &layer->in_proj[i];
-        kernels->matmul(out[i], stride, in, in_stride, part->weight, part->start,
-                        part->start_stride, length, inputs, info->d_inner);
+        kernels->matmul(out[i], stride, in, in_stride, part->weight, part->bias, part->bias_stride,
+                        length, inputs, info->d_inner);
         if (folded)
             kernels->scale_rows(out[i], stride, out[i], stride, context->scale, length, stride);
     }
@@ -160,16 +160,16 @@ static void run_layer(struct mamba_context *context, int index)
 
     if (model->info.local_conv) {
         mamba_local_conv(context, layer);
-        tap(context, "local", index, context->x, length, d_model, context->d_model);
+        trace_rows(context, "local", index, context->x, length, d_model, context->d_model);
     }
     project(context, layer, columns, index == 0 && model->folds);
-    tap(context, "in_proj.x", index, context->xs, length, d_inner, context->d_inner);
-    tap(context, "in_proj.z", index, context->z, length, d_inner, context->d_inner);
+    trace_rows(context, "in_proj.x", index, context->xs, length, d_inner, context->d_inner);
+    trace_rows(context, "in_proj.z", index, context->z, length, d_inner, context->d_inner);
     mix(context, layer, index);
     kernels->matmul(context->x, context->d_model, in_image_order(context, columns),
                     context->d_inner, layer->out_proj, context->x, context->d_model, length,
                     d_inner, d_model);
-    tap(context, "residual", index, context->x, length, d_model, context->d_model);
+    trace_rows(context, "residual", index, context->x, length, d_model, context->d_model);
 }
 
 /* ---- head -------------------------------------------------------------------------------- */
@@ -179,13 +179,13 @@ static void pool(struct mamba_context *context)
     const struct mamba_info *info = &context->model->info;
     const size_t length = info->length, stride = context->d_model;
     const size_t first = info->pool == POOL_LAST ? length - 1 : 0, count = length - first;
-    normalise(context, context->u, context->x + first * stride, stride, count);
+    normalise(context, context->hidden, context->x + first * stride, stride, count);
     memset(context->pooled, 0, stride * sizeof *context->pooled);
     for (size_t t = 0; t < count; t++)
-        context->model->kernels->add(context->pooled, context->u + t * stride, stride);
+        context->model->kernels->add(context->pooled, context->hidden + t * stride, stride);
     for (size_t i = 0; i < stride; i++)
         context->pooled[i] /= (float)count;
-    tap(context, "pooled", -1, context->pooled, 1, info->d_model, stride);
+    trace_rows(context, "pooled", -1, context->pooled, 1, info->d_model, stride);
 }
 
 static void classify(struct mamba_context *context)
@@ -196,7 +196,7 @@ static void classify(struct mamba_context *context)
     context->model->kernels->matmul(context->logits, stride, context->pooled, context->d_model,
                                     member->head_weight, member->head_bias, 0, 1, info->d_model,
                                     info->n_classes);
-    tap(context, "logits", -1, context->logits, 1, info->n_classes, stride);
+    trace_rows(context, "logits", -1, context->logits, 1, info->n_classes, stride);
 }
 
 /* ---- the ensemble ------------------------------------------------------------------------ */

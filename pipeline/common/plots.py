@@ -1,8 +1,8 @@
-"""Pictures of what the engine sees and says."""
+"""Plots of predictions, mistakes, calibration, robustness, and accuracy against cost."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +15,23 @@ from mnist_mamba.metrics import confidence_bins, expected_calibration_error
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 
 Images = NDArray[np.uint8]
 Labels = NDArray[np.uint8]
 Probabilities = NDArray[np.floating[Any]]
 
 RIGHT, WRONG, MUTED = "#1a7f4b", "#c0392b", "#b8bec7"
+"""Colours of all plots, and of the report in light mode."""
 MAX_MISCLASSIFIED = 60
+"""Largest number of misclassified images in one plot."""
+UNITS = {"shift": "% of sides", "rotate": "degrees", "scale": "% of size"}
+"""Units of the robustness tests' strengths; all others are in %."""
 
 
 def _save(path: Path, figure: Any) -> None:
     with replacing(path) as temporary:
-        # No date or version inside, so that the same figures give the same file.
+        # Without date and version, so that equal inputs give an equal file.
         figure.savefig(temporary, dpi=110, format="png", metadata={"Software": None})
     plt.close(figure)
 
@@ -34,15 +39,18 @@ def _save(path: Path, figure: Any) -> None:
 def draw_predictions(
     path: Path, images: Images, labels: Labels, probabilities: Probabilities, columns: int = 8
 ) -> None:
-    """The first image of each class and then the least certain ones, each with its probabilities.
+    """Draw the first image of each class and the least certain ones, each with its probabilities.
 
-    images (n, height, width), labels (n,), probabilities (n, n_classes).
+    Args:
+        path: the PNG to write.
+        images: (n, height, width), uint8.
+        labels: (n,).
+        probabilities: (n, n_classes), the C engine's.
+        columns: images per row; there are two rows.
     """
     firsts = [int(np.flatnonzero(labels == label)[0]) for label in np.unique(labels)]
-    doubtful = [
-        int(i) for i in np.argsort(probabilities.max(axis=1), kind="stable") if i not in firsts
-    ]
-    shown = (firsts + doubtful)[: 2 * columns]
+    least_certain = np.argsort(probabilities.max(axis=1), kind="stable")
+    shown = (firsts + [int(i) for i in least_certain if i not in firsts])[: 2 * columns]
     rows = -(-len(shown) // columns)
     figure, grid = plt.subplots(
         2 * rows,
@@ -60,10 +68,10 @@ def draw_predictions(
         colour = RIGHT if predicted == labels[i] else WRONG
         picture, bars = grid[2 * row][column], grid[2 * row + 1][column]
         picture.imshow(images[i], cmap="gray_r", vmin=0, vmax=255)
-        said = f"{predicted}  {probabilities[i].max():.1%}"
+        title = f"{predicted}  {probabilities[i].max():.1%}"
         if predicted != labels[i]:
-            said += f" (is {labels[i]})"
-        picture.set_title(said, fontsize=9, color=colour)
+            title += f" (is {labels[i]})"
+        picture.set_title(title, fontsize=9, color=colour)
         classes = np.arange(probabilities.shape[1])
         bars.set_axis_on()
         colours = [colour if c == predicted else MUTED for c in classes]
@@ -80,7 +88,10 @@ def draw_predictions(
 def draw_misclassified(
     path: Path, images: Images, labels: Labels, probabilities: Probabilities, columns: int = 10
 ) -> None:
-    """Every image that was got wrong (at most 60, the surest mistakes first); shapes as above."""
+    """Draw the misclassified images, the most confident mistakes first, at most 60.
+
+    Args: as of `draw_predictions`, but as many rows as needed.
+    """
     predictions = probabilities.argmax(axis=1)
     wrong = np.flatnonzero(predictions != labels)
     wrong = wrong[np.argsort(-probabilities[wrong].max(axis=1), kind="stable")]
@@ -92,20 +103,24 @@ def draw_misclassified(
         axes.set_axis_off()
     for axes, i in zip(grid.flat, shown, strict=False):
         axes.imshow(images[i], cmap="gray_r", vmin=0, vmax=255)
-        axes.set_title(f"is {labels[i]}, said {predictions[i]}\n#{i}", fontsize=7)
-    more = f", the {len(shown)} surest shown" if len(shown) < len(wrong) else ""
-    figure.suptitle(f"{len(wrong)} of {len(labels)} test images got wrong{more}", fontsize=11)
+        axes.set_title(f"{labels[i]} read as {predictions[i]}\n#{i}", fontsize=7)
+    more = f", the {len(shown)} most confident shown" if len(shown) < len(wrong) else ""
+    figure.suptitle(f"{len(wrong)} of {len(labels)} test images misclassified{more}", fontsize=11)
     _save(path, figure)
 
 
 def draw_reliability(path: Path, probabilities: Probabilities, labels: Labels, bins: int) -> None:
-    """How often the engine is right when it is so sure, and how often it is.
+    """Draw a reliability diagram: accuracy against confidence, with a confidence histogram.
 
-    probabilities (n, n_classes), labels (n,).
+    Args:
+        path: the PNG to write.
+        probabilities: (n, n_classes).
+        labels: (n,).
+        bins: number of confidence bins of equal width.
     """
     found = confidence_bins(probabilities, labels, bins)
-    some = found.size > 0
-    x = found.confidence[some] / found.size[some]
+    filled = found.size > 0
+    x = found.confidence[filled] / found.size[filled]
     figure, (curve, counts) = plt.subplots(
         2,
         1,
@@ -114,25 +129,28 @@ def draw_reliability(path: Path, probabilities: Probabilities, labels: Labels, b
         gridspec_kw={"height_ratios": [3, 1]},
         layout="constrained",
     )
-    curve.plot([0, 1], [0, 1], color=MUTED, linestyle="--", label="as sure as right")
-    curve.plot(x, found.correct[some] / found.size[some], "o-", color=RIGHT, label="C engine")
+    curve.plot([0, 1], [0, 1], color=MUTED, linestyle="--", label="perfect calibration")
+    curve.plot(x, found.correct[filled] / found.size[filled], "o-", color=RIGHT, label="C engine")
     error = expected_calibration_error(probabilities, labels, bins)
     curve.set_title(f"expected calibration error {error:.4f}", fontsize=10)
-    curve.set_ylabel("fraction right")
+    curve.set_ylabel("accuracy")
     curve.legend()
     counts.bar((np.arange(bins) + 0.5) / bins, found.size, width=0.9 / bins, color=MUTED)
     counts.set_yscale("symlog")
     counts.set_ylim(bottom=0)
     counts.set_ylabel("images")
-    counts.set_xlabel("probability of the class that is predicted")
+    counts.set_xlabel("confidence (probability of the predicted class)")
     _save(path, figure)
 
 
-UNITS = {"shift": "% of sides", "rotate": "degrees", "scale": "% of size"}
-
-
 def draw_robustness(path: Path, accuracy: float, table: Mapping[str, Mapping[str, float]]) -> None:
-    """Accuracy of each row of images made harder, beside that on the images as they are."""
+    """Draw the accuracy on changed test images; a line marks the accuracy on unchanged ones.
+
+    Args:
+        path: the PNG to write.
+        accuracy: fraction of unchanged images classified correctly.
+        table: the same fraction by kind of change, then by strength.
+    """
     columns = max(1, -(-len(table) // 2))
     figure, grid = plt.subplots(
         2, columns, figsize=(10, 5), sharey=True, squeeze=False, layout="constrained"
@@ -144,10 +162,10 @@ def draw_robustness(path: Path, accuracy: float, table: Mapping[str, Mapping[str
         heights = [100 * value for value in row.values()]
         bars = axes.bar(range(len(row)), heights, tick_label=list(row), color=MUTED, width=0.6)
         axes.bar_label(bars, fmt="%.1f", fontsize=8)
-        axes.set_title(f"{name}, {UNITS.get(name, '%')}", fontsize=9)
+        axes.set_title(f"{name} ({UNITS.get(name, '%')})", fontsize=9)
         axes.set_ylim(0, 109)
     for axes in grid[:, 0]:
-        axes.set_ylabel("accuracy, %")
+        axes.set_ylabel("accuracy (%)")
     _save(path, figure)
 
 
@@ -155,26 +173,44 @@ def draw_tradeoff(
     path: Path,
     accuracies: Mapping[str, Mapping[str, Any]],
     speed: Mapping[str, Mapping[str, float]],
-    images: str,
+    split: str,
     marked: str,
 ) -> None:
-    """Accuracy of runs on some images against what their model costs the C engine.
+    """Draw the accuracy of a series' runs against the time that their models take in the C engine.
 
     Args:
-        accuracies: mean and std (or None) by run.
-        speed: microseconds an image by run and load.
-        images: which the accuracy is of, for the axis.
-        marked: the run that stands out.
+        path: the PNG to write.
+        accuracies: mean and standard deviation (or None), by run.
+        speed: microseconds per image, by run and load.
+        split: the images that the accuracy was measured on, for the axis.
+        marked: the run to highlight.
     """
     figure, axes = plt.subplots(figsize=(9, 6), layout="constrained")
-    for name in sorted(accuracies.keys() & speed.keys()):
-        accuracy = accuracies[name]
-        x, y = speed[name]["b100"], 100 * accuracy["mean"]
-        colour = RIGHT if name == marked else MUTED
-        bar = None if accuracy["std"] is None else 100 * accuracy["std"]
-        axes.errorbar(x, y, yerr=bar, fmt="o", color=colour, capsize=2)
-        axes.annotate(name, (x, y), xytext=(4, 4), textcoords="offset points", fontsize=8)
-    axes.set_xlabel("µs an image in the C engine (batch 100, one thread)")
-    axes.set_ylabel(f"{images} accuracy, % (mean ± deviation of the seeds)")
-    axes.grid(alpha=0.3)
+    plot_tradeoff(axes, accuracies, speed, {marked}, accuracies)
+    axes.set_ylabel(f"{split} accuracy (%), mean ± standard deviation over seeds")
     _save(path, figure)
+
+
+def plot_tradeoff(
+    axes: Axes,
+    accuracies: Mapping[str, Mapping[str, Any]],
+    speed: Mapping[str, Mapping[str, float]],
+    highlighted: Container[str],
+    named: Container[str],
+) -> None:
+    """Plot accuracy (%) against µs per image for each run that has both.
+
+    Runs in `highlighted` are coloured and runs in `named` are labelled. A point's gid is its run.
+    """
+    for run in sorted(accuracies.keys() & speed.keys()):
+        x, y = speed[run]["b100"], 100 * accuracies[run]["mean"]
+        std = accuracies[run]["std"]
+        colour = RIGHT if run in highlighted else MUTED
+        bar = axes.errorbar(
+            x, y, yerr=None if std is None else 100 * std, fmt="o", color=colour, capsize=2
+        )
+        bar.lines[0].set_gid(run)
+        if run in named:
+            axes.annotate(run, (x, y), xytext=(4, 4), textcoords="offset points", fontsize=8)
+    axes.set_xlabel("C engine, batch of 100, one thread, per image (µs)")
+    axes.grid(alpha=0.3)

@@ -1,4 +1,4 @@
-"""`make report`: one self-contained HTML page of what the last run gave."""
+"""`make report`: write one self-contained HTML page of the last run's results."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, UndefinedError
 
 from mnist_mamba.atomic_write import write_text
-from pipeline.common import command, dvc_lock, paths
+from pipeline.common import command, dvc_lock, paths, timings
 from pipeline.common.content_key import file_md5
 from pipeline.common.params import Params, load_params
-from pipeline.report import files, lineage, results
-from pipeline.series.trainings import SERIES_FILE, Series, load_series
+from pipeline.common.plots import MUTED, RIGHT, UNITS, WRONG
+from pipeline.release import published
+from pipeline.report import charts, lineage, results
+from pipeline.report.files import SOURCES, ReportError, read_all
+from pipeline.report.results import TemplateContext
 
 logger = logging.getLogger(__name__)
 
@@ -22,58 +25,57 @@ OUTPUT = Path("build/report.html")
 DATASETS = {"mnist": "MNIST", "digits": "scikit-learn's digits", "idx": "your own images"}
 
 
-def content(params: Params) -> dict[str, Any]:
-    """Everything that the page shows.
+def make_page(params: Params) -> str:
+    """Return the page as HTML, from the files in SOURCES.
 
     Raises:
-        ReportError: a file is missing that there is no report without, or one is not as expected.
+        ReportError: a required file is missing, or a file is malformed.
     """
-    files.check_required()
-    scores = files.read(files.EVAL)
-    rows = files.read(files.PREDICTIONS)
-    headline = files.required(files.EVAL, results.headline)
-    outputs = files.required(files.LOCK, dvc_lock.outputs)
-    test_md5 = outputs.get(str(paths.images(paths.PREPARED, "test")), {}).get("md5", "")
-    wrong = files.required(files.PREDICTIONS, lambda rows: results.wrong_predictions(rows, scores))
+    files = read_all()
+    try:
+        return _render(_context(params, files))
+    except (LookupError, TypeError, AttributeError, ArithmeticError, UndefinedError) as error:
+        raise ReportError(
+            "a metrics file does not have the expected structure: "
+            f"{type(error).__name__}: {error}; run its command again"
+        ) from error
+
+
+def _context(params: Params, files: dict[str, Any]) -> TemplateContext:
+    scores, seeds, study, study_speed = (
+        files[name] for name in ("eval", "seeds", "study", "study_speed")
+    )
+    speed = study_speed["us_per_image"] if study_speed else {}
     return {
+        **{name: content for name, content in files.items() if name not in ("study", "curves")},
+        "files": SOURCES,
         "dataset": DATASETS[params.data.dataset],
-        "headline": headline,
-        "tiles": results.tiles(wrong, test_md5),
-        "misclassified_png": files.read(files.MISCLASSIFIED),
-        "confusion": results.confusion(rows, list(scores["per_class"])),
-        "classes": files.required(files.EVAL, results.per_class),
-        "curves": files.required(files.CURVES, results.curves),
-        "training": files.required(files.TRAIN, results.training),
-        "robustness": files.required(files.EVAL, results.robustness),
-        "reliability_png": files.read(files.RELIABILITY),
-        "seeds": files.view(files.SEEDS, lambda runs: results.seeds(runs, _series("seeds"))),
-        "study": files.view(
-            files.STUDY,
-            lambda runs: results.study(runs, files.read(files.STUDY_SPEED), _series("study")),
-        ),
-        "benchmark": files.view(files.BENCHMARK, results.benchmark),
-        "bench_engine": files.view(files.BENCH_ENGINE, results.bench_engine),
-        "bench_train": files.view(files.BENCH_TRAIN, results.bench_train),
-        "lineage": files.required(files.LOCK, lambda lock: lineage.lineage(lock, params)),
+        "interval": published.interval(scores["correct"], scores["n_test"]),
+        "confidence": published.CONFIDENCE,
+        "confusion": results.confusion(files["predictions"], scores),
+        "curves": results.curves(files["curves"]),
+        "units": UNITS,
+        "seeds_chart": charts.seed_strips(seeds) if seeds else None,
+        "seeds_progress": results.progress("seeds", seeds or {}),
+        "study_params": study and study["params"],
+        "study": study and results.study(study["runs"], speed),
+        "study_us": speed,
+        "study_progress": study and results.progress("study", study["runs"]),
+        "lineage": lineage.lineage(files["lock"], params),
         "label_smoothing": params.train.label_smoothing,
-        "data_info": _data_info(outputs),
-        "files": files,
+        "data_info": _data_info(dvc_lock.outputs(files["lock"])),
+        "colours": {"ours": RIGHT, "wrong": WRONG, "other": MUTED},
     }
 
 
-def _series(name: str) -> Series | None:
-    return load_series(name) if SERIES_FILE.is_file() else None
-
-
 def _data_info(outputs: dict[str, dict[str, Any]]) -> Any:
-    """Sizes of images and parts; None if the prepared data is not here, or is not the lock's."""
+    """Return the prepared data's sizes; None if it is missing or differs from dvc.lock."""
     path = paths.DATA_INFO
-    known = path.is_file() and outputs.get(str(path), {}).get("md5") == file_md5(path)
-    return json.loads(path.read_text()) if known else None
+    unchanged = path.is_file() and outputs.get(str(path), {}).get("md5") == file_md5(path)
+    return json.loads(path.read_text(encoding="utf-8")) if unchanged else None
 
 
-def render(page: dict[str, Any]) -> str:
-    """The page as HTML; every text is escaped."""
+def _render(context: TemplateContext) -> str:
     environment = Environment(
         autoescape=True,
         loader=FileSystemLoader(Path(__file__).parent),
@@ -81,19 +83,33 @@ def render(page: dict[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("page.html.j2").render(page).lstrip()
+    environment.filters |= {
+        "percent": _percent,
+        "count": "{:,}".format,
+        "value": timings.format_value,
+        "ratio": timings.format_ratio,
+    }
+    environment.globals |= {
+        "compared": results.compared,
+        "compared_by_load": results.compared_by_load,
+    }
+    return environment.get_template("page.html.j2").render(context).lstrip()
+
+
+def _percent(fraction: float, digits: int = 2) -> str:
+    return f"{fraction:.{digits}%}"
 
 
 def main() -> None:
-    """Read, render, write."""
+    """Read the files, make the page, write it."""
     parser = command.parser(
-        "Write one HTML page of what the last run gave: results, mistakes, curves, timings, and "
-        "where they come from. It needs no network, no other file and no JavaScript.",
+        "Write one HTML page of the last run's results: mistakes, learning curves, timings, and "
+        "where they come from. The page needs no network, no other file and no JavaScript.",
         ["python -m pipeline.report", "python -m pipeline.report --output report.html"],
     )
-    parser.add_argument("--output", type=Path, default=OUTPUT, help="%(default)s by default")
+    parser.add_argument("--output", type=Path, default=OUTPUT, help="default: %(default)s")
     arguments = parser.parse_args()
-    page = render(content(load_params()))
+    page = make_page(load_params())
     write_text(arguments.output, page)
     logger.info("%s: %d kB", arguments.output, len(page.encode()) / 1e3)
 

@@ -1,226 +1,154 @@
-"""Small charts as inline SVG. Colours are classes of style.css, so that they follow the page's.
-
-Each is drawn 320 units wide, a phone's width, so that its text keeps its size there; wider pages
-put several side by side.
-"""
+"""Charts of the report: matplotlib's SVG, as inline elements in the page's colours."""
 
 from __future__ import annotations
 
-import itertools
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Mapping, Sequence
+from io import StringIO
+from typing import Any
 from xml.etree import ElementTree as ET
 
+import matplotlib as mpl
 from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-WIDTH = 320
-LEFT, TOP, BOTTOM = 40, 14, 34
-"""Room for the tick labels, and above the highest one."""
+from pipeline.common.plots import MUTED, RIGHT, plot_tradeoff
 
-Form = Callable[[float], str]
-
-
-@dataclass(frozen=True)
-class Axis:
-    """Values from low to high, drawn between two places."""
-
-    low: float
-    high: float
-    start: float
-    end: float
-    log: bool = False
-
-    def at(self, value: float) -> float:
-        """Where a value is drawn."""
-        low, high, value = ((math.log(v) if self.log else v) for v in (self.low, self.high, value))
-        return self.start + (value - low) / (high - low) * (self.end - self.start)
-
-    def ticks(self, most: int = 6) -> list[float]:
-        """Round values on it, at most so many."""
-        if self.log and len(found := _log_ticks(self.low, self.high, most)) > 1:
-            return found
-        step = _round_up((self.high - self.low) / (most - 1))
-        first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
-        return [round(i * step, 12) for i in range(first, last + 1)]
-
-
-def axis(values: Sequence[float], start: float, end: float, log: bool = False) -> Axis:
-    """An axis that holds all values with a little room; never of no length."""
-    low, high = min(values), max(values)
-    if log:
-        room = (high / low) ** 0.06 if high > low else 2.0
-        return Axis(low / room, high * room, start, end, log)
-    room = 0.08 * (high - low) or 0.05 * abs(high) or 1.0
-    return Axis(low - room, high + room, start, end)
+WIDTH = 3.6
+"""Width of a chart (inches): little more than a phone's, so that its text stays readable there."""
+INK, GRID, SECOND = "#1d1f22", "#dedad2", "#5a5f66"
+CSS = {RIGHT: "--ours", MUTED: "--other", INK: "--ink", GRID: "--rule", SECOND: "--soft"}
+"""Variables of style.css that replace the colours, so that charts follow light and dark mode."""
+STYLE = {
+    "svg.fonttype": "none",
+    "text.parse_math": False,
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": GRID,
+    "axes.labelcolor": SECOND,
+    "text.color": INK,
+    "xtick.color": SECOND,
+    "ytick.color": SECOND,
+    "xtick.bottom": False,
+    "ytick.left": False,
+    "ytick.minor.left": False,
+    "grid.color": GRID,
+}
+SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
+ET.register_namespace("", SVG)
+ET.register_namespace("xlink", XLINK)
 
 
-def line_chart(
-    label: str, lines: Mapping[str, Sequence[float]], form: Form, x_label: str
+def percent(value: float, _position: int | None = None) -> str:
+    """Format a fraction as a short percentage: 0.5%, 99.45%."""
+    return f"{100 * value:.{2 if value < 0.1 else 4}g}%"
+
+
+def short(value: float, _position: int | None = None) -> str:
+    """Format a value with at most two significant digits."""
+    return f"{value:.2g}"
+
+
+def learning_curve(title: str, lines: Mapping[str, Sequence[float]], percentage: bool) -> Markup:
+    """Return lines over the epochs; the scale is logarithmic where all values are above 0."""
+    with mpl.rc_context(STYLE):
+        figure, axes = _chart(WIDTH, 2.5)
+        form = percent if percentage else short
+        for colour, (name, values) in zip((RIGHT, SECOND), lines.items(), strict=False):
+            label = f"{name}, at the end {form(values[-1])}"
+            axes.plot(range(1, len(values) + 1), values, color=colour, label=label)
+        if min(value for values in lines.values() for value in values) > 0:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 3)))
+            axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.yaxis.set_major_formatter(FuncFormatter(form))
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.set_xlabel("epoch")
+        axes.grid(axis="y")
+        axes.legend(frameon=False)
+        return to_svg(figure, f"{title} by epoch")
+
+
+def seed_strips(runs: Mapping[str, Mapping[str, Any]]) -> Markup:
+    """Return a dot for each training's accuracy; a line is the mean, its band one deviation."""
+    with mpl.rc_context(STYLE):
+        figure, axes = _chart(WIDTH, 0.6 + 0.45 * len(runs))
+        titles = {}
+        for row, (name, run) in enumerate(runs.items()):
+            mean, std = run["mean"], run["std"] or 0
+            axes.barh(row, 2 * std, left=mean - std, height=0.5, color=RIGHT, alpha=0.16)
+            axes.plot([mean, mean], [row - 0.35, row + 0.35], color=RIGHT)
+            for seed, value in enumerate(run["test_accuracy"]):
+                gid = f"{name} {seed}"
+                axes.plot(value, row, "o", color=RIGHT, alpha=0.75, gid=gid)
+                titles[gid] = f"{name}: {value:.2%}"
+        axes.set_yticks(range(len(runs)), list(runs))
+        axes.invert_yaxis()
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_formatter(FuncFormatter(percent))
+        axes.grid(axis="x")
+        return to_svg(figure, "test accuracy of each seed", titles)
+
+
+def tradeoff(
+    accuracies: Mapping[str, Mapping[str, Any]],
+    speed: Mapping[str, Mapping[str, float]],
+    front: Container[str],
+    named: Container[str],
 ) -> Markup:
-    """Lines over 1, 2, 3 and so on, each with its name and last value at its end.
+    """Return validation accuracy against time per image, with the Pareto front highlighted."""
+    with mpl.rc_context(STYLE):
+        figure, axes = _chart(1.5 * WIDTH, 3.6)
+        plot_tradeoff(axes, accuracies, speed, front, named)
+        axes.set_ylabel("validation accuracy (%)")
+        titles = {
+            run: f"{run}: {accuracies[run]['mean']:.2%}, {us['b100']:.4g} µs"
+            for run, us in speed.items()
+            if run in accuracies
+        }
+        return to_svg(figure, "accuracy against cost", titles)
 
-    The scale is logarithmic unless a value is 0 or less. The first line is drawn strongest.
+
+def _chart(width: float, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    figure.patch.set_visible(False)
+    axes = figure.subplots()
+    axes.patch.set_visible(False)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def to_svg(figure: Figure, label: str, titles: Mapping[str, str] | None = None) -> Markup:
+    """Return a figure as an SVG element to stand in a page next to others.
+
+    Args:
+        figure: drawn in the colours of CSS, which the page's variables replace.
+        label: what the chart shows, for readers who do not see it; also makes its ids its own.
+        titles: texts that a pointer brings up, by the artist's gid.
     """
-    height, right = 220, WIDTH - 78
-    bottom = height - BOTTOM
-    values = [value for line in lines.values() for value in line]
-    longest = max(len(line) for line in lines.values())
-    y = axis(values, bottom, TOP, log=min(values) > 0)
-    x = Axis(1, max(2, longest), LEFT + 6, right)
-    svg = _svg(label, height)
-    _grid(svg, y, right, form)
-    for tick in (tick for tick in x.ticks(5) if tick == int(tick)):
-        _text(svg, x.at(tick), bottom + 14, f"{tick:g}", "tick", "middle")
-    _text(svg, (LEFT + right) / 2, height - 4, x_label, "tick", "middle")
-    heights = _apart([y.at(line[-1]) for line in lines.values()], 30, bottom - 13)
-    for number, (name, line) in enumerate(lines.items()):
-        points = [(x.at(i), y.at(value)) for i, value in enumerate(line, start=1)]
-        kind = f"line line-{number}"
-        path = " ".join(f"{px:.1f},{py:.1f}" for px, py in points)
-        _add(svg, "polyline", points=path, kind=kind)
-        _add(svg, "circle", cx=points[-1][0], cy=points[-1][1], r=3, kind=f"dot dot-{number}")
-        _text(svg, right + 8, heights[number], name, f"name name-{number}")
-        _text(svg, right + 8, heights[number] + 13, form(line[-1]), f"value name-{number}")
-    return _markup(svg)
-
-
-@dataclass(frozen=True)
-class Strip:
-    """Values of one kind, their mean and its deviation."""
-
-    name: str
-    values: Sequence[float]
-    mean: float
-    std: float | None
-
-
-def strips(label: str, rows: Sequence[Strip], form: Form) -> Markup:
-    """A dot for each value on one scale for all rows; a bar is the mean, its band a deviation."""
-    row_height, right = 52, WIDTH - 20
-    bottom = TOP + row_height * len(rows)
-    ends = [row.mean + side * (row.std or 0) for row in rows for side in (-1, 1)]
-    x = axis([*ends, *(value for row in rows for value in row.values)], 12, right)
-    svg = _svg(label, bottom + 24)
-    for tick in x.ticks(5):
-        _add(svg, "line", x1=x.at(tick), x2=x.at(tick), y1=TOP, y2=bottom, kind="grid")
-        _text(svg, x.at(tick), bottom + 16, form(tick), "tick", "middle")
-    for number, row in enumerate(rows):
-        top = TOP + number * row_height
-        middle = top + 32
-        _text(svg, 12, top + 10, row.name, "name")
-        if row.std:
-            width = x.at(row.mean + row.std) - x.at(row.mean - row.std)
-            place = {"x": x.at(row.mean - row.std), "y": middle - 9, "rx": 2}
-            _add(svg, "rect", **place, width=width, height=18, kind="band")
-        mean = x.at(row.mean)
-        _add(svg, "line", x1=mean, x2=mean, y1=middle - 11, y2=middle + 11, kind="mean")
-        for value in row.values:
-            dot = _add(svg, "circle", cx=x.at(value), cy=middle, r=4.5, kind="dot dot-0 seen")
-            _add(dot, "title").text = form(value)
-    return _markup(svg)
-
-
-@dataclass(frozen=True)
-class Point:
-    """Something that costs x and is worth y."""
-
-    name: str
-    x: float
-    y: float
-    best: bool
-    named: bool
-    """Whether the name stands beside it, and not just in the text that a pointer brings up."""
-
-
-def scatter(label: str, points: Sequence[Point], labels: tuple[str, str], form: Form) -> Markup:
-    """Worth against cost: better is further up and left."""
-    height, right = 260, WIDTH - 12
-    bottom = height - BOTTOM
-    x = axis([point.x for point in points], LEFT + 6, right)
-    y = axis([point.y for point in points], bottom, TOP + 16)
-    svg = _svg(label, height)
-    _grid(svg, y, right, form)
-    _text(svg, 0, 10, labels[1], "tick")
-    for tick in x.ticks():
-        _text(svg, x.at(tick), bottom + 14, f"{tick:g}", "tick", "middle")
-    _text(svg, (LEFT + right) / 2, height - 4, labels[0], "tick", "middle")
-    for point in points:
-        number, place = 0 if point.best else 1, (x.at(point.x), y.at(point.y))
-        dot = _add(svg, "circle", cx=place[0], cy=place[1], r=4, kind=f"dot dot-{number}")
-        _add(dot, "title").text = f"{point.name}: {form(point.y)}, {point.x:.4g}"
-        if point.named:
-            # A long name to the right of a dot that stands there would leave the chart.
-            side, anchor = (8, "start") if place[0] < WIDTH / 2 else (-8, "end")
-            _text(svg, place[0] + side, place[1] + 4, point.name, f"name name-{number}", anchor)
-    return _markup(svg)
-
-
-def unbeaten(points: Mapping[str, tuple[float, float]]) -> set[str]:
-    """Names of (cost, worth) for which no other costs no more and is worth more, or the reverse."""
-    return {
-        name
-        for name, (cost, worth) in points.items()
-        if not any(x <= cost and y >= worth and (x, y) != (cost, worth) for x, y in points.values())
-    }
-
-
-def _grid(svg: ET.Element, y: Axis, right: float, form: Form) -> None:
-    for tick in y.ticks():
-        _add(svg, "line", x1=LEFT, x2=right, y1=y.at(tick), y2=y.at(tick), kind="grid")
-        _text(svg, LEFT - 6, y.at(tick) + 4, form(tick), "tick", "end")
-
-
-def _svg(label: str, height: float) -> ET.Element:
-    view = f"0 0 {WIDTH} {height:g}"
-    return ET.Element(
-        "svg", {"viewBox": view, "role": "img", "aria-label": label, "class": "chart"}
-    )
-
-
-def _add(parent: ET.Element, name: str, *, kind: str = "", **attributes: float | str) -> ET.Element:
-    written = {
-        key: value if isinstance(value, str) else f"{value:.1f}"
-        for key, value in attributes.items()
-    }
-    return ET.SubElement(parent, name, {**({"class": kind} if kind else {}), **written})
-
-
-def _text(
-    parent: ET.Element, x: float, y: float, text: str, kind: str, anchor: str = "start"
-) -> None:
-    element = _add(parent, "text", x=x, y=y, kind=kind)
-    element.set("text-anchor", anchor)
-    element.text = text
-
-
-def _markup(svg: ET.Element) -> Markup:
-    # ElementTree has escaped every text and attribute.
+    buffer = StringIO()
+    with mpl.rc_context({"svg.hashsalt": label}):
+        figure.savefig(
+            buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        )
+    text = buffer.getvalue()
+    for colour, variable in CSS.items():
+        text = text.replace(colour, f"var({variable})")
+    svg = ET.fromstring(text)
+    for name in ("width", "height", "version"):
+        del svg.attrib[name]
+    svg.attrib |= {"class": "chart", "role": "img", "aria-label": label}
+    for group in svg.iter(f"{{{SVG}}}g"):
+        # Other charts of the page have groups of the same names.
+        if title := (titles or {}).get(group.attrib.pop("id", "")):
+            group.insert(0, ET.Element(f"{{{SVG}}}title"))
+            group[0].text = title
+    for parent in list(svg.iter()):
+        for child in list(parent):
+            if child.tag in (f"{{{SVG}}}style", f"{{{SVG}}}metadata"):
+                parent.remove(child)
+    # ElementTree escapes every text and attribute.
     return Markup(ET.tostring(svg, encoding="unicode"))
-
-
-def _round_up(step: float) -> float:
-    """The next of 1, 2, 5, 10, 20, ..."""
-    power = 10.0 ** math.floor(math.log10(step))
-    return next(m * power for m in (1, 2, 5, 10) if m * power >= step * (1 - 1e-9))
-
-
-def _log_ticks(low: float, high: float, most: int) -> list[float]:
-    """1, 2, 5, 10, ... between them; only powers of ten where those are too many."""
-    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    for digits in ((1, 2, 5), (1, 3), (1,)):
-        found = [round(d * 10.0**e, 12) for e in decades for d in digits]
-        found = [tick for tick in found if low <= tick <= high]
-        if len(found) <= most:
-            break
-    return found
-
-
-def _apart(places: Sequence[float], distance: float, lowest: float) -> list[float]:
-    """The places, moved up to the lowest allowed, and to a distance from the one below."""
-    moved = list(places)
-    order = sorted(range(len(places)), key=lambda i: -places[i])
-    moved[order[0]] = min(moved[order[0]], lowest)
-    for below, above in itertools.pairwise(order):
-        moved[above] = min(moved[above], moved[below] - distance)
-    return moved

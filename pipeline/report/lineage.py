@@ -1,4 +1,4 @@
-"""Where the results come from: data, model, revision, params, environment."""
+"""Lineage of the results: data, model, revision, params, environment."""
 
 from __future__ import annotations
 
@@ -15,23 +15,24 @@ from pipeline.common.content_key import content_key, file_md5
 from pipeline.common.dvc_lock import outputs
 from pipeline.common.git import GitError, git
 from pipeline.common.params import Params
-from pipeline.report.results import View
+from pipeline.report.results import TemplateContext
 
 CONSTRAINTS = Path("constraints.txt")
 RESULTS = ("metrics/", "plots/")
 PINNED = ("torch", "numpy", "dvc", "mlflow")
-"""Packages whose pinned versions are shown."""
+"""Packages whose pinned versions the page shows."""
 
 
-def lineage(lock: Mapping[str, Any], params: Params) -> View:
-    """All of it, and whether it belongs together."""
-    outs = outputs(lock)
+def lineage(lock: Mapping[str, Any], params: Params) -> TemplateContext:
+    """Return outputs, keys, revision, params and software, and reasons to doubt the results."""
     rows = [
-        {"path": path, "md5": out["md5"], "bytes": f"{out['size']:,}", "here": _state(path, out)}
-        for path, out in outs.items()
+        {"path": path, "md5": out["md5"], "bytes": out["size"], "here": _state(path, out)}
+        for path, out in outputs(lock).items()
     ]
     key = content_key(params)
-    recorded = _recorded_key()
+    recorded = None
+    if paths.TRACKING_KEY.is_file():
+        recorded = paths.TRACKING_KEY.read_text(encoding="utf-8").strip()
     return {
         "outputs": rows,
         "data": [row for row in rows if Path(row["path"]).parent == paths.PREPARED],
@@ -47,30 +48,24 @@ def lineage(lock: Mapping[str, Any], params: Params) -> View:
 
 
 def _state(path: str, out: Mapping[str, Any]) -> str:
-    """Whether the file is here as it was made."""
+    """Compare a file with its MD5 in dvc.lock."""
     file = Path(path)
     if not file.is_file():
-        return "not here"
-    return "the same" if file_md5(file) == out["md5"] else "changed"
-
-
-def _recorded_key() -> str | None:
-    """The content key of the last run that went through the whole pipeline."""
-    file = paths.TRACKING_KEY
-    return file.read_text().strip() if file.is_file() else None
+        return "missing"
+    return "unchanged" if file_md5(file) == out["md5"] else "changed"
 
 
 def _doubts(rows: list[dict[str, str]], key: str, recorded: str | None) -> Iterator[str]:
-    """What a reader must know before believing that all this is of one run."""
+    """Yield reasons to doubt that all results come from one run."""
     changed = [row["path"] for row in rows if row["here"] == "changed"]
     if results := [path for path in changed if path.startswith(RESULTS)]:
-        yield f"Not as dvc.lock has them: {', '.join(results)}."
+        yield f"Not as in dvc.lock: {', '.join(results)}."
     if recorded is not None and recorded != key:
         yield "Params or sources have changed since these results were made."
 
 
-def git_state() -> View | None:
-    """Revision, the date of its commit, and tracked files that differ; None without Git."""
+def git_state() -> TemplateContext | None:
+    """Return the revision, its date and the tracked files that differ; None without Git."""
     try:
         revision = git("rev-parse", "HEAD")
         status = git("status", "--porcelain", "--untracked-files=no")
@@ -86,6 +81,8 @@ def git_state() -> View | None:
 
 def _pinned() -> Iterator[tuple[str, str]]:
     if CONSTRAINTS.is_file():
-        pins = re.findall(r"^([\w.-]+)==(\S+)", CONSTRAINTS.read_text(), flags=re.MULTILINE)
+        pins = re.findall(
+            r"^([\w.-]+)==(\S+)", CONSTRAINTS.read_text(encoding="utf-8"), flags=re.MULTILINE
+        )
         versions = {name.lower(): version for name, version in pins}
         yield from ((name, versions[name]) for name in PINNED if name in versions)

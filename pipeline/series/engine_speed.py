@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mnist_mamba.atomic_write import write_json
-from mnist_mamba.engine.format import write_model
+from mnist_mamba.export import write_model
 from pipeline.common import paths
 from pipeline.common.build_model import build_model
 from pipeline.common.machine import cpu_name

@@ -14,7 +14,7 @@ import pytest
 
 from benchmarks import engine, engine_cases, engine_worker
 from benchmarks.engine_cases import LOADS, MODELS, EngineCase
-from benchmarks.harness import ROOT, BenchError, DifferentWorkError, UnfinishedError
+from benchmarks.harness import BenchError, DifferentWorkError, UnfinishedError
 
 
 def answer(us: float, logit: float = 0.5) -> dict[str, Any]:
@@ -106,28 +106,6 @@ def test_the_machine_tells_its_rates_and_a_command_its_memory(tmp_path: Path) ->
     assert 100 < int(done.stderr) < 20_000  # KB: not the test's own hundreds of MB
     failed = subprocess.run([program, "rss", "/nowhere"], check=False, capture_output=True)
     assert failed.returncode != 0
-
-
-def test_docs_hold_the_committed_figures() -> None:
-    found = json.loads((ROOT / "metrics/bench_engine.json").read_text())
-    docs = (ROOT / "docs/benchmarks.md").read_text()
-    us, ratio, free = found["us_per_image"], found["ratio"], found["free_a_ratio"]
-    assert engine.table(us, ratio, found["p99_us"]) in docs
-    assert engine.table(found["free_a"], free, found["free_a_p99_us"]) in docs
-    for part in (
-        f"revision {found['git']}",
-        f"{found['binary_kb']} KB",
-        f"{found['load_us']:.0f} µs",
-    ):
-        assert part in docs
-    peers = ("pytorch_eager", "onnxruntime", "torch_compile")
-    one, many = ([ratio[peer][load] for peer in peers] for load in ("b1", "b100"))
-    claims = (
-        f"{us['engine']['b1']:.0f} µs, which\nis {one[0]:.0f}x eager PyTorch, {one[1]:.0f}x ONNX "
-        f"Runtime and {one[2]:.1f}x torch.compile; in batches of 100 it is {many[0]:.1f}x, "
-        f"{many[1]:.1f}x and {many[2]:.1f}x"
-    )
-    assert claims in (ROOT / "README.md").read_text()
 
 
 @pytest.mark.slow

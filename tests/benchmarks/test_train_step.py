@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks import harness, peers, train_cases, train_step
+from benchmarks import harness, peers, tables, train_cases, train_step
+from benchmarks import options as options_module
 from benchmarks.harness import BenchError, DifferentWorkError, Limits, UnfinishedError
 from benchmarks.train_cases import QUICK, TrainCase
 from tests.pipeline.imports import ROOT
@@ -162,7 +163,7 @@ def test_figures_of_all_sections() -> None:
     assert (result["memory"]["batch_x2"], result["memory"]["state_x4"]) == (1.91, 1.27)
     assert result["epoch"]["beside_steps"] == 0.2
     assert result["long"].keys() <= result.keys()
-    text = train_step.report(result)
+    text = tables.training_tables(result)
     assert "mambapy           did not finish: more than 1 GB of memory needed" in text
     json.dumps(result, allow_nan=False)
 
@@ -244,36 +245,18 @@ def test_a_real_epoch_is_profiled(tmp_path: Path) -> None:
     assert epoch["beside_steps"] == pytest.approx(beside / (beside + epoch["steps_s"]), rel=0.02)
 
 
-def test_a_part_of_the_whole_leaves_the_committed_file_alone(
+def test_only_a_whole_run_changes_committed_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(train_step, "measure_case", lambda case, limits: stand_in(case))
+    monkeypatch.setattr(options_module, "write_blocks", lambda: Path("blocks").touch())
     train_step.main(["--quick"])
     train_step.main(["--only", "memory"])
-    assert not list(tmp_path.rglob("*.json"))
+    assert not list(tmp_path.iterdir())
     train_step.main([])
-    assert (tmp_path / train_step.OUTPUT).is_file()
-
-
-def test_the_docs_show_the_committed_figures() -> None:
-    result = json.loads((ROOT / train_step.OUTPUT).read_text())
-    docs = (ROOT / "docs/benchmarks.md").read_text()
-    for part in (
-        train_step.table(result),
-        train_step.table(result["long"]),
-        train_step.memory_table(result["memory"]),
-        train_step.epoch_table(result["epoch"]),
-    ):
-        assert part in docs
-    ratio, readme = result["ratio"], (ROOT / "README.md").read_text()
-    r = {name: f"{value:.0f}x" for name, value in ratio.items()}
-    claims = (
-        f"{ratio['reference']:.1f}x as fast as our plain PyTorch loop,\n{r['mambapy']} mambapy and "
-        f"{r['transformers']} Hugging Face's transformers as their users have them, "
-        f"{r['mambapy_kept']} and {r['transformers_kept']} with our settings for memory"
-    )
-    assert claims in readme
+    assert tables.TRAINING_METRICS.is_file()
+    assert Path("blocks").is_file()
 
 
 def test_nothing_of_the_product_imports_a_benchmark() -> None:

@@ -123,15 +123,15 @@ def test_a_compile_error_shows_command_and_message(tmp_path: Path, cache: Path) 
 
 def test_no_compiler(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CC", "/nonexistent/cc")
-    with pytest.raises(NativeBuildError, match=r"no C compiler: '/nonexistent/cc'.*set CC"):
+    with pytest.raises(NativeBuildError, match=r"C compiler '/nonexistent/cc' not found.*set CC"):
         build_library("answer", [write_source(tmp_path)], [tmp_path / "inc"])
 
 
-def test_a_compiler_that_is_no_command(
+def test_a_compiler_that_is_not_a_command(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CC", "gcc 'unclosed")
-    with pytest.raises(NativeBuildError, match="is no command"):
+    with pytest.raises(NativeBuildError, match="is not a command"):
         build_library("answer", [write_source(tmp_path)], [tmp_path / "inc"])
 
 
@@ -223,7 +223,7 @@ def test_csrc_dir_finds_checkout_and_wheel(tmp_path: Path, monkeypatch: pytest.M
     package = tmp_path / "site-packages" / "mnist_mamba"
     package.mkdir(parents=True)
     monkeypatch.setattr(c_build, "__file__", str(package / "c_build.py"))
-    with pytest.raises(NativeBuildError, match="no C sources"):
+    with pytest.raises(NativeBuildError, match="C sources not found"):
         csrc_dir()
     (package / "_csrc" / "scan").mkdir(parents=True)
     assert csrc_dir() == package / "_csrc"

@@ -93,7 +93,7 @@ def test_idx_folder_with_a_missing_or_unfitting_file(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="9 test images but 8 labels"):
         load_idx(tmp_path)
     (tmp_path / IDX_NAMES["train_labels"]).unlink()
-    with pytest.raises(DataError, match="train-labels-idx1-ubyte is missing"):
+    with pytest.raises(DataError, match=r"train-labels-idx1-ubyte .* not found"):
         load_idx(tmp_path)
 
 
@@ -163,7 +163,7 @@ def test_a_mirror_without_the_files_is_named_and_the_network_asked(
     with pytest.raises(DataError) as error:
         load_mnist(mirror)
     assert str(error.value).startswith(f"MNIST_MIRROR = {mirror} and the public mirrors")
-    assert "cannot be had" in caplog.text
+    assert "cannot get" in caplog.text
 
 
 def test_resize_is_identity_at_the_same_size_and_smooth_otherwise() -> None:
@@ -208,7 +208,7 @@ def test_describe_refuses_what_cannot_be_learned() -> None:
     with pytest.raises(DataError, match="image sizes differ"):
         describe(Splits(train, train, make_data(9, 3, (5, 8))))
     black = train._replace(images=np.zeros_like(train.images))
-    with pytest.raises(DataError, match="all training pixels are the same"):
+    with pytest.raises(DataError, match="all training pixels have the same value"):
         describe(Splits(black, train, train))
 
 

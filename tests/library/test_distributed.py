@@ -98,15 +98,15 @@ def test_a_share_s_gradients_are_its_part_of_the_whole_batch_s() -> None:
         torch.manual_seed(0)
         trainer = Trainer(MambaClassifier(MODEL, scan="reference"), TrainConfig())
         mine = labels[chosen]
-        figures = trainer._backward(pixels[chosen], mine, len(mine) / len(labels))
+        sums = trainer.backward(pixels[chosen], mine, len(mine) / len(labels))
         return [
             p.grad if p.grad is not None else torch.zeros_like(p)
             for p in trainer.model.parameters()
-        ], figures
+        ], sums
 
-    whole, figures = gradients(slice(0, 5))
+    whole, sums = gradients(slice(0, 5))
     parts = [gradients(chosen) for chosen in (slice(0, 2), slice(2, 5), slice(5, 5))]
-    torch.testing.assert_close(sum(part[1] for part in parts), figures)
+    torch.testing.assert_close(sum(part[1] for part in parts), sums)
     for i, expected in enumerate(whole):
         total = sum(part[0][i] for part in parts)
         torch.testing.assert_close(total, expected, rtol=1e-5, atol=1e-7)

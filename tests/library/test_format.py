@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from mnist_mamba.config import MAX_ACTIVATIONS, MAX_LENGTH
 from mnist_mamba.engine import Engine
 from mnist_mamba.engine import format as model_format
-from mnist_mamba.engine.format import FormatError, read_model, write_model
+from mnist_mamba.engine.format import FormatError, read_model
+from mnist_mamba.export import folded_tensors, write_model
 from mnist_mamba.model import MambaClassifier
 from tests.models import ARCHITECTURES, make_model
 
@@ -48,7 +49,7 @@ def test_every_architecture_survives_the_file(name: str, tmp_path: Path) -> None
     file = read_model(path)
     assert file.header["d_inner"] == model.config.d_inner
     assert model_format.sequence_length(file.header) == model.config.length
-    expected = model_format.folded_tensors(model)
+    expected = folded_tensors(model)
     assert list(file.tensors) == [spec.name for spec in model_format.tensor_specs(file.header)]
     assert file.tensors.keys() == expected.keys()
     for tensor, values in expected.items():
@@ -194,25 +195,27 @@ def test_the_limits_are_those_of_the_specification() -> None:
         match field.name:
             case "flags":
                 wanted = sum(1 << int(bit) for bit in re.findall(r"bit (\d+) `", allowed))
-                assert (field.low, field.high) == (0, wanted)
+                assert (field.range.low, field.range.high) == (0, wanted)
             case "stem" | "direction" | "pool":
                 choices = re.findall(r"(\d+) (\w+)", allowed)
                 names = {"stem": model_format.STEMS, "direction": model_format.DIRECTIONS}
                 assert [name for _, name in choices] == list(
                     names.get(field.name, model_format.POOLS)
                 )
-                assert [int(value) for value, _ in choices] == list(range(int(field.high) + 1))
+                assert [int(value) for value, _ in choices] == list(
+                    range(int(field.range.high) + 1)
+                )
             case "patch_height" | "patch_width":
                 side = field.name.removeprefix("patch_")
                 assert allowed == f"patch stem: divides {side}; conv stems: 0"
             case "channels":
-                assert (field.low, field.high) == (1, 1)
+                assert (field.range.low, field.range.high) == (1, 1)
                 assert allowed == "1"
             case "norm_eps":
-                assert allowed == f"0 < eps <= {field.high}"
+                assert allowed == f"0 < eps <= {field.range.high}"
             case _:
                 ((low, high),) = re.findall(rf"{number}\.\.{number}", allowed)
-                assert (float(low), float(high)) == (field.low, field.high), field.name
+                assert (float(low), float(high)) == (field.range.low, field.range.high), field.name
     assert f"It must be {MAX_LENGTH:,} or less" in text
     assert MAX_ACTIVATIONS == 2**24
     assert "must be 2^24 or less" in text

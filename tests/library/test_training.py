@@ -271,7 +271,7 @@ def test_a_training_state_runs_no_code(tmp_path: Path, monkeypatch: pytest.Monke
     path = tmp_path / "state"
     state = TrainingState(1, 0, 0.0, 0, torch.zeros(1), {"evil": Evil()})
     save_training(path, SavedTraining("key", state, [], b""))
-    with pytest.raises(ResumeError, match="does not hold what was expected"):
+    with pytest.raises(ResumeError, match="does not hold a training's state"):
         parse_training(path.read_bytes(), path)
     assert not Path("pwned").exists()
 
@@ -304,8 +304,8 @@ def test_weight_decay_spares_everything_but_matrices(name: str) -> None:
     kinds = split_parameters(model)
     matrix_names = {names[id(p)] for p in kinds.matrices}
     decayed_names = {names[id(p)] for p in kinds.decayed}
-    spared_names = {names[id(p)].split(".", 2)[-1] for p in kinds.spared}
-    assert {"mixer.D", "norm.weight", "mixer.dt_proj.bias", "mixer.conv1d.bias"} <= spared_names
+    no_decay_names = {names[id(p)].split(".", 2)[-1] for p in kinds.no_decay}
+    assert {"mixer.D", "norm.weight", "mixer.dt_proj.bias", "mixer.conv1d.bias"} <= no_decay_names
     some = ("log", "bias", "D", "D_b", "pos_embed")
     assert not any(n.endswith(some) for n in decayed_names | matrix_names)
     assert "head.weight" in decayed_names

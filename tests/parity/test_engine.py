@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from mnist_mamba.config import ModelConfig
 from mnist_mamba.data.idx import write_idx
 from mnist_mamba.engine import Engine, EngineError
-from mnist_mamba.engine.format import decode, encode, write_model
+from mnist_mamba.engine.format import decode, encode
+from mnist_mamba.export import write_model
 from mnist_mamba.model import build_classifier
 from mnist_mamba.training.evaluation import predict
 from tests.models import ARCHITECTURES, make_images, make_model

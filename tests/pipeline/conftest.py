@@ -12,7 +12,7 @@ import torch
 from mnist_mamba.atomic_write import write_json
 from mnist_mamba.data.idx import write_idx
 from mnist_mamba.engine.binding import _find_library
-from mnist_mamba.engine.format import write_model
+from mnist_mamba.export import write_model
 from mnist_mamba.model import MambaClassifier, ModelConfig
 from pipeline.common import paths
 from tests.pipeline.project import copy_project

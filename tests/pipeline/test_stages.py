@@ -241,7 +241,7 @@ def test_predictions_that_differ_fail_evaluate() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"data.idx_dir": "data/nothing"}, "train-images-idx3-ubyte is missing"),
+        ({"data.idx_dir": "data/nothing"}, "train-images-idx3-ubyte"),
         ({"train.lr": "fast"}, "params.yaml: train.lr: got 'fast'"),
     ],
 )

@@ -24,7 +24,7 @@ from mlflow.exceptions import MlflowException
 from mnist_mamba.atomic_write import write_json
 from mnist_mamba.data.idx import write_idx
 from mnist_mamba.engine import Engine
-from mnist_mamba.engine.format import write_model
+from mnist_mamba.export import write_model
 from mnist_mamba.metrics import softmax
 from mnist_mamba.model import MambaClassifier
 from pipeline.common import paths

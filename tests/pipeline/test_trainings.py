@@ -236,7 +236,7 @@ def test_a_damaged_state_is_an_error_with_the_way_out(project: Path) -> None:
     done = run_module(project, "pipeline.train", "--resume")
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1].startswith(f"error: {STATE} begins with b'no sta")
-    assert "delete it or leave --resume away" in done.stderr
+    assert "delete it, or omit --resume" in done.stderr
 
 
 def test_a_training_is_named_by_what_its_weights_come_from(

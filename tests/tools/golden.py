@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mnist_mamba.atomic_write import write_bytes
-from mnist_mamba.engine.format import write_model
+from mnist_mamba.export import write_model
 from mnist_mamba.model import Block, Classifier, MambaClassifier
 from mnist_mamba.scan import selective_scan
 from tests.models import ARCHITECTURES, make_images, make_model

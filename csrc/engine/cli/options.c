@@ -5,8 +5,9 @@
 #include <string.h>
 
 #include "error.h"
+#include "threads.h"
 
-enum { MAX_THREADS = 1024, MAX_BATCH = 65536, MAX_ROUNDS = 1000 };
+enum { MAX_BATCH = 65536, MAX_ROUNDS = 1000 };
 
 static mamba_status parse_count(int *out, const char *option, const char *text, int max,
                                 mamba_error *error)

@@ -24,11 +24,11 @@ struct sequence {
 };
 
 struct scan_inputs {
-    const float *c;     /* [length, stride] the convolution's output */
+    const float *u;     /* [length, stride] the convolution's output */
     const float *z;     /* [length, stride] the gate, before its SiLU */
     const float *delta; /* [length, stride] step sizes, after softplus */
     const float *b;     /* [length, d_state], rows bc_stride apart */
-    const float *c_out; /* [length, d_state], rows bc_stride apart: the C of the paper */
+    const float *c;     /* [length, d_state], rows bc_stride apart: the C of the paper */
     size_t bc_stride;
     const float *a; /* [d_state, stride], or [1, stride] if tied; times log2(e) */
     const float *d; /* [stride] */
@@ -36,7 +36,7 @@ struct scan_inputs {
     bool tied;
 };
 
-struct term {
+struct tap {
     const float *weight, *x; /* [stride] each */
 };
 
@@ -56,8 +56,8 @@ struct mamba_kernels {
     void (*scale_rows)(float *y, size_t y_stride, const float *x, size_t x_stride,
                        const float *scale, size_t rows, size_t n);
 
-    /* y [stride] = bias + the sum of weight * x over n terms, lane by lane. */
-    void (*weighted_sum)(float *y, const float *bias, const struct term *terms, size_t n,
+    /* y [stride] = bias + the sum of weight * x over n taps, lane by lane. */
+    void (*weighted_sum)(float *y, const float *bias, const struct tap *taps, size_t n,
                          size_t stride);
 
     /* y [length, stride] = silu(bias + causal depthwise convolution of x [length, stride]).

@@ -143,7 +143,7 @@ static void scale_rows(float *y, size_t y_stride, const float *x, size_t x_strid
     }
 }
 
-static void weighted_sum(float *y, const float *bias, const struct term *terms, size_t n,
+static void weighted_sum(float *y, const float *bias, const struct tap *taps, size_t n,
                          size_t stride)
 {
     for (size_t d = 0; d < stride; d += PAD) {
@@ -151,7 +151,7 @@ static void weighted_sum(float *y, const float *bias, const struct term *terms, 
         memcpy(sum, bias + d, sizeof sum);
         for (size_t i = 0; i < n; i++)
             for (size_t l = 0; l < PAD; l++)
-                sum[l] += terms[i].weight[d + l] * terms[i].x[d + l];
+                sum[l] += taps[i].weight[d + l] * taps[i].x[d + l];
         memcpy(y + d, sum, sizeof sum);
     }
 }
@@ -169,24 +169,24 @@ static void conv_silu(float *y, const float *x, const float *weight, const float
 {
     const size_t stride = sequence.stride;
     for (size_t step = 0; step < sequence.length; step++) {
-        struct term terms[MAX_CONV];
+        struct tap taps[MAX_CONV];
         size_t n = 0;
         for (size_t k = 0; k < d_conv; k++) {
             const size_t back = d_conv - 1 - k;
             if (back <= step)
-                terms[n++] = (struct term){weight + k * stride,
-                                           x + token_of_step(sequence, step - back) * stride};
+                taps[n++] = (struct tap){weight + k * stride,
+                                         x + token_of_step(sequence, step - back) * stride};
         }
         float *row = y + token_of_step(sequence, step) * stride;
-        weighted_sum(row, bias, terms, n, stride);
+        weighted_sum(row, bias, taps, n, stride);
         silu_all(row, stride);
     }
 }
 
-/* One step for PAD channels: h[n] = exp2(delta A[n]) h[n] + delta c B[n]; sum = C h.
+/* One step for PAD channels: h[n] = exp2(delta A[n]) h[n] + delta u B[n]; sum = C h.
  * `state` [d_state, PAD] holds h; `a` rows are a_stride apart. */
-static void scan_step_free(float sum[PAD], float *state, const float *delta, const float *c,
-                           const float *b, const float *c_out, const float *a, size_t a_stride,
+static void scan_step_free(float sum[PAD], float *state, const float *delta, const float *u,
+                           const float *b, const float *c, const float *a, size_t a_stride,
                            size_t d_state)
 {
     for (size_t l = 0; l < PAD; l++)
@@ -196,15 +196,15 @@ static void scan_step_free(float sum[PAD], float *state, const float *delta, con
         for (size_t l = 0; l < PAD; l++)
             decay[l] = exp2f(delta[l] * a[l]);
         for (size_t l = 0; l < PAD; l++) {
-            state[l] = decay[l] * state[l] + delta[l] * c[l] * b[n];
-            sum[l] += c_out[n] * state[l];
+            state[l] = decay[l] * state[l] + delta[l] * u[l] * b[n];
+            sum[l] += c[n] * state[l];
         }
     }
 }
 
 /* The same with A[n] = (n + 1) A: one exp, then its powers. */
-static void scan_step_tied(float sum[PAD], float *state, const float *delta, const float *c,
-                           const float *b, const float *c_out, const float *a, size_t d_state)
+static void scan_step_tied(float sum[PAD], float *state, const float *delta, const float *u,
+                           const float *b, const float *c, const float *a, size_t d_state)
 {
     float first[PAD], decay[PAD];
     for (size_t l = 0; l < PAD; l++) {
@@ -215,8 +215,8 @@ static void scan_step_tied(float sum[PAD], float *state, const float *delta, con
     for (size_t n = 0; n < d_state; n++, state += PAD) {
         for (size_t l = 0; l < PAD; l++) {
             decay[l] *= first[l];
-            state[l] = decay[l] * state[l] + delta[l] * c[l] * b[n];
-            sum[l] += c_out[n] * state[l];
+            state[l] = decay[l] * state[l] + delta[l] * u[l] * b[n];
+            sum[l] += c[n] * state[l];
         }
     }
 }
@@ -232,15 +232,15 @@ static void scan_channels(float *y, const struct scan_inputs *in, float *state,
         const size_t token = token_of_step(sequence, step);
         const size_t at = token * sequence.stride + first_channel;
         const float *b = in->b + token * in->bc_stride;
-        const float *c_out = in->c_out + token * in->bc_stride;
+        const float *c = in->c + token * in->bc_stride;
         float sum[PAD];
         if (in->tied)
-            scan_step_tied(sum, state, in->delta + at, in->c + at, b, c_out, a, in->d_state);
+            scan_step_tied(sum, state, in->delta + at, in->u + at, b, c, a, in->d_state);
         else
-            scan_step_free(sum, state, in->delta + at, in->c + at, b, c_out, a, sequence.stride,
+            scan_step_free(sum, state, in->delta + at, in->u + at, b, c, a, sequence.stride,
                            in->d_state);
         for (size_t l = 0; l < PAD; l++)
-            y[at + l] = (sum[l] + d[l] * in->c[at + l]) * silu(in->z[at + l]);
+            y[at + l] = (sum[l] + d[l] * in->u[at + l]) * silu(in->z[at + l]);
     }
 }
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mnist_mamba.c_build import build_library, csrc_dir, isa_flags
+from mnist_mamba.c_build import build_library, csrc_dir, isa_flags, shared_flags
 
 LIBRARY_VARIABLE = "MNIST_MAMBA_LIBRARY"
 """Environment variable that names a built libmamba to use instead of compiling one."""
@@ -185,8 +185,8 @@ def _find_library(library: str | Path | None) -> Path:
         "mamba",
         sources,
         include_dirs=[csrc / folder for folder in ("include", "engine", "simd")],
-        # As in csrc/engine.mk: the same bits as ./mamba.
-        cflags=["-std=c11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden"],
+        # The floating-point flags of ./mamba, and so its bits.
+        cflags=["-std=c11", "-O3", *shared_flags("ENGINE_MATH"), "-fvisibility=hidden"],
         file_cflags=isa_flags("{}.c"),
     )
 
