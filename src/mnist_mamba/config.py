@@ -77,7 +77,7 @@ LIMITS = {
     "pixel_std": Range(1e-6, 1e6),
     "members": whole(1, 64),
 }
-"""What the model file allows (docs/format.md); `engine.format` reads files by the same table."""
+"""Ranges of the model file's fields (docs/format.md); `engine.format` checks files by them."""
 MAX_LENGTH = 65536
 """Largest number of tokens per image that the model file allows."""
 MAX_ACTIVATIONS = 2**24
