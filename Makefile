@@ -12,7 +12,8 @@ INSTALLED := $(VENV)/.installed
 TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 # Stages run the `python` of PATH. Analytics stay off: a build should not phone home.
 ENV := PATH="$(CURDIR)/$(BIN):$$PATH" DVC_NO_ANALYTICS=1 MLFLOW_DISABLE_TELEMETRY=true
-PYTEST := $(ENV) python -m pytest
+# Tests run make themselves, which must not look for the jobserver of `make -j`.
+PYTEST := $(ENV) MAKEFLAGS= python -m pytest
 C_SOURCES = $$(git ls-files '*.c' '*.h' '*.inc')
 
 .PHONY: help setup demo clean kernels golden \

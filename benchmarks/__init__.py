@@ -1,7 +1,7 @@
-"""Timings beside other implementations; no stage of the pipeline, which must not import this."""
+"""Timings compared with other implementations. The pipeline must not import this package."""
 
 import sys
 from pathlib import Path
 
-# The library beside this folder is what is measured, also while another copy is installed.
+# Measure the library of this working tree, even if another copy is installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))

@@ -1,6 +1,6 @@
-"""`make bench-engine`: the C engine beside other ways to run the same model on this processor.
+"""`make bench-engine`: time the C engine and other implementations of the same model on this CPU.
 
-All start from one checkpoint, and must give the same logits to 1e-4 before anything is compared.
+All load the same checkpoint. The comparison fails if their logits differ by more than 1e-4.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ from pipeline.common.machine import usable_cores
 logger = logging.getLogger(__name__)
 
 WORKER = (sys.executable, "-m", "benchmarks.engine_worker")
-OF_THE_ENGINE = ("load_us", "image_us", "isa")
-"""Figures that no other peer has."""
+ENGINE_KEYS = ("load_us", "image_us", "isa")
+"""Metrics that only the engine has."""
 
 Measure = Callable[[cases.EngineCase], Answer]
 Models = Mapping[str, ModelConfig]
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = command.parser(
         (__doc__ or "").strip(),
         ["make bench-engine", "python -m benchmarks.engine --peers engine,onnxruntime --rounds 1"],
     )
     add_common(parser, cases.PEERS, rounds=3)
     add = parser.add_argument
-    add("--seconds", type=above_zero, default=1.0, help="timed a load (default: %(default)g)")
+    add("--seconds", type=above_zero, default=1.0, help="timed per load (default: %(default)g)")
     options = parser.parse_args(argv)
     if options.quick:
         options.rounds, options.seconds = 1, 1e-9
@@ -54,7 +54,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def prepare(folder: Path, models: Models, peers: Sequence[str]) -> None:
-    """Build the engine with OpenMP, and from one checkpoint a model what the peers read."""
+    """Build the engine with OpenMP, and write each model's checkpoint in every peer's format."""
     from benchmarks.peers import build_model
     from mnist_mamba.export import write_model
     from mnist_mamba.training.checkpoint import Checkpoint, save_checkpoint
@@ -72,7 +72,7 @@ def prepare(folder: Path, models: Models, peers: Sequence[str]) -> None:
 
 
 def _export_onnx(model: Any, images: int, path: Path) -> None:
-    """With a fixed batch, which is the faster one to run; the loop over the tokens is unrolled."""
+    """Export with a fixed batch, which runs faster; the loop over the tokens is unrolled."""
     import torch
 
     logger.info("exporting %s", path.name)
@@ -81,13 +81,13 @@ def _export_onnx(model: Any, images: int, path: Path) -> None:
 
 
 def compare(name: str, folder: Path, options: argparse.Namespace, measure: Measure) -> Answer:
-    """Time all peers on one model, by peer and load; the figures of a model.
+    """Time all peers on one model and return its metrics, by peer and load.
 
     Raises:
         BenchError: the engine did not finish, or a peer computes something else.
     """
 
-    def one(peer: str) -> Answer:
+    def measure_peer(peer: str) -> Answer:
         case = cases.EngineCase(
             peer=peer, model=name, folder=str(folder), loads=cases.LOADS, seconds=options.seconds
         )
@@ -95,7 +95,7 @@ def compare(name: str, folder: Path, options: argparse.Namespace, measure: Measu
         logger.info("%s, %s: %s", name, peer, _summary(answer))
         return answer
 
-    found = harness.run_rounds(one, options.peers, options.rounds)
+    found = harness.run_rounds(measure_peer, options.peers, options.rounds)
     if "engine" in found.unfinished:
         raise BenchError(f"the engine did not finish: {found.unfinished['engine']}")
     difference = check_logits(found.answers)
@@ -118,7 +118,7 @@ def compare(name: str, folder: Path, options: argparse.Namespace, measure: Measu
         },
         "max_logit_difference": difference,
         "did_not_finish": found.unfinished,
-        **_of_the_engine(found.answers.get("engine", [])),
+        **_engine_metrics(found.answers.get("engine", [])),
     }
 
 
@@ -134,24 +134,24 @@ def _medians(answers: Sequence[Answer], key: str) -> dict[str, float]:
     }
 
 
-def _of_the_engine(answers: Sequence[Answer]) -> dict[str, Any]:
-    """Time to load the file, of a black, a white and a random image; the instruction set."""
+def _engine_metrics(answers: Sequence[Answer]) -> dict[str, Any]:
+    """Return load time, time per black, white and random image, and the instruction set."""
     if not answers:
-        return dict.fromkeys(OF_THE_ENGINE)
+        return dict.fromkeys(ENGINE_KEYS)
     loads = [load for answer in answers for load in answer["loads"].values()]
     image_us = {
         kind: significant(statistics.median(answer["image_us"][kind] for answer in answers), 4)
         for kind in answers[0]["image_us"]
     }
     load_us = significant(statistics.median(load["load_us"] for load in loads))
-    return dict(zip(OF_THE_ENGINE, (load_us, image_us, loads[0]["isa"]), strict=True))
+    return dict(zip(ENGINE_KEYS, (load_us, image_us, loads[0]["isa"]), strict=True))
 
 
 def check_logits(answers: Mapping[str, Sequence[Answer]]) -> float:
-    """The largest difference of a logit from the first peer's that is PyTorch, else from any's.
+    """Return the largest difference of a logit from eager PyTorch's, or else the first peer's.
 
     Raises:
-        DifferentWorkError: above the tolerance, or not a number.
+        DifferentWorkError: the difference is above the tolerance, or not a number.
     """
     logits = {peer: np.array(found[0]["logits"]) for peer, found in answers.items()}
     first = "pytorch_eager" if "pytorch_eager" in logits else next(iter(logits))
@@ -161,14 +161,14 @@ def check_logits(answers: Mapping[str, Sequence[Answer]]) -> float:
         if not difference <= cases.TOLERANCE:
             raise DifferentWorkError(
                 f"{peer}: logits differ from {first}'s by {difference:.1e}, expected at most "
-                f"{cases.TOLERANCE:.0e}: it computes something else"
+                f"{cases.TOLERANCE:.0e}: {peer} computes something else"
             )
         largest = max(largest, difference)
     return significant(largest)
 
 
 def machine_program(folder: Path, isa: str) -> Path:
-    """benchmarks/machine.c, compiled for an instruction set."""
+    """Compile benchmarks/machine.c for an instruction set and return the program's path."""
     program = folder / "machine"
     flags = ["-std=c11", "-O2", f"-DSIMD_{isa.upper()}", "-Icsrc/simd"]
     flags += isa_flags("{}").get(isa, ())
@@ -180,10 +180,10 @@ def machine_program(folder: Path, isa: str) -> Path:
 def limits(
     folder: Path, models: Models, engine_b100: Mapping[str, float], isa: str
 ) -> dict[str, Any]:
-    """How long an image takes at the machine's limit, by model: products, then exponentials.
+    """Return each model's time per image at the limit of one core (µs), and the engine's multiple.
 
-    The limit is one core's: its products at the rate of fused multiply-adds on registers, and
-    its exponentials as fast as the kernels' own go in a loop of nothing else.
+    At the limit, matrix products run at the rate of fused multiply-adds on registers, and
+    exponentials at the rate of the kernels' own in a loop of nothing else.
     """
     program = machine_program(folder, isa)
     peak, exp_ns = (
@@ -204,7 +204,7 @@ def limits(
 
 
 def sizes(folder: Path) -> dict[str, float]:
-    """Of ./mamba: its stripped size, and its peak resident memory on one image; KB of 1024."""
+    """Return ./mamba's stripped size and its peak resident memory on one image (KiB)."""
     mamba = ROOT / "build" / "plain" / "mamba"
     make = ["make", "-s", "-f", "csrc/engine.mk", "build/plain/mamba"]
     subprocess.run(make, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
@@ -222,21 +222,21 @@ def sizes(folder: Path) -> dict[str, float]:
 
 
 def run_all(options: argparse.Namespace, folder: Path, measure: Measure) -> dict[str, Any]:
-    """Both models, as the file has them: tied A on top, free A beside it."""
+    """Time both models and return the content of the metrics file."""
     where = harness.machine()
     models = cases.QUICK_MODELS if options.quick else cases.MODELS
     prepare(folder, models, options.peers)
     found = {name: compare(name, folder, options, measure) for name in models}
     tied, free = found["tied"], found["free"]
     result = {
-        **{key: value for key, value in tied.items() if key not in OF_THE_ENGINE},
+        **{key: value for key, value in tied.items() if key not in ENGINE_KEYS},
         "free_a": free["us_per_image"],
         **{f"free_a_{key}": free[key] for key in ("p99_us", "ratio", "round_us", "did_not_finish")},
     }
     if "engine" in options.peers:
         b100 = {name: section["us_per_image"]["engine"]["b100"] for name, section in found.items()}
         result |= {
-            **{key: tied[key] for key in OF_THE_ENGINE},
+            **{key: tied[key] for key in ENGINE_KEYS},
             "gflops": significant(cases.flops(models["tied"]) / b100["tied"] / 1e3),
             "limit": limits(folder, models, b100, tied["isa"]),
             **sizes(folder),
@@ -245,16 +245,16 @@ def run_all(options: argparse.Namespace, folder: Path, measure: Measure) -> dict
 
 
 def measure_case(case: cases.EngineCase, limits: Limits) -> Answer:
-    """Run one case in a fresh process. Errors: see `harness.run_worker`."""
+    """Run one case in a process of its own; raises what `harness.run_worker` raises."""
     return harness.run_worker(WORKER, case.to_spec(), limits)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure, print the tables, write the file; a part of the whole goes only where asked."""
+    """Measure, print the tables, and write the metrics; see `options.store` for where."""
     options = parse(argv)
     if shutil.which("cc") is None:
-        raise BenchError("no C compiler: cc is not there; install gcc or clang")
-    # torch.compile takes its minutes, and a loop that it unrolls its gigabytes.
+        raise BenchError("no C compiler found: got no `cc`, install gcc or clang")
+    # torch.compile takes minutes, and gigabytes for the unrolled loop.
     measure = functools.partial(measure_case, limits=Limits(memory_gb=16, time_s=1800))
     with tempfile.TemporaryDirectory(prefix="mnist_mamba-bench-") as folder:
         result = run_all(options, Path(folder), measure)

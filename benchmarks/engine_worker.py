@@ -1,4 +1,4 @@
-"""One worker of `make bench-engine`: a peer's inference in a process of its own."""
+"""A worker of `make bench-engine`: time one peer's inference in a process of its own."""
 
 from __future__ import annotations
 
@@ -22,24 +22,23 @@ MIN_CALLS, WARM_UP_CALLS, IMAGE_ROUNDS = 5, 2, 15
 
 
 def check_images(case: EngineCase) -> NDArray[np.uint8]:
-    """Images that every peer classifies, (n, height, width); the same each time."""
-    config = MODELS[case.model]  # the quick ones have the same images
+    """Return the images that every peer classifies, (n, height, width), always the same."""
+    config = MODELS[case.model]  # the quick models have the same image size
     shape = (CHECK_IMAGES, config.height, config.width)
     return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
 
 def measure(spec: dict[str, Any]) -> dict[str, Any]:
-    """Time all loads, in microseconds an image; and the logits of `check_images`.
+    """Return the timings of all loads (µs per image) and the logits of `check_images`.
 
-    For each load the median, p50, p99 and the number of calls; of our engine also what it says of
-    loading the file.
+    Each load has median, p50, p99 and number of calls; our engine's also have `load_us` and `isa`.
     """
     case = EngineCase.from_spec(spec)
     return _measure_engine(case) if case.peer in ENGINES else _measure_python(case)
 
 
 def _measure_engine(case: EngineCase) -> dict[str, Any]:
-    """By its own `bench`; the logits through the Python binding."""
+    """Time by `mamba bench`; the logits come from the Python binding."""
     isa = ENGINES[case.peer]
     if isa is not None:
         os.environ["MAMBA_ISA"] = isa
@@ -57,7 +56,7 @@ def _measure_engine(case: EngineCase) -> dict[str, Any]:
         logits = engine.logits(shown)
         kinds = {"black": shown * 0, "white": shown * 0 + 255, "random": shown}
         times: dict[str, list[float]] = {kind: [] for kind in kinds}
-        for _ in range(IMAGE_ROUNDS):  # in turn, so that a slow moment meets all of them
+        for _ in range(IMAGE_ROUNDS):  # interleaved, so that a slow moment affects all kinds
             for kind, pixels in kinds.items():
                 started = time.perf_counter()
                 engine.logits(pixels)
@@ -72,12 +71,13 @@ def _measure_python(case: EngineCase) -> dict[str, Any]:
     for name, (images, threads) in case.loads.items():
         run = BUILDERS[case.peer](case, images, threads or usable_cores())
         batch = np.resize(pixels, (images, *pixels.shape[1:]))
-        found[name] = _time_calls(run, batch, case.seconds)
-    # With the last load's images, of which the first are the ones to check.
+        found[name] = time_calls(run, batch, case.seconds)
+    # The last load's batch begins with the images to check.
     return {"loads": found, "logits": run(batch)[: len(pixels)].tolist()}
 
 
-def _time_calls(run: Callable[[Array], Array], batch: Array, seconds: float) -> dict[str, float]:
+def time_calls(run: Callable[[Array], Array], batch: Array, seconds: float) -> dict[str, float]:
+    """Time calls of `run` for at least `seconds`; the times are µs per image of the batch."""
     for _ in range(WARM_UP_CALLS):
         run(batch)
     times: list[float] = []
@@ -95,7 +95,7 @@ def _time_calls(run: Callable[[Array], Array], batch: Array, seconds: float) -> 
 
 
 def _torch(case: EngineCase, threads: int, scan: str, compiled: bool) -> Callable[[Array], Array]:
-    # Not above: our engine's workers need no torch.
+    # Imported here, because the engine's workers need no torch.
     import torch
 
     from mnist_mamba.training.checkpoint import load_checkpoint
@@ -122,7 +122,7 @@ def _cpu_kernel(case: EngineCase, images: int, threads: int) -> Callable[[Array]
 
 
 def _compiled(case: EngineCase, images: int, threads: int) -> Callable[[Array], Array]:
-    # Later rounds find what the first one has compiled.
+    # Later rounds reuse what the first one compiled.
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{case.folder}/inductor"
     return _torch(case, threads, "reference", compiled=True)
 

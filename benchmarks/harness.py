@@ -1,4 +1,4 @@
-"""What the benchmarks share: workers in processes of their own, interleaved rounds, the machine."""
+"""The benchmarks' shared parts: worker processes, interleaved rounds, memory, the machine."""
 
 from __future__ import annotations
 
@@ -22,37 +22,37 @@ logger = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parents[1]
 
 Spec = dict[str, Any]
-"""What a worker is to measure; plain values, since it travels as JSON."""
+"""A worker's task; plain values, since it travels as JSON."""
 Answer = dict[str, Any]
-"""What a worker found; plain values."""
+"""A worker's measurements; plain values."""
 
 
 class BenchError(RuntimeError):
-    """A benchmark whose figures would not mean what they say; the message says why."""
+    """The timings would be meaningless; the message says why."""
 
 
 class DifferentWorkError(BenchError):
-    """A peer that computes something else, whose time therefore compares with nothing."""
+    """A peer computes something else, so its time does not compare."""
 
 
 class UnfinishedError(RuntimeError):
-    """A worker that gave no figure; the message says why and belongs into the table."""
+    """A worker gave no timing; the message says why and goes into the table."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What one worker may use."""
+    """Limits of one worker."""
 
     memory_gb: float
     """Private writable memory, in 10^9 bytes."""
     time_s: float
-    """From the start of the process, imports included."""
+    """Seconds from the start of the process, imports included."""
 
 
 def serve(measure: Callable[[Spec], Answer]) -> None:
-    """A worker's main: the spec and its memory limit from stdin, the answer to stdout, as JSON.
+    """Run a worker: read spec and memory limit from stdin, write the answer to stdout, as JSON.
 
-    Out of memory, and work that differs from the others', are answers; other errors are raised.
+    Running out of memory and a DifferentWorkError become replies; other errors are raised.
     """
     request = json.load(sys.stdin)
     limit_memory(request["memory_gb"])
@@ -64,16 +64,15 @@ def serve(measure: Callable[[Spec], Answer]) -> None:
         if not _is_out_of_memory(error):
             raise
         reply = {"unfinished": f"more than {request['memory_gb']:g} GB of memory needed"}
-    # On a line of its own: libraries may have printed something before.
+    # On a new line, because libraries may have printed something before.
     print("\n" + json.dumps(reply))
 
 
 def limit_memory(memory_gb: float) -> None:
-    """Make this process fail to allocate more than that, in 10^9 bytes.
+    """Limit this process's private writable memory (10^9 bytes).
 
-    The limit is RLIMIT_DATA, private writable memory, which on Linux follows what a process
-    fills. RLIMIT_AS would also count the mapped code of torch and what malloc only reserves,
-    half a gigabyte before the first tensor. macOS accepts the limit and does not enforce it.
+    The limit is RLIMIT_DATA. RLIMIT_AS would also count the mapped code of torch and memory that
+    malloc only reserves: half a gigabyte before the first tensor. macOS does not enforce it.
     """
     size = int(memory_gb * 1e9)
     resource.setrlimit(resource.RLIMIT_DATA, (size, size))
@@ -120,29 +119,29 @@ def _last_json(text: str) -> dict[str, Any]:
     try:
         reply: dict[str, Any] = json.loads(text.strip().splitlines()[-1])
     except (IndexError, json.JSONDecodeError) as error:
-        raise UnfinishedError(f"no answer on stdout, which ends in {text[-80:]!r}") from error
+        raise UnfinishedError(f"no answer on stdout: got {text[-80:]!r}, expected JSON") from error
     return reply
 
 
 def _how_it_died(done: subprocess.CompletedProcess[str]) -> str:
     if done.returncode < 0:
         return f"killed by {signal.Signals(-done.returncode).name}"
-    lines = done.stderr.strip().splitlines() or ["it said nothing"]
+    lines = done.stderr.strip().splitlines() or ["no error message"]
     return f"failed with exit code {done.returncode}: {lines[-1][:200]}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Rounds:
-    """What all rounds gave, by name: one answer a round, or why there is none."""
+    """The answers of all rounds, by peer, and the reasons why some did not finish."""
 
     answers: dict[str, list[Answer]]
     unfinished: dict[str, str]
 
 
 def interleaved(names: Sequence[str], rounds: int) -> Iterator[tuple[int, str]]:
-    """(round, name): every name once a round, each round starting one name further on.
+    """Yield (round, name): every name once per round, each round starting one name later.
 
-    So whatever else slows the machine for a while meets all of them, and none is always first.
+    A slow moment of the machine then affects all names, and none is always first.
     """
     for i in range(rounds):
         start = i % max(1, len(names))
@@ -151,10 +150,10 @@ def interleaved(names: Sequence[str], rounds: int) -> Iterator[tuple[int, str]]:
 
 
 def run_rounds(measure: Callable[[str], Answer], names: Sequence[str], rounds: int) -> Rounds:
-    """Measure every name in interleaved rounds; one that did not finish is not tried again.
+    """Measure every name in interleaved rounds; skip a name after it did not finish once.
 
     Raises:
-        DifferentWorkError: from `measure`; nothing further is measured.
+        DifferentWorkError: `measure` raised it.
     """
     answers: dict[str, list[Answer]] = {name: [] for name in names}
     unfinished: dict[str, str] = {}
@@ -174,23 +173,23 @@ def run_rounds(measure: Callable[[str], Answer], names: Sequence[str], rounds: i
 
 
 def rss_mb() -> float:
-    """Resident memory of this process now, in 10^6 bytes; where unknown, the peak so far."""
+    """Return the resident memory of this process (10^6 bytes); the peak so far if unknown."""
     return _status_mb("VmRSS")
 
 
 def peak_rss_mb() -> float:
-    """Largest resident memory of this process so far, in 10^6 bytes."""
+    """Return the peak resident memory of this process (10^6 bytes)."""
     return _status_mb("VmHWM")
 
 
 def _status_mb(field: str) -> float:
-    """A field of /proc/self/status; getrusage's peak where there is no such file.
+    """Return a field of /proc/self/status, or getrusage's peak where that file does not exist.
 
-    Not getrusage at once, because Linux carries its peak over from the parent through exec.
+    On Linux getrusage's peak includes the parent's before exec.
     """
     status = Path("/proc/self/status")
     if status.is_file():
-        for line in status.read_text().splitlines():
+        for line in status.read_text(encoding="utf-8").splitlines():
             if line.startswith(f"{field}:"):
                 return int(line.split()[1]) * 1024 / 1e6
     unit = 1 if sys.platform == "darwin" else 1024
@@ -212,5 +211,5 @@ def git_revision(folder: Path = ROOT) -> str:
 
 
 def significant(value: float, digits: int = 3) -> float:
-    """A value rounded to some significant digits, which is what a noisy figure has."""
+    """Round a noisy measurement to its significant digits."""
     return float(f"{value:.{digits}g}")

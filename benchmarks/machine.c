@@ -1,8 +1,8 @@
-/* What `make bench-engine` asks of the machine itself, compiled for its best instruction set:
+/* Machine limits for `make bench-engine`, compiled for the machine's best instruction set:
  *
- *     machine fma          GFLOP/s of one core at fused multiply-adds on registers
- *     machine exp2         nanoseconds of an exponential, as the kernels compute it
- *     machine rss COMMAND  runs a command; its peak resident memory in KB on stderr
+ *     machine fma          print one core's GFLOP/s of fused multiply-adds on registers
+ *     machine exp2         print nanoseconds per exponential, as the kernels compute it
+ *     machine rss COMMAND  run a command and print its peak resident memory (KiB) on stderr
  */
 #define _GNU_SOURCE
 #include "vector_math.h"
@@ -23,7 +23,7 @@ static double now_s(void)
     return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
 }
 
-/* More chains than a multiply-add has cycles of latency, for either of two ports. */
+/* CHAINS independent sums hide the latency of multiply-adds on two ports. */
 static float run_fma(void)
 {
     vreal sum[CHAINS];
@@ -62,7 +62,7 @@ static float run_exp2(void)
     return lanes[0];
 }
 
-/* The fastest of many calls: what the machine can do when nobody else wants it. */
+/* Seconds of the fastest of many calls: the one that nothing else disturbed. */
 static double fastest_s(float (*run)(void))
 {
     static volatile float sink;
@@ -77,7 +77,7 @@ static double fastest_s(float (*run)(void))
     return fastest;
 }
 
-/* A process starts with the peak of the one that it was forked from: this one is small. */
+/* A child's peak starts at its parent's, so the parent must be this small program. */
 static int report_rss(char **command)
 {
     struct rusage usage;

@@ -1,4 +1,4 @@
-"""What the matrix products of one training step cost alone: the floor below every scan."""
+"""The matrix products of one training step alone: a lower bound for steps that use torch's."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mnist_mamba.config import ModelConfig
 
 
 def products(config: ModelConfig, batch: int) -> list[tuple[int, int, int]]:
-    """(rows, inputs, outputs) of each linear layer: the stem, the mixers' four each, the head."""
+    """Return (rows, inputs, outputs) of each linear layer: stem, four per mixer, head."""
     tokens, inner, rank = batch * config.length, config.d_inner, config.resolved_dt_rank
     mixer = [
         (tokens, config.d_model, 2 * inner),
@@ -24,10 +24,10 @@ def products(config: ModelConfig, batch: int) -> list[tuple[int, int, int]]:
 
 
 def matmul_step(config: ModelConfig, batch: int) -> Callable[[], None]:
-    """A function that runs the products of a forward and a backward pass, and nothing else.
+    """Return a function that runs the products of a forward and a backward pass, nothing else.
 
-    Every layer has its own operands and results, as it has in the model. The stem's input, which
-    are pixels, gets no gradient.
+    Every layer has its own operands and results, as in the model. The stem's input are pixels,
+    which get no gradient.
     """
     forward = [
         _Product(*shape, input_gradient=i > 0) for i, shape in enumerate(products(config, batch))
@@ -43,7 +43,7 @@ def matmul_step(config: ModelConfig, batch: int) -> Callable[[], None]:
 
 
 class _Product:
-    """One linear layer without bias: y = x W', dx = dy W, dW = dy' x."""
+    """A linear layer without bias: y = x W', dx = dy W, dW = dy' x."""
 
     def __init__(self, rows: int, inputs: int, outputs: int, input_gradient: bool) -> None:
         self.x, self.weight = torch.rand(rows, inputs), torch.rand(outputs, inputs)

@@ -1,4 +1,4 @@
-"""What the benchmarks' command lines share: types, common options, where the figures go."""
+"""The benchmarks' shared command-line options, and where their metrics go."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ logger = logging.getLogger(__name__)
 
 
 def positive(text: str) -> int:
-    """A whole number from 1 on."""
+    """Parse a whole number of at least 1."""
     if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number from 1 on")
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number of at least 1")
     return int(text)
 
 
 def above_zero(text: str) -> float:
-    """A number above 0."""
+    """Parse a finite number above 0."""
     value = float(text)
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"got {text!r}, expected a number above 0")
@@ -31,7 +31,7 @@ def above_zero(text: str) -> float:
 
 
 def some_of(known: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
-    """The type of an option that takes some of the known words, with commas between."""
+    """Return a parser of comma-separated words, which must all be known."""
 
     def peers(text: str) -> tuple[str, ...]:
         chosen = tuple(text.split(","))
@@ -45,12 +45,18 @@ def some_of(known: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
 
 
 def add_common(parser: argparse.ArgumentParser, known: Sequence[str], rounds: int) -> None:
-    """--rounds, --peers, --quick and --output, with all known peers and the rounds by default."""
+    """Add --rounds, --peers, --quick and --output; the default is all known peers."""
     add = parser.add_argument
-    add("--rounds", type=positive, default=rounds, help="of all peers (default: %(default)s)")
-    add("--peers", type=some_of(known), default=known, help="a comma between (default: all)")
-    add("--quick", action="store_true", help="tiny models, few calls: does it all still run?")
-    add("--output", type=Path, help="default: the committed file, and for a part of the whole none")
+    add(
+        "--rounds", type=positive, default=rounds, help="rounds of all peers (default: %(default)s)"
+    )
+    add("--peers", type=some_of(known), default=known, help="comma-separated (default: all)")
+    add(
+        "--quick",
+        action="store_true",
+        help="tiny models, few calls: only check that everything runs",
+    )
+    add("--output", type=Path, help="default: the committed file, none for a part of the benchmark")
 
 
 def store(result: Mapping[str, Any], asked: Path | None, committed: Path, whole: bool) -> None:

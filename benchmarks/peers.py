@@ -1,4 +1,4 @@
-"""The same classifier with everybody's mixer in it, and the check that it is the same."""
+"""The classifier with other implementations' mixers, and the check that they compute the same."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from mnist_mamba.data.torchvision_compat import import_torchvision
 from mnist_mamba.model import MambaClassifier
 
 TOLERANCE = 1e-4
-"""Relative difference of the loss, and of each gradient in L2, from the reference's: fp32 noise."""
+"""Accepted relative difference of the loss, and of each gradient in L2: fp32 rounding."""
 CHECK_IMAGES = 2
 SCANS = {"ours": "cpu", "ours_tied": "cpu"}
 
 
 class PeerMixer(nn.Module):
-    """Another implementation's mixer in the place of ours; it knows one direction only."""
+    """Another implementation's mixer in place of ours; it flips the tokens to run backwards."""
 
     def __init__(self, theirs: nn.Module) -> None:
         super().__init__()
         self.theirs = theirs
 
     def forward(self, hidden: Tensor, reverse: bool = False) -> Tensor:
-        """(batch, length, d_model) to the same shape, from the last token on if `reverse`."""
+        """Mix (batch, length, d_model) into the same shape, from the last token if `reverse`."""
         mixed: Tensor = self.theirs(hidden.flip(1) if reverse else hidden)
         return mixed.flip(1) if reverse else mixed
 
 
 def mambapy_mixer(config: ModelConfig) -> nn.Module:
-    """mambapy's block with its parallel scan, which is its default."""
+    """Return mambapy's block with its default, the parallel scan."""
     mambapy = importlib.import_module("mambapy.mamba")
     settings = mambapy.MambaConfig(
         d_model=config.d_model,
@@ -51,8 +51,8 @@ def mambapy_mixer(config: ModelConfig) -> nn.Module:
 
 
 def transformers_mixer(config: ModelConfig) -> nn.Module:
-    """Hugging Face's mixer on its default path for a CPU: a loop over the tokens."""
-    # Where the package `kernels` is installed, transformers would look for others on its hub.
+    """Return Hugging Face's mixer on its default path for a CPU, a loop over the tokens."""
+    # If the package `kernels` is installed, transformers looks for kernels on its hub.
     os.environ["HF_HUB_OFFLINE"] = "1"
     # transformers imports torchvision.
     import_torchvision()
@@ -77,7 +77,7 @@ MIXERS: dict[str, Callable[[ModelConfig], nn.Module]] = {
 
 
 def build_model(peer: str, config: ModelConfig) -> MambaClassifier:
-    """The classifier with a peer's mixers; the weights are the same for every peer."""
+    """Return the classifier with a peer's mixers; every peer has the same weights."""
     torch.manual_seed(0)
     model = MambaClassifier(config, scan=SCANS.get(peer, "reference"))
     if peer in MIXERS:
@@ -89,14 +89,14 @@ def build_model(peer: str, config: ModelConfig) -> MambaClassifier:
 
 
 def random_batch(config: ModelConfig, batch: int) -> tuple[Tensor, Tensor]:
-    """Pixels (batch, height, width) in [0, 1] and labels (batch,); the same on every call."""
+    """Return pixels (batch, height, width) in [0, 1] and labels (batch,), always the same."""
     generator = torch.Generator().manual_seed(0)
     pixels = torch.rand(batch, config.height, config.width, generator=generator)
     return pixels, torch.randint(config.n_classes, (batch,), generator=generator)
 
 
 def check_same_model(model: MambaClassifier, config: ModelConfig) -> None:
-    """Compare loss and gradients of a fresh model on a few images with our reference loop's.
+    """Compare a fresh model's loss and gradients on two images with the reference loop's.
 
     Raises:
         DifferentWorkError: they differ by more than rounding; the message names the worst.
@@ -105,19 +105,19 @@ def check_same_model(model: MambaClassifier, config: ModelConfig) -> None:
     actual = _loss_and_gradients(model, config)
     if actual.keys() != expected.keys():
         odd = ", ".join(sorted(actual.keys() ^ expected.keys()))
-        raise DifferentWorkError(f"other parameters than the reference's: {odd}")
+        raise DifferentWorkError(f"parameters that only one of peer and reference has: {odd}")
     differences = {
         name: float((actual[name] - value).norm() / value.norm().clamp(min=1e-30))
         for name, value in expected.items()
     }
-    # NaN compares as neither larger nor smaller: it has to be the worst.
+    # NaN compares as neither larger nor smaller, and must win.
     worst = max(
         differences, key=lambda name: (differences[name] != differences[name], differences[name])
     )
     if not differences[worst] <= TOLERANCE:
         raise DifferentWorkError(
             f"{worst} differs from the reference's by a relative {differences[worst]:.1e}, "
-            f"expected at most {TOLERANCE:.0e}: it computes something else"
+            f"expected at most {TOLERANCE:.0e}: the peer computes something else"
         )
 
 

@@ -1,6 +1,6 @@
-"""What `make bench-train` measures: frozen models, peers, numbers of steps.
+"""The frozen models, peers and numbers of steps of `make bench-train`.
 
-Frozen, and apart from params.yaml, so that figures of different revisions compare.
+They do not follow params.yaml, so that timings of different revisions compare.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 from mnist_mamba.config import ModelConfig, TrainConfig
 
 KEPT = "_kept"
-"""Ending of a peer's name: it has our trainer's settings for memory (`prepare_memory`), too."""
+"""Suffix of peers that run with our trainer's memory settings (`prepare_memory`)."""
 PEERS = (
     "ours",
     "ours_tied",
@@ -22,11 +22,11 @@ PEERS = (
     "transformers" + KEPT,
 )
 AS_IT_COMES = ("mambapy", "transformers")
-"""Peers whose users have the C library's own settings for memory."""
+"""Peers that run with the C library's own memory settings, as their users have them."""
 MATMUL = "matmul"
-"""No peer: just the matrix products of the same step."""
+"""Not a peer: only the matrix products of the same step."""
 EPOCH = "epoch"
-"""No peer: a whole epoch of ours, with loading, augmentation and evaluation; `timed` steps."""
+"""Not a peer: a whole epoch of ours, with loading, augmentation and evaluation."""
 
 BATCH = 128
 MAIN = ModelConfig(
@@ -46,9 +46,9 @@ MAIN = ModelConfig(
     dt_rank="auto",
     a="free",
 )
-"""49 tokens."""
+"""The main model: 49 tokens."""
 LONG = dataclasses.replace(MAIN, patch=(1, 1), d_model=32, n_layers=2)
-"""784 tokens: the pixel sequence."""
+"""The pixel sequence: 784 tokens."""
 TRAIN = TrainConfig(
     batch_size=BATCH,
     lr=1e-3,
@@ -59,12 +59,12 @@ TRAIN = TrainConfig(
 )
 
 Steps = dict[str, tuple[int, int]]
-"""Warm-up and timed steps of a worker, by peer."""
+"""(warm-up, timed) steps of a worker, by peer."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Bench:
-    """Everything that is measured in one go."""
+    """Sizes of one benchmark."""
 
     batch: int
     main: ModelConfig
@@ -77,7 +77,7 @@ class Bench:
 FULL = Bench(
     batch=BATCH,
     main=MAIN,
-    # The loops take up to seconds a step; their steps are also less noisy for that.
+    # The loops take up to seconds per step, and their steps are less noisy.
     main_steps={
         **dict.fromkeys(("ours", "ours_tied", MATMUL), (3, 15)),
         "reference": (1, 3),
@@ -100,37 +100,37 @@ QUICK = Bench(
     long_steps={name: steps for name, steps in _QUICK_STEPS.items() if not name.endswith(KEPT)},
     epoch_steps=2,
 )
-"""Whether everything still runs; its times say nothing."""
+"""Tiny sizes, which only show that everything runs; the times mean nothing."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainCase:
-    """One worker's task."""
+    """A worker's task."""
 
     peer: str
     model: ModelConfig
     batch: int
     threads: int
     warmup: int
-    """Steps that are not timed; the first one also compiles our kernel, once a machine."""
+    """Untimed steps; on a new machine the first one also compiles our kernel."""
     timed: int
     prepare_memory: bool
-    """Whether the process has our trainer's settings for memory."""
+    """Use our trainer's memory settings."""
 
     def to_spec(self) -> dict[str, Any]:
-        """The case as plain values."""
+        """Return the case as plain values."""
         return {**dataclasses.asdict(self), "model": self.model.to_dict()}
 
     @classmethod
     def from_spec(cls, spec: dict[str, Any]) -> TrainCase:
-        """The case of `to_spec`'s values."""
+        """Return the case of `to_spec`'s values."""
         return cls(**{**spec, "model": ModelConfig.from_dict(spec["model"])})
 
 
 def make_case(
     name: str, model: ModelConfig, batch: int, threads: int, steps: tuple[int, int]
 ) -> TrainCase:
-    """A peer's case by its name in the table; `ours_tied` is the same model with tied A."""
+    """Return a peer's case by its name in the table; `ours_tied` is `ours` with tied A."""
     if name == "ours_tied":
         model = dataclasses.replace(model, a="tied")
     return TrainCase(

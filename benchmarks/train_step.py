@@ -1,6 +1,7 @@
-"""`make bench-train`: a whole optimisation step of ours beside other implementations.
+"""`make bench-train`: time a training step of ours and of other implementations.
 
-Forward, loss, backward, clipping, AdamW, EMA of the same model with the same weights; no data work.
+A step is forward, loss, backward, clipping, AdamW and averaging (EMA), without data loading. All
+implementations train the same model from the same weights.
 """
 
 from __future__ import annotations
@@ -31,15 +32,20 @@ Measure = Callable[[cases.TrainCase], Answer]
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = command.parser(
         (__doc__ or "").strip(),
         ["make bench-train", "python -m benchmarks.train_step --only main --peers ours,reference"],
     )
     add_common(parser, cases.PEERS, rounds=5)
     add = parser.add_argument
-    add("--long-rounds", type=positive, default=2, help="of L = 784 (default: %(default)s)")
-    add("--only", choices=SECTIONS, help="one section")
+    add(
+        "--long-rounds",
+        type=positive,
+        default=2,
+        help="rounds with 784 tokens (default: %(default)s)",
+    )
+    add("--only", choices=SECTIONS, help="measure one section")
     add("--threads", type=positive, default=usable_cores(), help="default: all cores")
     add(
         "--memory-gb",
@@ -55,7 +61,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def measure_case(case: cases.TrainCase, limits: Limits) -> Answer:
-    """Run one case in a fresh process. Errors: see `harness.run_worker`."""
+    """Run one case in a process of its own; raises what `harness.run_worker` raises."""
     return harness.run_worker(WORKER, case.to_spec(), limits)
 
 
@@ -67,28 +73,28 @@ def compare(
     options: argparse.Namespace,
     measure: Measure,
 ) -> dict[str, Any]:
-    """Time all peers and the matrix products on one model; the figures of a section.
+    """Time all peers and the matrix products on one model and return the section's metrics.
 
     Raises:
-        BenchError: ours did not finish, or a peer does not compute the same.
+        BenchError: ours did not finish, or a peer computes something else.
     """
 
-    def one(name: str) -> Answer:
+    def measure_peer(name: str) -> Answer:
         return measure(cases.make_case(name, model, batch, options.threads, steps[name]))
 
     names = [name for name in (*options.peers, cases.MATMUL) if name in steps]
-    found = harness.run_rounds(one, names, rounds)
+    found = harness.run_rounds(measure_peer, names, rounds)
     if "ours" in found.unfinished:
         raise BenchError(f"ours did not finish: {found.unfinished['ours']}")
     check_losses(found)
-    return {"length": model.length, "rounds": rounds, **figures(found)}
+    return {"length": model.length, "rounds": rounds, **section_metrics(found)}
 
 
 def check_losses(found: Rounds) -> None:
-    """All peers' first steps, on the whole batch, must have had the same loss.
+    """Check that all peers had the same loss in their first step, on the whole batch.
 
     Raises:
-        DifferentWorkError: one is off by more than rounding.
+        DifferentWorkError: a loss differs by more than rounding.
     """
     losses = {
         name: answer["first_loss"]
@@ -100,13 +106,13 @@ def check_losses(found: Rounds) -> None:
     for name, loss in losses.items():
         if not abs(loss - first) <= LOSS_TOLERANCE * abs(first):
             raise harness.DifferentWorkError(
-                f"{name}: the first step's loss is {loss:.6f}, expected {first:.6f} as "
-                f"{next(iter(losses))} has it: it computes something else"
+                f"{name}: the first step's loss is {loss:.6f}, expected {first:.6f} as of "
+                f"{next(iter(losses))}: {name} computes something else"
             )
 
 
-def figures(found: Rounds) -> dict[str, Any]:
-    """Medians over the rounds, ratios to ours, memory; `matmul_ms` is None if it did not finish."""
+def section_metrics(found: Rounds) -> dict[str, Any]:
+    """Return medians over the rounds, ratios to ours, and memory."""
     medians = {
         name: statistics.median(answer["step_ms"] for answer in answers)
         for name, answers in found.answers.items()
@@ -141,10 +147,10 @@ def _largest(answers: Sequence[Answer], key: str) -> int:
 def memory_growth(
     model: ModelConfig, batch: int, options: argparse.Namespace, measure: Measure
 ) -> dict[str, Any]:
-    """Peak memory of ours with the batch doubled, the states quadrupled, and both.
+    """Measure our peak memory with the batch doubled, the states quadrupled, and both.
 
     Raises:
-        BenchError: one did not finish.
+        BenchError: a measurement did not finish.
     """
     sizes = {
         f"batch_{b}_state_{n}": (b, n)
@@ -152,12 +158,12 @@ def memory_growth(
         for n in (model.d_state, 4 * model.d_state)
     }
 
-    def one(name: str) -> Answer:
+    def measure_size(name: str) -> Answer:
         b, n = sizes[name]
         larger = ModelConfig.from_dict({**model.to_dict(), "d_state": n})
         return measure(cases.make_case("ours", larger, b, options.threads, (1, 1)))
 
-    found = harness.run_rounds(one, tuple(sizes), 1)
+    found = harness.run_rounds(measure_size, tuple(sizes), 1)
     for name, reason in found.unfinished.items():
         raise BenchError(f"memory of ours, {name}: did not finish: {reason}")
     above = {name: answers[0]["above_start_mb"] for name, answers in found.answers.items()}
@@ -173,30 +179,30 @@ def memory_growth(
 
 
 def epoch_profile(bench: cases.Bench, options: argparse.Namespace, measure: Measure) -> Answer:
-    """Where an epoch's time goes; `beside_steps` is the share of data work and evaluation.
+    """Profile an epoch; `beside_steps` is the share of data work and evaluation.
 
     Raises:
-        BenchError: it did not finish.
+        UnfinishedError: the worker did not finish.
     """
     case = cases.make_case(
         cases.EPOCH, bench.main, bench.batch, options.threads, (0, bench.epoch_steps)
     )
     answer = measure(case)
     parts = {name: answer[name] for name in ("data_s", "steps_s", "evaluation_s")}
-    beside = parts["data_s"] + parts["evaluation_s"]
+    other_s = parts["data_s"] + parts["evaluation_s"]
     return {
         "steps": bench.epoch_steps,
         **{name: significant(value) for name, value in parts.items()},
         "images_per_s": significant(answer["images_per_s"]),
-        "beside_steps": significant(beside / sum(parts.values())),
+        "beside_steps": significant(other_s / sum(parts.values())),
     }
 
 
 def run_all(options: argparse.Namespace, measure: Measure) -> dict[str, Any]:
-    """All chosen sections, the main one's figures on top, as the file has them."""
+    """Measure the chosen sections and return the content of the metrics file."""
     versions: set[str] = set()
 
-    def noting(case: cases.TrainCase) -> Answer:
+    def measure_and_log(case: cases.TrainCase) -> Answer:
         answer = measure(case)
         versions.add(answer["torch"])
         logger.info("%s: %.1f ms", case.peer, answer["step_ms"])
@@ -208,16 +214,16 @@ def run_all(options: argparse.Namespace, measure: Measure) -> dict[str, Any]:
     result: dict[str, Any] = {}
     if "main" in wanted:
         result |= compare(
-            bench.main, bench.batch, bench.main_steps, options.rounds, options, noting
+            bench.main, bench.batch, bench.main_steps, options.rounds, options, measure_and_log
         )
     if "long" in wanted:
         result["long"] = compare(
-            bench.long, bench.batch, bench.long_steps, options.long_rounds, options, noting
+            bench.long, bench.batch, bench.long_steps, options.long_rounds, options, measure_and_log
         )
     if "memory" in wanted and "ours" in options.peers:
-        result["memory"] = memory_growth(bench.main, bench.batch, options, noting)
+        result["memory"] = memory_growth(bench.main, bench.batch, options, measure_and_log)
     if "epoch" in wanted and "ours" in options.peers:
-        result["epoch"] = epoch_profile(bench, options, noting)
+        result["epoch"] = epoch_profile(bench, options, measure_and_log)
     return {
         **result,
         "batch": bench.batch,
@@ -230,7 +236,7 @@ def run_all(options: argparse.Namespace, measure: Measure) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure, print the table, write the file; a part of the whole goes only where asked."""
+    """Measure, print the tables, and write the metrics; see `options.store` for where."""
     options = parse(argv)
     limits = Limits(memory_gb=options.memory_gb, time_s=options.time_s)
     result = run_all(options, functools.partial(measure_case, limits=limits))

@@ -1,4 +1,4 @@
-"""One worker of `make bench-train`: a peer's training steps in a process of their own."""
+"""A worker of `make bench-train`: time one peer's training steps in a process of its own."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from mnist_mamba.training.trainer import Trainer
 
 
 def measure(spec: dict[str, Any]) -> dict[str, Any]:
-    """Time a case: median step in ms, memory in MB, the first step's loss.
+    """Return a case's median step (ms), memory (10^6 bytes) and first step's loss.
 
     Raises:
-        DifferentWorkError: the peer does not compute what our reference computes.
+        DifferentWorkError: the peer computes something else than our reference.
     """
     case = TrainCase.from_spec(spec)
     torch.set_num_threads(case.threads)
     if case.prepare_memory:
         prepare_memory()  # as pipeline.train does
     measures = {MATMUL: _time_products, EPOCH: _time_epoch}
-    figures = measures.get(case.peer, _time_steps)(case)
-    return {**figures, "torch": torch.__version__}
+    measured = measures.get(case.peer, _time_steps)(case)
+    return {**measured, "torch": torch.__version__}
 
 
 def _time_products(case: TrainCase) -> dict[str, Any]:
@@ -55,7 +55,7 @@ def _time_steps(case: TrainCase) -> dict[str, Any]:
         times.append(time.perf_counter() - started)
         losses.append(loss)
     peak_mb = harness.peak_rss_mb()
-    # Behind the steps, so that it adds nothing to their memory.
+    # After the steps, so that it adds nothing to their memory.
     peers.check_same_model(peers.build_model(case.peer, case.model), case.model)
     return {
         "step_ms": 1e3 * statistics.median(times[case.warmup :]),
@@ -66,7 +66,7 @@ def _time_steps(case: TrainCase) -> dict[str, Any]:
 
 
 def _time_epoch(case: TrainCase) -> dict[str, Any]:
-    """Random images as the pipeline has them, 11 to train on for each to validate on, as MNIST."""
+    """Time an epoch over random images, with one validation image per 11 training images."""
     random = np.random.default_rng(0)
 
     def images(n: int) -> LabelledImages:

@@ -84,7 +84,7 @@ size_t mamba_context_bytes(const mamba_model *model)
     struct reserve measure = {0};
     reserve_arrays(&measure, &unused, &model->info);
     uint64_t bytes = (ALIGNMENT - 1) + header_bytes() + measure.floats * sizeof(float);
-    return bytes <= SIZE_MAX / 2 ? (size_t)bytes : 0; /* pointers must be subtractable */
+    return bytes <= SIZE_MAX / 2 ? (size_t)bytes : 0; /* a ptrdiff_t must hold it */
 }
 
 mamba_status mamba_context_init(mamba_context **out, const mamba_model *model, void *arena,

@@ -35,11 +35,29 @@ static struct projection fold(float *folded, const struct mamba_model *model, co
 {
     const size_t in = model->info.d_model;
     float *bias = folded + n.d_inner * n.pixels;
-    for (size_t o = 0; o < n.d_inner; o += PAD)
-        model->kernels->matmul(folded + o * n.pixels, PAD, rows, n.d_model, in_proj + o * in, NULL,
-                               0, n.pixels, in, PAD);
-    model->kernels->matmul(bias, n.d_inner, rows + n.pixels * n.d_model, n.d_model, in_proj, NULL,
-                           0, n.bias_rows, in, n.d_inner);
+    struct product panel = {
+        .y_stride = PAD,
+        .x = rows,
+        .x_stride = n.d_model,
+        .rows = n.pixels,
+        .in = in,
+        .out = PAD,
+    };
+    for (size_t o = 0; o < n.d_inner; o += PAD) {
+        panel.y = folded + o * n.pixels;
+        panel.weight = in_proj + o * in;
+        model->kernels->matmul(&panel);
+    }
+    model->kernels->matmul(&(struct product){
+        .y = bias,
+        .y_stride = n.d_inner,
+        .x = rows + n.pixels * n.d_model,
+        .x_stride = n.d_model,
+        .weight = in_proj,
+        .rows = n.bias_rows,
+        .in = in,
+        .out = n.d_inner,
+    });
     return (struct projection){folded, bias, n.bias_rows > 1 ? n.d_inner : 0};
 }
 

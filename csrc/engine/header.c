@@ -2,6 +2,7 @@
 
 #include <float.h>
 #include <stddef.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "error.h"
@@ -53,15 +54,11 @@ static mamba_status check_identity(const struct file_bytes *file, const char *pa
                           "file size: got %zu bytes, expected at least the %d of a header",
                           file->size, HEADER_BYTES);
     if (memcmp(file->data, MAGIC, sizeof MAGIC) != 0) {
-        char got[3 * sizeof MAGIC];
-        for (size_t i = 0; i < sizeof MAGIC; i++) {
-            static const char hex[] = "0123456789ABCDEF";
-            got[3 * i] = hex[file->data[i] >> 4];
-            got[3 * i + 1] = hex[file->data[i] & 15];
-            got[3 * i + 2] = i + 1 < sizeof MAGIC ? ' ' : '\0';
-        }
+        char got[3 * sizeof MAGIC + 1]; /* "89 4D ... 0A " */
+        for (size_t i = 0; i < sizeof MAGIC; i++)
+            snprintf(got + 3 * i, 4, "%02X ", file->data[i]);
         return mamba_fail(error, MAMBA_ERR_MODEL, path,
-                          "magic: got %s, expected 89 4D 41 4D 42 41 0D 0A (not a model file?)",
+                          "magic: got %.23s, expected 89 4D 41 4D 42 41 0D 0A (not a model file?)",
                           got);
     }
     const uint16_t one = 1;

@@ -7,27 +7,35 @@
 #include "header.h"
 #include "tensors.h"
 
-/* Checks what follows the header in model->file, which is called `path` in messages. */
-static mamba_status check_model(struct mamba_model *model, const char *path, mamba_error *error)
+static mamba_status choose_kernels(struct mamba_model *model, mamba_error *error)
 {
-    mamba_status status = mamba_check_tensors(model, path, error);
-    if (status != MAMBA_OK)
-        return status;
     const char *wanted = getenv("MAMBA_ISA");
     model->kernels = mamba_choose_kernels(wanted);
-    if (!model->kernels)
-        return mamba_fail(
-            error, MAMBA_ERR_ARGUMENT, NULL,
-            "MAMBA_ISA: got %.60s, expected one of scalar, neon, avx2, avx512 that this "
-            "processor has",
-            wanted);
+    if (model->kernels)
+        return MAMBA_OK;
+    return mamba_fail(error, MAMBA_ERR_ARGUMENT, NULL,
+                      "MAMBA_ISA: got %.60s, expected scalar, neon, avx2 or avx512, and one that "
+                      "this processor has",
+                      wanted);
+}
+
+/* Checks what follows the header of model->file, and gets the model ready to run. */
+static mamba_status load(struct mamba_model *model, const char *path, mamba_error *error)
+{
+    mamba_status status = mamba_check_tensors(model, path, error);
+    if (status == MAMBA_OK)
+        status = choose_kernels(model, error);
+    if (status != MAMBA_OK)
+        return status;
     if (mamba_context_bytes(model) == 0)
         return mamba_fail(error, MAMBA_ERR_MEMORY, path,
                           "its activations do not fit this machine's address space");
+    if (!mamba_fold(model))
+        return mamba_fail(error, MAMBA_ERR_MEMORY, path, "no memory for the folded weights");
     return MAMBA_OK;
 }
 
-/* Takes `file`, also on an error. */
+/* Owns `file` from now on: closes it on an error. Messages call it `path`. */
 static mamba_status new_model(mamba_model **out, struct file_bytes file, const char *path,
                               mamba_error *error)
 {
@@ -37,7 +45,8 @@ static mamba_status new_model(mamba_model **out, struct file_bytes file, const c
     if (status == MAMBA_OK) {
         model = calloc(1, sizeof *model + info.members * sizeof *model->members);
         if (!model)
-            status = mamba_fail(error, MAMBA_ERR_MEMORY, path, "no memory for the model's table");
+            status =
+                mamba_fail(error, MAMBA_ERR_MEMORY, path, "no memory for the table of its tensors");
     }
     if (!model) {
         mamba_file_close(&file);
@@ -47,9 +56,7 @@ static mamba_status new_model(mamba_model **out, struct file_bytes file, const c
     model->info = info;
     for (int i = 0; i < 256; i++)
         model->pixel_values[i] = ((float)i / 255.0f - info.pixel_mean) / info.pixel_std;
-    status = check_model(model, path, error);
-    if (status == MAMBA_OK && !mamba_fold(model))
-        status = mamba_fail(error, MAMBA_ERR_MEMORY, path, "no memory for the first product");
+    status = load(model, path, error);
     if (status == MAMBA_OK)
         *out = model;
     else

@@ -27,9 +27,17 @@ static void patch_stem(struct mamba_context *context)
     const uint32_t pixels = info->patch_height * info->patch_width;
     const size_t stride = mamba_im2col_stride(pixels);
     gather_patches(context->im2col, stride, context->image, info);
-    model->kernels->matmul(context->x, context->d_model, context->im2col, stride,
-                           context->member->stem_weight, context->member->stem_bias, 0,
-                           info->length, pixels, info->d_model);
+    model->kernels->matmul(&(struct product){
+        .y = context->x,
+        .y_stride = context->d_model,
+        .x = context->im2col,
+        .x_stride = stride,
+        .weight = context->member->stem_weight,
+        .bias = context->member->stem_bias,
+        .rows = info->length,
+        .in = pixels,
+        .out = info->d_model,
+    });
 }
 
 /* ---- conv stems -------------------------------------------------------------------------- */
@@ -97,9 +105,17 @@ static void conv_3x3(struct mamba_context *context, struct feature_map out, stru
         rows = out.height - y < 2 * at_once ? out.height - y : at_once;
         gather_3x3(context->im2col, im2col_stride, in, stride, y, rows, out.width);
         float *result = tokens ? out.data + y * out.width * out_stride : context->conv_output;
-        context->model->kernels->matmul(result, out_stride, context->im2col, im2col_stride,
-                                        weights.weight, weights.bias, 0, rows * out.width, inputs,
-                                        out.channels);
+        context->model->kernels->matmul(&(struct product){
+            .y = result,
+            .y_stride = out_stride,
+            .x = context->im2col,
+            .x_stride = im2col_stride,
+            .weight = weights.weight,
+            .bias = weights.bias,
+            .rows = rows * out.width,
+            .in = inputs,
+            .out = out.channels,
+        });
         if (!tokens)
             put_rows(out, y, rows, result, out_stride);
     }

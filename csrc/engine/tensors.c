@@ -10,18 +10,20 @@
 
 _Static_assert(sizeof(float) == 4, "model files hold IEEE 754 binary32");
 
-/* A walk over the tensors in file order. One walk without a base measures the file, a second one
- * with it sets the pointers: size and layout cannot disagree. */
+/* ---- the walk ---------------------------------------------------------------------------- */
+
+/* A walk over the tensors in file order. Without a base it measures the file, with one it sets the
+ * pointers, so that size and layout cannot disagree. */
 struct walk {
-    const float *base;   /* first tensor, or NULL to measure only */
+    const float *base;   /* the first tensor, or NULL to measure only */
     uint64_t floats;     /* passed so far, with padding */
-    uint64_t parameters; /* passed so far, without */
-    bool overflow;       /* floats no longer holds the true count */
-    /* Where the walk is, for messages; layer -1: outside. */
+    uint64_t parameters; /* passed so far, without padding */
+    bool overflow;       /* floats is too small */
+    /* Where the walk is, for messages. */
     bool in_ensemble;
-    int member, layer, scan;
-    char bad_tensor[64]; /* the first tensor with a NaN or infinity, or "" */
-    uint64_t bad_index;  /* its first bad float, counted in file order */
+    int member, layer, scan; /* layer is -1 outside the layers */
+    char bad_tensor[64];     /* the first tensor with a NaN or infinity, or "" */
+    uint64_t bad_index;      /* its first such float, in file order */
 };
 
 static uint64_t checked_multiply(struct walk *walk, uint64_t a, uint64_t b)
@@ -35,7 +37,7 @@ static uint64_t checked_multiply(struct walk *walk, uint64_t a, uint64_t b)
 
 static void checked_advance(struct walk *walk, uint64_t floats)
 {
-    /* Sizes are counted in bytes in the end: leave room for the factor and the header. */
+    /* The file's size in bytes must fit, too: leave room for the factor and the header. */
     if (floats > UINT64_MAX / 8 - walk->floats)
         walk->overflow = true;
     else
@@ -44,12 +46,12 @@ static void checked_advance(struct walk *walk, uint64_t floats)
 
 static void find_not_finite(struct walk *walk, const char *name, const float *data, uint64_t n)
 {
-    uint32_t any = 0; /* no early exit: this loop vectorises, and good files are the rule */
+    uint32_t any = 0; /* no early exit, so that the loop is vectorised: most files are good */
     for (uint64_t i = 0; i < n; i++)
         any |= !mamba_is_finite(data[i]);
     if (!any || walk->bad_tensor[0])
         return;
-    /* Bounded, because a mapped file may change between two looks at it. */
+    /* Bounded, because a mapped file may have changed since. */
     while (walk->bad_index + 1 < n && mamba_is_finite(data[walk->bad_index]))
         walk->bad_index++;
     char *text = walk->bad_tensor;
@@ -59,40 +61,40 @@ static void find_not_finite(struct walk *walk, const char *name, const float *da
     if (walk->layer >= 0)
         used += (size_t)snprintf(text + used, sizeof walk->bad_tensor - used, "layers.%d.",
                                  walk->layer);
-    /* The second scan's tensors are conv1d_b.weight, x_proj_b, ... */
+    /* Tensors of the second scan are called conv1d_b.weight, x_proj_b, ... */
     const size_t head = strcspn(name, ".");
     const char *scan = walk->scan ? "_b" : "";
     snprintf(text + used, sizeof walk->bad_tensor - used, "%.*s%s%s", (int)head, name, scan,
              name + head);
 }
 
-static const float *pass(struct walk *walk, const char *name, uint64_t padded, uint64_t real)
+static const float *pass(struct walk *walk, const char *name, uint64_t padded, uint64_t parameters)
 {
     const float *tensor = walk->base ? walk->base + walk->floats : NULL;
     if (tensor)
         find_not_finite(walk, name, tensor, padded);
     checked_advance(walk, padded);
-    walk->parameters += real;
+    walk->parameters += parameters;
     return tensor;
 }
 
-/* T(rows, n) of format.md. */
+/* T(rows, n), V(n) and P(out, in) of format.md. */
 static const float *table(struct walk *walk, const char *name, uint64_t rows, uint64_t n)
 {
     return pass(walk, name, checked_multiply(walk, rows, mamba_pad(n)), rows * n);
 }
 
-/* V(n) of format.md. */
 static const float *vector(struct walk *walk, const char *name, uint64_t n)
 {
     return table(walk, name, 1, n);
 }
 
-/* P(out, in) of format.md. */
 static const float *panels(struct walk *walk, const char *name, uint64_t out, uint64_t in)
 {
     return pass(walk, name, checked_multiply(walk, mamba_pad(out), in), out * in);
 }
+
+/* ---- the tensors ------------------------------------------------------------------------- */
 
 static void walk_stem(struct walk *walk, const struct mamba_info *info,
                       struct member_weights *member)
@@ -106,7 +108,7 @@ static void walk_stem(struct walk *walk, const struct mamba_info *info,
     struct stem_conv convs[MAX_STEM_CONVS];
     const size_t n = mamba_stem_convs(info, convs);
     for (size_t i = 0; i < n; i++) {
-        /* Not pointers, which the loader would have to relocate, in a file that is to be small. */
+        /* Arrays, not pointers: those need relocations, which make ./mamba larger. */
         static const char weights[][18] = {"stem.conv1.weight", "stem.conv2.weight",
                                            "stem.conv3.weight"};
         static const char biases[][16] = {"stem.conv1.bias", "stem.conv2.bias", "stem.conv3.bias"};
@@ -161,6 +163,8 @@ static void walk_tensors(struct walk *walk, struct mamba_model *model)
         walk_member(walk, info, &model->members[walk->member]);
 }
 
+/* ---- checks ------------------------------------------------------------------------------ */
+
 mamba_status mamba_check_tensors(struct mamba_model *model, const char *path, mamba_error *error)
 {
     struct file_bytes *file = &model->file;
@@ -168,10 +172,11 @@ mamba_status mamba_check_tensors(struct mamba_model *model, const char *path, ma
     walk_tensors(&measure, model);
     uint64_t expected = HEADER_BYTES + measure.floats * sizeof(float);
     if (measure.overflow)
-        return mamba_fail(error, MAMBA_ERR_MODEL, path, "dims: the size they demand overflows");
+        return mamba_fail(error, MAMBA_ERR_MODEL, path,
+                          "dims: the file size that follows overflows");
     if (file->size != expected)
         return mamba_fail(error, MAMBA_ERR_MODEL, path,
-                          "file size: got %zu bytes, expected exactly the %llu of its dims",
+                          "file size: got %zu bytes, expected the %llu that follow from its dims",
                           file->size, (unsigned long long)expected);
     model->info.parameters = measure.parameters;
     mamba_status status = mamba_file_rest(file, path, error);
@@ -188,7 +193,7 @@ mamba_status mamba_check_tensors(struct mamba_model *model, const char *path, ma
     walk_tensors(&place, model);
     if (place.bad_tensor[0])
         return mamba_fail(error, MAMBA_ERR_MODEL, path,
-                          "tensor %s: float %llu: got a NaN or infinity, expected finite ones",
+                          "tensor %s: float %llu: got a NaN or infinity, expected a number",
                           place.bad_tensor, (unsigned long long)place.bad_index);
     return MAMBA_OK;
 }

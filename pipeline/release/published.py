@@ -16,6 +16,7 @@ from pipeline.common import dvc_lock, paths
 from pipeline.common.generated_tables import with_table
 from pipeline.common.params import Params
 from pipeline.export import export_image
+from pipeline.series.trainings import plus_minus
 
 MODELS = Path("models")
 CARD = MODELS / "README.md"
@@ -28,42 +29,39 @@ CONFIDENCE = 0.95
 
 
 def results_table(metrics: Path) -> str:
-    """Return the README's table of the files in the folder `metrics`."""
+    """Return the README's results, generated from the files in the folder `metrics`."""
     files = {
-        name: json.loads((metrics / f"{name}.json").read_text(encoding="utf-8")) for name in _FILES
+        name: json.loads(path.read_text(encoding="utf-8"))
+        for name in ("eval", "train", "benchmark", "seeds", "seeds_speed")
+        if (path := metrics / f"{name}.json").is_file()
     }
-    lines = ["| metric | value | file | made by |", "|---|---:|---|---|"]
-    for metric, value, name in _rows(**files):
-        lines.append(f"| {metric} | {value} | `metrics/{name}.json` | `{_FILES[name]}` |")
-    return "\n".join(lines) + "\n"
+    scores, train, benchmark = (files[name] for name in ("eval", "train", "benchmark"))
+    n_test, us = f"{scores['n_test']:,}", benchmark["us_per_image"]["engine"]["b1"]
+    rows = [
+        ("`models/mnist_mamba.bin`", train["parameters"], f"{scores['accuracy']:.2%}", us, "repro")
+    ]
+    series_us = files.get("seeds_speed", {"us_per_image": {}})["us_per_image"]
+    for name, run in files.get("seeds", {}).items():
+        timing = series_us.get(name, {}).get("b1")
+        rows.append((f"`{name}`", run["params"], plus_minus(run, ".2%"), timing, "seeds"))
+    lines = [
+        f"| model | parameters | accuracy, {n_test} test images | C engine, per image (µs) | run |",
+        "|---|---:|---:|---:|---|",
+    ]
+    for name, parameters, accuracy, timing, target in rows:
+        timed = "" if timing is None else f"{timing:,.0f}"
+        lines.append(f"| {name} | {parameters:,} | {accuracy} | {timed} | `make {target}` |")
+    return "\n".join([*lines, "", *_shipped_model(scores, train)]) + "\n"
 
 
-_FILES = {"eval": "make repro", "train": "make repro", "benchmark": "dvc repro -sf benchmark"}
-"""The metrics files and the command that makes each."""
-
-
-def _rows(
-    eval: dict[str, Any],  # noqa: A002  (the file's name)
-    train: dict[str, Any],
-    benchmark: dict[str, Any],
-) -> list[tuple[str, str, str]]:
-    engine, eager = (benchmark["us_per_image"][name] for name in ("engine", "pytorch_eager"))
-    parity = eval["parity"]
-    validated = f"{train['val']['accuracy']:.2%}" if "val" in train else "(trained on them)"
+def _shipped_model(scores: dict[str, Any], train: dict[str, Any]) -> list[str]:
+    """Return the lines about the shipped file."""
+    parity = scores["parity"]
+    validated = f"{train['val']['accuracy']:.2%}" if "val" in train else "(no images)"
     return [
-        (f"accuracy on the {eval['n_test']:,} test images", f"{eval['accuracy']:.2%}", "eval"),
-        ("predictions that differ from PyTorch's", f"{parity['prediction_mismatches']}", "eval"),
-        ("largest difference of a logit", f"{parity['max_abs_logit_diff']:.1e}", "eval"),
-        ("negative log-likelihood (nats)", f"{eval['nll']:.4f}", "eval"),
-        ("expected calibration error", f"{eval['ece']:.4f}", "eval"),
-        ("validation accuracy", validated, "train"),
-        ("parameters learned", f"{train['parameters']:,}", "train"),
-        ("model file (bytes)", f"{eval['model']['file_bytes']:,}", "eval"),
-        ("C engine, batch of 1, per image (µs)", f"{engine['b1']:,.0f}", "benchmark"),
-        ("PyTorch eager, batch of 1, per image (µs)", f"{eager['b1']:,.0f}", "benchmark"),
-        ("C engine, batch of 100, per image (µs)", f"{engine['b100']:,.0f}", "benchmark"),
-        ("PyTorch eager, batch of 100, per image (µs)", f"{eager['b100']:,.0f}", "benchmark"),
-        ("opening and checking the file (µs)", f"{benchmark['load_us']:,.0f}", "benchmark"),
+        f"The first row is the shipped file: {scores['model']['file_bytes']:,} bytes, validation",
+        f"accuracy {validated}. On the test images, {parity['prediction_mismatches']} predictions",
+        f"differ from PyTorch's, and no logit by more than {parity['max_abs_logit_diff']:.1e}.",
     ]
 
 

@@ -1,4 +1,4 @@
-"""`make bench-engine`: the comparison, what it refuses, the counts, the machine's figures."""
+"""`make bench-engine`: comparison, refusals, operation counts, the machine's limits."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def options(*peers: str, rounds: int = 1) -> argparse.Namespace:
 
 
 def compare(us: dict[str, list[float]], **logits: float) -> dict[str, Any]:
-    """The figures where each peer's rounds take these microseconds."""
+    """Return the metrics of peers whose rounds take these microseconds."""
     left = {peer: list(values) for peer, values in us.items()}
 
     def measure(case: EngineCase) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def compare(us: dict[str, list[float]], **logits: float) -> dict[str, Any]:
     return engine.compare("tied", Path("unused"), options(*us, rounds=rounds), measure)
 
 
-def test_figures_are_medians_over_the_rounds_and_ratios_to_the_engine() -> None:
+def test_metrics_are_medians_over_rounds_and_ratios_to_the_engine() -> None:
     found = compare({"engine": [100.0, 300.0, 200.0], "pytorch_eager": [800.0, 900.0, 1000.0]})
     assert found["us_per_image"]["engine"] == dict.fromkeys(LOADS, 200.0)
     assert found["p99_us"]["engine"] == dict.fromkeys(LOADS, 400.0)
@@ -74,7 +74,7 @@ def test_a_peer_may_not_finish_but_the_engine_must() -> None:
         engine.compare("tied", Path("unused"), options("engine", "onnxruntime"), measure)
 
 
-def test_the_work_of_an_image_by_hand() -> None:
+def test_operations_per_image_are_counted_by_hand() -> None:
     layer = 49 * (64 * 256 + 128 * 36 + 4 * 128 + 128 * 64)
     assert engine_cases.flops(MODELS["free"]) == 2 * (49 * 16 * 64 + 4 * layer + 64 * 10)
     channels = 4 * 49 * 128
@@ -82,21 +82,21 @@ def test_the_work_of_an_image_by_hand() -> None:
     assert engine_cases.exponentials(MODELS["free"]) == channels * (16 + 3)
 
 
-def test_calls_are_timed_an_image() -> None:
+def test_times_are_per_image() -> None:
     shapes = []
 
     def run(batch: engine_worker.Array) -> engine_worker.Array:
         shapes.append(batch.shape)
         return batch
 
-    found = engine_worker._time_calls(run, np.zeros((4, 2, 2), np.float32), seconds=0)
+    found = engine_worker.time_calls(run, np.zeros((4, 2, 2), np.float32), seconds=0)
     assert found["calls"] == engine_worker.MIN_CALLS
     assert len(shapes) == engine_worker.MIN_CALLS + engine_worker.WARM_UP_CALLS
     assert 0 < found["median_us"] <= found["p99_us"]
 
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
-def test_the_machine_tells_its_rates_and_a_command_its_memory(tmp_path: Path) -> None:
+def test_the_machine_program_measures_rates_and_memory(tmp_path: Path) -> None:
     program = engine.machine_program(tmp_path, "scalar")
     for what in ("fma", "exp2"):
         done = subprocess.run([program, what], check=True, capture_output=True, text=True)
@@ -110,9 +110,9 @@ def test_the_machine_tells_its_rates_and_a_command_its_memory(tmp_path: Path) ->
 
 @pytest.mark.slow
 def test_everything_still_runs(tmp_path: Path) -> None:
-    output = tmp_path / "figures.json"
+    output = tmp_path / "metrics.json"
     engine.main(["--quick", "--output", str(output)])
-    found = json.loads(output.read_text())
+    found = json.loads(output.read_text(encoding="utf-8"))
     assert set(found["us_per_image"]) == set(found["free_a"]) == set(engine_cases.PEERS)
     assert not found["did_not_finish"]
     assert found["max_logit_difference"] <= engine_cases.TOLERANCE

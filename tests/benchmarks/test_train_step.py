@@ -1,4 +1,4 @@
-"""The room of the benchmarks: workers, limits, rounds, peers that are the same model, the file."""
+"""`make bench-train`: workers, limits, rounds, peers that compute the same, the metrics file."""
 
 from __future__ import annotations
 
@@ -20,12 +20,11 @@ from benchmarks.train_cases import QUICK, TrainCase
 from tests.pipeline.imports import ROOT
 
 LIMITS = Limits(memory_gb=4, time_s=120)
-# A worker without torch; in the braces goes an expression of `spec`.
 SERVE = "from benchmarks import harness; import time; harness.serve(lambda spec: {})"
 
 
 def serve(body: str, memory_gb: float = 4, time_s: float = 60) -> harness.Answer:
-    """The answer of a worker without torch, whose measure returns this expression of `spec`."""
+    """Return the answer of a worker without torch that evaluates an expression of `spec`."""
     command = [sys.executable, "-c", SERVE.format(body)]
     return harness.run_worker(command, {"n": 3}, Limits(memory_gb=memory_gb, time_s=time_s))
 
@@ -34,23 +33,23 @@ def test_a_worker_answers() -> None:
     assert serve("(print('a library talks'), {'n': spec['n'] + 1})[1]") == {"n": 4}
 
 
-def test_a_worker_over_its_memory_limit_is_told_as_such() -> None:
+def test_a_worker_over_its_memory_limit_is_unfinished() -> None:
     with pytest.raises(UnfinishedError, match=r"more than 0\.3 GB of memory needed"):
         serve("{'n': len(bytearray(10**9))}", memory_gb=0.3)
 
 
-def test_torch_over_its_memory_limit_is_told_as_such() -> None:
+def test_torch_over_its_memory_limit_is_unfinished() -> None:
     body = "{'n': __import__('torch').ones(10**9).numel()}"
     with pytest.raises(UnfinishedError, match="more than 2 GB of memory needed"):
         serve(body, memory_gb=2)
 
 
-def test_a_worker_over_its_time_limit_is_told_as_such() -> None:
+def test_a_worker_over_its_time_limit_is_unfinished() -> None:
     with pytest.raises(UnfinishedError, match=r"not done within 0\.5 s"):
         serve("time.sleep(60)", time_s=0.5)
 
 
-def test_a_worker_that_fails_says_why() -> None:
+def test_a_failed_worker_says_why() -> None:
     with pytest.raises(UnfinishedError, match=r"exit code 1: KeyError: 'nowhere'"):
         serve("spec['nowhere']")
     with pytest.raises(UnfinishedError, match="killed by SIGKILL"):
@@ -64,7 +63,7 @@ def test_rounds_are_interleaved_and_rotated() -> None:
     assert "".join(order) == "abcbcacababc"
 
 
-def test_the_rest_goes_on_where_one_does_not_finish() -> None:
+def test_other_peers_continue_after_one_did_not_finish() -> None:
     asked = []
 
     def measure(name: str) -> harness.Answer:
@@ -76,12 +75,12 @@ def test_the_rest_goes_on_where_one_does_not_finish() -> None:
     found = harness.run_rounds(measure, ("small", "large"), 3)
     assert found.unfinished == {"large": "too large"}
     assert found.answers == {"small": [{"step_ms": 1.0}] * 3}
-    assert asked.count("large") == 1, "a peer that did not finish is not tried again"
+    assert asked.count("large") == 1, "a peer that did not finish must not run again"
 
 
 @pytest.mark.parametrize("peer", ["ours", "ours_tied", "mambapy", "transformers"])
-def test_every_peer_is_our_reference_model(peer: str) -> None:
-    """Loss and gradients, with a layer that runs from the last token to the first."""
+def test_every_peer_computes_our_reference_model(peer: str) -> None:
+    """Compare loss and gradients, with a layer that runs from the last token to the first."""
     case = train_cases.make_case(peer, QUICK.long, 2, threads=1, steps=(1, 1))
     assert case.model.direction == "alternate"
     assert (case.model.a == "tied") == (peer == "ours_tied")
@@ -92,7 +91,7 @@ def test_every_peer_is_our_reference_model(peer: str) -> None:
     peers.check_same_model(model, case.model)
 
 
-def test_a_peer_turns_around_where_the_block_does_not() -> None:
+def test_a_peer_mixer_flips_the_tokens_to_run_backwards() -> None:
     mixer = peers.PeerMixer(nn.Identity())
     mixer.theirs.forward = lambda x: x.cumsum(1)  # type: ignore[method-assign]
     ones = torch.ones(1, 3, 1)
@@ -136,7 +135,7 @@ def test_different_work_in_a_worker_ends_the_benchmark() -> None:
 
 
 def stand_in(case: TrainCase) -> harness.Answer:
-    """Figures as of a worker, at once: 10 ms a letter of the peer's name, memory by batch."""
+    """Return a worker's answer at once: 10 ms per letter of the peer's name, memory by batch."""
     answer: dict[str, Any] = {"step_ms": 10.0 * len(case.peer), "torch": "2"}
     if case.peer == "mambapy" and case.model == QUICK.long:
         raise UnfinishedError("more than 1 GB of memory needed")
@@ -152,7 +151,7 @@ def options(*words: str) -> argparse.Namespace:
     return train_step.parse(["--quick", *words])
 
 
-def test_figures_of_all_sections() -> None:
+def test_metrics_of_all_sections() -> None:
     result = train_step.run_all(options(), stand_in)
     lengths = {peer: len(peer.removesuffix(train_cases.KEPT)) for peer in train_cases.PEERS}
     assert result["step_ms"] == {peer: 10.0 * length for peer, length in lengths.items()}
@@ -176,7 +175,7 @@ def test_a_first_step_with_another_loss_is_refused() -> None:
         train_step.run_all(options("--only", "main"), measure)
 
 
-def test_without_ours_there_is_nothing_to_compare_with() -> None:
+def test_ours_must_finish() -> None:
     def measure(case: TrainCase) -> harness.Answer:
         if case.peer == "ours":
             raise UnfinishedError("no compiler")
@@ -186,7 +185,7 @@ def test_without_ours_there_is_nothing_to_compare_with() -> None:
         train_step.run_all(options("--only", "main"), measure)
 
 
-def test_the_frozen_models_have_not_moved() -> None:
+def test_the_frozen_models_have_not_changed() -> None:
     full = train_cases.FULL
     assert (full.batch, full.main.length, full.main.d_model) == (128, 49, 64)
     assert (full.main.n_layers, full.main.d_state, full.main.a) == (4, 16, "free")
@@ -196,7 +195,7 @@ def test_the_frozen_models_have_not_moved() -> None:
     assert (set(full.main_steps), set(full.long_steps)) == (names, long_names)
 
 
-def test_who_has_the_trainers_settings_for_memory() -> None:
+def test_which_peers_have_the_trainer_s_memory_settings() -> None:
     def case(name: str) -> TrainCase:
         return train_cases.make_case(name, QUICK.main, 8, 1, (1, 1))
 
@@ -218,10 +217,10 @@ def test_wrong_options_are_refused(
 def test_real_workers_from_the_command_line_to_the_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    output = tmp_path / "figures.json"
+    output = tmp_path / "metrics.json"
     chosen = ["--only", "main", "--peers", "ours,mambapy", "--threads", "1"]
     train_step.main(["--quick", *chosen, "--output", str(output)])
-    result = json.loads(output.read_text())
+    result = json.loads(output.read_text(encoding="utf-8"))
     assert result["step_ms"].keys() == result["peak_rss_mb"].keys() == {"ours", "mambapy"}
     ratio = result["step_ms"]["mambapy"] / result["step_ms"]["ours"]
     assert result["ratio"] == {"mambapy": pytest.approx(ratio, rel=0.01)}
@@ -236,13 +235,13 @@ def test_real_workers_from_the_command_line_to_the_file(
 
 
 def test_a_real_epoch_is_profiled(tmp_path: Path) -> None:
-    output = tmp_path / "figures.json"
+    output = tmp_path / "metrics.json"
     train_step.main(["--quick", "--only", "epoch", "--threads", "1", "--output", str(output)])
-    epoch = json.loads(output.read_text())["epoch"]
+    epoch = json.loads(output.read_text(encoding="utf-8"))["epoch"]
     assert epoch["steps"] == QUICK.epoch_steps
     assert min(epoch["data_s"], epoch["steps_s"], epoch["evaluation_s"]) > 0
-    beside = epoch["data_s"] + epoch["evaluation_s"]
-    assert epoch["beside_steps"] == pytest.approx(beside / (beside + epoch["steps_s"]), rel=0.02)
+    other_s = epoch["data_s"] + epoch["evaluation_s"]
+    assert epoch["beside_steps"] == pytest.approx(other_s / (other_s + epoch["steps_s"]), rel=0.02)
 
 
 def test_only_a_whole_run_changes_committed_files(
@@ -259,7 +258,8 @@ def test_only_a_whole_run_changes_committed_files(
     assert Path("blocks").is_file()
 
 
-def test_nothing_of_the_product_imports_a_benchmark() -> None:
+def test_the_product_imports_no_benchmark() -> None:
     for folder in ("src", "pipeline"):
         for path in (ROOT / folder).rglob("*.py"):
-            assert "benchmarks" not in path.read_text(), path
+            lines = path.read_text(encoding="utf-8").splitlines()
+            assert not [line for line in lines if "import" in line and "benchmarks" in line], path

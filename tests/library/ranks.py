@@ -1,4 +1,4 @@
-"""A small training in each process: started under torchrun by test_distributed.py."""
+"""A small training that test_distributed.py starts under torchrun, once per process."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from mnist_mamba.training.loop import train
 from tests.library.test_training import MODEL, NORMED, bars
 
 CONFIG = TrainConfig(epochs=3, batch_size=19, lr=3e-3)
-"""58 images: 19 are shared out as 9 and 10, and the last step's single one as 0 and 1."""
+"""Two processes share 19 of the 58 images as 9 and 10, and the last step's one as 0 and 1."""
 N_TRAIN, N_VAL = 58, 15
 CASES = {"patch": MODEL, "conv_batch_norm": NORMED}
 
 
 def main(folder: Path, failing_rank: int, dims: ModelConfig) -> None:
-    """Train, and write what this process ended with; one process may fail on the way."""
+    """Train, and write this process's weights and curve; `failing_rank` fails after an epoch."""
     torch.set_num_threads(1)
     processes = Processes.of_torchrun()
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""What a model's config allows, and how it says no."""
+"""Configs: the values they refuse, and what follows from them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,9 @@ IMAGE = {"height": 28, "width": 28, "n_classes": 10}
         ({"pos_embed": 1}, "pos_embed = 1: expected true or false"),
     ],
 )
-def test_values_that_cannot_work_are_refused_by_name(changes: dict[str, Any], message: str) -> None:
+def test_model_settings_that_cannot_work_are_refused_by_name(
+    changes: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ConfigError) as error:
         ModelConfig(**{**IMAGE, **changes})
     assert message in str(error.value)
@@ -67,18 +69,18 @@ def test_training_settings_out_of_range_are_refused_by_name(
     assert message in str(error.value)
 
 
-def test_patch_need_not_divide_when_the_stem_is_a_convolution() -> None:
+def test_a_conv_stem_ignores_the_patch() -> None:
     config = ModelConfig(**{**IMAGE, "stem": "conv", "height": 9, "width": 30})
     assert config.grid == (3, 8)
     assert config.length == 24
 
 
-def test_derived_dims() -> None:
+def test_derived_dims_follow_the_paper() -> None:
     config = ModelConfig(**IMAGE, d_model=33, expand=3)
     assert (config.d_inner, config.resolved_dt_rank, config.length) == (99, 3, 49)
 
 
-def test_dict_round_trip() -> None:
+def test_to_dict_and_from_dict_round_trip() -> None:
     config = ModelConfig(**IMAGE, direction="bidirectional", a="tied", dt_rank=5)
     assert ModelConfig.from_dict(config.to_dict()) == config
     with pytest.raises(ConfigError, match="unknown model settings: depth"):

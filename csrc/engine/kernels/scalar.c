@@ -1,6 +1,6 @@
-/* The kernels as plain loops: the oracle for every vector version, and what runs where there is
- * none. The innermost loop always counts PAD independent lanes, which the compiler vectorises
- * for whatever it targets without being allowed to reorder a sum. */
+/* The kernels as plain loops: the oracle for the vector kernels, used where there are none. The
+ * innermost loop always counts PAD independent lanes, which the compiler can vectorise for any
+ * processor without reordering a sum. */
 #include <math.h>
 #include <string.h>
 
@@ -10,12 +10,12 @@
 
 static float silu(float x)
 {
-    return x / (1.0f + expf(-x)); /* x very negative: exp is infinite, the quotient -0 */
+    return x / (1.0f + expf(-x)); /* if x is very negative, exp is infinite and the quotient -0 */
 }
 
 static float softplus(float x)
 {
-    return x > 20.0f ? x : log1pf(expf(x)); /* beyond 20 the log adds less than half an ulp */
+    return x > 20.0f ? x : log1pf(expf(x)); /* above 20 the log adds less than half an ulp */
 }
 
 static void add(float *restrict y, const float *restrict x, size_t n)
@@ -39,23 +39,24 @@ static void softplus_all(float *x, size_t n)
 
 /* ---- matrix product ---------------------------------------------------------------------- */
 
-/* Rows that share each load of a panel. gcc vectorises over the lanes for four rows, each with its
- * own named sums and the panel indexed from its start; written with fewer rows, a sum[rows][lanes]
- * or a pointer that steps, it unrolls first, finds no vectors, and is up to six times slower. */
+/* Rows that share each load of a panel. gcc vectorises this loop over the lanes because it has four
+ * rows, named sums for each, and a panel that is indexed from its start. With fewer rows, with
+ * sum[rows][lanes] or with a pointer that steps, gcc unrolls first, finds no vectors, and the loop
+ * is up to six times slower. */
 enum { ROWS = 4 };
 
-/* One panel times ROWS rows: sum [ROWS, PAD] = start + panel x. The sum over `in` runs in order
- * for each output, whichever rows are beside it. */
+/* sum [ROWS, PAD] = bias + panel x. Each sum over `in` runs in order, whichever rows are next to
+ * it. */
 static inline void panel_times_rows(float sum[ROWS][PAD], const float *const x[ROWS],
-                                    const float *const start[ROWS], const float *restrict panel,
+                                    const float *const bias[ROWS], const float *restrict panel,
                                     size_t in)
 {
     float sum0[PAD], sum1[PAD], sum2[PAD], sum3[PAD];
     for (size_t l = 0; l < PAD; l++) {
-        sum0[l] = start[0][l];
-        sum1[l] = start[1][l];
-        sum2[l] = start[2][l];
-        sum3[l] = start[3][l];
+        sum0[l] = bias[0][l];
+        sum1[l] = bias[1][l];
+        sum2[l] = bias[2][l];
+        sum3[l] = bias[3][l];
     }
     for (size_t i = 0; i < in; i++) {
         const float x0 = x[0][i], x1 = x[1][i], x2 = x[2][i], x3 = x[3][i];
@@ -74,43 +75,41 @@ static inline void panel_times_rows(float sum[ROWS][PAD], const float *const x[R
     }
 }
 
-/* y = start + W x, rows of start start_stride apart and panels start_panel.
- *
- * Panels outside, rows inside: a panel stays in the first-level cache while the rows pass. The last
- * few rows are computed beside copies of the last one, which are not stored: one code path, the
- * same bits for any number of rows. */
-static void multiply(float *y, size_t y_stride, const float *x, size_t x_stride,
-                     const float *weight, const float *start, size_t start_stride,
-                     size_t start_panel, size_t rows, size_t in, size_t out)
+/* Panels outside, rows inside: a panel stays in the first-level cache while the rows pass. The last
+ * few rows are computed next to copies of the last one, which are not stored: one code path gives
+ * the same bits for any number of rows. */
+static void matmul(const struct product *product)
 {
-    for (size_t o = 0; o < out; o += PAD, weight += in * PAD, start += start_panel) {
-        for (size_t first = 0; first < rows; first += ROWS) {
-            const size_t count = rows - first < ROWS ? rows - first : ROWS;
-            const float *inputs[ROWS], *starts[ROWS];
+    static const float zeros[PAD] = {0};
+    struct product p = *product; /* a copy: no store to y may change it */
+    if (!p.bias) {
+        p.bias = zeros;
+        p.bias_stride = 0;
+    }
+    for (size_t o = 0; o < p.out; o += PAD) {
+        for (size_t first = 0; first < p.rows; first += ROWS) {
+            const size_t count = p.rows - first < ROWS ? p.rows - first : ROWS;
+            const float *x[ROWS], *bias[ROWS];
             float sum[ROWS][PAD];
             for (size_t r = 0; r < ROWS; r++) {
                 const size_t row = first + (r < count ? r : count - 1);
-                inputs[r] = x + row * x_stride;
-                starts[r] = start + row * start_stride;
+                x[r] = p.x + row * p.x_stride;
+                bias[r] = p.bias + row * p.bias_stride;
             }
-            panel_times_rows(sum, inputs, starts, weight, in);
+            panel_times_rows(sum, x, bias, p.weight, p.in);
             for (size_t r = 0; r < count; r++)
-                memcpy(y + (first + r) * y_stride + o, sum[r], sizeof sum[r]);
+                memcpy(p.y + (first + r) * p.y_stride, sum[r], sizeof sum[r]);
         }
+        p.y += PAD;
+        p.weight += p.in * PAD;
+        if (p.bias != zeros)
+            p.bias += PAD;
     }
-}
-
-static void matmul(float *y, size_t y_stride, const float *x, size_t x_stride, const float *weight,
-                   const float *start, size_t start_stride, size_t rows, size_t in, size_t out)
-{
-    static const float zeros[PAD] = {0};
-    multiply(y, y_stride, x, x_stride, weight, start ? start : zeros, start ? start_stride : 0,
-             start ? PAD : 0, rows, in, out);
 }
 
 /* ---- norm ---------------------------------------------------------------------------------- */
 
-/* Sixteen partial sums, then halves onto halves: the order that vector registers have too. */
+/* Sixteen partial sums, then halves onto halves, as vector registers add. */
 static float sum_of_squares(const float *x, size_t n)
 {
     float sum[PAD] = {0};
@@ -184,7 +183,7 @@ static void conv_silu(float *y, const float *x, const float *weight, const float
 }
 
 /* One step for PAD channels: h[n] = exp2(delta A[n]) h[n] + delta u B[n]; sum = C h.
- * `state` [d_state, PAD] holds h; `a` rows are a_stride apart. */
+ * `state` [d_state, PAD] holds h; rows of `a` are a_stride apart. */
 static void scan_step_free(float sum[PAD], float *state, const float *delta, const float *u,
                            const float *b, const float *c, const float *a, size_t a_stride,
                            size_t d_state)
@@ -202,7 +201,7 @@ static void scan_step_free(float sum[PAD], float *state, const float *delta, con
     }
 }
 
-/* The same with A[n] = (n + 1) A: one exp, then its powers. */
+/* One step with A[n] = (n + 1) A: one exp, then its powers. */
 static void scan_step_tied(float sum[PAD], float *state, const float *delta, const float *u,
                            const float *b, const float *c, const float *a, size_t d_state)
 {
@@ -221,7 +220,7 @@ static void scan_step_tied(float sum[PAD], float *state, const float *delta, con
     }
 }
 
-/* PAD channels over all steps: their state stays in the first-level cache. */
+/* All steps of PAD channels, whose state stays in the first-level cache. */
 static void scan_channels(float *y, const struct scan_inputs *in, float *state,
                           struct sequence sequence, size_t first_channel)
 {

@@ -78,9 +78,19 @@ enum start { NOTHING, BIAS, ROWS, RESULT, STARTS };
 static void multiply(const struct mamba_kernels *kernels, const struct shape *s, float *y,
                      const float *x, const float *weight, const float *start, enum start kind)
 {
-    const float *const starts[] = {NULL, start, start, y};
-    kernels->matmul(y, s->y_stride, x, s->x_stride, weight, starts[kind],
-                    kind == BIAS ? 0 : s->y_stride, s->rows, s->in, s->out);
+    const float *const biases[] = {NULL, start, start, y};
+    kernels->matmul(&(struct product){
+        .y = y,
+        .y_stride = s->y_stride,
+        .x = x,
+        .x_stride = s->x_stride,
+        .weight = weight,
+        .bias = biases[kind],
+        .bias_stride = kind == BIAS ? 0 : s->y_stride,
+        .rows = s->rows,
+        .in = s->in,
+        .out = s->out,
+    });
 }
 
 /* Each row's bits are the same by itself. */

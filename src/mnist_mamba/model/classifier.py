@@ -172,7 +172,7 @@ class Block(nn.Module):
     def _mixed(self, residual: Tensor) -> Tensor:
         """Return x + mixer(norm(x)) for tokens already in row or column order."""
         mixer, norm = self.mixer, self.norm
-        # Another mixer may stand here, which has only a forward.
+        # A user may have replaced the mixer by one that has only a forward.
         if isinstance(mixer, MambaMixer) and mixer.runs_fused(residual, norm):
             return mixer.fused(residual, self.order.reverse, norm)
         mixed: Tensor = mixer(norm(residual.to(norm.weight.dtype)), reverse=self.order.reverse)
