@@ -1,4 +1,4 @@
-"""The shipped model as MLflow serves it: the C engine behind a pyfunc.
+"""The model that MLflow serves: a pyfunc that calls the C engine.
 
 pipeline/tracking/model.py bundles this file with the model file, the engine's library and the
 modules of mnist_mamba that are imported here. MLflow runs it wherever the model is loaded, without

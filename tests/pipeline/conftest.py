@@ -1,4 +1,4 @@
-"""A project as a finished run leaves it, for what comes after: MLflow."""
+"""A project with the files of a finished run, for the tests of MLflow."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database with MLflow's tables and nothing in them, which takes it seconds to make."""
+    """A database with MLflow's empty tables, which takes seconds to create."""
     from mlflow import MlflowClient
 
     path = tmp_path_factory.mktemp("database") / "mlflow.db"
@@ -80,5 +80,5 @@ def project(
     for file in (paths.PLOTS / "predictions.png", paths.PREDICTIONS):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(b"content of " + file.name.encode())
-    Path("dvc.lock").write_text("schema: '2.0'\n")
+    Path("dvc.lock").write_text("schema: '2.0'\n", encoding="utf-8")
     return folder

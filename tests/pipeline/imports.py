@@ -1,4 +1,4 @@
-"""Which of the project's files a Python file imports, directly and through others."""
+"""The project's files that a Python file imports, directly or through others."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ PACKAGES = {"pipeline": ROOT / "pipeline", "mnist_mamba": ROOT / "src" / "mnist_
 
 
 def imported_files(start: Path) -> set[Path]:
-    """Every local file that runs when `start` is imported, and when its functions are called.
+    """Return all local files that run when `start` is imported and when its functions are called.
 
     Imports inside functions count; those under `if TYPE_CHECKING:` do not. Includes `start`.
     """
@@ -28,7 +28,7 @@ def imported_files(start: Path) -> set[Path]:
 
 def _imported_modules(path: Path) -> list[str]:
     names: list[str] = []
-    waiting: list[ast.AST] = [ast.parse(path.read_text())]
+    waiting: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
     while waiting:
         node = waiting.pop()
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
@@ -44,7 +44,7 @@ def _imported_modules(path: Path) -> list[str]:
 
 
 def _files_of(module: str) -> list[Path]:
-    """The files that importing a dotted name runs: the module, and each package above it."""
+    """Return the files that run when a dotted name is imported: the module and its packages."""
     top, *rest = module.split(".")
     folder = PACKAGES.get(top)
     if folder is None:

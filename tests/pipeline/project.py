@@ -1,4 +1,4 @@
-"""A copy of the project with small params and small data, to run stages in."""
+"""A copy of the project with small params and small data, in which stages can run."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ IDENTITY = {
     for role in ("AUTHOR", "COMMITTER")
     for field, value in (("NAME", "test"), ("EMAIL", "test@localhost"))
 }
-"""For Git, from an empty HOME."""
+"""An author for Git, which has none in an empty HOME."""
 
 
 def copy_project(folder: Path, changes: Mapping[str, Any] = SMALL) -> Path:
@@ -81,7 +81,7 @@ def write_changed(name: str, folder: Path, changes: Mapping[str, Any]) -> None:
 
 
 def write_bars(folder: Path) -> None:
-    """Images of 9 x 12 in four classes: a bright band at one of four places, in noise."""
+    """Write images of 9 x 12 in four classes: a bright band at one of four places, in noise."""
     folder.mkdir(parents=True, exist_ok=True)
     generator = np.random.default_rng(0)
     for part, n in (("train", 200), ("test", 40)):
@@ -96,13 +96,13 @@ def write_bars(folder: Path) -> None:
 def run_module(
     folder: Path, module: str, *arguments: str | Path, **env: str
 ) -> subprocess.CompletedProcess[str]:
-    """`python -m MODULE` in the project, with its output captured."""
+    """Run `python -m MODULE` in the project and capture its output."""
     command = [sys.executable, "-m", module, *map(str, arguments)]
     return run(folder, command, **env)
 
 
 def start(folder: Path, command: list[str], **env: str) -> subprocess.Popen[bytes]:
-    """A command in the project, under way, in a process group of its own; its output is lost."""
+    """Start a command in the project, in a process group of its own, without its output."""
     return subprocess.Popen(
         command,
         cwd=folder,
@@ -116,13 +116,13 @@ def start(folder: Path, command: list[str], **env: str) -> subprocess.Popen[byte
 def run_torchrun(
     folder: Path, processes: int, module: str, *arguments: str, **env: str
 ) -> subprocess.CompletedProcess[str]:
-    """`torchrun -m MODULE` in the project, with its output captured."""
+    """Run `torchrun -m MODULE` in the project and capture its output."""
     launch = ("--standalone", f"--nproc_per_node={processes}", "-m", module)
     return run_module(folder, "torch.distributed.run", *launch, *arguments, **env)
 
 
 def run(folder: Path, command: list[str], **env: str) -> subprocess.CompletedProcess[str]:
-    """A command in the project, with its output captured."""
+    """Run a command in the project and capture its output."""
     return subprocess.run(
         command, cwd=folder, env=environment(**env), capture_output=True, text=True
     )
@@ -140,7 +140,7 @@ def dvc(folder: Path, home: str, *words: str, **env: str) -> subprocess.Complete
 
 
 def environment(**env: str) -> dict[str, str]:
-    """This process's, without what would lead out of the project; stages find this Python first."""
+    """Return this process's environment without variables that point outside the project."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     quiet = {"DVC_NO_ANALYTICS": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
     hidden = ("MLFLOW_TRACKING_URI", "PYTHONPATH", "DVC_ROOT", "MNIST_MIRROR")

@@ -1,4 +1,4 @@
-"""The demo's own parts; `make demo` itself runs in CI."""
+"""Parts of the demo; `make demo` itself runs in CI."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline import demo
 
 @pytest.fixture
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A Git repository with one commit, of a user whom Git does not know."""
+    """A Git repository with one commit, of a user without an identity."""
     home = tmp_path / "home"
     home.mkdir()
     for variable in ("GIT_AUTHOR_NAME", "GIT_AUTHOR_EMAIL", "GIT_COMMITTER_NAME"):
@@ -41,8 +41,8 @@ def commit(message: str) -> str:
 
 
 def make_experiment(head: str, value: int) -> None:
-    """What DVC leaves of an experiment: a commit under a ref that names its baseline."""
-    Path("metrics.json").write_text(json.dumps({"value": value}))
+    """Store an experiment as DVC does: a commit under a ref that names its baseline."""
+    Path("metrics.json").write_text(json.dumps({"value": value}), encoding="utf-8")
     git("add", "metrics.json")
     git("commit", "-q", "-m", "experiment")
     git("update-ref", f"refs/exps/{head[:2]}/{head[2:]}/{demo.NAME}", "HEAD")

@@ -1,4 +1,4 @@
-"""DVC and the stages together, in a Git repository of its own, from an empty HOME."""
+"""DVC running the stages, in a separate Git repository and with an empty HOME."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def n_runs(folder: Path) -> int:
 
 
 def test_every_stage_left_its_outputs_and_git_sees_no_binaries(repository: Path) -> None:
-    lock = yaml.safe_load((repository / "dvc.lock").read_text())
+    lock = yaml.safe_load((repository / "dvc.lock").read_text(encoding="utf-8"))
     assert list(lock["stages"]) == [
         *("download", "prepare", "train", "export", "compile", "evaluate", "benchmark", "track")
     ]
@@ -85,7 +85,7 @@ def test_one_complete_run_is_in_mlflow_and_comes_back(repository: Path, home: st
 
 
 def test_the_dataset_s_digest_is_dvc_s_md5(repository: Path) -> None:
-    lock = yaml.safe_load((repository / "dvc.lock").read_text())
+    lock = yaml.safe_load((repository / "dvc.lock").read_text(encoding="utf-8"))
     outs = {out["path"]: out["md5"] for out in lock["stages"]["prepare"]["outs"]}
     with sqlite3.connect(repository / "mlflow.db") as database:
         digests = dict(database.execute("select name, digest from datasets").fetchall())
@@ -93,41 +93,41 @@ def test_the_dataset_s_digest_is_dvc_s_md5(repository: Path) -> None:
         assert digests[part] == outs[f"data/prepared/{part}-images.idx"]
 
 
-def test_plots_render(repository: Path, home: str, tmp_path: Path) -> None:
+def test_dvc_renders_the_plots(repository: Path, home: str, tmp_path: Path) -> None:
     dvc(repository, home, "plots", "show", "--out", str(tmp_path / "html"))
-    page = (tmp_path / "html" / "index.html").read_text()
+    page = (tmp_path / "html" / "index.html").read_text(encoding="utf-8")
     for title in ("Loss", "Accuracy", "Confusion", "misclassified.png", "predictions.png"):
         assert title in page
 
 
 def test_a_comment_in_the_engine_retrains_nothing(repository: Path, home: str) -> None:
     source = repository / "csrc/engine/forward.c"
-    text = source.read_text()
-    source.write_text(text + "/* a remark */\n")
+    text = source.read_text(encoding="utf-8")
+    source.write_text(text + "/* a remark */\n", encoding="utf-8")
     try:
         done = dvc(repository, home, "repro", "--dry")
         running = {line for line in done.stdout.splitlines() if line.startswith("Running stage")}
         assert "Running stage 'compile':" in running
         assert not any("train" in line or "download" in line for line in running)
     finally:
-        source.write_text(text)
+        source.write_text(text, encoding="utf-8")
 
 
 def test_params_keep_their_comments_through_set_param(tmp_path: Path, home: str) -> None:
-    """`-S` rewrites params.yaml; what people read in it has to stay."""
+    """`-S` rewrites params.yaml."""
     folder = copy_project(tmp_path)
     shutil.copy(ROOT / "params.yaml", folder / "params.yaml")
     from dvc.utils.serialize import modify_yaml
 
     with modify_yaml(str(folder / "params.yaml")) as content:
         content["train"]["lr"] = 3e-3
-    old, new = ((p / "params.yaml").read_text() for p in (ROOT, folder))
+    old, new = ((p / "params.yaml").read_text(encoding="utf-8") for p in (ROOT, folder))
     assert new.count("#") == old.count("#")
     assert "lr: 0.003" in new
 
 
 def test_a_repro_that_was_killed_goes_on(tmp_path: Path, home: str) -> None:
-    """DVC deletes a stage's outputs before it runs it, but not what a training resumes from."""
+    """DVC deletes a stage's outputs before it runs it, but not the state of a training."""
     folder = copy_project(tmp_path / "project", UNTRACKED)
     git(folder, home, "init", "-q")
     dvc(folder, home, "repro", "prepare")
@@ -136,5 +136,7 @@ def test_a_repro_that_was_killed_goes_on(tmp_path: Path, home: str) -> None:
     done = dvc(folder, home, "repro", "train")
     assert "resuming in epoch" in done.stdout + done.stderr
     dvc(whole, home, "repro", "train")
-    locks = [yaml.safe_load((path / "dvc.lock").read_text()) for path in (folder, whole)]
+    locks = [
+        yaml.safe_load((path / "dvc.lock").read_text(encoding="utf-8")) for path in (folder, whole)
+    ]
     assert locks[0]["stages"]["train"] == locks[1]["stages"]["train"]

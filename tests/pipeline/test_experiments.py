@@ -1,4 +1,4 @@
-"""DVC's experiments for real: sweeps, the queue, temp copies, and what MLflow has of them.
+"""DVC's experiments: sweeps, the queue, temp copies, and their runs in MLflow.
 
 From an empty HOME, on the digits inside scikit-learn.
 """
@@ -25,35 +25,35 @@ from tests.pipeline.test_dvc import DIGITS
 pytestmark = pytest.mark.slow
 
 GRID = {(str(states), str(seed)) for states in (4, 8) for seed in (0, 1)}
-"""d_state and seed of the sweep; the first of each is what is committed."""
+"""d_state and seed of the sweep; the first of each is committed."""
 STARTED_WITHIN_S = 1800
-"""On a machine that is busy with something else; quiet ones need a minute."""
+"""Enough for a busy machine; an idle one needs a minute."""
 
 
 @dataclasses.dataclass
 class Shown:
-    """What MLflow's database has of one run."""
+    """A run in MLflow's database."""
 
     run_id: str
     status: str
     tags: dict[str, str]
     params: dict[str, str]
     metrics: dict[str, list[tuple[int, float]]]
-    """Steps and values, by name."""
+    """Steps and values by name."""
     datasets: set[str]
     models: int
-    """How many logged models there are of it."""
+    """Number of logged models."""
 
     @property
     def point(self) -> tuple[str, str]:
-        """Where in the grid it is."""
+        """The run's place in the grid."""
         return self.params["model.d_state"], self.params["train.seed"]
 
 
 def shown(folder: Path) -> tuple[dict[str, Shown], dict[str, Shown]]:
-    """The parents of sweeps in MLflow, and all other runs, by their names.
+    """Return the parent runs of sweeps in MLflow, and all other runs, by name.
 
-    From the database itself: MLflow's client would go on reading one that was deleted.
+    Reads the database itself, because MLflow's client would continue to read a deleted one.
     """
     parents, others = {}, {}
     with contextlib.closing(sqlite3.connect(folder / "mlflow.db")) as database:
@@ -112,7 +112,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory, home: str) -> Path:
 
 @pytest.fixture(scope="module")
 def swept(repository: Path, home: str) -> Path:
-    """The project after a grid in DVC's queue, with two workers that make the database, too.
+    """The project after a grid in DVC's queue, whose two workers also create the database.
 
     They run in temp copies, while Python's path names the project's own src/, as it does where the
     project is installed to be edited, and nothing of that can be imported.
@@ -122,25 +122,25 @@ def swept(repository: Path, home: str) -> Path:
     grid = ("-S", "model.d_state=4,8", "-S", "train.seed=range(0,2)")
     dvc(repository, home, "exp", "run", "--queue", *grid)
     package = repository / "src/mnist_mamba/__init__.py"
-    text = package.read_text()
-    package.write_text("raise ImportError('the project instead of its copy')\n")
+    text = package.read_text(encoding="utf-8")
+    package.write_text("raise ImportError('the project instead of its copy')\n", encoding="utf-8")
     try:
         with workers(repository, home, PYTHONPATH=str(repository / "src")):
             wait_for_experiments(repository, len(GRID))
     finally:
-        package.write_text(text)
+        package.write_text(text, encoding="utf-8")
     return repository
 
 
 @contextlib.contextmanager
 def workers(folder: Path, home: str, **env: str) -> Iterator[None]:
-    """Two workers on the queue, which have ended afterwards, with all that they started."""
+    """Run two workers on the queue; end them and all that they started afterwards."""
     try:
         dvc(folder, home, "queue", "start", "-j", "2", **env)
         yield
     finally:
         run(folder, ["dvc", "queue", "stop", "--kill"], HOME=home, **IDENTITY)
-        # They hear of it within seconds, if they still listen.
+        # Workers that still listen stop within seconds.
         _, alive = psutil.wait_procs(processes(folder), timeout=30)
         for process in alive:
             process.kill()
@@ -149,7 +149,7 @@ def workers(folder: Path, home: str, **env: str) -> Iterator[None]:
 
 
 def processes(folder: Path) -> list[psutil.Process]:
-    """Those that work somewhere in the project, which is where DVC's workers and stages do."""
+    """Return the processes that work in the project: DVC's workers and stages."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
@@ -159,7 +159,7 @@ def processes(folder: Path) -> list[psutil.Process]:
 
 
 def wait_for_experiments(folder: Path, n: int) -> None:
-    """Until the queue has left so many experiments in Git.
+    """Wait until the queue has stored n experiments in Git.
 
     `dvc queue status` in a loop would send each worker messages, and one that reads such a message
     while it is being written ends (kombu's transport by files).
@@ -167,12 +167,15 @@ def wait_for_experiments(folder: Path, n: int) -> None:
     deadline = time.monotonic() + STARTED_WITHIN_S
     while len(experiments(folder)) < n and processes(folder) and time.monotonic() < deadline:
         time.sleep(1)
-    logs = [path.read_text()[-2000:] for path in (folder / ".dvc/tmp/exps").rglob("*.out")]
+    logs = [
+        path.read_text(encoding="utf-8")[-2000:]
+        for path in (folder / ".dvc/tmp/exps").rglob("*.out")
+    ]
     assert len(experiments(folder)) == n, "\n".join(logs)
 
 
 def experiments(folder: Path) -> set[str]:
-    """Names of the experiments in Git."""
+    """Return the names of the experiments in Git."""
     names = run(folder, ["git", "for-each-ref", "--format=%(refname)", "refs/exps"]).stdout.split()
     return {Path(name).name for name in names if name.count("/") == 4}
 
@@ -192,8 +195,10 @@ def test_a_grid_in_the_queue_is_one_sweep_of_whole_runs(swept: Path) -> None:
 
 
 def test_what_was_trained_before_is_not_trained_again_and_whole_in_mlflow(swept: Path) -> None:
-    """The committed content is one of the grid's: its curves come from their file."""
-    logs = [path.read_text() for path in (swept / ".dvc/tmp/exps/run").rglob("*.out")]
+    """The committed content is one of the grid's; its curves come from the committed file."""
+    logs = [
+        path.read_text(encoding="utf-8") for path in (swept / ".dvc/tmp/exps/run").rglob("*.out")
+    ]
     trained = [log for log in logs if "Running stage 'train'" in log]
     assert (len(logs), len(trained)) == (len(GRID), len(GRID) - 1)
 
@@ -215,11 +220,11 @@ def test_exp_apply_brings_the_files_of_an_experiment(swept: Path, home: str) -> 
     )
     try:
         dvc(swept, home, "exp", "apply", name)
-        params = yaml.safe_load((swept / "params.yaml").read_text())
+        params = yaml.safe_load((swept / "params.yaml").read_text(encoding="utf-8"))
         assert (params["model"]["d_state"], params["train"]["seed"]) == (8, 1)
-        scores = json.loads((swept / "metrics/eval.json").read_text())
+        scores = json.loads((swept / "metrics/eval.json").read_text(encoding="utf-8"))
         assert child.metrics["eval/accuracy"] == [(0, scores["accuracy"])]
-        # The checkpoints are there as well: nothing is to be done.
+        # The checkpoints are restored, too, so no stage has to run.
         assert "Running stage 'train'" not in dvc(swept, home, "repro", "--dry", "train").stdout
     finally:
         git(swept, home, "checkout", "-q", ".")
@@ -242,13 +247,13 @@ def test_the_run_cache_gives_a_whole_run_to_a_new_database(swept: Path, home: st
 def test_a_temp_experiment_in_a_clone_without_any_cache(
     repository: Path, home: str, tmp_path: Path
 ) -> None:
-    """What `make demo` meets on a fresh machine: a lock whose outputs are nowhere to be had."""
+    """`make demo` on a fresh machine has a lock whose outputs are not available anywhere."""
     clone = tmp_path / "clone"
     done = run(tmp_path, ["git", "clone", "-q", str(repository), str(clone)], HOME=home)
     assert done.returncode == 0, done.stderr
     words = ("--temp", "--name", "fresh", "-S", "train.lr=3e-3", "-S", "model.n_layers=1")
     done = dvc(clone, home, "exp", "run", *words)
-    assert "scan cpu on cpu" in done.stdout + done.stderr  # the C kernel was found there, too
+    assert "scan cpu on cpu" in done.stdout + done.stderr  # the copy found the C kernel
     assert run(clone, ["git", "status", "--porcelain"]).stdout == ""
     assert "fresh" in dvc(clone, home, "exp", "show", "--csv").stdout
     (only,) = shown(clone)[1].values()

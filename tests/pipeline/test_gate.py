@@ -1,4 +1,4 @@
-"""The gate: planted regressions fail, noise passes, and what cannot be judged is said to be so."""
+"""The gate: planted regressions fail, noise passes, and incomparable results get no verdict."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def committed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def tree(committed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A clone of it to spoil, as the current folder."""
+    """A clone of the repository, as the current folder."""
     folder = tmp_path / "clone"
     subprocess.run(["git", "clone", "-q", str(committed), str(folder)], check=True)
     monkeypatch.chdir(folder)
@@ -61,13 +61,13 @@ def failures(base: str = "base") -> set[str]:
 def edit(name: str, change: Callable[[dict[str, Any]], object]) -> None:
     """Change a metrics file."""
     path = Path(f"metrics/{name}.json")
-    content = json.loads(path.read_text())
+    content = json.loads(path.read_text(encoding="utf-8"))
     change(content)
-    path.write_text(json.dumps(content))
+    path.write_text(json.dumps(content), encoding="utf-8")
 
 
 def put(name: str, value: Any) -> None:
-    """Set a figure by the gate's name for it; None removes it."""
+    """Set a metric by its name in gate.yaml; None removes it."""
     file, *parts, last = name.split(".")
 
     def change(content: dict[str, Any]) -> None:
@@ -82,11 +82,11 @@ def put(name: str, value: Any) -> None:
 
 
 def predict(change: Callable[[list[dict[str, str]]], object]) -> None:
-    """Change the predictions, and the count of right ones with them."""
-    with paths.PREDICTIONS.open() as file:
+    """Change the predictions, and the metrics that count them."""
+    with paths.PREDICTIONS.open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     change(rows)
-    with paths.PREDICTIONS.open("w") as file:
+    with paths.PREDICTIONS.open("w", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
@@ -95,13 +95,13 @@ def predict(change: Callable[[list[dict[str, str]]], object]) -> None:
     edit("eval", lambda content: content.update(counted))
 
 
-def misread(rows: list[dict[str, str]], count: int) -> None:
+def spoil_predictions(rows: list[dict[str, str]], count: int) -> None:
     right = [row for row in rows if row["label"] == row["predicted"]]
     for row in right[:count]:
         row["predicted"] = str((int(row["label"]) + 1) % 10)
 
 
-def correct_all(rows: list[dict[str, str]], count: int) -> None:
+def correct_predictions(rows: list[dict[str, str]], count: int) -> None:
     for row in [row for row in rows if row["label"] != row["predicted"]][:count]:
         row["predicted"] = row["label"]
 
@@ -125,11 +125,11 @@ PLANTED = {
     "eval.parity.max_abs_logit_diff": (4.5e-6, 9e-5, 1.1e-4),
     "eval.parity.prediction_mismatches": (0, 0, 1),
 }
-"""What the gate holds, figure by figure: a base, a change that is noise, one that is a loss."""
+"""Each metric in gate.yaml: the base's value, one within the tolerance, one outside."""
 
 
 def put_all(column: int) -> None:
-    """Set all of them at once; what must agree with one of them agrees."""
+    """Set all metrics to one column, and the parameters in metrics/train.json."""
     for name, values in PLANTED.items():
         put(name, values[column])
     put("train.parameters", PLANTED["eval.model.parameters"][column])
@@ -164,18 +164,18 @@ def test_planted_regressions_fail_all_at_once(tree: Path) -> None:
     assert failures("HEAD") == set(PLANTED)
 
 
-def test_missing_figures_fail_all_at_once(tree: Path) -> None:
+def test_missing_metrics_fail_all_at_once(tree: Path) -> None:
     for name in PLANTED:
         put(name, None)
     assert failures() == set(PLANTED)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 10**400, "0.99", True, [1], None])
-def test_what_is_no_number_fails(value: Any) -> None:
+def test_a_value_that_is_not_a_number_fails(value: Any) -> None:
     rules = {"eval.nll": Rule(better="lower", bound=1)}
     for base, here in ((0.5, value), (value, 0.5)):
         (verdict,) = judge(rules, {"eval.nll": base}, {"eval.nll": here})
-        assert verdict.passed is (base is None)  # a base without the figure is no fault
+        assert verdict.passed is (base is None)  # a base without the metric is allowed
 
 
 def test_a_whole_file_that_is_missing_fails(tree: Path) -> None:
@@ -189,11 +189,11 @@ def test_missing_predictions_fail(tree: Path) -> None:
 
 
 def test_noise_passes(tree: Path) -> None:
-    """What another seed does: some images lost, about as many won, figures a little off."""
+    """Another seed loses some images, wins about as many, and changes metrics a little."""
 
     def another_seed(rows: list[dict[str, str]]) -> None:
-        misread(rows, 14)
-        correct_all(rows, 10)
+        spoil_predictions(rows, 14)
+        correct_predictions(rows, 10)
 
     predict(another_seed)
     put("eval.robustness.shift.5", 0.9949)
@@ -202,25 +202,25 @@ def test_noise_passes(tree: Path) -> None:
 
 
 def test_a_real_loss_fails(tree: Path) -> None:
-    predict(lambda rows: misread(rows, 7))  # all lost, none won: p = 0.008
+    predict(lambda rows: spoil_predictions(rows, 7))  # all lost, none won: p = 0.008
     assert failures() == {"accuracy"}
     assert "7 lost, 0 won" in str(verdicts()[0].problem)
 
 
 def test_a_loss_that_chance_explains_passes(tree: Path) -> None:
-    predict(lambda rows: misread(rows, 6))  # p = 0.016
+    predict(lambda rows: spoil_predictions(rows, 6))  # p = 0.016
     assert failures() == set()
 
 
 def test_better_results_pass(tree: Path) -> None:
-    predict(lambda rows: correct_all(rows, 20))
+    predict(lambda rows: correct_predictions(rows, 20))
     put("eval.nll", 0.01)
     put("eval.model.file_bytes", 1000)
     assert failures() == set()
 
 
 def test_the_floor_holds_whatever_the_base_has(tree: Path) -> None:
-    predict(lambda rows: misread(rows, 100))
+    predict(lambda rows: spoil_predictions(rows, 100))
     commit("worse")
     accuracy = verdicts("HEAD")[0]
     assert not accuracy.passed
@@ -233,7 +233,7 @@ def commit(message: str) -> None:
 
 
 def test_false_alarms_are_as_rare_as_promised() -> None:
-    """Two equally good models disagree at random: at most `significance` of such pairs fail."""
+    """At most `significance` of the pairs of equally good models fail."""
     generator = random.Random(0)
     limit, alarms, trials = 0.05, 0, 400
     for _ in range(trials):
@@ -248,11 +248,11 @@ def test_mcnemar_counts_pairs(pairs: list[tuple[bool, bool]]) -> None:
     lost, won, p = gate.mcnemar(base, here)
     assert (lost, won) == (pairs.count((True, False)), pairs.count((False, True)))
     assert 0 < p <= 1
-    # Never an alarm where no more was lost than won.
+    # No alarm unless more was lost than won.
     assert p > 0.5 or lost > won
 
 
-def test_a_new_figure_is_held_to_its_bound_alone() -> None:
+def test_a_new_metric_only_has_to_keep_its_bound() -> None:
     rules = {"a.*": Rule(better="higher", bound=0.5, absolute=0.0)}
     (good,), (bad,) = judge(rules, {}, {"a.x": 0.6}), judge(rules, {}, {"a.x": 0.4})
     assert (good.passed, bad.passed) == (True, False)
@@ -281,20 +281,28 @@ def test_the_table_shows_failures_first_and_keeps_to_its_cells() -> None:
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (lambda: Path("metrics/eval.json").write_text("{"), "metrics/eval.json is not JSON"),
+        (
+            lambda: Path("metrics/eval.json").write_text("{", encoding="utf-8"),
+            "metrics/eval.json is not JSON",
+        ),
         (lambda: put("eval.correct", 9000), "eval.correct = 9000 .*of different runs"),
         (lambda: put("eval.accuracy", 0.9999), "eval.accuracy = 0.9999 .*of different runs"),
         (lambda: put("eval.n_test", 9999), "eval.n_test = 9999 .*of different runs"),
         (lambda: put("train.parameters", 7), "train.parameters = 7 .*of different runs"),
         (
-            lambda: paths.PREDICTIONS.write_text("a,b\n1,2\n"),
+            lambda: paths.PREDICTIONS.write_text("a,b\n1,2\n", encoding="utf-8"),
             "expected columns label",
         ),
         (lambda: paths.PREDICTIONS.write_bytes(b"\xff\xfe"), "work tree: plots/predictions.csv"),
-        (lambda: paths.PREDICTIONS.write_text("label\n" + "1" * 140_000), "work tree: plots/pred"),
+        (
+            lambda: paths.PREDICTIONS.write_text("label\n" + "1" * 140_000, encoding="utf-8"),
+            "work tree: plots/pred",
+        ),
         (lambda: Path("metrics/eval.json").write_bytes(b"\xff"), "work tree: metrics/eval.json is"),
         (
-            lambda: Path("metrics/eval.json").write_text('{"nll": ' + "9" * 5000 + "}"),
+            lambda: Path("metrics/eval.json").write_text(
+                '{"nll": ' + "9" * 5000 + "}", encoding="utf-8"
+            ),
             "work tree: metrics/eval.json is not JSON",
         ),
         (
@@ -304,7 +312,7 @@ def test_the_table_shows_failures_first_and_keeps_to_its_cells() -> None:
         (lambda: predict(lambda rows: rows.pop()), "test images do too"),
     ],
 )
-def test_what_cannot_be_judged_is_no_verdict(
+def test_results_that_cannot_be_compared_get_no_verdict(
     tree: Path, spoil: Callable[[], object], words: str
 ) -> None:
     spoil()
@@ -360,13 +368,13 @@ def test_an_unknown_base_is_no_verdict(tree: Path, base: str) -> None:
 
 
 def test_the_command_s_codes_and_table(tree: Path) -> None:
-    """0, 1 and 2, from a clone that has nothing but its files."""
+    """The exit codes are 0, 1 and 2, also in a clone without DVC's files."""
     for name in ("pipeline", "src"):
         shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
     words = ("pipeline.release.gate", "--output", "out/gate.md", "--base")
     done = run_module(tree, *words, "base")
     assert done.returncode == command.PASS, done.stderr
-    assert Path("out/gate.md").read_text() in done.stdout
+    assert Path("out/gate.md").read_text(encoding="utf-8") in done.stdout
     write_changed("gate.yaml", tree, {"accuracy.floor": 0.9999})
     done = run_module(tree, *words, "origin/HEAD")
     assert done.returncode == command.REGRESSION, done.stderr
@@ -375,7 +383,7 @@ def test_the_command_s_codes_and_table(tree: Path) -> None:
     done = run_module(tree, *words, "nowhere")
     assert (done.returncode, done.stdout) == (command.NO_VERDICT, "")
     assert "error: BASE=nowhere" in done.stderr
-    page = Path("out/gate.md").read_text()  # the last verdict's no more
+    page = Path("out/gate.md").read_text(encoding="utf-8")  # no longer the last verdict
     assert page.startswith("## gate against nowhere: no verdict\n\nBASE=nowhere is not a commit")
     assert "Traceback" not in done.stderr
 
@@ -387,7 +395,7 @@ SPEED = {
     "us_per_image.b100": (230.0, 252.0, 255.0),
     "binary_bytes": (64_008, 65_200, 65_400),
 }
-"""What the speed gate holds: a base, a change that is let pass, one that is not."""
+"""Each speed metric: the base's value, one within the tolerance, one outside."""
 
 
 @pytest.mark.parametrize("name", SPEED)
@@ -424,11 +432,11 @@ def test_a_slower_engine_fails_the_speed_gate(tmp_path: Path) -> None:
     for words in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "base"]):
         assert run(tmp_path, ["git", *words], **IDENTITY).returncode == 0
     flags = tmp_path / "csrc/engine.mk"
-    text = flags.read_text()
+    text = flags.read_text(encoding="utf-8")
     for old, new in SLOWER.items():
         assert text.count(old) == 1
         text = text.replace(old, new)
-    flags.write_text(text)
+    flags.write_text(text, encoding="utf-8")
     done = run_module(tmp_path, "pipeline.release.gate_speed", "--base", "HEAD")
     assert done.returncode == command.REGRESSION, done.stderr
     slower = {line.split("`")[1] for line in done.stdout.splitlines() if "**FAIL**" in line}

@@ -1,4 +1,4 @@
-"""Stages that are killed at any moment, or run out of disk: nothing that is left is half a file."""
+"""Stages that are killed at any moment or run out of disk leave only whole files."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def data_is_whole(folder: Path) -> None:
-    """Each file is there completely or not at all."""
+    """Check that each file is complete or missing."""
     for part, n in (("train", 200), ("test", 40)):
         images, labels = (folder / f"data/raw/{part}-{kind}.idx" for kind in KINDS)
         if images.exists():
@@ -53,7 +53,7 @@ def data_is_whole(folder: Path) -> None:
 
 
 def prepared_is_whole(folder: Path) -> None:
-    """The description comes last: where it is, all of the data is."""
+    """Check that the data is complete if info.json, which is written last, exists."""
     parts = {"train": 160, "val": 40, "test": 40}
     for part, n in parts.items():
         images, labels = (folder / f"data/prepared/{part}-{kind}.idx" for kind in KINDS)
@@ -81,7 +81,7 @@ STAGES: dict[str, tuple[tuple[str, ...], str, Check]] = {
     "train": (("pipeline.train", "--resume"), "checkpoints", checkpoints_are_whole),
     "export": (EXPORT, "artifacts", model_is_whole),
 }
-"""What runs, the folder that it writes, and what must hold whenever it is killed."""
+"""The stage's command, the folder that it writes, and a check for after a kill."""
 
 
 def temporaries(folder: Path) -> set[str]:
@@ -91,7 +91,7 @@ def temporaries(folder: Path) -> set[str]:
 def kill_at_random(
     process: subprocess.Popen[bytes], folder: Path, whole: float, generator: random.Random
 ) -> bool:
-    """SIGKILL anywhere, or just when a file is being written; whether it came in time."""
+    """Kill at a random moment or while a file is written; return whether it still ran."""
     if generator.random() < 0.5:
         time.sleep(generator.uniform(0, whole))
     else:
@@ -116,7 +116,7 @@ def test_a_kill_leaves_whole_files(stage: str, finished: Path, tmp_path: Path) -
     assert start(project, command).wait() == 0
     whole = time.monotonic() - started
     seed = random.randrange(2**32)
-    logger.info("seed %d", seed)  # pytest shows it if this fails
+    logger.info("seed %d", seed)  # shown by pytest if the test fails
     generator = random.Random(seed)
     landed = 0
     for _ in range(3 * KILLS[stage]):
@@ -124,8 +124,8 @@ def test_a_kill_leaves_whole_files(stage: str, finished: Path, tmp_path: Path) -
         check(project)
         if landed == KILLS[stage]:
             break
-    assert landed == KILLS[stage], "most came when all was over"
-    done = run_module(project, *words)  # whatever is left, the next run makes it good
+    assert landed == KILLS[stage], "most kills came too late"
+    done = run_module(project, *words)
     assert done.returncode == 0, done.stderr
     for path in (finished / written).iterdir():
         assert (project / written / path.name).read_bytes() == path.read_bytes(), path.name
@@ -134,20 +134,18 @@ def test_a_kill_leaves_whole_files(stage: str, finished: Path, tmp_path: Path) -
 @pytest.mark.slow
 def test_a_killed_download_is_not_taken_for_data(finished: Path, tmp_path: Path) -> None:
     project = shutil.copytree(finished, tmp_path / "project")
-    (project / "data/raw/test-labels.idx").unlink()  # as a kill before the last file leaves it
+    (project / "data/raw/test-labels.idx").unlink()  # as after a kill before the last file
     done = run_module(project, "pipeline.prepare")
     assert done.returncode == 1
-    assert done.stderr.strip() == (
-        "error: data/raw/test-labels.idx is not there: python -m pipeline.download comes first"
-    )
+    assert "data/raw/test-labels.idx not found: run `python -m pipeline.download`" in done.stderr
     (project / "data/prepared/info.json").unlink()
     done = run_module(project, "pipeline.train")
     assert done.returncode == 1
-    assert "data/prepared/info.json is not there: python -m pipeline.prepare" in done.stderr
+    assert "data/prepared/info.json not found: run `python -m pipeline.prepare`" in done.stderr
 
 
 def test_no_room_for_the_model_keeps_the_old_one(finished: Path, tmp_path: Path) -> None:
-    """A limit on the size of files stands in for a full disk: write() fails in the same place."""
+    """A limit on the size of files acts like a full disk: write() fails in the same place."""
     project = shutil.copytree(finished, tmp_path / "project")
     before = (project / MODEL).read_bytes()
 

@@ -98,9 +98,11 @@ def test_a_scan_of_another_device_is_refused(scan: str, device: str) -> None:
 
 
 def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
-    text = (ROOT / "params.yaml").read_text()
+    text = (ROOT / "params.yaml").read_text(encoding="utf-8")
     path = tmp_path / "params.yaml"
-    path.write_text(text.replace("  n_layers: 2\n", "  n_layers: 2\n  n_layers: 4\n"))
+    path.write_text(
+        text.replace("  n_layers: 2\n", "  n_layers: 2\n  n_layers: 4\n"), encoding="utf-8"
+    )
     with pytest.raises(ParamsError, match=r"'n_layers'(?s:.*)line \d+"):
         load_params(path)
 
@@ -161,7 +163,7 @@ def test_changes_by_dotted_keys() -> None:
 
 def test_exponents_without_a_dot_are_numbers() -> None:
     """PyYAML reads 1e-3 as text, DVC's YAML as a number: both must mean the same."""
-    text = re.sub(r"\blr: \S+", "lr: 1e-3", (ROOT / "params.yaml").read_text())
+    text = re.sub(r"\blr: \S+", "lr: 1e-3", (ROOT / "params.yaml").read_text(encoding="utf-8"))
     content = yaml.safe_load(text)
     assert content["train"]["lr"] == "1e-3"
     assert parse_params(content).train.lr == 0.001
@@ -195,6 +197,6 @@ def test_the_known_sizes_are_those_of_the_data() -> None:
 def test_missing_or_broken_file(tmp_path: Path) -> None:
     with pytest.raises(ParamsError, match="run in the project's folder"):
         load_params(tmp_path / "params.yaml")
-    (tmp_path / "params.yaml").write_text("a: [")
+    (tmp_path / "params.yaml").write_text("a: [", encoding="utf-8")
     with pytest.raises(ParamsError, match="not valid YAML"):
         load_params(tmp_path / "params.yaml")

@@ -1,4 +1,4 @@
-"""`make promote` for real: what passes the gate becomes the champion, the rest changes nothing."""
+"""`make promote`: a result that passes the gate becomes the champion, others change nothing."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ README = "# Small\n\n<!-- results: make promote -->\nnothing yet\n<!-- end of re
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory, home: str) -> Path:
-    """A repository with a trained model that was never promoted, committed."""
+    """A repository with a committed, trained model that was never promoted."""
     folder = copy_project(tmp_path_factory.mktemp("promote") / "project")
     write_changed("gate.yaml", folder, RULES)
-    (folder / published.README).write_text(README)
+    (folder / published.README).write_text(README, encoding="utf-8")
     git(folder, home, "init", "-q")
     dvc(folder, home, "repro")
     git(folder, home, "add", "-A")
@@ -55,7 +55,7 @@ def promote(folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 def champion(folder: Path) -> Any:
-    """The registered version that has the alias, or None."""
+    """Return the registered version that has the alias, or None."""
     client = MlflowClient(tracking_uri=f"sqlite:///{folder}/mlflow.db")
     try:
         return client.get_model_version_by_alias("mnist-mamba", "champion")
@@ -64,7 +64,7 @@ def champion(folder: Path) -> Any:
 
 
 def published_files(folder: Path) -> dict[str, str]:
-    """MD5 of all that a promotion renews."""
+    """Return the MD5 of each file that a promotion updates."""
     files = [folder / published.README, *sorted((folder / published.MODELS).glob("*"))]
     return {file.name: hashlib.md5(file.read_bytes()).hexdigest() for file in files}
 
@@ -72,42 +72,42 @@ def published_files(folder: Path) -> dict[str, str]:
 def test_the_champion_and_what_is_refused(project: Path, home: str) -> None:
     before = published_files(project)
 
-    # A figure that no stage has made is no result to judge.
+    # A metric that no stage has written is refused.
     scores = project / paths.METRICS / "eval.json"
-    true_scores = scores.read_text()
-    scores.write_text(json.dumps({**json.loads(true_scores), "accuracy": 1.0}))
+    true_scores = scores.read_text(encoding="utf-8")
+    scores.write_text(json.dumps({**json.loads(true_scores), "accuracy": 1.0}), encoding="utf-8")
     done = promote(project)
     assert done.returncode == NO_VERDICT, done.stderr
     assert "metrics/eval.json" in done.stderr
     assert "as in dvc.lock" in done.stderr
     assert (published_files(project), champion(project)) == (before, None)
-    scores.write_text(true_scores)
+    scores.write_text(true_scores, encoding="utf-8")
 
-    # Nor is a plot, or a param that no stage ran with.
+    # A changed plot is refused, and a param that no stage ran with.
     plot = project / "plots/reliability.png"
     picture = plot.read_bytes()
     plot.write_bytes(picture + b"\0")
     done = promote(project)
     assert (done.returncode, "plots/reliability.png" in done.stderr) == (NO_VERDICT, True)
     plot.write_bytes(picture)
-    settings = (project / "params.yaml").read_text()
+    settings = (project / "params.yaml").read_text(encoding="utf-8")
     set_params(project, {**SMALL, "train.weight_decay": 0.123})
     done = promote(project)
     assert done.returncode == NO_VERDICT
     assert "train.weight_decay is 0.123, expected" in done.stderr
-    (project / "params.yaml").write_text(settings)
+    (project / "params.yaml").write_text(settings, encoding="utf-8")
 
-    # What cannot be prepared as a whole is not begun.
+    # Nothing changes if one of the files cannot be made.
     readme_here = project / published.README
-    readme_here.write_text("# no place for a table\n")
+    readme_here.write_text("# no place for a table\n", encoding="utf-8")
     done = promote(project)
     assert done.returncode == NO_VERDICT, done.stdout + done.stderr
     assert "expected one between the lines" in done.stderr
     assert champion(project) is None
-    readme_here.write_text(README)
+    readme_here.write_text(README, encoding="utf-8")
     assert published_files(project) == before
 
-    # What passes becomes the champion.
+    # A result that passes becomes the champion.
     done = promote(project)
     assert done.returncode == PASS, done.stdout + done.stderr
     first = champion(project)
@@ -116,21 +116,21 @@ def test_the_champion_and_what_is_refused(project: Path, home: str) -> None:
     lock = dvc_lock.read_lock(project / dvc_lock.LOCK)
     model = dvc_lock.outputs(lock)[str(paths.MODEL)]["md5"]
     assert renewed[paths.MODEL.name] == model
-    readme = (project / published.README).read_text()
+    readme = (project / published.README).read_text(encoding="utf-8")
     assert "nothing yet" not in readme
     assert f"{json.loads(true_scores)['accuracy']:.2%}" in readme
     assert readme.endswith("<!-- end of results -->\n\nEnd.\n")
-    assert model in (project / published.CARD).read_text()
+    assert model in (project / published.CARD).read_text(encoding="utf-8")
     example = np.fromfile(project / published.MODELS / "example_input.bin", "<f4")
     with Engine(project / published.MODELS / paths.MODEL.name) as engine:
         assert engine.predict(example.reshape(1, 9, 12)).shape == (1,)
 
-    # Again: nothing more.
+    # A second promotion changes nothing more.
     assert promote(project).returncode == PASS
     assert published_files(project) == renewed
     assert champion(project).version == first.version
 
-    # A worse model is refused, and all stays as it was.
+    # A worse model is refused and changes nothing.
     git(project, home, "add", "-A")
     git(project, home, "commit", "-qm", "champion")
     set_params(project, {**SMALL, "train.lr": 1e-6})

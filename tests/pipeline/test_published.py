@@ -1,4 +1,4 @@
-"""What the repository publishes belongs together: lock, metrics, shipped model, README."""
+"""The repository's published files agree: lock, metrics, shipped model, README."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.pipeline.imports import ROOT
 
 
 def metrics(name: str) -> Any:
-    return json.loads((ROOT / "metrics" / f"{name}.json").read_text())
+    return json.loads((ROOT / "metrics" / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def locked_md5s() -> dict[str, str]:
@@ -31,7 +31,7 @@ def locked_md5s() -> dict[str, str]:
 
 
 def predictions() -> list[dict[str, str]]:
-    with (ROOT / "plots/predictions.csv").open() as file:
+    with (ROOT / "plots/predictions.csv").open(encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
@@ -65,7 +65,7 @@ def test_metrics_agree_with_the_predictions() -> None:
 
 
 def test_every_number_of_the_readme_is_in_the_metrics() -> None:
-    text = (ROOT / "README.md").read_text()
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
     table = published.results_table(ROOT / "metrics")
     assert with_table(text, published.TABLE, table) == text, "run `make promote`"
     assert f"| {metrics('eval')['accuracy']:.2%} |" in text
@@ -74,7 +74,7 @@ def test_every_number_of_the_readme_is_in_the_metrics() -> None:
 def test_the_card_is_that_of_the_results() -> None:
     params = load_params(ROOT / "params.yaml")
     card = published.model_card(params, ROOT)
-    assert (ROOT / published.CARD).read_text() == card, "run `make promote`"
+    assert (ROOT / published.CARD).read_text(encoding="utf-8") == card, "run `make promote`"
     scores = metrics("eval")
     assert f"| {100 * scores['accuracy']:.2f} % |" in card
     low, high = published.interval(scores["correct"], scores["n_test"])
@@ -114,7 +114,7 @@ def test_a_table_takes_its_place_between_its_marks() -> None:
 
 
 def test_versions_agree() -> None:
-    header = (ROOT / "csrc/engine/version.h").read_text()
-    package = (ROOT / "src/mnist_mamba/__init__.py").read_text()
+    header = (ROOT / "csrc/engine/version.h").read_text(encoding="utf-8")
+    package = (ROOT / "src/mnist_mamba/__init__.py").read_text(encoding="utf-8")
     number = re.compile(r'"(\d+\.\d+\.\d+)"')
     assert number.search(header)[1] == number.search(package)[1]  # type: ignore[index]

@@ -1,4 +1,4 @@
-"""The stages one after the other, on a user's own data of an odd size and class count."""
+"""All stages in order, on a user's own data with an odd image size and number of classes."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def stamps(folder: Path) -> dict[Path, int]:
-    """All files, and when each was last written."""
+    """Return the modification time of each file."""
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
 def load(folder: Path, name: str) -> dict:
-    return json.loads((folder / name).read_text())
+    return json.loads((folder / name).read_text(encoding="utf-8"))
 
 
 def test_evaluate_measures_the_engine_and_its_parity(finished: Path) -> None:
@@ -63,7 +63,7 @@ def test_evaluate_measures_the_engine_and_its_parity(finished: Path) -> None:
 
 
 def test_predictions_are_in_a_file_that_says_the_same(finished: Path) -> None:
-    lines = (finished / "plots/predictions.csv").read_text().splitlines()
+    lines = (finished / "plots/predictions.csv").read_text(encoding="utf-8").splitlines()
     assert lines[0] == "index,label,predicted"
     rows = [[int(word) for word in line.split(",")] for line in lines[1:]]
     assert [row[0] for row in rows] == list(range(40))
@@ -72,7 +72,7 @@ def test_predictions_are_in_a_file_that_says_the_same(finished: Path) -> None:
 
 
 def test_train_leaves_curves_metrics_and_both_checkpoints(finished: Path) -> None:
-    curves = json.loads((finished / "plots/curves.json").read_text())
+    curves = json.loads((finished / "plots/curves.json").read_text(encoding="utf-8"))
     metrics = load(finished, "metrics/train.json")
     assert [point["epoch"] for point in curves] == [1, 2, 3]
     assert metrics["val"]["accuracy"] == curves[-1]["val_accuracy"]
@@ -95,7 +95,7 @@ def test_normalisation_comes_from_the_training_images_and_is_in_the_file(finishe
     assert (header["height"], header["width"], header["n_classes"]) == (9, 12, 4)
 
 
-def test_figures_are_pictures(finished: Path) -> None:
+def test_plots_are_png_files(finished: Path) -> None:
     for name in ("predictions.png", "misclassified.png"):
         data = (finished / "plots" / name).read_bytes()
         assert data[:8] == b"\x89PNG\r\n\x1a\n"
@@ -155,7 +155,7 @@ def test_training_on_the_validation_images_too(finished: Path, tmp_path: Path) -
     assert done.returncode == 0, done.stderr
     assert "val accuracy none" in done.stderr
     assert "val" not in load(tmp_path, "metrics.json")
-    (point,) = json.loads((tmp_path / "curves.json").read_text())
+    (point,) = json.loads((tmp_path / "curves.json").read_text(encoding="utf-8"))
     assert (point["val_loss"], point["val_accuracy"]) == (None, None)
     assert point["train_accuracy"] * 200 == round(point["train_accuracy"] * 200)  # 160 + 40
     best, last = (tmp_path / name for name in ("best_model.pth", "last.pth"))
@@ -311,7 +311,7 @@ def test_asking_for_a_gpu_that_is_not_there_is_an_error(finished: Path, tmp_path
 
 
 def test_the_stage_s_own_library_wins_over_an_installed_one(tmp_path: Path) -> None:
-    """In a DVC temp copy an editable install would import the original's src/."""
+    """An editable install must not replace the library in DVC's temp copy."""
     folder = copy_project(tmp_path)
     program = "import pipeline, mnist_mamba; print(mnist_mamba.__file__)"
     done = run(

@@ -1,4 +1,4 @@
-"""The model in MLflow: logged once, registered by promotion, served without PyTorch."""
+"""The model in MLflow: logged once, registered by a promotion, served without PyTorch."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from tests.pipeline.imports import ROOT, imported_files
 from tests.pipeline.project import SMALL, run, set_params, start
 
 STARTS_WITHIN_S = 300
-"""On a machine that is busy with something else; quiet ones need seconds."""
+"""Enough for a busy machine; an idle one needs seconds."""
 
 
 def write_other_model() -> None:
@@ -48,7 +48,7 @@ def write_other_model() -> None:
 
 @pytest.fixture(scope="module")
 def served_model(engine_files: tuple[Path, Path]) -> serving.EngineModel:
-    """The pyfunc itself, with the files that MLflow would hand it."""
+    """The pyfunc with the files that MLflow would pass to it."""
     model = serving.EngineModel()
     model.load_context(
         SimpleNamespace(artifacts=dict(zip(("model", "library"), engine_files, strict=True)))
@@ -122,7 +122,7 @@ def test_a_model_is_logged_once_and_a_changed_one_again(project: Path) -> None:
 
 
 def test_a_model_that_came_back_is_the_one_promoted(project: Path) -> None:
-    """Of one run, not the newest model: the one that holds the files that are here."""
+    """A promotion takes the run's model with the present files, not the newest."""
     params, original = load_params(), paths.MODEL.read_bytes()
     tracked_run.upsert(params)
     first = tracked_model.logged_model(params)
@@ -169,7 +169,7 @@ def free_port() -> int:
 
 
 def post(url: str, body: Any) -> tuple[int, dict[str, Any]]:
-    """Status and answer; bytes go as they are."""
+    """Post JSON, or bytes unchanged; return status and answer."""
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
     try:
@@ -181,7 +181,7 @@ def post(url: str, body: Any) -> tuple[int, dict[str, Any]]:
 
 @contextlib.contextmanager
 def server(folder: Path, uri: str, **env: str) -> Iterator[Callable[[Any], tuple[int, Any]]]:
-    """`mlflow models serve`, and a function that posts to it; gone afterwards."""
+    """Run `mlflow models serve`, yield a function that posts to it, and stop the server."""
     address = f"http://127.0.0.1:{(port := free_port())}"
     words = ["-m", uri, "--env-manager", "local", "-p", str(port)]
     process = start(folder, ["mlflow", "models", "serve", *words], **env)
@@ -207,7 +207,7 @@ def test_the_shipped_model_served_without_torch_and_compiler(project: Path, tmp_
     shutil.copy(ROOT / "models/mnist_mamba.bin", paths.MODEL)
     example = ROOT / "models/example_input.bin"
     image = np.fromfile(example, "<f4").reshape(1, 28, 28)
-    info = json.loads(paths.DATA_INFO.read_text())
+    info = json.loads(paths.DATA_INFO.read_text(encoding="utf-8"))
     write_json(paths.DATA_INFO, {**info, "height": 28, "width": 28, "n_classes": 10})
     write_idx(paths.images(paths.PREPARED, "test"), np.rint(image * 255).astype(np.uint8))
     params = load_params()
@@ -219,13 +219,15 @@ def test_the_shipped_model_served_without_torch_and_compiler(project: Path, tmp_
 
     poison = tmp_path / "poison"
     poison.mkdir()
-    for package in ("torch", "mnist_mamba"):  # the model brings its own of the second
-        (poison / f"{package}.py").write_text(f"raise ImportError('{package} is not there')\n")
+    for package in ("torch", "mnist_mamba"):  # the model contains its own mnist_mamba
+        (poison / f"{package}.py").write_text(
+            f"raise ImportError('{package} is not there')\n", encoding="utf-8"
+        )
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     uri = tracked_model.logged_model(params).model_uri
     env = {"MLFLOW_TRACKING_URI": f"sqlite:///{project}/mlflow.db", "CC": "false"}
-    # Nothing is compiled: there is no compiler, and no library of an earlier time.
+    # Nothing can be compiled, as there is neither a compiler nor a cached library.
     env |= {"PYTHONPATH": str(poison), "MNIST_MAMBA_CACHE": str(elsewhere)}
     with server(elsewhere, uri, **env) as ask:
         status, answer = ask({"inputs": image.tolist()})
@@ -250,4 +252,4 @@ def test_the_shipped_model_served_without_torch_and_compiler(project: Path, tmp_
             assert 400 <= status < 500, body
             for word in words:
                 assert word in answer["message"], word
-        assert ask({"inputs": image.tolist()})[0] == 200  # it goes on
+        assert ask({"inputs": image.tolist()})[0] == 200  # the server still runs

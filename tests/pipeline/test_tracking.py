@@ -1,4 +1,4 @@
-"""MLflow as a projection of files: whole, idempotent, and never in a training's way."""
+"""MLflow as a view of the files: complete, repeatable, and never an obstacle to a training."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_everything_is_back_after_the_database_is_deleted(project: Path) -> None
     tracked_run.upsert(params)
     before = runs(params)[0]
     (project / "mlflow.db").rename(project / "old.db")
-    # A new process would open the new file; this one has to be pointed at it.
+    # A new process would open the new file; this one needs another address.
     uri = f"sqlite:///{project}/./mlflow.db"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", uri)
@@ -127,15 +127,15 @@ def test_other_content_is_another_run(project: Path) -> None:
     assert tracked_run.upsert(load_params()) != key
     assert len(runs(params)) == 2
     source = project / "src/mnist_mamba/model/mixer.py"
-    source.write_text(source.read_text() + "\n")
+    source.write_text(source.read_text(encoding="utf-8") + "\n", encoding="utf-8")
     set_params(project, SMALL)
     assert content_key(load_params()) != key
 
 
-def test_what_does_not_touch_results_does_not_touch_the_key(project: Path) -> None:
+def test_changes_that_keep_the_results_keep_the_key(project: Path) -> None:
     key = content_key(load_params())
     set_params(project, {**SMALL, "benchmark.rounds": 3, "tracking.experiment": "other"})
-    (project / "pipeline/benchmark.py").write_text("# another way to measure\n")
+    (project / "pipeline/benchmark.py").write_text("# another way to measure\n", encoding="utf-8")
     assert content_key(load_params()) == key
 
 
@@ -167,7 +167,7 @@ def test_a_training_that_fails_is_shown_as_failed(project: Path) -> None:
         diverge()
     (run,) = runs(params)
     assert run.info.status == "FAILED"
-    # The same content trained again, this time to its end, completes that run.
+    # A completed training of the same content completes that run.
     with live_run(params) as log_point:
         for point in POINTS:
             log_point(point)
@@ -198,7 +198,9 @@ def test_experiments_in_temp_copies_share_the_parent_s_database(
     (run,) = runs(load_params())
     assert run.info.run_name == "wavy-hare"
     assert run.info.artifact_uri.startswith((parent / "mlartifacts").as_uri())
-    assert json.loads(next((parent / "mlartifacts").rglob("eval.json")).read_text())["accuracy"]
+    assert json.loads(
+        next((parent / "mlartifacts").rglob("eval.json")).read_text(encoding="utf-8")
+    )["accuracy"]
 
 
 def test_experiments_of_a_commit_have_one_parent(
@@ -223,7 +225,7 @@ def test_experiments_of_a_commit_have_one_parent(
     }
 
 
-def test_a_description_says_what_came_of_it_and_how_to_have_it_again(
+def test_a_description_has_the_results_and_how_to_reproduce_them(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DVC_EXP_BASELINE_REV", "a" * 40)
@@ -268,7 +270,7 @@ def test_training_goes_on_where_the_machine_cannot_be_measured(
     assert curve(params, run.info.run_id, "lr") == [(1, 0.1)]
 
 
-def test_figures_of_series_are_no_run_s(project: Path) -> None:
+def test_metrics_of_series_are_not_logged(project: Path) -> None:
     tracked_run.upsert(load_params())
     (run,) = runs(load_params())
     assert not [name for name in run.data.metrics if name.startswith("study/")]

@@ -1,4 +1,4 @@
-"""Trainings as a person starts them: stopped and resumed, shared by processes, gone wrong."""
+"""Trainings from the command line: interrupted, resumed, distributed, failed."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ LONG = {
     "train.epochs": 4,
     "train.save_every": 7,
 }
-"""80 steps an epoch, so that a training can be met in the middle of one."""
+"""80 steps per epoch, so that a training can be killed in the middle of one."""
 UNTRACKED = {**LONG, "tracking.enabled": False}
 RESULTS = (
     "checkpoints/last.pth",
@@ -58,7 +58,7 @@ STATE = Path("checkpoints/training_state.pth")
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project whose data is ready to be trained on."""
+    """A project with prepared data."""
     folder = copy_project(tmp_path_factory.mktemp("prepared"), UNTRACKED)
     for stage in ("download", "prepare"):
         done = run_module(folder, f"pipeline.{stage}")
@@ -68,20 +68,20 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def project(prepared: Path, tmp_path: Path) -> Path:
-    """A fresh copy of it."""
+    """A fresh copy of the project."""
     return shutil.copytree(prepared, tmp_path / "project")
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project in which training ran to its end."""
+    """A project with a completed training."""
     folder = shutil.copytree(prepared, tmp_path_factory.mktemp("whole") / "project")
     train(folder)
     return folder
 
 
 def train(folder: Path, *arguments: str) -> str:
-    """Train; what it logged."""
+    """Train and return the log."""
     done = run_module(folder, "pipeline.train", *arguments)
     assert done.returncode == 0, done.stderr
     return done.stderr
@@ -93,16 +93,16 @@ def saved_state(folder: Path) -> TrainingState | None:
 
 
 def kill_in_the_middle(folder: Path, process: subprocess.Popen[bytes]) -> TrainingState:
-    """SIGKILL to a training in the middle of the second epoch or a later one; its last state.
+    """Kill a training in the middle of its second or a later epoch; return its last state.
 
-    All processes of the group get it, as when a machine loses power.
+    The signal goes to all processes of the group, as if the machine lost power.
     """
     for _ in range(6000):
         time.sleep(0.01)
         assert process.poll() is None, "the training ended before it could be killed"
         if not in_the_middle(saved_state(folder)):
             continue
-        # It goes on while this process looks: only when it stands still is the state the last.
+        # The training continues while this process looks, so it is stopped first.
         os.killpg(process.pid, signal.SIGSTOP)
         time.sleep(0.05)
         if in_the_middle(saved_state(folder)):
@@ -121,18 +121,18 @@ def in_the_middle(state: TrainingState | None) -> bool:
 
 
 def check_that_files_are_whole(folder: Path) -> None:
-    """Whatever a kill left under a name that a later run reads is a whole file."""
+    """Check that each file that a later run reads is complete."""
     for name in ("last", "best_model"):
         load_checkpoint(folder / f"checkpoints/{name}.pth")
     for name in ("plots/curves.json", "metrics/train.json"):
-        json.loads((folder / name).read_text())
+        json.loads((folder / name).read_text(encoding="utf-8"))
     others = {path.name for path in (folder / "checkpoints").iterdir()}
     others -= {"last.pth", "best_model.pth", STATE.name}
     assert all(name.startswith(".") and name.endswith(".tmp") for name in others)
 
 
 def remove_outputs(folder: Path) -> None:
-    """What DVC does before it runs a stage again."""
+    """Delete the outputs, as DVC does before it runs a stage again."""
     for name in RESULTS:
         (folder / name).unlink()
 
@@ -155,7 +155,9 @@ def test_killed_and_resumed_training_leaves_the_same_bytes(
 
 
 def curves(folder: Path) -> list[dict[str, float]]:
-    points: list[dict[str, float]] = json.loads((folder / "plots/curves.json").read_text())
+    points: list[dict[str, float]] = json.loads(
+        (folder / "plots/curves.json").read_text(encoding="utf-8")
+    )
     return points
 
 
@@ -168,7 +170,7 @@ def check_that_mlflow_has_the_curve_once(folder: Path) -> None:
 
 
 def check_curves_to_rounding(folder: Path, single: Path) -> None:
-    """Equal but for the order of fp32 sums, whose noise of 6e-8 grows a little in 320 steps."""
+    """Compare up to the order of fp32 sums, whose noise of 6e-8 grows a little in 320 steps."""
     points = curves(folder)
     assert [point["epoch"] for point in points] == [1, 2, 3, 4]
     for one, two in zip(curves(single), points, strict=True):
@@ -191,7 +193,7 @@ def test_two_processes_leave_what_one_does_and_leave_it_once(
     assert kept == {"last.pth", "best_model.pth"}
     a, b = (load_checkpoint(folder / RESULTS[0]).model for folder in (project, uninterrupted))
     difference = max(float((v - b.state_dict()[k]).abs().max()) for k, v in a.state_dict().items())
-    # tests/library/test_distributed.py says why weights differ by more than the loss does.
+    # tests/library/test_distributed.py says why weights differ more than the loss.
     assert difference < 1e-4
 
 
@@ -245,8 +247,8 @@ def test_a_training_is_named_by_what_its_weights_come_from(
     monkeypatch.chdir(project)
     key = training_key(load_params())
     set_params(project, {**UNTRACKED, "train.save_every": 3, "evaluate.ece_bins": 5})
-    (project / "csrc/engine/forward.c").write_text("/* another engine */\n")
-    with (project / "pipeline/common/params.py").open("a") as file:
+    (project / "csrc/engine/forward.c").write_text("/* another engine */\n", encoding="utf-8")
+    with (project / "pipeline/common/params.py").open("a", encoding="utf-8") as file:
         file.write("# a params section of another stage\n")
     assert training_key(load_params()) == key
     set_params(project, {**UNTRACKED, "train.lr": 0.5})
@@ -261,7 +263,7 @@ def test_a_training_is_named_by_what_its_weights_come_from(
 
 
 def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The choice alone, with a stand-in for the GPUs."""
+    """Without GPUs: torch's count of them is replaced."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     second = Processes(rank=1, size=2, local_rank=1, local_size=2)
@@ -277,7 +279,7 @@ def test_threads_are_shared_by_the_processes_of_a_machine(monkeypatch: pytest.Mo
     chosen: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", chosen.append)
     monkeypatch.setattr("pipeline.train.usable_cores", lambda: 7)
-    set_threads(0, Processes())  # torch's own choice stays
+    set_threads(0, Processes())  # keeps torch's choice
     set_threads(3, Processes())
     set_threads(0, Processes(size=4, local_size=2))
     set_threads(0, Processes(size=9, local_size=9))
@@ -316,7 +318,7 @@ def test_divergence_later_names_the_last_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=match):
         write_epochs(reports(), files(), None, lambda point: None, 2)
     best = (tmp_path / "best_model.pth").read_bytes()
-    # After a resumption only the best one is there again.
+    # After a resumption only the best checkpoint exists again.
     state = TrainingState(2, 0, 0.0, 0, torch.zeros(1), {})
     saved = SavedTraining("key", state, [report.curve_point()], best)
     for name in ("last.pth", "best_model.pth"):
