@@ -193,6 +193,9 @@ def test_sections_show_their_metrics(committed: Page) -> None:
     for run in metrics("seeds").values():
         for value in (run["mean"], *run["test_accuracy"]):
             assert f"{value:.2%}" in committed.section("seeds")
+    study, us = metrics("study")["runs"]["base"], metrics("study_speed")["us_per_image"]["base"]
+    tooltip = f"base: {study['val_accuracy']['mean']:.2%}, {us['b100']:.4g} µs"
+    assert tooltip in committed.section("study")
     for row in metrics("eval")["robustness"].values():
         for strength, accuracy in row.items():
             assert f"{strength} {accuracy:.1%}" in committed.section("robustness")
