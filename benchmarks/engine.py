@@ -23,9 +23,10 @@ from benchmarks import engine_cases as cases
 from benchmarks import harness, tables
 from benchmarks.harness import ROOT, Answer, BenchError, DifferentWorkError, Limits, significant
 from benchmarks.options import above_zero, add_common, store
-from mnist_mamba.c_build import ISA_FLAGS
+from mnist_mamba.c_build import isa_flags
 from mnist_mamba.config import ModelConfig
 from pipeline.common import command
+from pipeline.common.machine import usable_cores
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def prepare(folder: Path, models: Models, peers: Sequence[str]) -> None:
     """Build the engine with OpenMP, and write each model's checkpoint in every peer's format."""
     from benchmarks.peers import build_model
-    from mnist_mamba.engine.format import write_model
+    from mnist_mamba.export import write_model
     from mnist_mamba.training.checkpoint import Checkpoint, save_checkpoint
 
     make = ["make", "-s", "-f", "csrc/engine.mk", "dvc-engine", f"OUT={folder / 'build'}"]
@@ -169,7 +170,8 @@ def check_logits(answers: Mapping[str, Sequence[Answer]]) -> float:
 def machine_program(folder: Path, isa: str) -> Path:
     """Compile benchmarks/machine.c for an instruction set and return the program's path."""
     program = folder / "machine"
-    flags = ["-std=c11", "-O2", f"-DSIMD_{isa.upper()}", *ISA_FLAGS.get(isa, ()), "-Icsrc/simd"]
+    flags = ["-std=c11", "-O2", f"-DSIMD_{isa.upper()}", "-Icsrc/simd"]
+    flags += isa_flags("{}").get(isa, ())
     command = ["cc", *flags, "benchmarks/machine.c", "-lm", "-o", str(program)]
     subprocess.run(command, cwd=ROOT, check=True)
     return program
@@ -239,7 +241,7 @@ def run_all(options: argparse.Namespace, folder: Path, measure: Measure) -> dict
             "limit": limits(folder, models, b100, tied["isa"]),
             **sizes(folder),
         }
-    return {**result, "rounds": options.rounds, "threads": harness.usable_cpus(), **where}
+    return {**result, "rounds": options.rounds, "threads": usable_cores(), **where}
 
 
 def measure_case(case: cases.EngineCase, limits: Limits) -> Answer:

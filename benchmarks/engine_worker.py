@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from benchmarks import harness
 from benchmarks.engine_cases import CHECK_IMAGES, ENGINES, MODELS, EngineCase
+from pipeline.common.machine import usable_cores
 
 Array = NDArray[np.float32]
 MIN_CALLS, WARM_UP_CALLS, IMAGE_ROUNDS = 5, 2, 15
@@ -43,7 +44,7 @@ def _measure_engine(case: EngineCase) -> dict[str, Any]:
         os.environ["MAMBA_ISA"] = isa
     reports = {}
     for name, (images, threads) in case.loads.items():
-        options = {"--batch": images, "--threads": threads or harness.usable_cpus(), "--rounds": 5}
+        options = {"--batch": images, "--threads": threads or usable_cores(), "--rounds": 5}
         words = [str(word) for option in options.items() for word in option]
         command = [f"{case.folder}/build/mamba", "bench", str(case.path("model.bin")), *words]
         done = subprocess.run([*command, "--json"], check=True, capture_output=True, text=True)
@@ -68,7 +69,7 @@ def _measure_python(case: EngineCase) -> dict[str, Any]:
     pixels = check_images(case).astype(np.float32) / 255
     found = {}
     for name, (images, threads) in case.loads.items():
-        run = BUILDERS[case.peer](case, images, threads or harness.usable_cpus())
+        run = BUILDERS[case.peer](case, images, threads or usable_cores())
         batch = np.resize(pixels, (images, *pixels.shape[1:]))
         found[name] = time_calls(run, batch, case.seconds)
     # The last load's batch begins with the images to check.

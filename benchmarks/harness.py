@@ -14,6 +14,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.common.git import GitError, git
+from pipeline.common.machine import cpu_name
+
 logger = logging.getLogger(__name__)
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -193,29 +196,18 @@ def _status_mb(field: str) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
-def usable_cpus() -> int:
-    """Processors that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def machine() -> dict[str, str | float]:
     """Where and of what the figures are: Git revision, processor, load before the start."""
-    # Not above: it brings torch, and workers that measure their memory import this module too.
-    from pipeline.benchmark import cpu_name
-
     return {"git": git_revision(), "cpu": cpu_name(), "load_1m": round(os.getloadavg()[0], 2)}
 
 
 def git_revision(folder: Path = ROOT) -> str:
     """The commit, with "-dirty" where tracked files differ from it; "unknown" outside Git."""
-    words = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    words = ("describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
     try:
-        done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
-    except OSError:
+        return git(*words, folder=folder).strip()
+    except GitError:
         return "unknown"
-    return done.stdout.strip() if done.returncode == 0 else "unknown"
 
 
 def significant(value: float, digits: int = 3) -> float:

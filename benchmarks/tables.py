@@ -50,30 +50,19 @@ def _fenced(machine: str, tables: str) -> str:
 
 
 def speed_block(engine: Metrics, training: Metrics) -> str:
-    """Return the README's tables: inference, then training, compared with other implementations."""
-    us, ratio = engine["us_per_image"], engine["ratio"]
-    peers = [name for name in ("torch_compile", "onnxruntime", "pytorch_eager") if name in us]
+    """Return the README's table: our times, and how many times as long others take."""
+    us, ratio, ms = engine["us_per_image"]["engine"], engine["ratio"], training["step_ms"]
     lines = [
-        f"| inference, one thread of {engine['cpu']} | batch of 1, per image (µs) | C engine is "
-        "faster by | batch of 100, per image (µs) | C engine is faster by |",
-        "|---|---:|---:|---:|---:|",
+        f"| {engine['cpu']} | one image | batch of 100, per image | training step |",
+        "|---|---:|---:|---:|",
+        f"| ours | {format_value(us['b1'])} µs | {format_value(us['b100'])} µs "
+        f"| {format_value(ms['ours'])} ms |",
     ]
-    for name in ("engine", *peers):
-        cells = [IMPLEMENTATIONS[name]]
-        for load in ("b1", "b100"):
-            faster = format_ratio(ratio[name][load]) if name in ratio else ""
-            cells += [format_value(us[name][load]), faster]
-        lines.append(_row(cells))
-    lines += [
-        "",
-        f"| training, {training['threads']} threads of {training['cpu']} | step of "
-        f"{training['batch']} images (ms) | our C kernel is faster by |",
-        "|---|---:|---:|",
-    ]
-    for name, step_ms in training["step_ms"].items():
-        if name != "ours_tied":
-            faster = "" if name == "ours" else format_ratio(training["ratio"][name])
-            lines.append(_row([IMPLEMENTATIONS[name], format_value(step_ms), faster]))
+    others = {"pytorch_eager": "reference", "torch_compile": "", "onnxruntime": ""}
+    for name, loop in {**others, "mambapy": "mambapy", "transformers": "transformers"}.items():
+        inference = ratio.get(name, {})
+        times = [inference.get(load) for load in ("b1", "b100")] + [training["ratio"].get(loop)]
+        lines.append(_row([IMPLEMENTATIONS[name], *(format_ratio(x) if x else "" for x in times)]))
     return "\n".join(lines) + "\n"
 
 

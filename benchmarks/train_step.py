@@ -20,6 +20,7 @@ from benchmarks.harness import Answer, BenchError, Limits, Rounds, significant
 from benchmarks.options import above_zero, add_common, positive, store
 from mnist_mamba.config import ModelConfig
 from pipeline.common import command
+from pipeline.common.machine import usable_cores
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="rounds with 784 tokens (default: %(default)s)",
     )
     add("--only", choices=SECTIONS, help="measure one section")
-    add("--threads", type=positive, default=harness.usable_cpus(), help="default: all cores")
+    add("--threads", type=positive, default=usable_cores(), help="default: all cores")
     add(
         "--memory-gb",
         type=above_zero,

@@ -1,114 +1,123 @@
-# The C engine. csrc/tests.mk includes this, and the root Makefile that; alone: `make -f csrc/engine.mk TARGET` from the root.
+# The build of the C engine. csrc/tests.mk includes this file, and the root Makefile includes that.
+# On its own: `make -f csrc/engine.mk TARGET` from the root of the repository.
 #
 #   engine      ./mamba, one thread (the default)     omp    ./mamba with OpenMP over images
-#   debug       ./mamba with ASan and UBSan           fast   ./mamba for this very machine; no release
+#   debug       ./mamba with ASan and UBSan           fast   ./mamba for this machine only
 #   dvc-engine  OUT/mamba and OUT/libmamba.so, with OpenMP and fixed flags (OUT=build/dvc)
 #
-# Each variant has its own build/VARIANT/ with its objects, mamba and libmamba.so; a changed compiler
-# or flag rebuilds it. CC and CFLAGS (optimisation and debug flags of engine and omp) can be set, BUILD for
-# another folder than build/; V=1 shows the commands. csrc/tests.mk has the tests.
+# Each variant has its own folder build/VARIANT/ with its objects, mamba and libmamba.so, and is
+# rebuilt when the compiler or a flag changes.
+#
+# Variables that can be set: CC, CFLAGS (optimisation and debugging of engine and omp), CPPFLAGS,
+# LDFLAGS, BUILD (another folder than build/), V=1 (show the commands).
 
 engine:
 
-# Of the kernels that run behind a check of the processor.
-ISA_avx2 := -mavx2 -mfma
-ISA_avx512 := -mavx512f -mavx512dq -mfma
+include csrc/flags.mk
 
-IS_GCC := $(filter 0,$(shell $(CC) --version 2>/dev/null | grep -ci clang))
-
-# Small, but for the loops in which the time goes; who sets CFLAGS gets those for everything.
-ifeq ($(origin CFLAGS),undefined)
-CFLAGS := -Os
-ENGINE_HOT := -O2
-ENGINE_SCALAR := -O3
-ifneq ($(IS_GCC),) # gcc's, all as fast or faster, and smaller
-ENGINE_AVX512 := -fno-ivopts # loops count what is written, not a pointer for each array
-ENGINE_AVX2 := -fno-tree-pre -fno-tree-dominator-opts # no partial redundancy elimination, no jump threading
-# No copies of functions for single values of arguments, nor of loops for conditions and paths.
-ENGINE_SCALAR += -fno-ipa-cp-clone -fno-unswitch-loops -fno-split-paths
-endif
-endif
 ENGINE_QUIET := $(if $(V),,@)
 BUILD := build
 OUT ?= $(BUILD)/dvc
-# Of the processor that is compiled for, which need not be this one.
-ENGINE_TARGET := $(firstword $(subst -, ,$(shell $(CC) -dumpmachine)))
 
-# What correctness rests on; CFLAGS cannot take it away.
-# -ffp-contract=off: a * b + c rounds twice everywhere, so that results do not hang on whether a
-#   compiler felt like fusing; kernels that want the fused operation ask for it.
-# -fno-math-errno: sqrtf is one instruction; nobody reads errno. NOT -ffast-math: it reorders sums and
-#   drops NaN checks.
-# No unwind tables: nothing here is unwound. noseparate-code: segments need not begin on a page each.
-# -fPIC, hidden visibility: the same objects make the command and the library, which exports its API only.
-# -fno-plt: calls of libc read the address themselves instead of jumping to a stub that does: smaller.
-ENGINE_FLAGS := -std=c11 -Wall -Wextra -Wpedantic -Wconversion -Wshadow -Werror \
-    -ffp-contract=off -fno-math-errno -fno-asynchronous-unwind-tables -fPIC -fno-plt -fvisibility=hidden \
-    -ffunction-sections -fdata-sections -Icsrc/include -Icsrc/engine \
-    -Icsrc/simd
-
-SANITIZE := -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all
-ifneq ($(IS_GCC),)
-# gcc 13 moves frames to a heap to find uses after return, and its 13.3 crashed with AVX-512 in correct
-# code, most likely because vectors are not aligned there (gcc's bug 110027). gcc 12 does not by itself.
-SANITIZE += --param asan-use-after-return=0
-endif
-
-# Only debug has assertions: nothing may hang on them.
-ENGINE_CFLAGS_plain = $(CFLAGS) -DNDEBUG
-ENGINE_CFLAGS_omp = $(CFLAGS) -DNDEBUG -fopenmp
-ENGINE_HOT_plain = $(ENGINE_HOT)
-ENGINE_HOT_omp = $(ENGINE_HOT)
-ENGINE_AVX2_plain = $(ENGINE_AVX2)
-ENGINE_AVX2_omp = $(ENGINE_AVX2)
-ENGINE_AVX512_plain = $(ENGINE_AVX512)
-ENGINE_AVX512_omp = $(ENGINE_AVX512)
-ENGINE_SCALAR_plain = $(ENGINE_SCALAR)
-ENGINE_SCALAR_omp = $(ENGINE_SCALAR)
-ENGINE_CFLAGS_debug = -O0 -g $(SANITIZE)
-ENGINE_CFLAGS_fast = -Ofast -march=native -DNDEBUG
-ENGINE_CFLAGS_dvc = -O3 -fopenmp -DNDEBUG
-
-ifeq ($(shell uname -s),Linux)
-ENGINE_LDFLAGS := -Wl,--gc-sections -Wl,-z,noseparate-code
-endif
+# ---- sources: every .c of csrc/engine is the library, every .c of csrc/engine/cli the command ----
 
 ENGINE_LIBRARY_SOURCES := $(sort $(wildcard csrc/engine/*.c)) \
     $(sort $(wildcard csrc/engine/kernels/*.c))
 ENGINE_COMMAND_SOURCES := $(sort $(wildcard csrc/engine/cli/*.c))
 
-# $(call engine_variant,NAME,FOLDER)
-define engine_variant
-ENGINE_LIB_$(1) := $$(patsubst csrc/%.c,$(2)/obj/%.o,$$(ENGINE_LIBRARY_SOURCES))
-ENGINE_CMD_$(1) := $$(patsubst csrc/%.c,$(2)/obj/%.o,$$(ENGINE_COMMAND_SOURCES))
+# ---- flags of every variant ----
 
+# -Wl,-z,noseparate-code: segments need not begin on a page each.
+# -fno-asynchronous-unwind-tables: nothing here is unwound.
+# -fPIC -fvisibility=hidden: the same objects make the command and the library, which exports only
+#   its API. -fno-plt: calls of libc load the address instead of jumping to a stub. Both are smaller.
+ENGINE_FLAGS := -std=c11 $(WARNINGS) -Werror $(ENGINE_MATH) \
+    -fno-asynchronous-unwind-tables -fPIC -fno-plt -fvisibility=hidden \
+    -ffunction-sections -fdata-sections -Icsrc/include -Icsrc/engine \
+    -Icsrc/simd
+ifeq ($(shell uname -s),Linux)
+ENGINE_LDFLAGS := -Wl,--gc-sections -Wl,-z,noseparate-code
+endif
+
+# ---- flags of single variants ----
+
+IS_GCC := $(filter 0,$(shell $(CC) --version 2>/dev/null | grep -ci clang))
+
+SANITIZE := -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all
+ifneq ($(IS_GCC),)
+# To find uses after return, gcc 13 moves stack frames to the heap. gcc 13.3 then crashed with
+# AVX-512 in correct code, most likely because vectors are not aligned there (gcc's bug 110027).
+SANITIZE += --param asan-use-after-return=0
+endif
+
+# engine and omp: small, except for the kernels, which are tuned below. CFLAGS replaces all of it.
+ifeq ($(origin CFLAGS),undefined)
+CFLAGS := -Os
+ENGINE_HOT := -O2
+ENGINE_SCALAR := -O3
+ifneq ($(IS_GCC),)
+# Smaller, and as fast or faster.
+ENGINE_AVX2 := -fno-tree-pre -fno-tree-dominator-opts # no partial redundancies, no jump threading
+ENGINE_AVX512 := -fno-ivopts # loops count what is written, not one pointer per array
+# No copies of functions for constant arguments, nor of loops for conditions and paths.
+ENGINE_SCALAR += -fno-ipa-cp-clone -fno-unswitch-loops -fno-split-paths
+endif
+endif
+
+# Only debug has assertions: no behaviour may depend on them.
+ENGINE_CFLAGS_plain = $(CFLAGS) -DNDEBUG
+ENGINE_CFLAGS_omp = $(CFLAGS) -DNDEBUG -fopenmp
+ENGINE_CFLAGS_debug = -O0 -g $(SANITIZE)
+ENGINE_CFLAGS_fast = -Ofast -march=native -DNDEBUG
+ENGINE_CFLAGS_dvc = -O3 -fopenmp -DNDEBUG
+
+# ---- flags of single sources, which override those of their variant ----
+
+TUNE_avx2 = $(ENGINE_HOT) $(ENGINE_AVX2)
+TUNE_avx512 = $(ENGINE_HOT) $(ENGINE_AVX512)
+TUNE_dispatch = $(ENGINE_HOT)
+TUNE_neon = $(ENGINE_HOT)
+TUNE_scalar = $(ENGINE_SCALAR)
+
+# The processor that CC compiles for, which need not be this one's.
+ENGINE_TARGET := $(firstword $(subst -, ,$(shell $(CC) -dumpmachine)))
+IS_X86 := $(filter x86_64 amd64,$(ENGINE_TARGET))
+
+# $(call engine_source_flags,VARIANT,SOURCE): e.g. TUNE_avx2 and ISA_avx2 for kernels/avx2.c.
+engine_kernel = $(patsubst csrc/engine/kernels/%.c,%,$(1))
+engine_source_flags = $(if $(filter plain omp,$(1)),$(TUNE_$(call engine_kernel,$(2)))) \
+    $(if $(IS_X86),$(ISA_$(call engine_kernel,$(2))))
+
+# ---- rules ----
+
+# $(call engine_objects,FOLDER,SOURCES)
+engine_objects = $(patsubst csrc/%.c,$(1)/obj/%.o,$(2))
+# $(call engine_compile,VARIANT,SOURCE) and $(call engine_link,VARIANT): the start of a command.
+engine_compile = $(CC) $(ENGINE_FLAGS) $(ENGINE_CFLAGS_$(1)) $(call engine_source_flags,$(1),$(2)) $(CPPFLAGS)
+engine_link = $(CC) $(ENGINE_CFLAGS_$(1)) $(ENGINE_LDFLAGS) $(LDFLAGS)
+# $(call engine_commands,VARIANT): all that decides what a variant is made of.
+engine_commands = $(foreach source,$(ENGINE_LIBRARY_SOURCES),$(call engine_compile,$(1),$(source))) $(call engine_link,$(1))
+
+# $(eval $(call engine_variant,VARIANT,FOLDER)): the rules of one variant.
+define engine_variant
 $(2)/obj/%.o: csrc/%.c $(2)/obj/flags
 	@mkdir -p $$(@D)
 	@echo '  cc $(1) $$<'
-	$$(ENGINE_QUIET)$$(CC) $$(ENGINE_FLAGS) $$(ENGINE_CFLAGS_$(1)) $$(ENGINE_LEVEL) $$(ENGINE_ISA) $$(CPPFLAGS) -MMD -MP -c $$< -o $$@
+	$$(ENGINE_QUIET)$$(call engine_compile,$(1),$$<) -MMD -MP -c $$< -o $$@
 
-# Rewritten only when the compiler or the flags differ from the last time.
+# Rewritten only if the compiler or a flag is not what it was.
 $(2)/obj/flags: ENGINE_FORCE
 	@mkdir -p $$(@D)
-	@echo '$$(CC) $$(ENGINE_FLAGS) $$(ENGINE_CFLAGS_$(1)) $$(ENGINE_HOT_$(1)) $$(ENGINE_SCALAR_$(1)) $$(ENGINE_AVX2_$(1)) $$(ENGINE_AVX512_$(1)) $$(CPPFLAGS) $$(ENGINE_LDFLAGS) $$(LDFLAGS)' | cmp -s - $$@ || \
-	    echo '$$(CC) $$(ENGINE_FLAGS) $$(ENGINE_CFLAGS_$(1)) $$(ENGINE_HOT_$(1)) $$(ENGINE_SCALAR_$(1)) $$(ENGINE_AVX2_$(1)) $$(ENGINE_AVX512_$(1)) $$(CPPFLAGS) $$(ENGINE_LDFLAGS) $$(LDFLAGS)' > $$@
+	@echo '$$(call engine_commands,$(1))' > $$@.new
+	@cmp -s $$@.new $$@ && rm $$@.new || mv $$@.new $$@
 
-ifneq ($(filter x86_64 amd64,$(ENGINE_TARGET)),)
-$(2)/obj/engine/kernels/avx2.o: ENGINE_ISA := $(ISA_avx2)
-$(2)/obj/engine/kernels/avx512.o: ENGINE_ISA := $(ISA_avx512)
-endif
-$(2)/obj/engine/kernels/%.o: ENGINE_LEVEL = $$(ENGINE_HOT_$(1))
-$(2)/obj/engine/kernels/avx2.o: ENGINE_LEVEL = $$(ENGINE_HOT_$(1)) $$(ENGINE_AVX2_$(1))
-$(2)/obj/engine/kernels/avx512.o: ENGINE_LEVEL = $$(ENGINE_HOT_$(1)) $$(ENGINE_AVX512_$(1))
-$(2)/obj/engine/kernels/scalar.o: ENGINE_LEVEL = $$(ENGINE_SCALAR_$(1))
-
-$(2)/mamba: $$(ENGINE_LIB_$(1)) $$(ENGINE_CMD_$(1))
+$(2)/mamba: $$(call engine_objects,$(2),$$(ENGINE_LIBRARY_SOURCES) $$(ENGINE_COMMAND_SOURCES))
 	@echo '  link $$@'
-	$$(ENGINE_QUIET)$$(CC) $$(ENGINE_CFLAGS_$(1)) $$(ENGINE_LDFLAGS) $$(LDFLAGS) $$^ -lm -o $$@.tmp && mv -f $$@.tmp $$@
+	$$(ENGINE_QUIET)$$(call engine_link,$(1)) $$^ -lm -o $$@.tmp && mv -f $$@.tmp $$@
 
-$(2)/libmamba.so: $$(ENGINE_LIB_$(1))
+$(2)/libmamba.so: $$(call engine_objects,$(2),$$(ENGINE_LIBRARY_SOURCES))
 	@echo '  link $$@'
-	$$(ENGINE_QUIET)$$(CC) $$(ENGINE_CFLAGS_$(1)) $$(ENGINE_LDFLAGS) $$(LDFLAGS) -shared $$^ -lm -o $$@.tmp && mv -f $$@.tmp $$@
+	$$(ENGINE_QUIET)$$(call engine_link,$(1)) -shared $$^ -lm -o $$@.tmp && mv -f $$@.tmp $$@
 
 .PRECIOUS: $(2)/obj/%.o
 -include $$(shell find $(2)/obj -name '*.d' 2>/dev/null)
@@ -117,22 +126,24 @@ endef
 $(foreach variant,plain omp debug fast,$(eval $(call engine_variant,$(variant),$(BUILD)/$(variant))))
 $(eval $(call engine_variant,dvc,$(OUT)))
 
-# $(call engine_install,FOLDER): ./mamba changes in one step, also while another one runs.
+# $(call engine_install,FOLDER): replace ./mamba in one step, so that one that runs is not disturbed.
 engine_install = cp $(1)/mamba .mamba.$@.tmp && mv -f .mamba.$@.tmp mamba
 
+##@ Engine
+
 .PHONY: engine omp debug fast dvc-engine engine-clean ENGINE_FORCE
-engine: $(BUILD)/plain/mamba $(BUILD)/plain/libmamba.so ## ./mamba, one thread
+engine: $(BUILD)/plain/mamba $(BUILD)/plain/libmamba.so ## build ./mamba, one thread
 	@$(call engine_install,$(BUILD)/plain)
 
-omp: $(BUILD)/omp/mamba $(BUILD)/omp/libmamba.so ## ./mamba with OpenMP over the images of a batch
+omp: $(BUILD)/omp/mamba $(BUILD)/omp/libmamba.so ## build ./mamba with OpenMP over the images of a batch
 	@$(call engine_install,$(BUILD)/omp)
 
-debug: $(BUILD)/debug/mamba $(BUILD)/debug/libmamba.so ## ./mamba with AddressSanitizer and UndefinedBehaviorSanitizer
+debug: $(BUILD)/debug/mamba $(BUILD)/debug/libmamba.so ## build ./mamba with AddressSanitizer and UndefinedBehaviorSanitizer
 	@$(call engine_install,$(BUILD)/debug)
 
-fast: $(BUILD)/fast/mamba $(BUILD)/fast/libmamba.so ## ./mamba with -Ofast for this very machine; not for releases
+fast: $(BUILD)/fast/mamba $(BUILD)/fast/libmamba.so ## build ./mamba with -Ofast for this machine only; not for releases
 	@$(call engine_install,$(BUILD)/fast)
-	@echo "./mamba was built with -Ofast -march=native: for curiosity, not for tests or releases"
+	@echo "./mamba was built with -Ofast -march=native: no test holds its results, and no release uses it"
 
 dvc-engine: $(OUT)/mamba $(OUT)/libmamba.so
 

@@ -12,6 +12,8 @@ include csrc/engine.mk
 
 RUN :=
 
+##@ Test
+
 # ---- the engine ----
 
 ENGINE_TESTS := test_allocation test_kernels test_model test_hostile test_threads test_idx test_forward \
@@ -20,14 +22,13 @@ ENGINE_TEST_SUPPORT := $(filter-out csrc/engine/cli/main.c,$(ENGINE_COMMAND_SOUR
 
 # $(call engine_tests,NAME,FOLDER), after engine_variant
 define engine_tests
-ENGINE_SUPPORT_$(1) := $$(patsubst csrc/%.c,$(2)/obj/%.o,$$(ENGINE_TEST_SUPPORT))
+$(2)/obj/tests/%.o: private CPPFLAGS += -Icsrc/tests
 
-$(2)/obj/tests/%.o: CPPFLAGS += -Icsrc/tests
-
-$(2)/tests/%: $(2)/obj/tests/engine/%.o $$(ENGINE_LIB_$(1)) $$(ENGINE_SUPPORT_$(1))
+$(2)/tests/%: $(2)/obj/tests/engine/%.o \
+    $$(call engine_objects,$(2),$$(ENGINE_LIBRARY_SOURCES) $$(ENGINE_TEST_SUPPORT))
 	@mkdir -p $$(@D)
 	@echo '  link $$@'
-	$$(ENGINE_QUIET)$$(CC) $$(ENGINE_CFLAGS_$(1)) $$(ENGINE_LDFLAGS) $$(LDFLAGS) $$^ -lm -pthread -o $$@
+	$$(ENGINE_QUIET)$$(call engine_link,$(1)) $$^ -lm -pthread -o $$@
 
 .PHONY: test-c-$(1)
 test-c-$(1): $$(addprefix $(2)/tests/,$$(ENGINE_TESTS)) $(2)/mamba
@@ -51,20 +52,19 @@ $(eval $(call engine_tests,tsan,$(BUILD)/tsan))
 test-tsan: $(BUILD)/tsan/tests/test_threads
 	@echo "== $<"; $(shell setarch -R true 2>/dev/null && echo setarch -R) $<
 
-test-c: test-c-plain test-c-scalar test-c-omp test-c-debug test-tsan fuzz-seeds test-scan-omp test-scan-debug ## the C tests: plain, OpenMP, sanitizers
+test-c: test-c-plain test-c-scalar test-c-omp test-c-debug test-tsan fuzz-seeds test-scan-omp test-scan-debug ## run the C tests: plain, OpenMP, sanitizers
 
 # ---- the training kernels ----
 
-# The training kernels, which Python builds for itself (src/mnist_mamba/scan/c_library.py, whose flags
-# these are); here for their tests, with OpenMP and with sanitizers.
-SCAN_FLAGS := -std=c11 -Wall -Wextra -Wpedantic -Wconversion -Wshadow -Werror -Icsrc/scan -Icsrc/simd -Icsrc/tests \
-    -ffp-contract=fast -fno-math-errno -fno-trapping-math
+# Python builds the training kernels for itself (src/mnist_mamba/scan/c_library.py). These builds are
+# for their tests, with OpenMP and with sanitizers.
+SCAN_FLAGS := -std=c11 $(WARNINGS) -Werror -Icsrc/scan -Icsrc/simd -Icsrc/tests $(SCAN_MATH)
 SCAN_CFLAGS_omp := -O3 -fopenmp
 SCAN_CFLAGS_debug := -O1 -g $(SANITIZE)
 SCAN_TESTS := test_scan test_block
 SCAN_TEST_SUPPORT := $(addprefix csrc/tests/scan/,exact_block.c exact_scan.c random_tensors.c)
 SCAN_OBJECTS := $(patsubst csrc/scan/%.c,%.o,$(sort $(wildcard csrc/scan/*.c)))
-ifneq ($(filter x86_64 amd64,$(ENGINE_TARGET)),)
+ifneq ($(IS_X86),)
 $(BUILD)/scan-%/kernel_avx2.o: SCAN_ISA := $(ISA_avx2)
 $(BUILD)/scan-%/kernel_avx512.o: SCAN_ISA := $(ISA_avx512)
 endif
@@ -110,7 +110,8 @@ $(BUILD)/fuzz/mutator.o: csrc/fuzz/mutator.c csrc/fuzz/target.h $(BUILD)/fuzz/ob
 	@mkdir -p $(@D)
 	$(ENGINE_QUIET)$(CC) $(ENGINE_FLAGS) -O2 -g -fsanitize=address -c $< -o $@
 
-$(BUILD)/fuzz/fuzz_%: $(BUILD)/fuzz/obj/fuzz/%.o $(FUZZ_MAIN) $(ENGINE_LIB_fuzz) $(BUILD)/fuzz/obj/engine/cli/idx.o
+$(BUILD)/fuzz/fuzz_%: $(BUILD)/fuzz/obj/fuzz/%.o $(FUZZ_MAIN) \
+    $(call engine_objects,$(BUILD)/fuzz,$(ENGINE_LIBRARY_SOURCES) csrc/engine/cli/idx.c)
 	@echo '  link $@'
 	$(ENGINE_QUIET)$(CC) $(ENGINE_CFLAGS_fuzz) $(FUZZ_LINK) $(LDFLAGS) $^ -lm -o $@
 
@@ -128,7 +129,7 @@ find_fuzzer = $(shell echo '$(FUZZ_PROBE)' | clang -fsanitize=fuzzer -x c - -o /
     echo CC=clang BUILD=$(BUILD)/clang)
 endif
 
-fuzz: ## SECONDS (60), or RUNS, of random bytes for each reader of files: model, input, IDX
+fuzz: ## mutate files for each reader (model, input, IDX) for SECONDS (60) or RUNS
 	+@$(MAKE) -f csrc/tests.mk fuzz-run SECONDS=$(SECONDS) RUNS=$(RUNS) $(find_fuzzer)
 
 FUZZ_LIMIT = $(if $(FUZZ_LINK),$(if $(RUNS),-runs=$(RUNS),-max_total_time=$(SECONDS)),$(if $(RUNS),--runs $(RUNS),--seconds $(SECONDS)))
@@ -152,7 +153,7 @@ cross_check = @for tool in $(call cross_compiler,$(1))-gcc $(call cross_qemu,$(1
 cross_make = $(MAKE) -f csrc/tests.mk CC=$(call cross_compiler,$(1))-gcc BUILD=build/$(1) \
     RUN="$(call cross_qemu,$(1)) -L /usr/$(call cross_compiler,$(1))"
 
-test-cross: $(addprefix test-cross-,$(CROSS_NAMES) s390x) ## the C tests on arm64, 32-bit arm and a big-endian machine, run by qemu-user
+test-cross: $(addprefix test-cross-,$(CROSS_NAMES) s390x) ## run the C tests for arm64, 32-bit arm and big-endian s390x under qemu
 
 $(addprefix test-cross-,$(CROSS_NAMES)): test-cross-%:
 	$(call cross_check,$*)
@@ -174,7 +175,7 @@ test-big-endian: $(BUILD)/plain/mamba $(BUILD)/plain/tests/test_idx
 # test_kernels goes through millions of floats for each function: test_forward runs the same code.
 VALGRIND := valgrind -q --leak-check=full --error-exitcode=9
 VALGRIND_TESTS := test_model test_hostile test_threads test_idx test_forward test_golden
-test-valgrind: $(addprefix $(BUILD)/plain/tests/,$(VALGRIND_TESTS)) $(BUILD)/plain/mamba ## the C tests under valgrind
+test-valgrind: $(addprefix $(BUILD)/plain/tests/,$(VALGRIND_TESTS)) $(BUILD)/plain/mamba ## run the C tests under valgrind
 	@command -v valgrind >/dev/null || { echo "error: valgrind is not there: install it" >&2; exit 1; }
 	@for test in $(addprefix $(BUILD)/plain/tests/,$(VALGRIND_TESTS)) "$(BUILD)/plain/mamba models/mnist_mamba.bin models/example_input.bin"; do \
 	    echo "== $$test"; $(VALGRIND) $$test || exit 1; done

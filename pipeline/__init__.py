@@ -1,8 +1,27 @@
-"""The stages of dvc.yaml: load params, call the library, write files."""
+"""The pipeline. Each file in this folder is a command, `python -m pipeline.NAME`.
+
+The stages of dvc.yaml, in order (stage `compile` is a call of make):
+    download   fetch the data set and check it
+    prepare    resample, set validation images aside, measure the pixels
+    train      train the model
+    export     write the model file of the C engine
+    evaluate   score the engine on the test images and compare it with PyTorch
+    benchmark  time the engine and PyTorch
+    track      store the run in MLflow
+
+Other commands:
+    demo       run the pipeline on small data, in a copy of the project
+    study      compare trainings that differ in one choice each
+    seeds      score final models of several seeds
+    rekey      keep the recorded trainings after a refactoring
+
+The folders hold what commands use. common: anything shared; tracking: MLflow; series: the trainings
+of study and seeds; release: gate, promotion, model card; report: the HTML report.
+"""
 
 import sys
 from pathlib import Path
 
-# The library beside this folder is the one that runs, also in a DVC temp copy of the project
-# while another copy of it is installed.
+# Use the library next to this folder, even in DVC's temp copy of the project while another copy is
+# installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))

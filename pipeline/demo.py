@@ -1,6 +1,6 @@
-"""`make demo`: the real pipeline on the digits inside scikit-learn, in a copy of the project.
+"""`make demo`: run the whole pipeline on scikit-learn's digits, in a copy of the project.
 
-The copy is DVC's (`dvc exp run --temp`), so the work tree stays as it is.
+DVC makes the copy (`dvc exp run --temp`), so the work tree does not change.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import time
 from typing import Any
 
 from pipeline.common import command
+from pipeline.common.git import git
 
 NAME = "demo"
 SETTINGS = {
@@ -22,25 +23,25 @@ SETTINGS = {
     "train.lr": "0.003",
 }
 SUMMARY = """
-The C engine read {scores[n_test]} test digits and got {scores[accuracy]:.2%} right.
-PyTorch agrees: {scores[parity][prediction_mismatches]} predictions differ, and no logit by more \
-than {scores[parity][max_abs_logit_diff]:.1e}.
-One digit takes {us[engine][b1]:.0f} us in C and {us[pytorch_eager][b1]:.0f} us in PyTorch; \
-everything took {seconds:.0f} s.
+The C engine classifies {scores[accuracy]:.2%} of {scores[n_test]} test digits correctly.
+PyTorch agrees: {scores[parity][prediction_mismatches]} predictions differ, and logits differ by \
+at most {scores[parity][max_abs_logit_diff]:.1e}.
+One digit takes {us[engine][b1]:.0f} us in C and {us[pytorch_eager][b1]:.0f} us in PyTorch. \
+The demo took {seconds:.0f} s.
 
 Where to look next:
-  make ui                  the run in MLflow: curves, figures, the model
+  make ui                  show the run in MLflow: curves, plots, the model
   make && ./mamba models/mnist_mamba.bin models/example_input.bin
-                           the shipped MNIST model, without any Python
-  make repro               the whole pipeline on MNIST
-  .venv/bin/dvc exp show   this run beside others
+                           run the shipped MNIST model, without Python
+  make repro               run the whole pipeline on MNIST
+  .venv/bin/dvc exp show   compare this run with others
   .venv/bin/dvc exp apply {name}
-                           its files in your work tree"""
+                           copy its files to your work tree"""
 IDENTITY = {"NAME": "MNIST Mamba demo", "EMAIL": "demo@localhost"}
 
 
 def environment() -> dict[str, str]:
-    """This process's environment, with an identity for Git where the user has none yet."""
+    """Return this process's environment, with an identity for Git if the user has none."""
     env = dict(os.environ)
     for field, value in IDENTITY.items():
         known = subprocess.run(["git", "config", f"user.{field.lower()}"], capture_output=True)
@@ -54,7 +55,7 @@ def run_experiment(env: dict[str, str]) -> None:
     """Run the pipeline as a DVC experiment.
 
     Raises:
-        RuntimeError: a stage failed; its output stands above.
+        RuntimeError: a stage failed; its output is above.
     """
     command = ["dvc", "exp", "run", "--temp", "--force", "--name", NAME]
     for key, value in SETTINGS.items():
@@ -64,37 +65,30 @@ def run_experiment(env: dict[str, str]) -> None:
 
 
 def result(path: str) -> Any:
-    """A JSON file as the demo of the current commit left it.
+    """Return a JSON file of the current commit's demo.
 
     Raises:
-        RuntimeError: there is no such experiment.
+        GitError: there is no such experiment.
     """
-    head = _git("rev-parse", "HEAD")
-    # DVC files an experiment under the commit that it started from.
-    return json.loads(_git("show", f"refs/exps/{head[:2]}/{head[2:]}/{NAME}:{path}"))
-
-
-def _git(*words: str) -> str:
-    done = subprocess.run(["git", *words], capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"git {' '.join(words)}: {done.stderr.strip()}")
-    return done.stdout.strip()
+    head = git("rev-parse", "HEAD").strip()
+    # DVC names an experiment's ref after the commit that it started from.
+    return json.loads(git("show", f"refs/exps/{head[:2]}/{head[2:]}/{NAME}:{path}"))
 
 
 def check_repository() -> None:
-    """DVC keeps an experiment as a commit, which takes a repository with its history.
+    """Check that DVC can store an experiment, which is a commit, in this repository.
 
     Raises:
-        RuntimeError: this is no such repository.
+        RuntimeError: the repository is a shallow clone.
     """
-    if _git("rev-parse", "--is-shallow-repository") == "true":
+    if git("rev-parse", "--is-shallow-repository").strip() == "true":
         raise RuntimeError(
-            "this is a shallow clone, in which DVC keeps no experiments: git fetch --unshallow"
+            "DVC cannot store experiments in a shallow clone: run `git fetch --unshallow` first"
         )
 
 
 def main() -> None:
-    """Run the demo and say what came of it."""
+    """Run the demo and print its results."""
     command.parser(__doc__ or "").parse_args()
     started = time.monotonic()
     check_repository()

@@ -1,4 +1,4 @@
-"""Stage `download`: raw data, checksummed, as four IDX files whatever the data set."""
+"""Stage `download`: fetch the data set, check it, and write it as four IDX files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 def fetch(params: Params) -> tuple[LabelledImages, LabelledImages]:
-    """Train and test sets of the chosen data set."""
+    """Return the training set and the test set of the chosen data set."""
     match params.data.dataset:
         case "mnist":
             return load_mnist(os.environ.get("MNIST_MIRROR") or None)
@@ -33,13 +33,13 @@ def main() -> None:
     ).parse_args()
     params = load_params()
     train, test = fetch(params)
-    # Of a user's own images the size is known only now; train would find out too late.
+    # The size of a user's own images is known only now, and `train` would fail late.
     params.check_fit(*(params.data.size or train.images.shape[1:]))
     paths.remove_data(paths.RAW, ("train", "test"))
-    for part, data in (("train", train), ("test", test)):
-        write_idx(paths.images(paths.RAW, part), data.images)
-        write_idx(paths.labels(paths.RAW, part), data.labels)
-        logger.info("%s: %d images of %d x %d", part, *data.images.shape)
+    for split, data in (("train", train), ("test", test)):
+        write_idx(paths.images(paths.RAW, split), data.images)
+        write_idx(paths.labels(paths.RAW, split), data.labels)
+        logger.info("%s: %d images of %d x %d", split, *data.images.shape)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Stage `evaluate`: the C engine on the whole test set, and its agreement with PyTorch."""
+"""Stage `evaluate`: score the C engine on the test images and compare it with PyTorch."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ logger = logging.getLogger(__name__)
 
 
 class ParityError(RuntimeError):
-    """The C engine does not compute what PyTorch computes."""
+    """The C engine's results differ from PyTorch's."""
 
 
 def engine_logits(images: Path, labels: Path) -> tuple[NDArray[np.float32], dict[str, Any]]:
-    """Logits (n, n_classes) of `mamba eval` and its own report.
+    """Return the logits [n, n_classes] of `mamba eval` and its report.
 
     Raises:
-        RuntimeError: the engine refused; its message is passed on.
+        RuntimeError: the engine failed; the message contains its own.
     """
     with tempfile.TemporaryDirectory() as scratch:
         logits = Path(scratch) / "logits.f32"
@@ -46,7 +46,7 @@ def engine_logits(images: Path, labels: Path) -> tuple[NDArray[np.float32], dict
 
 
 def robustness(images: NDArray[np.uint8], label_file: Path, params: Params) -> dict[str, Any]:
-    """The engine's accuracy on images made harder: {"shift": {"5": 0.99, ...}, ...}."""
+    """Return the engine's accuracy on corrupted images: {"shift": {"5": 0.99, ...}, ...}."""
     table: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "images.idx"
@@ -64,8 +64,10 @@ def summarise(
     labels: NDArray[np.uint8],
     ece_bins: int,
 ) -> dict[str, Any]:
-    """metrics/eval.json from the two sets of logits; likelihood and calibration are rounded to
-    what every instruction set agrees on."""
+    """Return metrics/eval.json's content from the engine's and PyTorch's logits [n, n_classes].
+
+    Likelihood and calibration are rounded to digits that are equal for all instruction sets.
+    """
     predictions = engine.argmax(axis=1)
     correct = int((predictions == labels).sum())
     return {
@@ -83,11 +85,10 @@ def summarise(
 
 
 def check(metrics: dict[str, Any], report: dict[str, Any], params: Params) -> None:
-    """Fail loudly where the engine is wrong.
+    """Check that the engine agrees with PyTorch and with its own report.
 
     Raises:
-        ParityError: logits too far from PyTorch's, predictions that differ, or an engine that
-            miscounts its own results.
+        ParityError: logits differ too much, predictions differ, or the report's count is wrong.
     """
     difference, ceiling = (
         metrics["parity"]["max_abs_logit_diff"],
@@ -95,19 +96,22 @@ def check(metrics: dict[str, Any], report: dict[str, Any], params: Params) -> No
     )
     if not difference <= ceiling:
         raise ParityError(
-            f"the C engine's logits differ from PyTorch's by {difference:.3g}, "
-            f"allowed are {ceiling:.3g} (evaluate.max_abs_logit_diff)"
+            f"the C engine's logits differ from PyTorch's by up to {difference:.3g}, expected up "
+            f"to {ceiling:.3g} (evaluate.max_abs_logit_diff)"
         )
     if mismatches := metrics["parity"]["prediction_mismatches"]:
-        raise ParityError(f"{mismatches} predictions of the C engine are not PyTorch's, expected 0")
+        raise ParityError(
+            f"{mismatches} predictions of the C engine differ from PyTorch's, expected 0"
+        )
     if report["correct"] != metrics["correct"]:
         raise ParityError(
-            f"mamba eval counts {report['correct']} correct, its logits say {metrics['correct']}"
+            f"mamba eval reports {report['correct']} correct predictions, expected "
+            f"{metrics['correct']} by its logits"
         )
 
 
 def main() -> None:
-    """Score the engine, compare it, draw what it got wrong."""
+    """Score the engine, compare it with PyTorch, and write metrics, predictions and plots."""
     command.parser(__doc__ or "").parse_args()
     params = load_params()
     image_file = paths.images(paths.PREPARED, "test")
@@ -115,7 +119,7 @@ def main() -> None:
     engine, report = engine_logits(image_file, label_file)
     images, labels = read_images(image_file), read_labels(label_file)
     checkpoint = paths.CHECKPOINTS / f"{params.export.checkpoint}.pth"
-    # The plain-torch scan is the definition that the engine is held to.
+    # The reference scan in plain PyTorch defines the correct results.
     model = load_checkpoint(checkpoint, scan="reference").model
     reference = predict(model, torch.from_numpy(images)).numpy()
     metrics = summarise(engine, reference, labels, params.evaluate.ece_bins)
@@ -140,7 +144,7 @@ def main() -> None:
     )
     check(metrics, report, params)
     logger.info(
-        "C engine: %d of %d right (%.4f); logits within %.1e of PyTorch's, %d predictions differ",
+        "C engine: %d of %d correct (%.4f); logits within %.1e of PyTorch's, %d predictions differ",
         metrics["correct"],
         metrics["n_test"],
         metrics["accuracy"],

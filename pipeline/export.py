@@ -1,4 +1,4 @@
-"""Stage `export`: a checkpoint becomes the file that the C engine maps, an image its input."""
+"""Stage `export`: write a checkpoint as the C engine's model file, or an image as its input."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from pathlib import Path
 import numpy as np
 
 from mnist_mamba.atomic_write import write_bytes
-from mnist_mamba.engine.format import write_model
+from mnist_mamba.export import write_model
 from mnist_mamba.training.checkpoint import load_checkpoint
 from pipeline.common import command, paths
 from pipeline.common.params import load_params
-from pipeline.common.prepared_data import read_part
+from pipeline.common.prepared_data import read_split
 
 logger = logging.getLogger(__name__)
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line: what to export, from where, to where."""
+    """Return the command line's options."""
     parser = command.parser(
-        "Write what the C engine reads: a model file, or one image as raw float32.",
+        "Write the C engine's input: a model file, or one image as raw float32.",
         [
             "python -m pipeline.export model --checkpoint checkpoints/best_model.pth "
             "--output mnist_mamba.bin",
@@ -30,27 +30,29 @@ def parse_arguments() -> argparse.Namespace:
         ],
     )
     what = parser.add_subparsers(dest="what", required=True)
-    model = what.add_parser("model", help="a checkpoint as the engine's model file")
+    model = what.add_parser("model", help="write a checkpoint as the engine's model file")
     model.add_argument(
-        "--checkpoint", type=Path, help="default: the one that params.yaml's export names"
+        "--checkpoint", type=Path, help="default: the one that export.checkpoint names"
     )
     model.add_argument(
         "--output", type=Path, default=Path("mnist_mamba.bin"), help="default: %(default)s"
     )
-    image = what.add_parser("image", help="one image as height x width float32 in [0, 1]")
+    image = what.add_parser("image", help="write one image as height x width float32 in [0, 1]")
     image.add_argument("--index", type=int, default=0, help="counted from 0; default: %(default)s")
     image.add_argument("--split", choices=("train", "val", "test"), default="test")
-    image.add_argument("--output", type=Path, default=Path("input.bin"), help="%(default)s")
+    image.add_argument(
+        "--output", type=Path, default=Path("input.bin"), help="default: %(default)s"
+    )
     return parser.parse_args()
 
 
 def export_model(checkpoint: Path, output: Path) -> None:
-    """Write a checkpoint's model file."""
+    """Write a checkpoint's model as a model file; warn if its training has not ended."""
     loaded = load_checkpoint(checkpoint, scan="reference")
     state = checkpoint.parent / paths.TRAINING_STATE
     if state.exists():
         logger.warning(
-            "%s is there, so that training has not come to its end: %s is from epoch %d",
+            "%s exists, so the training has not ended: %s is from epoch %d",
             state,
             checkpoint,
             loaded.epoch,
@@ -63,14 +65,16 @@ def export_image(split: str, index: int, output: Path) -> None:
     """Write one image of the prepared data as little-endian float32.
 
     Raises:
-        ValueError: no such index.
+        ValueError: the split has no image with this index.
         FileNotFoundError: the data has not been prepared.
     """
-    images, labels = read_part(paths.PREPARED, split, "prepare")
+    images, labels = read_split(paths.PREPARED, split, "prepare")
     if not 0 <= index < len(images):
-        raise ValueError(f"--index {index}: the {split} split has images 0 to {len(images) - 1}")
+        raise ValueError(
+            f"--index {index}: expected 0 to {len(images) - 1}, the images of the split {split}"
+        )
     write_bytes(output, (images[index] / np.float32(255)).astype("<f4").tobytes())
-    logger.info("%s: image %d of %s, a %d", output, index, split, labels[index])
+    logger.info("%s: image %d of %s, label %d", output, index, split, labels[index])
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Stage `prepare`: fixed splits, resampled if asked for, with the facts later stages need."""
+"""Stage `prepare`: resample the images, set validation images aside, measure the pixels."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from mnist_mamba.data.idx import write_idx
 from mnist_mamba.data.splits import LabelledImages, Splits, describe, resize, split
 from pipeline.common import command, paths
 from pipeline.common.params import DataParams, load_params
-from pipeline.common.prepared_data import read_part
+from pipeline.common.prepared_data import read_split
 
 logger = logging.getLogger(__name__)
 
 
 def prepare(train: LabelledImages, test: LabelledImages, params: DataParams) -> Splits:
-    """Resample, and split validation images off the training images."""
+    """Return the splits: resampled if required, with part of `train` as validation images."""
     if params.size is not None:
         train = train._replace(images=resize(train.images, params.size))
         test = test._replace(images=resize(test.images, params.size))
@@ -24,18 +24,18 @@ def prepare(train: LabelledImages, test: LabelledImages, params: DataParams) -> 
 
 
 def main() -> None:
-    """Read data/raw, write data/prepared."""
+    """Read data/raw and write data/prepared; info.json comes last, so that it marks whole data."""
     command.parser(__doc__ or "").parse_args()
     params = load_params()
-    train, test = (read_part(paths.RAW, part, "download") for part in ("train", "test"))
+    train, test = (read_split(paths.RAW, name, "download") for name in ("train", "test"))
     splits = prepare(train, test, params.data)
     info = describe(splits)
     paths.DATA_INFO.unlink(missing_ok=True)
     paths.remove_data(paths.PREPARED, splits._fields)
-    for part, data in splits._asdict().items():
-        write_idx(paths.images(paths.PREPARED, part), data.images)
-        write_idx(paths.labels(paths.PREPARED, part), data.labels)
-        logger.info("%s: %d images of %d x %d", part, *data.images.shape)
+    for name, data in splits._asdict().items():
+        write_idx(paths.images(paths.PREPARED, name), data.images)
+        write_idx(paths.labels(paths.PREPARED, name), data.labels)
+        logger.info("%s: %d images of %d x %d", name, *data.images.shape)
     write_json(paths.DATA_INFO, info)
 
 

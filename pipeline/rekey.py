@@ -1,21 +1,19 @@
-"""`make rekey BASE=rev`: carry the recorded trainings over a refactoring.
+"""`make rekey BASE=rev`: keep the recorded trainings after a refactoring.
 
-A record in `metrics/` is filed under a key of every source file that its weights come from, so
-each rename would orphan hours of training. This command trains a few steps of each distinct
-configuration with the code of BASE and with the code of the work tree. Only if all weights and
-losses agree bit for bit does it replace the old keys by the new ones.
+Each record in metrics/ has a key of all source files that its weights depend on. Even a rename
+changes the key, and the training would have to be repeated. This command trains a few steps of each
+distinct configuration with the code of BASE and with the code of the work tree. If all weights and
+losses are equal bit for bit, it replaces the old keys by the new ones. Otherwise nothing changes.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import io
 import json
 import logging
 import subprocess
 import sys
-import tarfile
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -25,35 +23,40 @@ import torch
 from mnist_mamba.atomic_write import write_text
 from mnist_mamba.data.splits import LabelledImages
 from mnist_mamba.training.loop import train
-from pipeline.common import command, paths
+from pipeline.common import command, git, paths
+from pipeline.common.build_model import build_model
 from pipeline.common.params import Params, load_params
-from pipeline.seeds import SERIES as SCORED_SERIES
+from pipeline.common.prepared_data import read_info, read_training_data
+from pipeline.seeds import SCORED
 from pipeline.series.trainings import load_series, trainings
 from pipeline.study import NAME as STUDY
-from pipeline.train import build_model, read_data, read_info
 
 logger = logging.getLogger(__name__)
 
-SERIES = (STUDY, *SCORED_SERIES)
+SERIES = (STUDY, *SCORED)
 EPOCHS = 2
 STEPS_PER_EPOCH = 3
-"""The last step of an epoch takes half a batch, as it may in a whole training."""
+"""The last step of an epoch has half a batch, as in a whole training."""
 N_VAL = 128
-"""Validation images, enough to run the evaluation."""
+"""Number of validation images."""
+EMA_DECAY = 0.3
+"""A decay of the averaged weights that, unlike the usual ones, they reach within a few steps."""
+CHECKS = ("weights", "average")
+"""Results of two short trainings, with each run's own EMA decay and with EMA_DECAY."""
 
 
 class RekeyError(RuntimeError):
-    """The old and the new code do not train the same weights, or cannot be compared."""
+    """The old and the new code train different weights, or cannot be compared."""
 
 
 def _first(data: LabelledImages, n: int) -> LabelledImages:
     return LabelledImages(data.images[:n], data.labels[:n])
 
 
-def short_training(params: Params) -> str:
-    """Train a few steps and return a SHA-256 of the losses and of the averaged weights."""
-    short = dataclasses.replace(params.train.config(), epochs=EPOCHS)
-    train_set, val_set = read_data(params.train.on_val)
+def short_training(params: Params, ema_decay: float) -> str:
+    """Train a few steps and return the SHA-256 of the losses and the averaged weights."""
+    short = dataclasses.replace(params.train, epochs=EPOCHS, ema_decay=ema_decay)
+    train_set, val_set = read_training_data(params.train.on_val)
     n = STEPS_PER_EPOCH * short.batch_size - short.batch_size // 2
     reports = train(
         build_model(params, read_info()),
@@ -72,71 +75,74 @@ def short_training(params: Params) -> str:
 
 
 def fingerprints() -> dict[str, Any]:
-    """Return, for each run of each series, its short training and the key of each seed.
+    """Return the results of short trainings of each run, and the keys of its records.
 
     Returns:
-        {"series/run": {"weights": SHA-256, "keys": {seed: training key}}}
+        {"series/run": {"weights": SHA-256, "average": SHA-256, "keys": {seed: training key}}}
     """
     params = load_params()
     found: dict[str, Any] = {}
-    known: dict[str, str] = {}
+    known: dict[str, dict[str, str]] = {}
     for series in SERIES:
         for training in trainings(load_series(series), params):
             run = found.setdefault(f"{series}/{training.name}", {"keys": {}})
             run["keys"][str(training.seed)] = training.key
-            if "weights" in run:
+            if CHECKS[0] in run:
                 continue  # another seed of the same configuration
             values = training.params.model_dump(include={"model", "train"}, mode="json")
             configuration = json.dumps(values | {"train": values["train"] | {"epochs": EPOCHS}})
             if configuration not in known:
-                known[configuration] = short_training(training.params)
-                logger.info("%s/%s: %s", series, training.name, known[configuration][:16])
-            run["weights"] = known[configuration]
+                decays = (training.params.train.ema_decay, EMA_DECAY)
+                digests = [short_training(training.params, decay) for decay in decays]
+                known[configuration] = dict(zip(CHECKS, digests, strict=True))
+                logger.info("%s/%s: %s", series, training.name, digests[0][:16])
+            run |= known[configuration]
     return found
 
 
-def check_out(base: str, folder: Path) -> None:
-    """Unpack the files of a Git revision, with this work tree's prepared data beside them.
-
-    Raises:
-        RekeyError: no such revision.
-    """
-    done = subprocess.run(["git", "archive", "--format=tar", base], capture_output=True)
-    if done.returncode:
-        raise RekeyError(f"git archive {base}: {done.stderr.decode().strip()}")
-    with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
-        archive.extractall(folder, filter="data")
-    (folder / paths.PREPARED).symlink_to(paths.PREPARED.resolve(), target_is_directory=True)
-
-
 def base_fingerprints(base: str) -> dict[str, Any]:
-    """Return `fingerprints` as the code of another Git revision computes them.
+    """Return the `fingerprints` that the code of another revision computes.
+
+    That code reads its own params and series, and this work tree's prepared data.
 
     Raises:
-        RekeyError: no such revision, or it has no such command.
+        GitError: no such revision.
+        RekeyError: the revision's code failed.
     """
-    with tempfile.TemporaryDirectory(prefix="rekey-") as folder:
-        check_out(base, Path(folder))
-        command = [sys.executable, "-m", "pipeline.rekey", "--print"]
-        done = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, text=True)
+    with tempfile.TemporaryDirectory(prefix="rekey-") as scratch:
+        folder = Path(scratch)
+        git.unpack_revision(base, folder)
+        prepared = folder / paths.PREPARED
+        prepared.parent.mkdir(parents=True, exist_ok=True)
+        prepared.symlink_to(paths.PREPARED.resolve(), target_is_directory=True)
+        words = [sys.executable, "-m", "pipeline.rekey", "--print"]
+        done = subprocess.run(words, cwd=folder, stdout=subprocess.PIPE, text=True)
     if done.returncode:
-        raise RekeyError(f"the code of {base} did not run (above); nothing is rewritten")
+        raise RekeyError(
+            f"the code of {base} failed (see above), expected a revision with pipeline/rekey.py; "
+            "no key was rewritten"
+        )
     result: dict[str, Any] = json.loads(done.stdout)
     return result
 
 
 def new_keys(old: dict[str, Any], new: dict[str, Any]) -> dict[str, str]:
-    """Return the new key of each old one.
+    """Return the new key for each old key, given both `fingerprints`.
 
     Raises:
-        RekeyError: a configuration trains other weights than before.
+        RekeyError: a run trains other weights than before.
     """
     common = [run for run in old if run in new]
-    differing = [run for run in common if old[run]["weights"] != new[run]["weights"]]
+    differing = [
+        run
+        for run in common
+        # A revision may have fewer checks.
+        if any(old[run][check] != new[run][check] for check in CHECKS if check in old[run])
+    ]
     if differing:
         raise RekeyError(
-            f"{len(differing)} of {len(common)} configurations train other weights than before: "
-            f"{', '.join(differing)}. Nothing is rewritten: train them again, or find the cause"
+            f"{len(differing)} of {len(common)} runs train other weights than before: "
+            f"{', '.join(differing)}. No key was rewritten: find the cause, or train them again"
         )
     return {
         key: new[run]["keys"][seed]
@@ -147,7 +153,7 @@ def new_keys(old: dict[str, Any], new: dict[str, Any]) -> dict[str, str]:
 
 
 def rewrite(keys: dict[str, str]) -> int:
-    """Replace the keys in the results files of all series; return how many records changed."""
+    """Replace the keys in the results files of all series; return the number of changed records."""
     changed = 0
     for series in SERIES:
         file = paths.METRICS / f"{series}.json"
@@ -166,23 +172,24 @@ def rewrite(keys: dict[str, str]) -> int:
 def main() -> None:
     """Compare the work tree with BASE and rewrite the keys, or print the work tree's own."""
     parser = command.parser(
-        "Prove that this work tree trains the same weights as another revision, bit for bit, "
-        "and file the recorded trainings under the keys of the new code.",
+        "Check that this work tree trains the same weights as another revision, bit for bit, and "
+        "give the recorded trainings the keys of the new code.",
         ["python -m pipeline.rekey --base HEAD~1"],
     )
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--base", help="Git revision that the records in metrics/ belong to")
-    what.add_argument(
-        "--print", action="store_true", help="print this tree's keys and weights as JSON"
+    mode = parser.add_mutually_exclusive_group(required=True)
+    mode.add_argument("--base", help="Git revision whose code the records in metrics/ belong to")
+    mode.add_argument(
+        "--print", action="store_true", help="print this tree's weights and keys as JSON"
     )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    new = fingerprints()
     if arguments.print:
-        print(json.dumps(new))
+        print(json.dumps(fingerprints()))
         return
-    changed = rewrite(new_keys(base_fingerprints(arguments.base), new))
-    logger.info("%d configurations train the same weights; %d keys rewritten", len(new), changed)
+    old = base_fingerprints(arguments.base)
+    new = fingerprints()
+    changed = rewrite(new_keys(old, new))
+    logger.info("%d runs train the same weights as before; %d keys rewritten", len(new), changed)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`make seeds`, `make pixels`: final figures, which the C engine makes of the test images."""
+"""`make seeds`, `make pixels`: score final models with the C engine on the test images."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from typing import Any
 
 from mnist_mamba.atomic_write import write_json
 from pipeline.common import command, paths, plots
-from pipeline.common.generated_tables import TRAINING, write_table
+from pipeline.common.generated_tables import TRAINING_DOC, write_table
 from pipeline.common.params import load_params
 from pipeline.common.run_engine import run_engine
 from pipeline.export import export_model
 from pipeline.series import trainings as series
-from pipeline.series.engine_speed import Speed, engine_speed
+from pipeline.series.engine_speed import Speed, read_speed, time_series
 
 logger = logging.getLogger(__name__)
 
-SERIES = ("seeds", "pixels")
-"""Series whose models are scored, each in metrics/NAME.json, plots/NAME.png, docs/training.md."""
+SCORED = ("seeds", "pixels")
+"""Names of the series; results are in metrics/NAME.json, plots/NAME.png and docs/training.md."""
 
 
-def measure(training: series.Training) -> series.Record:
-    """Train; the engine's accuracy with the last averaged weights."""
+def measure(training: series.Training) -> series.TrainingRecord:
+    """Train and return the record: the C engine's accuracy with the last averaged weights."""
     metrics = series.train(training)
     model = training.folder / "model.bin"
     export_model(training.folder / "last.pth", model)
@@ -36,23 +36,23 @@ def measure(training: series.Training) -> series.Record:
 
 
 def summary(records: series.Records) -> dict[str, Any]:
-    """The results file: each run's accuracies in the order of the seeds."""
+    """Return the results file's content: each run's accuracies in the order of the seeds."""
     content = {}
-    for name, done in records.items():
-        accuracies = [one["test_accuracy"] for one in done]
+    for name, run in records.items():
+        accuracies = [record["test_accuracy"] for record in run]
         content[name] = {
-            "params": done[0]["params"],
+            "params": run[0]["params"],
             "test_accuracy": accuracies,
             **series.spread(accuracies),
-            "trainings": done,
+            "trainings": run,
         }
     return content
 
 
 def table(results: Mapping[str, Any], speed: Speed) -> str:
-    """docs/training.md's table."""
+    """Return the table for docs/training.md."""
     lines = [
-        "| run | parameters | test accuracy | each seed's, % | µs an image |",
+        "| run | parameters | test accuracy | of each seed, % | µs per image |",
         "|---|---:|---:|---|---:|",
     ]
     for name, run in results.items():
@@ -65,29 +65,31 @@ def table(results: Mapping[str, Any], speed: Speed) -> str:
 
 
 def main() -> None:
-    """Train what is missing, time the models, draw and write down what came of it."""
+    """Run the missing trainings, time the models, and write metrics, plot and table."""
     parser = command.parser(
-        f"Run the trainings of a series in {series.SERIES_FILE} that its metrics file lacks. The "
-        "last averaged weights are scored; nothing is chosen.",
+        f"Run the trainings of a series in {series.SERIES_FILE} that have no record in its metrics "
+        "file. The last averaged weights are scored on the test images.",
         ["python -m pipeline.seeds", "python -m pipeline.seeds pixels --jobs 1 --only forward"],
     )
-    parser.add_argument("series", nargs="?", choices=SERIES, default=SERIES[0])
-    series.options(parser)
+    parser.add_argument("series", nargs="?", choices=SCORED, default=SCORED[0])
+    series.add_options(parser)
     arguments = parser.parse_args()
     name = arguments.series
     results = paths.METRICS / f"{name}.json"
     wanted = series.trainings(series.load_series(name), load_params())
-    old = json.loads(results.read_text()) if results.is_file() else {}
+    old = json.loads(results.read_text(encoding="utf-8")) if results.is_file() else {}
 
     def write(records: series.Records) -> None:
         write_json(results, summary(records))
 
-    records = series.complete(wanted, old, arguments, measure, write)
+    records = series.run_missing(wanted, old, arguments, measure, write)
     write(records)
     content = summary(records)
-    speed = engine_speed(name, wanted, arguments.no_timing)
+    if not arguments.no_timing:
+        time_series(name, wanted)
+    speed = read_speed(name)
     plots.draw_tradeoff(paths.PLOTS / f"{name}.png", content, speed, "test", marked="default")
-    write_table(TRAINING, name, table(content, speed))
+    write_table(TRAINING_DOC, name, table(content, speed))
     for run, result in content.items():
         accuracies = ", ".join(f"{value:.2%}" for value in result["test_accuracy"])
         logger.info("%s: %.3f%% (%s)", run, 100 * result["mean"], accuracies)

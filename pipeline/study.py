@@ -1,4 +1,4 @@
-"""`make study`: trainings that differ in one choice each, compared on validation images."""
+"""`make study`: compare trainings that differ in one choice each, on validation images."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 
 from mnist_mamba.atomic_write import write_json
 from pipeline.common import command, paths, plots
-from pipeline.common.generated_tables import TRAINING, write_table
+from pipeline.common.generated_tables import TRAINING_DOC, write_table
 from pipeline.common.params import load_params
 from pipeline.series import trainings as series
-from pipeline.series.engine_speed import Speed, engine_speed
+from pipeline.series.engine_speed import Speed, read_speed, time_series
 
 logger = logging.getLogger(__name__)
 
@@ -21,8 +21,8 @@ RESULTS = paths.METRICS / "study.json"
 PLOT = paths.PLOTS / "study.png"
 
 
-def measure(training: series.Training) -> series.Record:
-    """Train; what validation says of the last averaged weights."""
+def measure(training: series.Training) -> series.TrainingRecord:
+    """Train and return the record: the last averaged weights on the validation images."""
     metrics = series.train(training)
     return {
         "val_accuracy": metrics["val"]["accuracy"],
@@ -32,24 +32,24 @@ def measure(training: series.Training) -> series.Record:
 
 
 def summary(chosen: series.Series, records: series.Records) -> dict[str, Any]:
-    """metrics/study.json: each run's changes, trainings, and their mean and deviation."""
+    """Return metrics/study.json: each run's changes, records, and their mean and deviation."""
     runs = {
         name: {
             "changes": chosen.runs[name],
-            "parameters": done[0]["parameters"],
-            "val_accuracy": series.spread([one["val_accuracy"] for one in done]),
-            "val_loss": series.spread([one["val_loss"] for one in done]),
-            "trainings": done,
+            "parameters": run[0]["parameters"],
+            "val_accuracy": series.spread([record["val_accuracy"] for record in run]),
+            "val_loss": series.spread([record["val_loss"] for record in run]),
+            "trainings": run,
         }
-        for name, done in records.items()
+        for name, run in records.items()
     }
     return {"params": chosen.params, "runs": runs}
 
 
 def table(results: Mapping[str, Any], speed: Speed) -> str:
-    """docs/training.md's table, the most accurate first."""
+    """Return the table for docs/training.md, most accurate run first."""
     lines = [
-        "| run | changes | parameters | validation accuracy | validation loss | µs an image |",
+        "| run | changes | parameters | validation accuracy | validation loss | µs per image |",
         "|---|---|---:|---:|---:|---:|",
     ]
     runs: Mapping[str, Any] = results["runs"]
@@ -67,28 +67,30 @@ def table(results: Mapping[str, Any], speed: Speed) -> str:
 
 
 def main() -> None:
-    """Train what is missing, time the models, draw and write down what came of it."""
+    """Run the missing trainings, time the models, and write metrics, plot and table."""
     parser = command.parser(
-        f"Run the trainings of the series `{NAME}` in {series.SERIES_FILE} that "
-        f"{RESULTS} lacks. Validation images judge; test images are not read.",
+        f"Run the trainings of the series `{NAME}` in {series.SERIES_FILE} that have no record in "
+        f"{RESULTS}. They are compared on validation images; test images are not read.",
         ["python -m pipeline.study", "python -m pipeline.study --jobs 1 --only base state16"],
     )
-    series.options(parser)
+    series.add_options(parser)
     arguments = parser.parse_args()
     chosen = series.load_series(NAME)
     wanted = series.trainings(chosen, load_params())
-    old = json.loads(RESULTS.read_text())["runs"] if RESULTS.is_file() else {}
+    old = json.loads(RESULTS.read_text(encoding="utf-8"))["runs"] if RESULTS.is_file() else {}
 
     def write(records: series.Records) -> None:
         write_json(RESULTS, summary(chosen, records))
 
-    records = series.complete(wanted, old, arguments, measure, write)
+    records = series.run_missing(wanted, old, arguments, measure, write)
     write(records)
     content = summary(chosen, records)
-    speed = engine_speed(NAME, wanted, arguments.no_timing)
+    if not arguments.no_timing:
+        time_series(NAME, wanted)
+    speed = read_speed(NAME)
     accuracies = {name: run["val_accuracy"] for name, run in content["runs"].items()}
     plots.draw_tradeoff(PLOT, accuracies, speed, "validation", marked="base")
-    write_table(TRAINING, NAME, table(content, speed))
+    write_table(TRAINING_DOC, NAME, table(content, speed))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Stage `track`: put this run's files into MLflow. Runs last; running it again changes nothing."""
+"""Stage `track`: store this run's files in MLflow; running it again changes nothing."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from pipeline.tracking import run
 logger = logging.getLogger(__name__)
 
 IN_THIS_DATABASE = Path("mlartifacts/tracking_key.txt")
-"""The key once more, but not in Git: a clone, or DVC's copy of the project for an experiment, lacks
-it, so `track` runs there even if nothing else has to."""
+"""A second copy of the key, not in Git. A clone and DVC's copy for an experiment lack it, so that
+`track` runs there even if no other stage has to."""
 
 
 def main() -> None:
-    """Upsert the run and write its key."""
+    """Create or update the run and write its key."""
     command.parser(__doc__ or "").parse_args()
     params = load_params()
     if params.tracking.enabled:
         key = run.upsert(params)
     else:
         key = content_key(params)
-        logger.info("tracking.enabled is false: nothing was sent to MLflow")
+        logger.info("tracking.enabled is false: the run was not sent to MLflow")
     for file in (paths.TRACKING_KEY, IN_THIS_DATABASE):
         write_text(file, key + "\n")
 

@@ -1,21 +1,16 @@
-"""Stage `train`: learn a model, keep its best and its last averaged weights."""
+"""Stage `train`: train a model; write its best and its last exponentially averaged weights."""
 
 from __future__ import annotations
 
 import argparse
 import datetime as dt
-import json
 import logging
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
 
-from mnist_mamba.data.splits import LabelledImages
-from mnist_mamba.model import Classifier, build_classifier
 from mnist_mamba.scan import choose
 from mnist_mamba.training.allocator import prepare_memory
 from mnist_mamba.training.distributed import Processes
@@ -23,12 +18,14 @@ from mnist_mamba.training.epoch import EpochReport
 from mnist_mamba.training.loop import TrainingError, train
 from mnist_mamba.training.resume import SavedTraining, parse_training
 from pipeline.common import command, paths
+from pipeline.common.build_model import build_model
 from pipeline.common.content_key import training_key
+from pipeline.common.machine import usable_cores
 from pipeline.common.params import Params, ParamsError, load_params
-from pipeline.common.prepared_data import read_part
-from pipeline.common.training_files import Recorder
-from pipeline.tracking import client as tracking
+from pipeline.common.prepared_data import read_info, read_training_data
+from pipeline.common.training_files import TrainingFiles
 from pipeline.tracking.client import CurvePoint
+from pipeline.tracking.live import live_run
 
 logger = logging.getLogger(__name__)
 
@@ -37,15 +34,15 @@ OPTIONS = {
     "epochs": "train.epochs",
     "learning_rate": "train.lr",
 }
-"""Options of the command line that have a name of their own, and their keys in params.yaml."""
+"""Command-line options with a name of their own, and their keys in params.yaml."""
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line; what is not given comes from params.yaml."""
+    """Return the command line's options; those that are not given are None."""
     parser = command.parser(
-        "Train a model on data/prepared. Options that are not given come from params.yaml. With "
-        "options of your own, metrics and curves stand beside the checkpoints, so that they are "
-        "not taken for the pipeline's.",
+        "Train a model on data/prepared. Options that are not given come from params.yaml. If any "
+        "are given, metrics and curves are written next to the checkpoints and not to the "
+        "pipeline's metrics/ and plots/.",
         [
             "python -m pipeline.train",
             "python -m pipeline.train --resume",
@@ -55,7 +52,7 @@ def parse_arguments() -> argparse.Namespace:
             "dvc exp run -S train.epochs=20",
         ],
     )
-    parser.add_argument("--batch-size", type=int, help="images a step (train.batch_size)")
+    parser.add_argument("--batch-size", type=int, help="images per step (train.batch_size)")
     parser.add_argument("--epochs", type=int, help="passes over the images (train.epochs)")
     parser.add_argument("--learning-rate", type=float, help="peak learning rate (train.lr)")
     parser.add_argument(
@@ -63,21 +60,25 @@ def parse_arguments() -> argparse.Namespace:
         metavar="KEY=VALUE",
         action="append",
         default=[],
-        help="any other key of params.yaml, dotted; may be given several times",
+        help="any other param by its dotted key; may be given several times",
     )
     parser.add_argument(
-        "--save-dir", type=Path, default=paths.CHECKPOINTS, help="default: %(default)s"
+        "--save-dir",
+        type=Path,
+        default=paths.CHECKPOINTS,
+        help="folder of the checkpoints; default: %(default)s",
     )
     parser.add_argument(
         "--resume",
         action="store_true",
-        help="go on with the training of these params, data and code that was stopped, if any",
+        help="continue an interrupted training with the same params, data and code, if there is "
+        "one",
     )
     return parser.parse_args()
 
 
 def with_overrides(params: Params, arguments: argparse.Namespace) -> Params:
-    """Params with the command line's values, checked like the file's."""
+    """Return the params with the command line's values, checked like those of the file."""
     changes = {
         key: value
         for name, key in OPTIONS.items()
@@ -91,102 +92,64 @@ def with_overrides(params: Params, arguments: argparse.Namespace) -> Params:
     return params.changed(changes, "command line")
 
 
-def read_info() -> dict[str, Any]:
-    """What prepare has measured, which it writes last.
-
-    Raises:
-        FileNotFoundError: it has not; the message says what to run.
-    """
-    if not paths.DATA_INFO.is_file():
-        raise FileNotFoundError(
-            f"{paths.DATA_INFO} is not there: python -m pipeline.prepare comes first"
-        )
-    info: dict[str, Any] = json.loads(paths.DATA_INFO.read_text())
-    return info
-
-
-def read_data(on_val: bool) -> tuple[LabelledImages, LabelledImages | None]:
-    """Images to train on and to validate with; with `on_val` all of them are to train on."""
-    train_set, val_set = (read_part(paths.PREPARED, part, "prepare") for part in ("train", "val"))
-    return (train_set.joined(val_set), None) if on_val else (train_set, val_set)
-
-
-def build_model(params: Params, info: dict[str, Any]) -> Classifier:
-    """A fresh model for the prepared data."""
-    config = params.model.config(
-        info["height"],
-        info["width"],
-        info["n_classes"],
-        pixel_mean=info["pixel_mean"],
-        pixel_std=info["pixel_std"],
-    )
-    torch.manual_seed(params.train.seed)
-    return build_classifier(config, scan=params.train.scan)
-
-
 def choose_device(name: str, processes: Processes) -> str:
-    """The device's name for torch; each of several processes has a GPU of its own.
+    """Return torch's name of the device; each of several processes gets a GPU of its own.
 
     Raises:
-        ValueError: a GPU was asked for and there is none, or fewer than processes.
+        ValueError: there are fewer GPUs than processes, or none although one is required.
     """
     if name == "cpu":
         return "cpu"
     if not torch.cuda.is_available():
         if name == "cuda":
-            raise ValueError("train.device = cuda: PyTorch sees no GPU here; use cpu or auto")
+            raise ValueError("train.device = cuda: PyTorch finds no GPU; use cpu or auto")
         return "cpu"
     if processes.size == 1:
         return "cuda"
     if processes.local_size > torch.cuda.device_count():
         raise ValueError(
-            f"train.device = {name}: {processes.local_size} processes on this machine and "
-            f"{torch.cuda.device_count()} GPU(s), expected one for each; start fewer processes "
-            "(torchrun --nproc_per_node), or use cpu"
+            f"train.device = {name}: got {torch.cuda.device_count()} GPU(s) for "
+            f"{processes.local_size} processes, expected one per process; start fewer processes "
+            "(torchrun --nproc_per_node) or use cpu"
         )
     return f"cuda:{processes.local_rank}"
 
 
 def set_threads(threads: int, processes: Processes) -> None:
-    """Threads of this process; 0 shares the cores among the processes of this machine."""
+    """Set this process's threads; 0 shares the cores among the processes of this machine."""
     if threads == 0 and processes.local_size > 1:
-        # torchrun says OMP_NUM_THREADS=1, which would leave cores idle.
-        threads = max(1, _cores() // processes.local_size)
+        # torchrun sets OMP_NUM_THREADS=1, which would leave cores idle.
+        threads = max(1, usable_cores() // processes.local_size)
     if threads:
         torch.set_num_threads(threads)
 
 
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):  # those that this process may use; Linux only
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def read_state(path: Path, key: str, processes: Processes) -> SavedTraining | None:
-    """The state that this training can go on from, if any; the same in all processes.
+    """Return the state to resume from, the same in all processes; None if there is none.
 
     Raises:
-        ResumeError: the file is damaged, or something else.
+        ResumeError: the file is damaged or not a training state.
     """
     data = path.read_bytes() if processes.is_first and path.is_file() else None
-    # From the first one alone: processes that begin at different steps would wait for each other.
+    # Only the first process reads: processes that start at different steps would deadlock.
     data = processes.from_first(data)
     if data is None:
-        logger.info("%s is not there: training starts from the beginning", path)
+        logger.info("%s not found: training starts from the beginning", path)
         return None
     saved = parse_training(data, path)
     if saved.key != key:
         logger.info(
-            "%s is of another run (other params, data or code): training starts from the beginning",
+            "%s belongs to another training (other params, data or code): training starts from the "
+            "beginning",
             path,
         )
         return None
-    logger.info("going on in epoch %d after step %d", saved.state.epoch, saved.state.steps)
+    logger.info("resuming in epoch %d after step %d", saved.state.epoch, saved.state.steps)
     return saved
 
 
 def log_epoch(report: EpochReport, epochs: int) -> None:
-    """One line on what an epoch gave, one on the time that it took."""
+    """Log an epoch's results in one line, and its time in another."""
     validated = (report.val_loss, report.val_accuracy)
     logger.info(
         "epoch %d/%d  loss %.4f  val loss %s  val accuracy %s  %.0f images/s",
@@ -207,7 +170,7 @@ def log_epoch(report: EpochReport, epochs: int) -> None:
 
 
 def main() -> None:
-    """Train as params.yaml and the command line say."""
+    """Train with the params of params.yaml and of the command line."""
     arguments = parse_arguments()
     params = with_overrides(load_params(), arguments)
     processes = Processes.of_torchrun()
@@ -223,11 +186,11 @@ def main() -> None:
 def run_training(
     params: Params, arguments: argparse.Namespace, device: str, processes: Processes
 ) -> None:
-    """Train, in one of the processes that do; the first writes, logs and tracks."""
+    """Train in one of the processes; the first one writes, logs and tracks."""
     backend = choose(params.train.scan, torch.device(device))
     model = build_model(params, read_info())
     logger.info(
-        "%d parameters, %d tokens an image, scan %s on %s, %d threads, %d process(es)",
+        "%d parameters, %d tokens per image, scan %s on %s, %d threads, %d process(es)",
         model.n_parameters,
         model.config.length,
         backend,
@@ -235,57 +198,61 @@ def run_training(
         torch.get_num_threads(),
         processes.size,
     )
-    of_the_pipeline = params == load_params() and arguments.save_dir == paths.CHECKPOINTS
+    is_pipeline_run = params == load_params() and arguments.save_dir == paths.CHECKPOINTS
     folder = arguments.save_dir
-    recorder = Recorder(
+    files = TrainingFiles(
         folder,
-        paths.METRICS / "train.json" if of_the_pipeline else folder / "metrics.json",
-        paths.CURVES if of_the_pipeline else folder / "curves.json",
+        paths.METRICS / "train.json" if is_pipeline_run else folder / "metrics.json",
+        paths.CURVES if is_pipeline_run else folder / "curves.json",
         training_key(params),
         model.n_parameters,
     )
-    saved = read_state(recorder.state, recorder.key, processes) if arguments.resume else None
+    saved = read_state(files.state, files.key, processes) if arguments.resume else None
     reports = train(
         model,
-        *read_data(params.train.on_val),
-        params.train.config(),
+        *read_training_data(params.train.on_val),
+        params.train,
         device,
         progress=processes.is_first,
         processes=processes,
         state=saved.state if saved else None,
-        save=recorder.save if processes.is_first else None,
+        save=files.save_state if processes.is_first else None,
     )
     if not processes.is_first:
         for _ in reports:
             pass
         return
-    with tracking.live_run(params, enabled=of_the_pipeline) as log_point:
-        record(reports, recorder, saved, log_point, params.train.epochs)
+    with live_run(params, enabled=is_pipeline_run) as log_point:
+        write_epochs(reports, files, saved, log_point, params.train.epochs)
 
 
-def record(
+def write_epochs(
     reports: Iterator[EpochReport],
-    recorder: Recorder,
+    files: TrainingFiles,
     saved: SavedTraining | None,
     log_point: Callable[[CurvePoint], None],
     epochs: int,
 ) -> None:
-    """Write, track and log each epoch's report."""
+    """Write each epoch's files, send it to MLflow and log it.
+
+    Raises:
+        TrainingError: the training diverged; the message names the last good checkpoint.
+    """
     if saved is None:
-        recorder.start()
+        files.start()
     else:
-        recorder.resume(saved)
-        # Those that MLflow has are not logged twice; it may have been away, or be a new one.
-        for point in recorder.points:
+        files.resume(saved)
+        # The database may be new, or may have missed points; it does not store a point twice.
+        for point in files.points:
             log_point(point)
     try:
         for report in reports:
-            recorder.record(report)
+            files.write_epoch(report)
             log_point(report.curve_point())
             log_epoch(report, epochs)
     except TrainingError as error:
-        raise TrainingError(f"{error}. Last good checkpoint: {recorder.last_good}") from error
-    recorder.finish()
+        raise TrainingError(f"{error}. Last good checkpoint: {files.last_good}") from error
+    files.finish()
 
 
 if __name__ == "__main__":

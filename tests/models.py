@@ -1,4 +1,4 @@
-"""Small models of every architecture that the params allow, for the tests that need one of each."""
+"""Small models of every architecture, and images for them."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ ARCHITECTURES: dict[str, ModelConfig] = {
 
 
 def make_model(name: str, seed: int = 0, scan: str = "reference") -> Classifier:
-    """An architecture's model in evaluation mode; no value is left at a telling 0 or 1."""
+    """Return a model in evaluation mode, all its values moved away from 0 and 1."""
     torch.manual_seed(seed)
     model = build_classifier(ARCHITECTURES[name], scan=scan).eval()
     with torch.no_grad():
@@ -77,7 +77,7 @@ def make_model(name: str, seed: int = 0, scan: str = "reference") -> Classifier:
 
 
 def make_images(config: ModelConfig, n: int, seed: int = 1) -> torch.Tensor:
-    """(n, height, width) uint8 images; the first is black, the second white, the rest noise."""
+    """Return (n, height, width) uint8 images: the first black, the second white, the rest noise."""
     generator = torch.Generator().manual_seed(seed)
     shape = (n, config.height, config.width)
     images = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)

@@ -1,5 +1,5 @@
-/* Many images: parallel over images, never inside one, so that the bits of a logit depend on its
- * image alone. */
+/* Many images. Threads share out the images and never work on the same one, so the bits of a logit
+ * depend on its image alone. */
 #include <stdbool.h>
 #ifdef _OPENMP
 #include <omp.h>
@@ -7,26 +7,9 @@
 
 #include "error.h"
 #include "model.h"
-#include "version.h"
+#include "threads.h"
 
-enum { MAX_THREADS = 1024 };
-
-const char *mamba_version(void)
-{
-    return MAMBA_VERSION;
-}
-
-int mamba_max_threads(void)
-{
-#ifdef _OPENMP
-    int threads = omp_get_max_threads();
-    return threads > MAX_THREADS ? MAX_THREADS : threads;
-#else
-    return 1;
-#endif
-}
-
-/* Images of one of the two pixel types; the other pointer is NULL. */
+/* One of the two pointers is NULL. */
 struct images {
     const float *f32;  /* [n, pixels] */
     const uint8_t *u8; /* [n, pixels] */
@@ -43,29 +26,35 @@ static mamba_status classify_one(mamba_context *context, const struct images *im
 
 size_t mamba_batch_bytes(const mamba_model *model, int threads)
 {
-    size_t one = mamba_context_bytes(model);
-    if (threads < 1 || threads > MAX_THREADS || one > SIZE_MAX / (size_t)threads)
+    size_t slice = mamba_context_bytes(model); /* with room for its own alignment */
+    if (threads < 1 || threads > MAX_THREADS || slice > SIZE_MAX / (size_t)threads)
         return 0;
-    return one * (size_t)threads; /* each slice allows for its own alignment */
+    return slice * (size_t)threads;
 }
 
 static mamba_status check_batch(const mamba_model *model, const void *arena, size_t arena_bytes,
                                 int threads, const struct images *images, const float *logits,
                                 mamba_error *error)
 {
-    if (!model || !arena)
+    const char *missing = NULL;
+    if (!model)
+        missing = "model";
+    else if (!arena)
+        missing = "arena";
+    else if (images->n > 0 && !images->f32 && !images->u8)
+        missing = "images";
+    else if (images->n > 0 && !logits)
+        missing = "logits";
+    if (missing)
         return mamba_fail(error, MAMBA_ERR_ARGUMENT, NULL, "mamba_forward_batch: %s is NULL",
-                          model ? "arena" : "model");
-    if (images->n > 0 && ((!images->f32 && !images->u8) || !logits))
-        return mamba_fail(error, MAMBA_ERR_ARGUMENT, NULL, "mamba_forward_batch: %s is NULL",
-                          logits ? "images" : "logits");
+                          missing);
     if (threads < 1 || threads > MAX_THREADS)
         return mamba_fail(error, MAMBA_ERR_ARGUMENT, NULL, "threads: got %d, expected 1..%d",
                           threads, MAX_THREADS);
     size_t needed = mamba_batch_bytes(model, threads);
     if (needed == 0)
         return mamba_fail(error, MAMBA_ERR_MEMORY, NULL,
-                          "%d threads need more memory than there are addresses", threads);
+                          "%d threads need more memory than can be addressed", threads);
     if (arena_bytes < needed)
         return mamba_fail(error, MAMBA_ERR_ARGUMENT, NULL,
                           "arena_bytes: got %zu, expected at least the %zu of mamba_batch_bytes",
@@ -79,9 +68,9 @@ static mamba_status run_batch(const mamba_model *model, void *arena, size_t aren
     mamba_status status = check_batch(model, arena, arena_bytes, threads, &images, logits, error);
     if (status != MAMBA_OK)
         return status;
-    const size_t slice = mamba_context_bytes(model), n_classes = mamba_model_info(model)->n_classes;
-    images.pixels = (size_t)mamba_model_info(model)->height * mamba_model_info(model)->width;
-    size_t bad = SIZE_MAX; /* the first image whose logits are not finite */
+    const size_t slice = mamba_context_bytes(model), n_classes = model->info.n_classes;
+    images.pixels = (size_t)model->info.height * model->info.width;
+    size_t bad = SIZE_MAX; /* first image whose logits are not finite */
 #ifdef _OPENMP
 #pragma omp parallel num_threads(threads) reduction(min : bad)
 #endif
@@ -101,7 +90,7 @@ static mamba_status run_batch(const mamba_model *model, void *arena, size_t aren
     }
     if (bad != SIZE_MAX)
         return mamba_fail(error, MAMBA_ERR_MODEL, NULL,
-                          "logits of image %zu: got a NaN or infinity, expected finite numbers "
+                          "logits of image %zu: got a NaN or infinity, expected numbers "
                           "(the model's weights overflow)",
                           bad);
     return MAMBA_OK;

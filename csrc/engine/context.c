@@ -1,35 +1,22 @@
 #include "context.h"
 
-#include "copy.h"
 #include "error.h"
 
 enum { ALIGNMENT = 64 };
 
-/* The same walk measures (no base) and places, as in model.c. All sizes are products of the
- * header's range-checked dims: below 2^48 floats each, so that 64 bits cannot overflow. */
+/* A walk over the arrays. Without a base it measures the arena, with one it places the arrays, so
+ * that size and layout cannot disagree. Every array is a product of dims that header.c has checked,
+ * below 2^48 floats: 64 bits cannot overflow. */
 struct reserve {
-    float *base;
+    float *base; /* of the first array, or NULL to measure only */
     uint64_t floats;
 };
 
-static float *take(struct reserve *reserve, uint64_t rows, uint64_t padded)
+static float *take(struct reserve *reserve, uint64_t rows, uint64_t row_floats)
 {
     float *array = reserve->base ? reserve->base + reserve->floats : NULL;
-    reserve->floats += mamba_pad(rows * padded);
+    reserve->floats += mamba_pad(rows * row_floats);
     return array;
-}
-
-/* What a copy reads and writes behind its row. */
-enum { BEHIND = COPY_STEP - 1 };
-
-size_t mamba_picture_floats(uint64_t height, uint64_t width, uint64_t channels)
-{
-    return (size_t)mamba_pad((height + 2) * (width + 2) * channels + BEHIND);
-}
-
-size_t mamba_window_stride(uint64_t inputs)
-{
-    return (size_t)mamba_pad(inputs + BEHIND);
 }
 
 static uint64_t larger(uint64_t a, uint64_t b)
@@ -37,42 +24,42 @@ static uint64_t larger(uint64_t a, uint64_t b)
     return a > b ? a : b;
 }
 
-/* What a stem needs: its window, and the pictures between its convolutions. */
 static void reserve_stem(struct reserve *reserve, struct mamba_context *context,
                          const struct mamba_info *info)
 {
     struct stem_conv convs[MAX_STEM_CONVS];
     const size_t n = mamba_stem_convs(info, convs);
-    uint64_t window = 0, pixels = 0;
+    uint64_t im2col = 0, conv_output = 0;
     uint32_t height = info->height, width = info->width;
-    if (n == 0)
-        window = info->length * mamba_window_stride(info->patch_height * info->patch_width);
+    if (info->stem == STEM_PATCH)
+        im2col = info->length * mamba_im2col_stride(info->patch_height * info->patch_width);
     for (size_t i = 0; i < n; i++) {
-        context->stem_maps[i] = take(reserve, 1, mamba_picture_floats(height, width, convs[i].in));
-        height = mamba_strided(height, convs[i].stride);
-        width = mamba_strided(width, convs[i].stride);
-        const uint64_t outputs = (2 * mamba_stem_rows(width) - 1) * width;
-        window = larger(window, outputs * mamba_window_stride(9 * (uint64_t)convs[i].in));
-        pixels = larger(pixels, outputs * mamba_pad(convs[i].out));
+        const uint64_t in = convs[i].in;
+        context->feature_maps[i] = take(reserve, 1, mamba_feature_map_floats(height, width, in));
+        height = mamba_conv_side(height, convs[i].stride);
+        width = mamba_conv_side(width, convs[i].stride);
+        const uint64_t outputs = (2 * mamba_conv_rows(width) - 1) * width;
+        im2col = larger(im2col, outputs * mamba_im2col_stride(9 * in));
+        conv_output = larger(conv_output, outputs * mamba_pad(convs[i].out));
     }
-    context->pixels = take(reserve, 1, pixels);
-    context->window = take(reserve, 1, window);
+    context->conv_output = take(reserve, 1, conv_output);
+    context->im2col = take(reserve, 1, im2col);
 }
 
 static void reserve_arrays(struct reserve *reserve, struct mamba_context *context,
                            const struct mamba_info *info)
 {
-    const uint64_t length = info->length, d_model = mamba_pad(info->d_model),
-                   d_inner = mamba_pad(info->d_inner),
-                   x_width = mamba_pad(info->dt_rank + 2 * (uint64_t)info->d_state);
+    const uint64_t length = info->length, d_model = mamba_pad(info->d_model);
+    const uint64_t d_inner = mamba_pad(info->d_inner);
+    const uint64_t x_width = mamba_pad(info->dt_rank + 2 * (uint64_t)info->d_state);
     context->image = take(reserve, info->height, info->width);
     reserve_stem(reserve, context, info);
     context->x = take(reserve, length, d_model);
-    context->u = take(reserve, length, d_model);
+    context->hidden = take(reserve, length, d_model);
     context->scale = take(reserve, 1, length);
     context->xs = take(reserve, length, d_inner);
     context->z = take(reserve, length, d_inner);
-    context->c = take(reserve, length, d_inner);
+    context->u = take(reserve, length, d_inner);
     context->x_dbc = take(reserve, length, x_width);
     context->delta = take(reserve, length, d_inner);
     context->y = take(reserve, length, d_inner);
@@ -85,7 +72,7 @@ static void reserve_arrays(struct reserve *reserve, struct mamba_context *contex
     context->x_width = (size_t)x_width;
 }
 
-/* The context itself comes first in the arena, then its arrays on a cache line of their own. */
+/* The arena holds the struct, padded to whole cache lines, and then the arrays. */
 static size_t header_bytes(void)
 {
     return (sizeof(struct mamba_context) + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
@@ -97,7 +84,7 @@ size_t mamba_context_bytes(const mamba_model *model)
     struct reserve measure = {0};
     reserve_arrays(&measure, &unused, &model->info);
     uint64_t bytes = (ALIGNMENT - 1) + header_bytes() + measure.floats * sizeof(float);
-    return bytes <= SIZE_MAX / 2 ? (size_t)bytes : 0; /* pointers must be subtractable */
+    return bytes <= SIZE_MAX / 2 ? (size_t)bytes : 0; /* a ptrdiff_t must hold it */
 }
 
 mamba_status mamba_context_init(mamba_context **out, const mamba_model *model, void *arena,

@@ -1,47 +1,40 @@
-/* One thread's scratch memory: every activation of a forward pass. */
+/* The scratch memory of one thread: every activation of a forward pass. */
 #ifndef MAMBA_ENGINE_CONTEXT_H
 #define MAMBA_ENGINE_CONTEXT_H
 
 #include "model.h"
 
-/* Shapes of the activations; `length` tokens. A padded count is the stride of its rows. */
+/* Arrays of floats, laid out in the caller's arena. Their rows are padded: d_model, d_inner,
+ * x_width and n_classes mean multiples of PAD here. */
 struct mamba_context {
     const struct mamba_model *model;
-    const struct member_weights *member; /* the one whose turn it is */
+    const struct member_weights *member; /* the member that runs now */
     mamba_trace trace;
     void *trace_user;
     size_t d_model, d_inner, x_width; /* padded d_model, d_inner, dt_rank + 2 d_state */
-    float *image;                     /* [height, width] normalised pixels */
-    float *window; /* [tokens or pixels, inputs of each] gathered; a fold's input, too */
-    float *pixels; /* conv stems: [pixels, channels] of a convolution */
-    float *stem_maps[MAX_STEM_CONVS]; /* conv stems: each one's input, a picture (stem.c) */
-    float *x;                         /* [length, d_model] the residual stream */
-    float *u;                         /* [length, d_model] normalised */
-    float *scale;                     /* [length] of the norm */
-    float *xs;                        /* [length, d_inner] in_proj.x u */
-    float *z;                         /* [length, d_inner] in_proj.z u */
-    float *c;                         /* [length, d_inner] after convolution and SiLU */
-    float *x_dbc;                     /* [length, x_width] dt, B and C */
-    float *delta;                     /* [length, d_inner] */
-    float *y;                         /* [length, d_inner] scan output */
-    float *y_b;                       /* [length, d_inner] the second scan's; bidirectional only */
-    float *state;                     /* [d_state, PAD] */
-    float *pooled;                    /* [d_model] */
-    float *logits;                    /* [pad(n_classes)] one member's */
+
+    /* The stem (stem.c). */
+    float *image;                        /* [height, width] normalised pixels */
+    float *im2col;                       /* [outputs, inputs of each] of a matrix product */
+    float *conv_output;                  /* conv stems: [outputs, channels] of that product */
+    float *feature_maps[MAX_STEM_CONVS]; /* conv stems: the input of each convolution */
+
+    /* The layers. local_conv makes x and hidden trade places. */
+    float *x;      /* [length, d_model] the residual stream */
+    float *hidden; /* [length, d_model] rms(x), the mixer's input */
+    float *scale;  /* [length] 1 / rms of each row of x */
+    float *xs;     /* [length, d_inner] in_proj.x hidden */
+    float *z;      /* [length, d_inner] in_proj.z hidden, the gate */
+    float *u;      /* [length, d_inner] silu(conv1d(xs)), the scan's input */
+    float *x_dbc;  /* [length, x_width] x_proj u: dt, B and C side by side */
+    float *delta;  /* [length, d_inner] step sizes */
+    float *y;      /* [length, d_inner] the scan's output */
+    float *y_b;    /* [length, d_inner] the second scan's output; bidirectional only */
+    float *state;  /* [d_state, PAD] the scan's state of PAD channels */
+
+    /* The head. */
+    float *pooled; /* [d_model] */
+    float *logits; /* [n_classes] of one member */
 };
-
-/* Floats of a picture of the conv stems: a border around it, whole vectors. */
-size_t mamba_picture_floats(uint64_t height, uint64_t width, uint64_t channels);
-
-/* Rows of so many outputs that a conv stem's product takes at once: few, so that their windows stay
- * in the cache, but whole tiles. At the end, up to one less than twice as many. */
-static inline size_t mamba_stem_rows(size_t width)
-{
-    enum { PIXELS = 24 };
-    return (PIXELS + width - 1) / width;
-}
-
-/* Floats of what a stem gathers for one output. */
-size_t mamba_window_stride(uint64_t inputs);
 
 #endif

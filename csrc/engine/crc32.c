@@ -1,7 +1,7 @@
 #include "crc32.h"
 
 /* "Slicing by 8" (Kounavis and Berry, 2005): table[k][b] is the CRC of byte b followed by k zero
- * bytes, so that eight bytes cost eight independent look-ups instead of a chain of eight. */
+ * bytes, so that eight bytes take eight independent look-ups instead of a chain of eight. */
 enum { SLICES = 8 };
 static const uint32_t POLYNOMIAL = 0xEDB88320u; /* bit-reversed */
 
@@ -29,7 +29,7 @@ static uint32_t read_u32(const uint8_t *data)
 
 uint32_t mamba_crc32(const uint8_t *data, size_t size)
 {
-    uint32_t table[SLICES][256]; /* filled anew in microseconds: no global state to race on */
+    uint32_t table[SLICES][256]; /* refilled in microseconds: no global state, no race */
     fill_tables(table);
     uint32_t crc = 0xFFFFFFFFu;
     for (; size >= 8; size -= 8, data += 8) {

@@ -4,7 +4,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* zlib's CRC-32 of data [size]. */
+/* Returns the CRC-32 (zlib's) of data [size]. */
 uint32_t mamba_crc32(const uint8_t *data, size_t size);
 
 #endif

@@ -4,7 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
-/* A long path keeps its end, which tells files apart, and leaves room for the message. */
+/* A long path is cut at its front, to leave room for the message: its end tells files apart. */
 enum { PATH_SHOWN = 100 };
 
 static size_t write_path(char *text, size_t size, const char *path)

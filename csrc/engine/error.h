@@ -1,4 +1,5 @@
-/* How every part of the engine reports: fill the caller's mamba_error, return its status. */
+/* Every part of the engine reports an error in one way: fill the caller's mamba_error, return its
+ * status. */
 #ifndef MAMBA_ENGINE_ERROR_H
 #define MAMBA_ENGINE_ERROR_H
 

@@ -26,7 +26,7 @@ static mamba_status map(struct file_bytes *out, int fd, const char *path, mamba_
     return MAMBA_OK;
 }
 
-/* Makes the first `wanted` bytes of a copy be there. */
+/* Reads a copy up to its first `wanted` bytes. */
 static mamba_status copy(struct file_bytes *file, size_t wanted, int fd, const char *path,
                          mamba_error *error)
 {
@@ -61,7 +61,7 @@ static mamba_status open_descriptor(struct file_bytes *out, int fd, const char *
     if ((uint64_t)status.st_size > SIZE_MAX / 2)
         return mamba_fail(error, MAMBA_ERR_MEMORY, path, "too large for this address space");
     out->size = (size_t)status.st_size;
-    if (out->size == 0) /* mmap refuses length 0; the caller's size check words it better */
+    if (out->size == 0) /* mmap refuses it; the caller's check of the size has a better message */
         return MAMBA_OK;
     if (out->access == FILE_MAPPED)
         return map(out, fd, path, error);
@@ -72,8 +72,8 @@ mamba_status mamba_file_open(struct file_bytes *out, const char *path, enum file
                              mamba_error *error)
 {
     *out = (struct file_bytes){.access = access, .fd = -1};
-    /* The path is resolved once: size and bytes are the same file's, whatever is renamed over
-     * it. O_NONBLOCK, so that a FIFO is refused instead of waited for. */
+    /* The path is resolved once, so that size and bytes are of the same file, whatever is renamed
+     * over it. O_NONBLOCK: a FIFO is refused, not waited for. */
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (fd < 0)
         return mamba_fail(error, MAMBA_ERR_IO, path, "cannot open: %s", strerror(errno));

@@ -4,9 +4,9 @@
 
 #include "mamba.h"
 
-/* A mapped file costs no memory of its own, but its bytes change with the file, and reading past
- * the end of one that has been shortened since raises SIGBUS. A copy is safe from both. Borrowed
- * bytes are the caller's, and no file. */
+/* A mapped file takes no memory of its own, but its bytes change with the file, and a read past the
+ * end of a file that was shortened raises SIGBUS. A copy is safe from both. Borrowed bytes are the
+ * caller's memory, without a file. */
 enum file_access { FILE_MAPPED, FILE_COPIED, FILE_BORROWED };
 
 enum { FILE_HEAD_BYTES = 256 };
@@ -15,17 +15,17 @@ struct file_bytes {
     const uint8_t *data; /* [size], aligned for any type; NULL if size is 0 */
     size_t size;
     enum file_access access;
-    size_t copied; /* bytes of a copy that are there */
-    int fd;        /* where the rest of a copy comes from, or -1 */
+    size_t copied; /* bytes of a copy that have been read */
+    int fd;        /* of the rest of a copy, or -1 */
 };
 
-/* Opens the file `path`; refuses what is not a regular file. End it with mamba_file_close.
- * Of a copy, FILE_HEAD_BYTES are there: a reader checks them and the size, and asks for the rest
- * then, so that a file costs no more memory than its own first bytes justify. */
+/* Opens the regular file `path`; end it with mamba_file_close. A copy has FILE_HEAD_BYTES at first:
+ * its reader checks them and the size, and then asks for the rest, so that a file never takes more
+ * memory than its header demands. */
 mamba_status mamba_file_open(struct file_bytes *out, const char *path, enum file_access access,
                              mamba_error *error);
 
-/* Makes all bytes be there; `data` may move. */
+/* Reads the rest of a copy; `data` may move. */
 mamba_status mamba_file_rest(struct file_bytes *file, const char *path, mamba_error *error);
 void mamba_file_close(struct file_bytes *file);
 

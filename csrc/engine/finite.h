@@ -5,7 +5,8 @@
 #include <stdint.h>
 #include <string.h>
 
-/* Neither NaN nor infinity. By bits: isfinite, x == x and the like vanish under -ffast-math. */
+/* Returns whether `value` is neither NaN nor infinity. It looks at the bits because -ffast-math
+ * removes isfinite, x == x and the like. */
 static inline bool mamba_is_finite(float value)
 {
     uint32_t bits;

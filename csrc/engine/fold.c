@@ -6,41 +6,59 @@
 #include "copy.h"
 #include "denormals.h"
 
-enum { MAX_FLOATS = 1 << 18 }; /* of all members' folds, and what they are made of: 1 MiB */
+enum { MAX_FLOATS = 1 << 18 }; /* of model->folds: 1 MiB */
 
-/* Sizes; d_model and d_inner padded. */
 struct sizes {
-    size_t pixels; /* of a patch */
-    size_t starts; /* tokens whose starts differ */
-    size_t d_model, d_inner;
+    size_t pixels;           /* of a patch */
+    size_t bias_rows;        /* length, or 1 if all tokens have the same bias */
+    size_t d_model, d_inner; /* padded */
 };
 
-/* The rows that in_proj multiplies [pixels + starts, d_model]: what one pixel adds to a token, and
- * the tokens of no pixels. */
+/* Sets the rows that in_proj multiplies [pixels + bias_rows, d_model]: the column of S of each
+ * pixel, then stem.bias + pos_embed. */
 static void gather_rows(float *rows, const struct mamba_model *model,
                         const struct member_weights *member, struct sizes n)
 {
+    float *bias = rows + n.pixels * n.d_model;
     for (size_t o = 0; o < n.d_model; o += PAD)
         mamba_copy_rows(rows + o, n.d_model, member->stem_weight + o * n.pixels, PAD, PAD,
                         n.pixels);
-    rows += n.pixels * n.d_model;
-    mamba_copy_rows(rows, n.d_model, member->stem_bias, 0, n.d_model, n.starts);
+    mamba_copy_rows(bias, n.d_model, member->stem_bias, 0, n.d_model, n.bias_rows);
     if (member->pos_embed)
-        model->kernels->add(rows, member->pos_embed, n.starts * n.d_model);
+        model->kernels->add(bias, member->pos_embed, n.bias_rows * n.d_model);
 }
 
-/* Into `at`: P(d_inner, pixels), panel by panel, then T(starts, d_inner). */
-static struct projection fold(float *at, const struct mamba_model *model, const float *rows,
+/* Multiplies the rows into `folded`: W as P(d_inner, pixels), panel by panel, then the bias as
+ * T(bias_rows, d_inner). */
+static struct projection fold(float *folded, const struct mamba_model *model, const float *rows,
                               const float *in_proj, struct sizes n)
 {
     const size_t in = model->info.d_model;
-    float *start = at + n.d_inner * n.pixels;
-    for (size_t o = 0; o < n.d_inner; o += PAD)
-        model->kernels->matmul(at + o * n.pixels, PAD, rows, n.d_model, in_proj + o * in, NULL, 0,
-                               n.pixels, in, PAD);
-    model->kernels->matmul(start, n.d_inner, rows + n.pixels * n.d_model, n.d_model, in_proj, NULL,
-                           0, n.starts, in, n.d_inner);
-    return (struct projection){at, start, n.starts > 1 ? n.d_inner : 0};
+    float *bias = folded + n.d_inner * n.pixels;
+    struct product panel = {
+        .y_stride = PAD,
+        .x = rows,
+        .x_stride = n.d_model,
+        .rows = n.pixels,
+        .in = in,
+        .out = PAD,
+    };
+    for (size_t o = 0; o < n.d_inner; o += PAD) {
+        panel.y = folded + o * n.pixels;
+        panel.weight = in_proj + o * in;
+        model->kernels->matmul(&panel);
+    }
+    model->kernels->matmul(&(struct product){
+        .y = bias,
+        .y_stride = n.d_inner,
+        .x = rows + n.pixels * n.d_model,
+        .x_stride = n.d_model,
+        .weight = in_proj,
+        .rows = n.bias_rows,
+        .in = in,
+        .out = n.d_inner,
+    });
+    return (struct projection){folded, bias, n.bias_rows > 1 ? n.d_inner : 0};
 }
 
 bool mamba_fold(struct mamba_model *model)
@@ -48,26 +66,26 @@ bool mamba_fold(struct mamba_model *model)
     const struct mamba_info *info = &model->info;
     const struct sizes n = {
         .pixels = (size_t)info->patch_height * info->patch_width,
-        .starts = info->pos_embed ? info->length : 1,
+        .bias_rows = info->pos_embed ? info->length : 1,
         .d_model = (size_t)mamba_pad(info->d_model),
         .d_inner = (size_t)mamba_pad(info->d_inner),
     };
-    const uint64_t rows = n.pixels + n.starts, gathered_at = 2 * rows * n.d_inner * info->members;
-    const uint64_t floats = gathered_at + rows * n.d_model;
+    const uint64_t rows = n.pixels + n.bias_rows, all_folds = 2 * rows * n.d_inner * info->members;
+    const uint64_t floats = all_folds + rows * n.d_model;
     if (info->stem != STEM_PATCH || info->local_conv || n.pixels >= info->d_model ||
         floats > MAX_FLOATS)
         return true;
-    float *at = model->folds = aligned_alloc(64, (size_t)floats * sizeof *at);
-    if (!at)
+    model->folds = aligned_alloc(64, (size_t)floats * sizeof *model->folds);
+    if (!model->folds)
         return false;
-    float *gathered = at + gathered_at;
+    float *folded = model->folds, *gathered = model->folds + all_folds;
     const uint64_t saved = denormals_off();
     for (size_t i = 0; i < info->members; i++) {
-        struct member_weights *member = &model->members[i];
-        gather_rows(gathered, model, member, n);
-        for (int part = 0; part < 2; part++, at += rows * n.d_inner) {
-            struct projection *in_proj = &member->layers[0].in_proj[part];
-            *in_proj = fold(at, model, gathered, in_proj->weight, n);
+        struct projection *in_proj = model->members[i].layers[0].in_proj;
+        gather_rows(gathered, model, &model->members[i], n);
+        for (int part = 0; part < 2; part++) {
+            in_proj[part] = fold(folded, model, gathered, in_proj[part].weight, n);
+            folded += rows * n.d_inner;
         }
     }
     denormals_restore(saved);

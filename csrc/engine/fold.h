@@ -1,15 +1,17 @@
-/* The patch stem and the first layer's in_proj as one product of fewer inputs: with a token's
- * pixels p and stem x = S p + bias + pos, and the norm's scale, which is the token's own,
+/* The patch stem and the first layer's in_proj as one matrix product with fewer inputs. For a token
+ * with pixels p, x = S p + stem.bias + pos_embed, and so
  *
- *     in_proj rms(x) = scale (W p + start),   W = in_proj S,   start = in_proj (bias + pos).
- */
+ *     in_proj rms(x) = scale (W p + bias),   W = in_proj S,   bias = in_proj (stem.bias +
+ * pos_embed)
+ *
+ * where scale is the token's own 1 / rms(x). */
 #ifndef MAMBA_ENGINE_FOLD_H
 #define MAMBA_ENGINE_FOLD_H
 
 #include "model.h"
 
-/* Sets the folds of all members, where the products are smaller by it; false if there is no memory
- * for them. */
+/* Folds the stem into the first in_proj of each member where that saves work, else does nothing.
+ * Returns false if out of memory. */
 bool mamba_fold(struct mamba_model *model);
 
 #endif

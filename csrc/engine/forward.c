@@ -10,15 +10,15 @@
 #include "local_conv.h"
 #include "stem.h"
 
-/* Shows the trace `length` rows, or one. */
-static void tap(const struct mamba_context *context, const char *name, int layer, const float *data,
-                size_t rows, size_t cols, size_t row_stride)
+/* Passes rows to the trace, if there is one. */
+static void trace_rows(const struct mamba_context *context, const char *name, int layer,
+                       const float *data, size_t rows, size_t cols, size_t row_stride)
 {
     if (context->trace)
         context->trace(context->trace_user, name, layer, data, rows, cols, row_stride);
 }
 
-/* x = tokens of the image, plus their positions. */
+/* x = tokens of the image, plus pos_embed. */
 static void embed(struct mamba_context *context)
 {
     const struct mamba_info *info = &context->model->info;
@@ -26,13 +26,13 @@ static void embed(struct mamba_context *context)
     mamba_stem(context);
     if (pos_embed)
         context->model->kernels->add(context->x, pos_embed, info->length * context->d_model);
-    tap(context, "tokens", -1, context->x, info->length, info->d_model, context->d_model);
+    trace_rows(context, "tokens", -1, context->x, info->length, info->d_model, context->d_model);
 }
 
 /* ---- layers ------------------------------------------------------------------------------ */
 
-/* One scan of a layer, from xs and z to y [length, d_inner]: the convolution, the selection of
- * delta, B and C by the input itself, and the recurrence. */
+/* One scan of a layer, from xs and z to y [length, d_inner]: the convolution, delta, B and C that
+ * the input itself selects, and the recurrence. */
 static void mix_sequence(struct mamba_context *context, float *y, const struct scan_weights *scan,
                          bool reverse, int layer, const char names[4][9])
 {
@@ -42,25 +42,42 @@ static void mix_sequence(struct mamba_context *context, float *y, const struct s
     const size_t dt_rank = info->dt_rank, d_state = info->d_state;
     const struct sequence sequence = {length, d_inner, reverse};
 
-    kernels->conv_silu(context->c, context->xs, scan->conv_weight, scan->conv_bias, info->d_conv,
+    kernels->conv_silu(context->u, context->xs, scan->conv_weight, scan->conv_bias, info->d_conv,
                        sequence);
-    tap(context, names[0], layer, context->c, length, info->d_inner, d_inner);
+    trace_rows(context, names[0], layer, context->u, length, info->d_inner, d_inner);
 
-    kernels->matmul(context->x_dbc, x_width, context->c, d_inner, scan->x_proj, NULL, 0, length,
-                    info->d_inner, dt_rank + 2 * d_state);
-    tap(context, names[1], layer, context->x_dbc, length, dt_rank + 2 * d_state, x_width);
+    kernels->matmul(&(struct product){
+        .y = context->x_dbc,
+        .y_stride = x_width,
+        .x = context->u,
+        .x_stride = d_inner,
+        .weight = scan->x_proj,
+        .rows = length,
+        .in = info->d_inner,
+        .out = dt_rank + 2 * d_state,
+    });
+    trace_rows(context, names[1], layer, context->x_dbc, length, dt_rank + 2 * d_state, x_width);
 
-    kernels->matmul(context->delta, d_inner, context->x_dbc, x_width, scan->dt_weight,
-                    scan->dt_bias, 0, length, dt_rank, info->d_inner);
+    kernels->matmul(&(struct product){
+        .y = context->delta,
+        .y_stride = d_inner,
+        .x = context->x_dbc,
+        .x_stride = x_width,
+        .weight = scan->dt_weight,
+        .bias = scan->dt_bias,
+        .rows = length,
+        .in = dt_rank,
+        .out = info->d_inner,
+    });
     kernels->softplus(context->delta, length * d_inner);
-    tap(context, names[2], layer, context->delta, length, info->d_inner, d_inner);
+    trace_rows(context, names[2], layer, context->delta, length, info->d_inner, d_inner);
 
     const struct scan_inputs inputs = {
-        .c = context->c,
+        .u = context->u,
         .z = context->z,
         .delta = context->delta,
         .b = context->x_dbc + dt_rank,
-        .c_out = context->x_dbc + dt_rank + d_state,
+        .c = context->x_dbc + dt_rank + d_state,
         .bc_stride = x_width,
         .a = scan->a,
         .d = scan->d,
@@ -68,7 +85,7 @@ static void mix_sequence(struct mamba_context *context, float *y, const struct s
         .tied = info->tied_a != 0,
     };
     kernels->scan(y, &inputs, context->state, sequence);
-    tap(context, names[3], layer, y, length, info->d_inner, d_inner);
+    trace_rows(context, names[3], layer, y, length, info->d_inner, d_inner);
 }
 
 /* y = the layer's scan, or the sum of its two. */
@@ -86,53 +103,60 @@ static void mix(struct mamba_context *context, const struct layer_weights *layer
     }
 }
 
-/* u = rms(x) of so many rows, x's x_stride apart. */
-static void normalise(struct mamba_context *context, float *u, const float *x, size_t x_stride,
+/* hidden [rows, d_model] = rms(x) of rows that are x_stride apart. */
+static void normalise(struct mamba_context *context, float *hidden, const float *x, size_t x_stride,
                       size_t rows)
 {
     const struct mamba_info *info = &context->model->info;
     const struct mamba_kernels *kernels = context->model->kernels;
     const size_t stride = context->d_model;
     kernels->rms_scale(context->scale, x, x_stride, rows, info->d_model, info->norm_eps);
-    kernels->scale_rows(u, stride, x, x_stride, context->scale, rows, stride);
+    kernels->scale_rows(hidden, stride, x, x_stride, context->scale, rows, stride);
 }
 
-/* The same of all tokens, column by column of a grid with so many; of one column, its rows are the
- * tokens. */
+/* hidden = rms(x) of all tokens, column by column of a grid of `columns` columns. With one column
+ * that is token order. */
 static void normalise_columns(struct mamba_context *context, size_t columns)
 {
     const size_t stride = context->d_model, rows = context->model->info.length / columns;
     for (size_t i = 0; i < columns; i++)
-        normalise(context, context->u + i * rows * stride, context->x + i * stride,
+        normalise(context, context->hidden + i * rows * stride, context->x + i * stride,
                   columns * stride, rows);
 }
 
-/* y [length, d_inner], its rows in image order again; c, which has been used, holds them then. */
+/* Returns y [length, d_inner] with its rows in image order. Uses u, which the scan no longer
+ * needs. */
 static const float *in_image_order(struct mamba_context *context, size_t columns)
 {
     const size_t rows = context->model->info.length / columns, stride = context->d_inner;
     if (columns == 1)
         return context->y;
     for (size_t i = 0; i < columns; i++)
-        mamba_copy_rows(context->c + i * stride, columns * stride, context->y + i * rows * stride,
+        mamba_copy_rows(context->u + i * stride, columns * stride, context->y + i * rows * stride,
                         stride, stride, rows);
-    return context->c;
+    return context->u;
 }
 
-/* xs, z = in_proj(rms(x)); of a folded layer from the pixels, and the norm's scale comes last. */
+/* xs, z = in_proj(rms(x)). A folded layer multiplies the pixels, and applies the norm's scale to
+ * the result. */
 static void project(struct mamba_context *context, const struct layer_weights *layer,
                     size_t columns, bool folded)
 {
     const struct mamba_info *info = &context->model->info;
     const struct mamba_kernels *kernels = context->model->kernels;
     const size_t length = info->length, stride = context->d_inner;
-    const float *in = context->u;
-    size_t inputs = info->d_model, in_stride = context->d_model;
-    float *const out[] = {context->xs, context->z};
+    struct product product = {
+        .y_stride = stride,
+        .x = context->hidden,
+        .x_stride = context->d_model,
+        .rows = length,
+        .in = info->d_model,
+        .out = info->d_inner,
+    };
     if (folded) {
-        in = context->window;
-        inputs = info->patch_height * info->patch_width;
-        in_stride = mamba_window_stride(inputs);
+        product.in = info->patch_height * info->patch_width;
+        product.x = context->im2col;
+        product.x_stride = mamba_im2col_stride(product.in);
         kernels->rms_scale(context->scale, context->x, context->d_model, length, info->d_model,
                            info->norm_eps);
     } else {
@@ -140,18 +164,21 @@ static void project(struct mamba_context *context, const struct layer_weights *l
     }
     for (int i = 0; i < 2; i++) {
         const struct projection *part = &layer->in_proj[i];
-        kernels->matmul(out[i], stride, in, in_stride, part->weight, part->start,
-                        part->start_stride, length, inputs, info->d_inner);
+        float *out = i == 0 ? context->xs : context->z;
+        product.y = out;
+        product.weight = part->weight;
+        product.bias = part->bias;
+        product.bias_stride = part->bias_stride;
+        kernels->matmul(&product);
         if (folded)
-            kernels->scale_rows(out[i], stride, out[i], stride, context->scale, length, stride);
+            kernels->scale_rows(out, stride, out, stride, context->scale, length, stride);
     }
 }
 
-/* x = x + out_proj(mix(in_proj(rms(x)))), with the local convolution before it, if there is one. */
+/* x = x + out_proj(mix(in_proj(rms(x)))), after local_conv if the model has it. */
 static void run_layer(struct mamba_context *context, int index)
 {
     const struct mamba_model *model = context->model;
-    const struct mamba_kernels *kernels = model->kernels;
     const struct layer_weights *layer = &context->member->layers[index];
     const size_t length = model->info.length, d_model = model->info.d_model;
     const size_t d_inner = model->info.d_inner;
@@ -160,16 +187,25 @@ static void run_layer(struct mamba_context *context, int index)
 
     if (model->info.local_conv) {
         mamba_local_conv(context, layer);
-        tap(context, "local", index, context->x, length, d_model, context->d_model);
+        trace_rows(context, "local", index, context->x, length, d_model, context->d_model);
     }
     project(context, layer, columns, index == 0 && model->folds);
-    tap(context, "in_proj.x", index, context->xs, length, d_inner, context->d_inner);
-    tap(context, "in_proj.z", index, context->z, length, d_inner, context->d_inner);
+    trace_rows(context, "in_proj.x", index, context->xs, length, d_inner, context->d_inner);
+    trace_rows(context, "in_proj.z", index, context->z, length, d_inner, context->d_inner);
     mix(context, layer, index);
-    kernels->matmul(context->x, context->d_model, in_image_order(context, columns),
-                    context->d_inner, layer->out_proj, context->x, context->d_model, length,
-                    d_inner, d_model);
-    tap(context, "residual", index, context->x, length, d_model, context->d_model);
+    model->kernels->matmul(&(struct product){
+        .y = context->x,
+        .y_stride = context->d_model,
+        .x = in_image_order(context, columns),
+        .x_stride = context->d_inner,
+        .weight = layer->out_proj,
+        .bias = context->x,
+        .bias_stride = context->d_model,
+        .rows = length,
+        .in = d_inner,
+        .out = d_model,
+    });
+    trace_rows(context, "residual", index, context->x, length, d_model, context->d_model);
 }
 
 /* ---- head -------------------------------------------------------------------------------- */
@@ -179,24 +215,30 @@ static void pool(struct mamba_context *context)
     const struct mamba_info *info = &context->model->info;
     const size_t length = info->length, stride = context->d_model;
     const size_t first = info->pool == POOL_LAST ? length - 1 : 0, count = length - first;
-    normalise(context, context->u, context->x + first * stride, stride, count);
+    normalise(context, context->hidden, context->x + first * stride, stride, count);
     memset(context->pooled, 0, stride * sizeof *context->pooled);
     for (size_t t = 0; t < count; t++)
-        context->model->kernels->add(context->pooled, context->u + t * stride, stride);
+        context->model->kernels->add(context->pooled, context->hidden + t * stride, stride);
     for (size_t i = 0; i < stride; i++)
         context->pooled[i] /= (float)count;
-    tap(context, "pooled", -1, context->pooled, 1, info->d_model, stride);
+    trace_rows(context, "pooled", -1, context->pooled, 1, info->d_model, stride);
 }
 
 static void classify(struct mamba_context *context)
 {
     const struct mamba_info *info = &context->model->info;
     const struct member_weights *member = context->member;
-    const size_t stride = (size_t)mamba_pad(info->n_classes);
-    context->model->kernels->matmul(context->logits, stride, context->pooled, context->d_model,
-                                    member->head_weight, member->head_bias, 0, 1, info->d_model,
-                                    info->n_classes);
-    tap(context, "logits", -1, context->logits, 1, info->n_classes, stride);
+    context->model->kernels->matmul(&(struct product){
+        .y = context->logits,
+        .x = context->pooled,
+        .weight = member->head_weight,
+        .bias = member->head_bias,
+        .rows = 1,
+        .in = info->d_model,
+        .out = info->n_classes,
+    });
+    trace_rows(context, "logits", -1, context->logits, 1, info->n_classes,
+               (size_t)mamba_pad(info->n_classes));
 }
 
 /* ---- the ensemble ------------------------------------------------------------------------ */
@@ -212,7 +254,7 @@ static void run_member(struct mamba_context *context, const struct member_weight
     classify(context);
 }
 
-/* From context->image to `logits`: the mean of the members'. */
+/* From context->image to `logits` [n_classes]: the mean of the members' logits. */
 static mamba_status run(struct mamba_context *context, float *logits)
 {
     const struct mamba_model *model = context->model;

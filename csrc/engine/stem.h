@@ -4,10 +4,10 @@
 
 #include "context.h"
 
-/* What the stems of all members need of context->image, before the first one's. */
+/* Prepares context->image for the stems; once per image, before the first member. */
 void mamba_stem_image(struct mamba_context *context);
 
-/* context->x [length, d_model] = tokens of context->image, without their positions. */
+/* context->x [length, d_model] = tokens of context->image, without pos_embed. */
 void mamba_stem(struct mamba_context *context);
 
 #endif

@@ -1,15 +1,15 @@
 /* One vector type and its few operations, for the instruction set that the including file names.
  *
- * Before the include, define one of SIMD_AVX512, SIMD_AVX2, SIMD_NEON, SIMD_SCALAR, SIMD_DOUBLE.
- * Afterwards REAL is the element's type, LANES the elements of a vector `vreal`, on which C's own
- * + - * / work. SIMD_SCALAR and SIMD_DOUBLE are vectors of one: the oracle of the others, and the
- * type of gradient checks.
+ * Define one of SIMD_AVX512, SIMD_AVX2, SIMD_NEON, SIMD_SCALAR, SIMD_DOUBLE before the include.
+ * Then REAL is the type of an element and LANES the number of elements of a vector `vreal`, on
+ * which C's own + - * / work. SIMD_SCALAR and SIMD_DOUBLE are vectors of one element: the oracle of
+ * the others, and the type of gradient checks.
  *
- * Where an operand of v_min or v_max is NaN, the second one is the result, so that
- * v_max(limit, x) keeps a NaN in x.
+ * If an operand of v_min or v_max is NaN, the result is the second operand: v_max(limit, x) keeps a
+ * NaN in x.
  */
-#ifndef MNIST_MAMBA_SIMD_H
-#define MNIST_MAMBA_SIMD_H
+#ifndef MAMBA_SIMD_SIMD_H
+#define MAMBA_SIMD_SIMD_H
 
 #include <math.h>
 #include <stddef.h>
@@ -54,7 +54,7 @@ typedef float32x4_t vreal;
 #define V_STORE(p, x) vst1q_f32(p, x)
 #define V_SET1(x) vdupq_n_f32(x)
 #define V_FMA(a, b, c) vfmaq_f32(c, a, b)
-/* NEON's own minimum and maximum return any NaN, which keeps the second operand's, too. */
+/* NEON's minimum and maximum return the NaN of either operand, so the second one's too. */
 #define V_MIN(a, b) vminq_f32(a, b)
 #define V_MAX(a, b) vmaxq_f32(a, b)
 
@@ -93,23 +93,22 @@ static inline vreal v_set1(REAL x)
     return V_SET1(x);
 }
 
-/* Copies count elements, whole vectors, past the caches, where the instruction set can: they keep
+/* Copy count elements, whole vectors, past the caches if the instruction set can: the caches keep
  * what they hold, and memory need not be read before it is overwritten. */
 static inline void v_stream(REAL *to, const REAL *from, ptrdiff_t count)
 {
 #if defined(SIMD_AVX512) || defined(SIMD_AVX2)
     if ((uintptr_t)to % sizeof(vreal) == 0) {
-        for (ptrdiff_t i = 0; i < count; i += LANES) {
+        for (ptrdiff_t i = 0; i < count; i += LANES)
             V_STREAM(to + i, v_load(from + i));
-        }
-        _mm_sfence(); /* such stores are not ordered with a later barrier by themselves */
+        _mm_sfence(); /* a later barrier alone does not order such stores */
         return;
     }
 #endif
     memcpy(to, from, (size_t)count * sizeof(REAL));
 }
 
-/* a b + c, rounded once where the instruction set can. */
+/* a b + c, rounded once if the instruction set can. */
 static inline vreal v_fma(vreal a, vreal b, vreal c)
 {
     return V_FMA(a, b, c);
@@ -141,8 +140,8 @@ static inline vreal v_if_negative(vreal x, vreal a, vreal b)
 
 #if !defined(SIMD_DOUBLE)
 
-/* 2^x takes the first EXP2_BITS bits of x's fraction from a table in a register, where there is an
- * instruction that looks up a whole vector of indices in one. */
+/* 2^x takes the first EXP2_BITS bits of x's fraction from a table in a register, if one instruction
+ * looks up a whole vector of indices there. */
 #if defined(SIMD_AVX512)
 enum { EXP2_BITS = 4 };
 #elif defined(SIMD_AVX2)
@@ -151,9 +150,9 @@ enum { EXP2_BITS = 3 };
 enum { EXP2_BITS = 0 };
 #endif
 
-/* 2^(k / 2^EXP2_BITS), where k is the whole number in the low bits of `shifted` (see v_exp2_each),
- * for a normal result. k is added to the exponent's bits; from each entry of the table the bits of
- * its own index, which come along to just below the exponent, are already taken off. */
+/* 2^(k / 2^EXP2_BITS), where k is the integer in the low bits of `shifted` (see v_exp2_each), for a
+ * normal result. k is added to the exponent's bits. Its low EXP2_BITS bits, the index, end up just
+ * below the exponent: each entry of the table is smaller by its own index to make up for that. */
 static inline vreal v_exp2_of_bits(vreal shifted)
 {
 #if defined(SIMD_AVX512)
@@ -185,15 +184,30 @@ static inline vreal v_exp2_of_bits(vreal shifted)
 
 #endif
 
-/* sums[i] = the sum of the LANES elements of vectors[i], for i < LANES; each in one fixed order. */
+/* The sum of the elements of x, in one fixed order. */
+static inline REAL v_sum(vreal x)
+{
+#if defined(SIMD_AVX512)
+    return _mm512_reduce_add_ps(x);
+#elif defined(SIMD_AVX2)
+    x = _mm256_hadd_ps(x, x);
+    x = _mm256_hadd_ps(x, x);
+    return _mm256_cvtss_f32(x) + _mm_cvtss_f32(_mm256_extractf128_ps(x, 1));
+#elif defined(SIMD_NEON)
+    return vaddvq_f32(x);
+#else
+    return x;
+#endif
+}
+
+/* sums[i] = the sum of the elements of vectors[i], for i < LANES; each in one fixed order. */
 static inline void v_sum_each(const REAL *vectors, REAL *sums)
 {
 #if defined(SIMD_AVX512)
     /* Each round adds the halves of two vectors and so halves their number. */
     __m512 v[16];
-    for (int i = 0; i < 16; i++) {
+    for (int i = 0; i < 16; i++)
         v[i] = v_load(vectors + i * 16);
-    }
     for (int i = 0; i < 8; i++) { /* 256-bit halves of i and i + 8 */
         v[i] =
             _mm512_shuffle_f32x4(v[i], v[i + 8], 0x44) + _mm512_shuffle_f32x4(v[i], v[i + 8], 0xee);
@@ -202,21 +216,18 @@ static inline void v_sum_each(const REAL *vectors, REAL *sums)
         v[i] =
             _mm512_shuffle_f32x4(v[i], v[i + 4], 0x88) + _mm512_shuffle_f32x4(v[i], v[i + 4], 0xdd);
     }
-    for (int i = 0; i < 2; i++) { /* pairs within the quarters */
+    for (int i = 0; i < 2; i++) /* pairs within the quarters */
         v[i] = _mm512_shuffle_ps(v[i], v[i + 2], 0x44) + _mm512_shuffle_ps(v[i], v[i + 2], 0xee);
-    }
     v[0] = _mm512_shuffle_ps(v[0], v[1], 0x88) + _mm512_shuffle_ps(v[0], v[1], 0xdd);
-    /* The sums have come out in another order; this one is its own inverse. */
+    /* The sums are permuted now; this permutation is its own inverse. */
     const __m512i order = _mm512_setr_epi32(0, 2, 1, 3, 8, 10, 9, 11, 4, 6, 5, 7, 12, 14, 13, 15);
     v_store(sums, _mm512_permutexvar_ps(order, v[0]));
 #elif defined(SIMD_AVX2)
     __m256 v[8];
-    for (int i = 0; i < 8; i++) {
+    for (int i = 0; i < 8; i++)
         v[i] = v_load(vectors + i * 8);
-    }
-    for (int i = 0; i < 4; i++) {
+    for (int i = 0; i < 4; i++)
         v[i] = _mm256_hadd_ps(v[2 * i], v[2 * i + 1]);
-    }
     v[0] = _mm256_hadd_ps(v[0], v[1]);
     v[1] = _mm256_hadd_ps(v[2], v[3]);
     v_store(sums,

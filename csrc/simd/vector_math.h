@@ -1,30 +1,29 @@
-/* exp2, softplus and the sigmoid on vectors; include simd.h's choice of instruction set first. */
-#ifndef MNIST_MAMBA_VECTOR_MATH_H
-#define MNIST_MAMBA_VECTOR_MATH_H
+/* exp2, softplus and the sigmoid on vectors. Define SIMD_... (simd.h) before the include. */
+#ifndef MAMBA_SIMD_VECTOR_MATH_H
+#define MAMBA_SIMD_VECTOR_MATH_H
 
 #include "simd.h"
 
-enum { MAX_TOGETHER = 4 }; /* vectors that v_exp2_each takes at most */
+enum { MAX_TOGETHER = 4 }; /* most vectors that v_exp2_each takes */
 
 #define LOG2_E 1.44269504088896340736
 #define LN_2 0.69314718055994530942
 
-/* x[i] = 2^x[i], at most 1.5 ulp off in float and exactly 1 at 0. What is below 2^-126, the
- * smallest normal number, becomes that number: next to nothing, and no denormal. What is above
- * 2^127.4375 (2.3e38) becomes that.
+/* x[i] = 2^x[i], at most 1.5 ulp off in float and exactly 1 at 0. The result is at least 2^-126,
+ * the smallest normal number, so never a denormal, and at most 2^127.4375 (2.3e38).
  *
- * x is split into a multiple of 2^-EXP2_BITS and a small rest r: adding 1.5 * 2^(23 - EXP2_BITS)
- * leaves no room for more of the fraction, and the multiple in the low bits. 2^r - 1 is a minimax
- * fit without a constant term; its own error is 2e-9, with a table of 8 entries 3e-8. The table
- * saves three of the multiplications that bound the scan's speed. Several vectors side by side keep
- * the processor busy while each waits for its own steps.
+ * x is split into a multiple of 2^-EXP2_BITS and a small rest r: the sum with
+ * 1.5 * 2^(23 - EXP2_BITS) has no room for more of the fraction, and holds the multiple in its low
+ * bits. 2^r - 1 is a minimax polynomial without a constant term; its error is 2e-9, or 3e-8 with a
+ * table of 8 entries. The table saves three of the multiplications that limit the scan's speed.
+ * Several vectors are interleaved, so that the processor is busy while each waits for its own
+ * steps.
  */
 static inline void v_exp2_each(vreal *x, int count)
 {
 #if defined(SIMD_DOUBLE)
-    for (int i = 0; i < count; i++) {
+    for (int i = 0; i < count; i++)
         x[i] = exp2(x[i]);
-    }
 #else
 #if defined(SIMD_AVX512)
     static const REAL coefficients[] = {5.550213605e-02F, 2.402342856e-01F, 6.931471825e-01F};
@@ -39,26 +38,21 @@ static inline void v_exp2_each(vreal *x, int count)
     vreal shifted[MAX_TOGETHER];
     vreal p[MAX_TOGETHER];
 #pragma GCC unroll 4
-    for (int i = 0; i < count; i++) {
+    for (int i = 0; i < count; i++)
         x[i] = v_min(v_set1(127.4375F), v_max(v_set1(-126), x[i]));
-    }
 #pragma GCC unroll 4
-    for (int i = 0; i < count; i++) {
+    for (int i = 0; i < count; i++)
         shifted[i] = x[i] + magic;
-    }
 #pragma GCC unroll 4
-    for (int i = 0; i < count; i++) {
+    for (int i = 0; i < count; i++)
         x[i] = x[i] - (shifted[i] - magic);
-    }
 #pragma GCC unroll 4
-    for (int i = 0; i < count; i++) {
+    for (int i = 0; i < count; i++)
         p[i] = v_set1(coefficients[0]);
-    }
     for (int k = 1; k < TERMS; k++) {
 #pragma GCC unroll 4
-        for (int i = 0; i < count; i++) {
+        for (int i = 0; i < count; i++)
             p[i] = v_fma(p[i], x[i], v_set1(coefficients[k]));
-        }
     }
 #pragma GCC unroll 4
     for (int i = 0; i < count; i++) {
@@ -74,7 +68,7 @@ static inline vreal v_exp2(vreal x)
     return x;
 }
 
-/* log(1 + w) for 0 <= w <= 1, by 2 atanh(s) with s = w / (2 + w) <= 1/3 and a fit in s^2. */
+/* log(1 + w) for 0 <= w <= 1: 2 atanh(s) with s = w / (2 + w) <= 1/3, by a polynomial in s^2. */
 static inline vreal v_log1p(vreal w)
 {
 #if defined(SIMD_DOUBLE)
@@ -95,7 +89,7 @@ static inline vreal v_log1p(vreal w)
 /* softplus(x) = log(1 + e^x) and its slope, the sigmoid of x.
  *
  * torch returns x itself above 20. In float that is the same to the last bit; in double it is not,
- * so it is done here, too.
+ * so the double version does so too.
  */
 static inline vreal v_softplus(vreal x, vreal *slope)
 {

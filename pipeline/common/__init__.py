@@ -1,1 +1,1 @@
-"""What several commands share: params, paths, the command line, reading and writing of results."""
+"""Modules that several commands share: params, paths, data, keys, the engine."""

@@ -1,4 +1,4 @@
-"""What every stage's command shares: logging, and errors told as one clear line."""
+"""The frame of every command: argument parser, logging, and errors as one clear line."""
 
 from __future__ import annotations
 
@@ -7,10 +7,16 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from mnist_mamba.atomic_write import write_text
+
+PASS, REGRESSION, NO_VERDICT = 0, 1, 2
+"""Exit codes of the commands that judge this work tree against a Git revision."""
 
 
 def parser(description: str, examples: Sequence[str] = ()) -> argparse.ArgumentParser:
-    """An argument parser whose help ends with examples."""
+    """Return an argument parser whose help ends with examples."""
     epilog = "examples:\n" + "\n".join(f"  {example}" for example in examples) if examples else None
     return argparse.ArgumentParser(
         description=description,
@@ -20,12 +26,12 @@ def parser(description: str, examples: Sequence[str] = ()) -> argparse.ArgumentP
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a stage; what a person can mend becomes one message and exit code 1.
+    """Run a command; turn an error that the user can fix into one line and exit code 1.
 
-    Every error that the project raises on purpose is a ValueError, an OSError or a RuntimeError;
-    set MNIST_MAMBA_TRACEBACK=1 to see where it came from.
+    All errors that the project raises on purpose are ValueError, OSError or RuntimeError. Set
+    MNIST_MAMBA_TRACEBACK=1 to see the traceback.
     """
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    _start_logging()
     try:
         main()
     except (ValueError, OSError, RuntimeError) as error:
@@ -38,6 +44,39 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(130)
 
 
+def run_judge(main: Callable[[argparse.Namespace], int], description: str, module: str) -> None:
+    """Run a command that judges this work tree, and exit with the code that `main` returns.
+
+    An error that prevents a verdict is printed as one line, with exit code NO_VERDICT. It also
+    replaces the page in --output, which would otherwise hold an earlier verdict.
+    """
+    _start_logging()
+    arguments = parser(description, [f"python -m {module} --base origin/main"])
+    arguments.add_argument(
+        "--base",
+        default="origin/main",
+        metavar="REVISION",
+        help="Git revision to compare with; default: %(default)s",
+    )
+    arguments.add_argument(
+        "--output", type=Path, metavar="FILE.md", help="also write the page to this file"
+    )
+    options = arguments.parse_args()
+    try:
+        code = main(options)
+    except (ValueError, ArithmeticError, LookupError, OSError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = NO_VERDICT
+        if options.output is not None:
+            name = module.rsplit(".", 1)[-1]
+            write_text(options.output, f"## {name} against {options.base}: no verdict\n\n{error}\n")
+    sys.exit(code)
+
+
+def _start_logging() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+
+
 def _process() -> str:
-    """Which of torchrun's processes this is, as each of them tells its own error."""
+    """Return the name of this process of torchrun's, each of which prints its own error."""
     return f"process {os.environ['RANK']}: " if "TORCHELASTIC_RUN_ID" in os.environ else ""

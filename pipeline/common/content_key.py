@@ -1,4 +1,4 @@
-"""Names of contents: a run's, a training's; both from params and the files that it comes from."""
+"""Keys that identify a run or a training by the params and files that its results depend on."""
 
 from __future__ import annotations
 
@@ -10,65 +10,66 @@ from typing import Any
 
 import yaml
 
+from pipeline.common.nested import look_up
 from pipeline.common.params import Params
 
-LAST_STAGE = "evaluate"
-"""Its results, and those of the stages before it, are what a run stands for; timings are not."""
+RESULT_STAGE = "evaluate"
+"""The last stage whose results belong to a run's identity; timings do not."""
 
-SECTIONS = ("data", "model", "train", "export", "evaluate")
-"""The params that those results depend on."""
+RESULT_PARAMS = ("data", "model", "train", "export", "evaluate")
+"""Sections of params.yaml that these results depend on."""
 
 
 def file_md5(path: Path) -> str:
-    """MD5 of a file, which is also DVC's name for it."""
+    """Return the MD5 of a file, by which DVC identifies it."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "md5").hexdigest()
 
 
 def content_key(params: Params, pipeline: Path = Path("dvc.yaml")) -> str:
-    """A hash of the params and of every source file that evaluate rests on, however far back.
+    """Return a hash of the params and source files of `evaluate` and all stages before it.
 
-    It comes from files alone (no dvc.lock, which has no entry of a stage that is still running),
-    so that `train` while it runs and `track` after it find the same run.
+    The hash does not use dvc.lock, which has no entry of a running stage. So `train` while it runs
+    and `track` after it find the same run.
 
     Raises:
-        ValueError: dvc.yaml has no such stages.
+        ValueError: dvc.yaml has no stage `evaluate`.
     """
     values = params.model_dump(mode="json")
     content = {
-        "params": {name: values[name] for name in SECTIONS},
+        "params": {name: values[name] for name in RESULT_PARAMS},
         "files": {str(path): file_md5(path) for path in source_files(values, pipeline)},
     }
     return _hash(content)
 
 
 def training_key(params: Params, pipeline: Path = Path("dvc.yaml")) -> str:
-    """A hash of the params, sources and prepared data that a training's weights come from.
+    """Return a hash of the params, sources and prepared data that determine trained weights.
 
-    Narrower than `content_key`, because a change of the engine or of its evaluation keeps no
-    training from being resumed; and wider, because the data that stages made counts.
+    Unlike `content_key` it does not depend on the engine and its evaluation, which must not
+    prevent a training from being resumed, but it does depend on the prepared data.
 
     Raises:
-        FileNotFoundError: a dep of the stage is missing.
+        FileNotFoundError: a dependency of the stage `train` is missing.
     """
     values = params.model_dump(mode="json")
-    del values["train"]["save_every"]  # the weights are the same for any
-    stage = yaml.safe_load(pipeline.read_text())["stages"]["train"]
+    del values["train"]["save_every"]  # does not change the weights
+    stage = yaml.safe_load(pipeline.read_text(encoding="utf-8"))["stages"]["train"]
     return _hash(
         {
-            "params": {name: _look_up(values, name) for name in stage["params"]},
+            "params": {name: look_up(values, name) for name in stage["params"]},
             "files": {str(file): file_md5(file) for dep in stage["deps"] for file in _files(dep)},
         }
     )
 
 
 def source_files(values: dict[str, Any], pipeline: Path = Path("dvc.yaml")) -> list[Path]:
-    """What evaluate and the stages before it depend on and no stage makes; folders as files."""
-    stages: dict[str, Any] = yaml.safe_load(pipeline.read_text())["stages"]
-    if LAST_STAGE not in stages:
-        raise ValueError(f"{pipeline} has no stage {LAST_STAGE}")
+    """Return the files that `evaluate` and all stages before it depend on and no stage makes."""
+    stages: dict[str, Any] = yaml.safe_load(pipeline.read_text(encoding="utf-8"))["stages"]
+    if RESULT_STAGE not in stages:
+        raise ValueError(f"{pipeline} has no stage {RESULT_STAGE}")
     maker = {_path(out): name for name, stage in stages.items() for out in _outputs(stage)}
-    needed, waiting, seen = set(), [LAST_STAGE], {LAST_STAGE}
+    needed, waiting, seen = set(), [RESULT_STAGE], {RESULT_STAGE}
     while waiting:
         for dep in stages[waiting.pop()].get("deps", []):
             path = _fill(dep, values)
@@ -81,7 +82,7 @@ def source_files(values: dict[str, Any], pipeline: Path = Path("dvc.yaml")) -> l
 
 
 def _files(dep: str | Path) -> list[Path]:
-    """Return a dep's file, or all files of its folder except compiled Python."""
+    """Return a dependency's file, or all files of its folder except compiled Python."""
     path = Path(dep)
     if not path.is_dir():
         return [path]
@@ -98,17 +99,8 @@ def _path(out: str | dict[str, Any]) -> str:
 
 
 def _fill(text: str, values: dict[str, Any]) -> str:
-    """Replace DVC's ${section.key} by the params' value."""
-
-    return re.sub(r"\$\{([^}]+)\}", lambda match: str(_look_up(values, match[1].strip())), text)
-
-
-def _look_up(values: dict[str, Any], key: str) -> Any:
-    """The value at a dotted key."""
-    value: Any = values
-    for part in key.split("."):
-        value = value[part]
-    return value
+    """Replace DVC's ${section.key} by the param's value."""
+    return re.sub(r"\$\{([^}]+)\}", lambda match: str(look_up(values, match[1].strip())), text)
 
 
 def _hash(content: Any) -> str:

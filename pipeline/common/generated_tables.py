@@ -1,4 +1,4 @@
-"""Tables in documents, between two marks, that commands write from metrics files."""
+"""Tables in documents that commands generate from metrics files, between two marks."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from pathlib import Path
 
 from mnist_mamba.atomic_write import write_text
 
-TRAINING = Path("docs/training.md")
+TRAINING_DOC = Path("docs/training.md")
 
 
 def with_table(text: str, name: str, table: str) -> str:
-    """A document with what stands between the marks of `name` replaced.
+    """Return a document with the text between the marks of `name` replaced by `table`.
 
     The marks are lines: `<!-- NAME: the command that writes it -->` and `<!-- end of NAME -->`.
 
     Raises:
-        ValueError: the marks are not there, once and in this order.
+        ValueError: the document does not have both marks once and in this order.
     """
     begin, end = rf"<!-- {re.escape(name)}: [^\n]* -->\n", rf"<!-- end of {re.escape(name)} -->"
     parts = re.split(rf"({begin})(?:.*?)({end})", text, flags=re.DOTALL)
@@ -30,9 +30,9 @@ def with_table(text: str, name: str, table: str) -> str:
 
 
 def write_table(document: Path, name: str, table: str) -> None:
-    """Renew the table `name` in a file.
+    """Replace the table `name` in a file.
 
     Raises:
-        ValueError: the file has no place for it.
+        ValueError: the file does not have the table's marks.
     """
-    write_text(document, with_table(document.read_text(), name, table))
+    write_text(document, with_table(document.read_text(encoding="utf-8"), name, table))

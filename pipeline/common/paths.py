@@ -1,4 +1,4 @@
-"""Where the stages read and write, relative to the project's folder; dvc.yaml says the same."""
+"""Paths that the stages read and write, relative to the project's folder, as in dvc.yaml."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -8,11 +8,11 @@ PREPARED = Path("data/prepared")
 DATA_INFO = PREPARED / "info.json"
 CHECKPOINTS = Path("checkpoints")
 TRAINING_STATE = "training_state.pth"
-"""Beside the checkpoints while a training runs; no output of the stage, which DVC would delete."""
+"""File next to the checkpoints while a training runs; DVC would delete it as an output."""
 MODEL = Path("artifacts/mnist_mamba.bin")
 ENGINE = Path("build/dvc/mamba")
 ENGINE_LIBRARY = Path("build/dvc/plain/libmamba.so")
-"""Without OpenMP, so that it needs nothing but libc and libm where it is served."""
+"""The engine built without OpenMP: a server needs only libc and libm to run it."""
 METRICS = Path("metrics")
 PLOTS = Path("plots")
 CURVES = PLOTS / "curves.json"
@@ -20,18 +20,18 @@ PREDICTIONS = PLOTS / "predictions.csv"
 TRACKING_KEY = Path("artifacts/tracking_key.txt")
 
 
-def images(folder: Path, part: str) -> Path:
-    """Images of a part of the data."""
-    return folder / f"{part}-images.idx"
+def images(folder: Path, split: str) -> Path:
+    """Return the path of a split's images."""
+    return folder / f"{split}-images.idx"
 
 
-def labels(folder: Path, part: str) -> Path:
-    """Labels of a part of the data."""
-    return folder / f"{part}-labels.idx"
+def labels(folder: Path, split: str) -> Path:
+    """Return the path of a split's labels."""
+    return folder / f"{split}-labels.idx"
 
 
-def remove_data(folder: Path, parts: Iterable[str]) -> None:
-    """Remove the parts' files, so that a stage that is killed leaves no mixture of old and new."""
-    for part in parts:
-        images(folder, part).unlink(missing_ok=True)
-        labels(folder, part).unlink(missing_ok=True)
+def remove_data(folder: Path, splits: Iterable[str]) -> None:
+    """Remove the splits' files, so that a killed stage does not leave a mix of old and new."""
+    for split in splits:
+        images(folder, split).unlink(missing_ok=True)
+        labels(folder, split).unlink(missing_ok=True)

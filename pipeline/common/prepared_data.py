@@ -1,30 +1,62 @@
-"""Reading the parts of the data that an earlier stage has written."""
+"""Reading the data that the stages `download` and `prepare` have written."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 from mnist_mamba.data.idx import read_images, read_labels
 from mnist_mamba.data.splits import DataError, LabelledImages
 from pipeline.common import paths
 
 
-def read_part(folder: Path, part: str, stage: str) -> LabelledImages:
-    """Images and labels of a part, which `stage` has made.
+def read_info() -> dict[str, Any]:
+    """Return the sizes and pixel statistics of the prepared data (data/prepared/info.json).
 
     Raises:
-        FileNotFoundError: it has not; the message says what to run.
-        DataError: not as many labels as images.
+        FileNotFoundError: `prepare` has not run; it writes this file last.
+    """
+    if not paths.DATA_INFO.is_file():
+        raise FileNotFoundError(
+            f"{paths.DATA_INFO} not found: run `python -m pipeline.prepare` first"
+        )
+    info: dict[str, Any] = json.loads(paths.DATA_INFO.read_text(encoding="utf-8"))
+    return info
+
+
+def read_split(folder: Path, split: str, stage: str) -> LabelledImages:
+    """Return images uint8 [n, height, width] and labels uint8 [n] of a split.
+
+    Args:
+        folder: where the split's two files are.
+        split: train, val or test.
+        stage: the stage that writes these files; error messages name it.
+
+    Raises:
+        FileNotFoundError: the stage has not run.
+        DataError: the numbers of images and labels differ.
         mnist_mamba.data.idx.IdxError: a file is damaged.
     """
-    images, labels = paths.images(folder, part), paths.labels(folder, part)
+    images, labels = paths.images(folder, split), paths.labels(folder, split)
     for path in (images, labels):
         if not path.is_file():
-            raise FileNotFoundError(f"{path} is not there: python -m pipeline.{stage} comes first")
-    found = LabelledImages(read_images(images), read_labels(labels))
-    if len(found.images) != len(found.labels):
+            raise FileNotFoundError(f"{path} not found: run `python -m pipeline.{stage}` first")
+    data = LabelledImages(read_images(images), read_labels(labels))
+    if len(data.images) != len(data.labels):
         raise DataError(
-            f"{images} has {len(found.images)} images and {labels} {len(found.labels)} labels, "
-            f"expected as many: run python -m pipeline.{stage} again"
+            f"{images} has {len(data.images)} images, but {labels} has {len(data.labels)} labels: "
+            f"expected equal numbers; run `python -m pipeline.{stage}` again"
         )
-    return found
+    return data
+
+
+def read_training_data(on_val: bool) -> tuple[LabelledImages, LabelledImages | None]:
+    """Return the images to train on and those to validate on.
+
+    With `on_val`, the validation images are appended to the training images, and the second
+    result is None.
+    """
+    train_set = read_split(paths.PREPARED, "train", "prepare")
+    val_set = read_split(paths.PREPARED, "val", "prepare")
+    return (train_set.joined(val_set), None) if on_val else (train_set, val_set)

@@ -1,4 +1,4 @@
-"""Running the engine that the stage `compile` has built."""
+"""Running the C engine that the stage `compile` has built."""
 
 from __future__ import annotations
 
@@ -11,19 +11,22 @@ from typing import Any
 
 from pipeline.common import paths
 
+BATCHES = (1, 100)
+"""Batch sizes that the engine is timed with."""
+
 
 def run_engine(*words: str | Path | int) -> dict[str, Any]:
     """Run `mamba WORDS --json` and return its report.
 
-    DVC keeps the engine without its executable bit: DVC 3.67 cannot set up an experiment in a
-    clone whose lock names an executable that the clone's cache does not have. So a copy runs.
+    The engine in build/dvc is not executable, so a copy runs. DVC 3.67 cannot set up an experiment
+    in a clone if dvc.lock names an executable that the clone's cache lacks.
 
     Raises:
         FileNotFoundError: the engine has not been built.
-        RuntimeError: the engine refused; its message is passed on.
+        RuntimeError: the engine failed; the message contains its own.
     """
     if not paths.ENGINE.is_file():
-        raise FileNotFoundError(f"{paths.ENGINE} is not there: run 'dvc repro compile' first")
+        raise FileNotFoundError(f"{paths.ENGINE} not found: run `dvc repro compile` first")
     with tempfile.TemporaryDirectory(prefix="mamba-") as scratch:
         engine = Path(scratch) / "mamba"
         shutil.copyfile(paths.ENGINE, engine)
@@ -34,3 +37,10 @@ def run_engine(*words: str | Path | int) -> dict[str, Any]:
         raise RuntimeError(f"mamba {words[0]} failed ({done.returncode}): {done.stderr.strip()}")
     report: dict[str, Any] = json.loads(done.stdout)
     return report
+
+
+def bench_engine(batch: int, rounds: int, model: Path = paths.MODEL, threads: int = 1) -> Any:
+    """Return the report of `mamba bench`: median_us (µs per image), load_us and more."""
+    options = {"--batch": batch, "--threads": threads, "--rounds": rounds}
+    words = [word for option in options.items() for word in option]
+    return run_engine("bench", model, *words)

@@ -1,4 +1,4 @@
-"""What a training leaves behind: checkpoints, curves, metrics; and the state to resume it from."""
+"""The files of a training: checkpoints, curves, metrics, and the state that it resumes from."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from pipeline.common import paths
 logger = logging.getLogger(__name__)
 
 
-class Recorder:
-    """Writes the files of one training.
+class TrainingFiles:
+    """Writer of one training's files.
 
     Args:
-        folder: of the checkpoints and, while the training runs, of its state.
-        metrics, curves: the files' paths.
-        key: names the training in its state.
-        n_parameters: of the model.
+        folder: for the checkpoints and, while the training runs, its state.
+        metrics: path of the metrics file.
+        curves: path of the learning curves.
+        key: identifies the training in its saved state.
+        n_parameters: size of the model, for the metrics.
     """
 
     def __init__(
@@ -34,22 +35,22 @@ class Recorder:
         self.key, self.n_parameters = key, n_parameters
         self.points: list[CurvePoint] = []
         self.best_checkpoint = b""
-        self.last_good = "none yet, because the first epoch had not ended"
+        self.last_good = "none, because no epoch was completed"
 
     def start(self) -> None:
-        """Begin anew: checkpoints of an earlier training must not pass for this one's."""
+        """Remove the checkpoints of an earlier training, which are not this one's."""
         self.last.unlink(missing_ok=True)
         self.best.unlink(missing_ok=True)
 
     def resume(self, saved: SavedTraining) -> None:
-        """Go on from a state: its best checkpoint is written again, as DVC has deleted it."""
+        """Continue from a saved state and write its best checkpoint, which DVC has deleted."""
         self.points, self.best_checkpoint = saved.points, saved.best_checkpoint
         if self.best_checkpoint:
             write_bytes(self.best, self.best_checkpoint)
             self.last_good = str(self.best)
 
-    def record(self, report: EpochReport) -> None:
-        """Checkpoints, curves and metrics up to this epoch."""
+    def write_epoch(self, report: EpochReport) -> None:
+        """Write the checkpoints, and curves and metrics up to this epoch."""
         self.points.append(report.curve_point())
         checkpoint = Checkpoint(report.model, report.epoch, report.val_accuracy)
         save_checkpoint(self.last, checkpoint)
@@ -59,13 +60,13 @@ class Recorder:
         write_json(self.metrics, self._summary())
         self.last_good = str(self.last)
 
-    def save(self, state: TrainingState) -> None:
-        """The state of a training that is under way."""
+    def save_state(self, state: TrainingState) -> None:
+        """Write the state from which the training can be resumed."""
         saved = SavedTraining(self.key, state, self.points, self.best_checkpoint)
         save_training(self.state, saved)
 
     def finish(self) -> None:
-        """Remove the state of a training that has come to its end, and what kills have left."""
+        """Remove the state of the completed training and temporary files of killed ones."""
         self.state.unlink(missing_ok=True)
         for path in (self.state, self.last, self.best, self.curves, self.metrics):
             for leftover in path.parent.glob(f".{path.name}.*.tmp"):
@@ -88,12 +89,12 @@ class Recorder:
 
 
 def _best(points: list[CurvePoint]) -> CurvePoint:
-    """The first of the best on validation; without validation the last."""
+    """Return the first of the best epochs on validation; without validation, the last epoch."""
 
-    def worth(point: CurvePoint) -> tuple[float, float]:
+    def quality(point: CurvePoint) -> tuple[float, float]:
         accuracy, loss = point["val_accuracy"], point["val_loss"]
         if accuracy is None or loss is None:
             return float(point["epoch"] or 0), 0.0
         return accuracy, -loss
 
-    return max(points, key=worth)
+    return max(points, key=quality)

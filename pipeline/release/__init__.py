@@ -1,1 +1,1 @@
-"""What stands between a result and a release: the gate, promotion, the model card, the report."""
+"""The steps from a result to a release: gate, promotion and model card."""

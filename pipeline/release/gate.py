@@ -1,6 +1,7 @@
-"""`make gate`: does this work tree's result stand beside that of another Git revision?
+"""`make gate`: compare this work tree's results with those of another Git revision.
 
-Reads files alone: the work tree's metrics and predictions, and the base's as Git has them.
+The gate only reads files: metrics and predictions of the work tree, and those of the base in Git.
+The rules are in gate.yaml.
 """
 
 from __future__ import annotations
@@ -10,8 +11,6 @@ import csv
 import io
 import json
 import logging
-import subprocess
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,19 +20,21 @@ import yaml
 
 from mnist_mamba.atomic_write import write_text
 from pipeline.common import command, paths
-from pipeline.common.params import (
-    PARAMS_FILE,
-    GateAccuracyParams,
-    Params,
-    load_params,
+from pipeline.common.git import GitError, git
+from pipeline.common.nested import flatten
+from pipeline.release.rules import (
+    GATE_FILE,
+    AccuracyRule,
+    GateRules,
+    Metrics,
+    Verdict,
+    judge,
+    load_rules,
+    markdown,
+    show,
 )
-from pipeline.release.rules import Figures, Verdict, judge, markdown, show
-from pipeline.tracking.client import flatten
 
 logger = logging.getLogger(__name__)
-
-PASS, REGRESSION, NO_VERDICT = 0, 1, 2
-"""Exit codes of `python -m pipeline.release.gate`."""
 
 Prediction = tuple[int, int]
 """Label and predicted class of a test image."""
@@ -43,54 +44,42 @@ class NoVerdictError(RuntimeError):
     """The two revisions cannot be compared; the message says why, and what to do."""
 
 
-def git(*words: str) -> str:
-    """What `git WORDS` prints.
-
-    Raises:
-        NoVerdictError: Git refused.
-    """
-    done = subprocess.run(["git", *words], capture_output=True, text=True)
-    if done.returncode:
-        raise NoVerdictError(f"git {' '.join(words)}: {done.stderr.strip()}")
-    return done.stdout
-
-
 def resolve(base: str) -> str:
-    """The commit that a revision's name stands for.
+    """Return the hash of a revision's commit.
 
     Raises:
-        NoVerdictError: there is no such commit here.
+        NoVerdictError: the repository has no such commit.
     """
-    words = ["git", "rev-parse", "--verify", "--quiet", "--end-of-options", f"{base}^{{commit}}"]
-    done = subprocess.run(words, capture_output=True, text=True)
-    if done.returncode:
+    words = ("rev-parse", "--verify", "--quiet", "--end-of-options", f"{base}^{{commit}}")
+    try:
+        return git(*words).strip()
+    except GitError as error:
         raise NoVerdictError(
-            f"BASE={base} is no commit of this repository: expected a branch, tag or hash that is "
-            "here (git fetch origin; a shallow clone lacks most: git fetch --unshallow)"
-        )
-    return done.stdout.strip()
+            f"BASE={base} is not a commit of this repository: expected a branch, tag or hash. Try "
+            "`git fetch origin`, or `git fetch --unshallow` in a shallow clone"
+        ) from error
 
 
 Reader = Callable[[Path], str | None]
-"""Text of a file by its path from the project's folder; None if it is not there."""
+"""Function that returns the text of a file of the project, or None if there is no such file."""
 
 
 @contextmanager
-def side(name: str) -> Iterator[None]:
-    """Let what goes wrong inside say whose files they are."""
+def naming_side(name: str) -> Iterator[None]:
+    """Prefix errors with the side, work tree or base, whose files caused them."""
     try:
         yield
-    except NoVerdictError as error:
+    except (NoVerdictError, GitError) as error:
         raise NoVerdictError(f"{name}: {error}") from error
 
 
 def in_work_tree(path: Path) -> str | None:
-    """A `Reader` of the files as they lie here."""
-    return path.read_text() if path.is_file() else None
+    """Return the text of a file of the work tree."""
+    return path.read_text(encoding="utf-8") if path.is_file() else None
 
 
 def in_revision(commit: str) -> Reader:
-    """A `Reader` of a commit's files."""
+    """Return a `Reader` of a commit's files."""
     here = git("rev-parse", "--show-prefix").strip()
 
     def read(path: Path) -> str | None:
@@ -102,8 +91,8 @@ def in_revision(commit: str) -> Reader:
     return read
 
 
-def figures(read: Reader, names: Iterable[str]) -> Figures:
-    """All figures of the metrics files `names`, under their file's name; those not there lack.
+def read_metrics(read: Reader, names: Iterable[str]) -> Metrics:
+    """Return all values of the metrics files `names` that exist, with the file's name in front.
 
     Raises:
         NoVerdictError: a file is not JSON.
@@ -114,16 +103,16 @@ def figures(read: Reader, names: Iterable[str]) -> Figures:
         try:
             text = read(path)
             found |= flatten({name: json.loads(text)}) if text is not None else {}
-        except (ValueError, RecursionError) as error:  # text, JSON, numbers of any length, depth
+        except (ValueError, RecursionError) as error:  # encoding, syntax, length of numbers, depth
             raise NoVerdictError(f"{path} is not JSON: {error}") from error
     return found
 
 
-def predictions(read: Reader) -> list[Prediction] | None:
-    """The test images' labels and predictions in their order, or None where no file is.
+def read_predictions(read: Reader) -> list[Prediction] | None:
+    """Return labels and predictions of the test images in order, or None without a file.
 
     Raises:
-        NoVerdictError: the file is not what evaluate writes.
+        NoVerdictError: the file has another format.
     """
     try:
         text = read(paths.PREDICTIONS)
@@ -133,47 +122,50 @@ def predictions(read: Reader) -> list[Prediction] | None:
         return [(int(row["label"]), int(row["predicted"])) for row in rows]
     except (KeyError, TypeError, ValueError, csv.Error) as error:
         raise NoVerdictError(
-            f"{paths.PREDICTIONS} has no columns label and predicted of whole numbers: {error!r}"
+            f"{paths.PREDICTIONS}: expected columns label and predicted of whole numbers, got "
+            f"{error!r}"
         ) from error
 
 
 def judge_accuracy(
-    rule: GateAccuracyParams, base: list[Prediction] | None, here: list[Prediction] | None
+    rule: AccuracyRule, base: list[Prediction] | None, here: list[Prediction] | None
 ) -> Verdict:
-    """Right answers, image by image: only those count that one of the two got wrong.
+    """Return the verdict on accuracy, comparing the predictions image by image.
 
-    McNemar's exact test: if the two were equally good, an image that just one of them reads would
-    be as likely the one's as the other's.
+    Only images that exactly one of the two classifies correctly count (McNemar's exact test). If
+    the two were equally good, each of these images would be as likely won as lost.
 
     Raises:
-        NoVerdictError: the two saw other test images.
+        NoVerdictError: the two were evaluated on different test images.
     """
     accuracy = None if not here else sum(label == found for label, found in here) / len(here)
     before = None if not base else sum(label == found for label, found in base) / len(base)
     row = {"name": "accuracy", "base": show(before), "here": show(accuracy)}
     allowed = f"≥ {show(rule.floor)}, p ≥ {rule.significance:g}"
     if here is None or accuracy is None:
-        problem = f"{paths.PREDICTIONS} is missing or empty: `make repro`, and commit it"
+        problem = f"{paths.PREDICTIONS} is missing or empty: run `make repro` and commit it"
         return Verdict(**row, allowed=allowed, problem=problem)
     too_low = f"expected ≥ {show(rule.floor)}" if accuracy < rule.floor else None
     if not base:
         return Verdict(**row, allowed=allowed, problem=too_low, note="new: the base lacks it")
     if [label for label, _ in base] != [label for label, _ in here]:
         raise NoVerdictError(
-            f"the labels of {paths.PREDICTIONS} are others than the base's: these are other test "
-            "images, on which nothing can be compared; commit the new results and gate what "
-            "follows against that commit"
+            f"the labels in {paths.PREDICTIONS} differ from the base's, so the test images do too: "
+            "commit the new results and compare later changes with that commit"
         )
     lost, won, p = mcnemar(base, here)
-    story = f"{lost} lost, {won} won, p = {p:.2g}"
+    counts = f"{lost} lost, {won} won, p = {p:.2g}"
     if too_low:
-        return Verdict(**row, allowed=allowed, problem=f"{too_low}; {story}")
+        return Verdict(**row, allowed=allowed, problem=f"{too_low}; {counts}")
     failed = p < rule.significance
-    return Verdict(**row, allowed=allowed, problem=story if failed else None, note=story)
+    return Verdict(**row, allowed=allowed, problem=counts if failed else None, note=counts)
 
 
 def mcnemar(base: list[Prediction], here: list[Prediction]) -> tuple[int, int, float]:
-    """Images that only the base read, that only we read, and how likely chance loses as many."""
+    """Return (lost, won, p): images that only the base, or only this tree, classifies correctly.
+
+    p is McNemar's exact one-sided p-value: the chance that two equally good ones differ that much.
+    """
     from scipy.stats import binomtest
 
     pairs = [
@@ -185,13 +177,13 @@ def mcnemar(base: list[Prediction], here: list[Prediction]) -> tuple[int, int, f
 
 
 def check_consistent(read: Reader, here: list[Prediction] | None) -> None:
-    """Whether files are of one run.
+    """Check that the results are of one run.
 
     Raises:
-        NoVerdictError: a figure is another in the metrics than in the predictions, or the two
-            metrics files speak of models of different size.
+        NoVerdictError: metrics and predictions differ, or the metrics files describe models of
+            different size.
     """
-    found = figures(read, ["eval", "train"])
+    found = read_metrics(read, ["eval", "train"])
     pairs = [("train.parameters", found.get("train.parameters"), "eval.model.parameters")]
     expected = {"eval.model.parameters": found.get("eval.model.parameters")}
     if here:
@@ -205,107 +197,75 @@ def check_consistent(read: Reader, here: list[Prediction] | None) -> None:
     for name, value, other in pairs:
         if value is not None and expected[other] is not None and value != expected[other]:
             raise NoVerdictError(
-                f"metrics/ has {name} = {value} and {other} {expected[other]}: they are not of "
-                "one run; `make repro`"
+                f"{name} = {value} in metrics/, but {other} = {expected[other]}: the results are "
+                "of different runs; run `make repro`"
             )
 
 
-def run_gate(params: Params, base: str) -> list[Verdict]:
-    """All verdicts on the work tree beside a revision.
+def judge_all(rules: GateRules, base: str) -> list[Verdict]:
+    """Return all verdicts on the work tree compared with a revision.
 
     Raises:
-        NoVerdictError: it cannot be judged.
+        NoVerdictError: the two cannot be compared.
     """
     read_base = in_revision(resolve(base))
-    rules = params.gate.metrics
-    files = sorted({name.split(".")[0] for name in rules})
-    with side("the work tree"):
-        here, here_figures = predictions(in_work_tree), figures(in_work_tree, files)
+    files = sorted({name.split(".")[0] for name in rules.metrics})
+    with naming_side("the work tree"):
+        here, here_metrics = read_predictions(in_work_tree), read_metrics(in_work_tree, files)
         check_consistent(in_work_tree, here)
-    with side(f"BASE={base}"):
-        before, base_figures = predictions(read_base), figures(read_base, files)
-        if not before and not base_figures:
+    with naming_side(f"BASE={base}"):
+        before, base_metrics = read_predictions(read_base), read_metrics(read_base, files)
+        if not before and not base_metrics:
             raise NoVerdictError(
-                f"no results: neither {paths.PREDICTIONS} nor metrics/ are in it; commit them, and "
-                "gate what follows against that commit"
+                f"no results: neither {paths.PREDICTIONS} nor metrics/ is in it; commit results "
+                "and compare later changes with that commit"
             )
-    accuracy = judge_accuracy(params.gate.accuracy, before, here)
-    return [accuracy, *judge(rules, base_figures, here_figures)]
+    accuracy = judge_accuracy(rules.accuracy, before, here)
+    return [accuracy, *judge(rules.metrics, base_metrics, here_metrics)]
 
 
-def changed_rules(params: Params, read_base: Reader) -> list[str]:
-    """Which of the gate's own rules differ from the base's, so that nobody moves a bar unseen."""
+def changed_rules(rules: GateRules, read_base: Reader) -> list[str]:
+    """Return the rules that differ from the base's, so that nobody relaxes one unseen."""
     try:
-        # The section alone, and as it stands: the base's other params may be of another version.
-        old = yaml.safe_load(read_base(PARAMS_FILE) or "")["gate"]
-    except (KeyError, TypeError, ValueError, yaml.YAMLError):
-        return ["all: the base has none"]
-    dumped = params.gate.model_dump(exclude_none=True)
-    before, now = (flatten({"gate": rules}) for rules in (old, dumped))
+        # Not parsed as GateRules: the base's file may be of another version.
+        before = flatten(yaml.safe_load(read_base(GATE_FILE) or ""))
+    except (AttributeError, ValueError, yaml.YAMLError):
+        return [f"all: the base has no {GATE_FILE}"]
+    now = flatten(rules.model_dump(exclude_none=True))
     names = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
     return [f"`{name}`: {before.get(name)} → {now.get(name)}" for name in names]
 
 
-def summary(title: str, verdicts: list[Verdict], remarks: list[str]) -> str:
-    """The gate's page: a verdict, the table, remarks."""
-    failed = sum(not one.passed for one in verdicts)
-    verdict = f"{failed} of {len(verdicts)} figures FAIL" if failed else "passes"
-    lines = [f"## {title}: {verdict}", "", markdown(verdicts)]
-    return "\n".join(lines + remarks) + ("\n" if remarks else "")
+def render_page(title: str, verdicts: list[Verdict], remarks: list[str]) -> str:
+    """Return the gate's page: a verdict, the table, remarks."""
+    failed = sum(not verdict.passed for verdict in verdicts)
+    outcome = f"{failed} of {len(verdicts)} metrics FAIL" if failed else "passes"
+    lines = [f"## {title}: {outcome}", "", markdown(verdicts), *remarks]
+    return "\n".join(lines) + ("\n" if remarks else "")
 
 
-def finish(page: str, verdicts: list[Verdict], output: Path | None) -> int:
-    """Print the page, keep it if asked to; the exit code."""
+def publish_page(page: str, verdicts: list[Verdict], output: Path | None) -> int:
+    """Print the page, write it to `output` if given, and return the exit code."""
     print(page)
     if output is not None:
         write_text(output, page)
-    return PASS if all(one.passed for one in verdicts) else REGRESSION
+    return command.PASS if all(verdict.passed for verdict in verdicts) else command.REGRESSION
 
 
-def arguments(description: str, module: str) -> argparse.Namespace:
-    """The command line that the gates share."""
-    parser = command.parser(description, [f"python -m {module} --base origin/main"])
-    parser.add_argument(
-        "--base",
-        default="origin/main",
-        metavar="REVISION",
-        help="what to compare with: %(default)s",
-    )
-    parser.add_argument("--output", type=Path, metavar="FILE.md", help="write the table there, too")
-    return parser.parse_args()
-
-
-def run(main: Callable[[argparse.Namespace], int], description: str, module: str) -> None:
-    """Exit with the gate's code; what keeps it from a verdict is one message and code 2.
-
-    It also takes the page's place: what stands there would be an earlier verdict on something else.
-    """
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    options = arguments(description, module)
-    try:
-        code = main(options)
-    except (ValueError, ArithmeticError, LookupError, OSError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        code = NO_VERDICT
-        if options.output is not None:
-            page = f"## {module.rsplit('.', 1)[-1]} against {options.base}: no verdict\n\n{error}\n"
-            write_text(options.output, page)
-    sys.exit(code)
-
-
-def judged_page(params: Params, base: str) -> tuple[str, list[Verdict]]:
-    """The gate's page, and the verdicts in it."""
-    verdicts = run_gate(params, base)
-    changed = changed_rules(params, in_revision(resolve(base)))
+def compare(base: str) -> tuple[str, list[Verdict]]:
+    """Return the gate's page on this work tree compared with a revision, and its verdicts."""
+    rules = load_rules()
+    verdicts = judge_all(rules, base)
+    changed = changed_rules(rules, in_revision(resolve(base)))
     remarks = [f"- rule changed: {rule}" for rule in changed]
-    return summary(f"Gate against {base}", verdicts, remarks), verdicts
+    return render_page(f"Gate against {base}", verdicts, remarks), verdicts
 
 
 def main(options: argparse.Namespace) -> int:
-    """Judge, and print a table."""
-    page, verdicts = judged_page(load_params(), options.base)
-    return finish(page, verdicts, options.output)
+    """Judge this work tree and print a table."""
+    page, verdicts = compare(options.base)
+    return publish_page(page, verdicts, options.output)
 
 
 if __name__ == "__main__":
-    run(main, __doc__ or "", "pipeline.release.gate")
+    command.run_judge(main, __doc__ or "", "pipeline.release.gate")

@@ -1,7 +1,7 @@
-"""`make gate-speed`: this work tree's engine beside another revision's, built and run here.
+"""`make gate-speed`: compare this work tree's engine with another revision's.
 
-Instructions, size and time hang on compiler and machine, so the base is built anew in the same job,
-and each engine reads the model that its own revision ships.
+Instructions, size and time depend on compiler and machine, so the base is built and run here, too.
+Each engine runs the model that its own revision ships. The rules are in gate.yaml.
 """
 
 from __future__ import annotations
@@ -10,57 +10,45 @@ import argparse
 import json
 import logging
 import re
-import shutil
 import statistics
 import subprocess
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from pipeline.common import command
+from pipeline.common.git import unpack_revision
+from pipeline.common.nested import flatten
 from pipeline.common.params import load_params
+from pipeline.common.run_engine import BATCHES
 from pipeline.release import gate
 from pipeline.release.gate import NoVerdictError
-from pipeline.release.rules import judge
-from pipeline.tracking.client import flatten
+from pipeline.release.rules import judge, load_rules
 
 logger = logging.getLogger(__name__)
 
 ENGINE = Path("build/plain/mamba")
 MODEL = Path("models/mnist_mamba.bin")
-BATCHES = (1, 100)
 
 
 def run(*words: str | Path) -> str:
-    """What a command prints.
+    """Return what a command prints.
 
     Raises:
-        NoVerdictError: it is not there, or it failed; the message ends with what it said.
+        NoVerdictError: the command is not installed or failed; the message ends with its output.
     """
     try:
         done = subprocess.run(list(map(str, words)), capture_output=True, text=True)
     except FileNotFoundError as error:
-        raise NoVerdictError(f"{words[0]} is not there: install it") from error
+        raise NoVerdictError(f"{words[0]} not found: install it") from error
     if done.returncode:
         said = (done.stderr or done.stdout).strip()[-800:]
         raise NoVerdictError(f"{' '.join(map(str, words))} failed ({done.returncode}): {said}")
     return done.stdout
 
 
-def check_out(commit: str, folder: Path) -> None:
-    """A revision's files, without its history.
-
-    Raises:
-        NoVerdictError: Git refused.
-    """
-    # A zip, because Python before 3.11.4 unpacks a tar with no filter, and later ones ask for one.
-    archive = folder / "base.zip"
-    gate.git("archive", f"--output={archive}", commit)
-    shutil.unpack_archive(archive, folder)
-    archive.unlink()
-
-
 def measure_once(tree: Path) -> dict[str, Any]:
-    """Build the engine of a tree; what no clock measures: instructions, and its size."""
+    """Build the engine of a tree; return its instructions per image and its size in bytes."""
     run("make", "-s", "-C", tree, "engine")
     counted = run("make", "-s", "-C", tree, "instructions")
     instructions = {isa: int(n) for isa, n in re.findall(r"^(\w+): (\d+) ", counted, re.MULTILINE)}
@@ -70,12 +58,12 @@ def measure_once(tree: Path) -> dict[str, Any]:
         return {"instructions": instructions, "binary_bytes": stripped.stat().st_size}
 
 
-def time_in_turns(trees: list[Path], rounds: int) -> list[dict[str, float]]:
-    """Microseconds an image of each tree's engine: medians over rounds that take turns."""
+def time_interleaved(trees: list[Path], rounds: int) -> list[dict[str, float]]:
+    """Return the median time of each tree's engine over interleaved rounds (µs per image)."""
     times: list[dict[str, list[float]]] = [{f"b{batch}": [] for batch in BATCHES} for _ in trees]
-    for turn in range(rounds):
-        # Each goes first as often as the other: a machine that warms up favours neither.
-        order = range(len(trees)) if turn % 2 == 0 else reversed(range(len(trees)))
+    for number in range(rounds):
+        # Each tree runs first equally often, as the machine may get faster or slower.
+        order = range(len(trees)) if number % 2 == 0 else reversed(range(len(trees)))
         for i in order:
             for batch in BATCHES:
                 words = ("bench", trees[i] / MODEL, "--batch", str(batch), "--rounds", "5")
@@ -85,20 +73,20 @@ def time_in_turns(trees: list[Path], rounds: int) -> list[dict[str, float]]:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Build both, measure both, judge, and print a table."""
-    params = load_params()
+    """Build and measure both engines, judge, and print a table."""
+    rules, rounds = load_rules(), load_params().benchmark.rounds
     with tempfile.TemporaryDirectory(prefix="mamba-base-") as scratch:
         trees = [Path(scratch), Path()]
-        check_out(gate.resolve(options.base), trees[0])
+        unpack_revision(gate.resolve(options.base), trees[0])
         counted = [measure_once(tree) for tree in trees]
-        timed = time_in_turns(trees, params.benchmark.rounds)
+        timed = time_interleaved(trees, rounds)
     base, here = (
         flatten({**once, "us_per_image": us}) for once, us in zip(counted, timed, strict=True)
     )
-    verdicts = judge(params.gate.speed, base, here)
-    page = gate.summary(f"Speed against {options.base}", verdicts, [])
-    return gate.finish(page, verdicts, options.output)
+    verdicts = judge(rules.speed, base, here)
+    page = gate.render_page(f"Speed against {options.base}", verdicts, [])
+    return gate.publish_page(page, verdicts, options.output)
 
 
 if __name__ == "__main__":
-    gate.run(main, __doc__ or "", "pipeline.release.gate_speed")
+    command.run_judge(main, __doc__ or "", "pipeline.release.gate_speed")

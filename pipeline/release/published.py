@@ -1,4 +1,4 @@
-"""What a promotion renews: the shipped model, its card and example, and the README's results."""
+"""Files that a promotion updates: shipped model, example, model card and README's results."""
 
 from __future__ import annotations
 
@@ -8,92 +8,74 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from scipy.stats import binomtest
 
 from mnist_mamba.atomic_write import write_bytes
-from pipeline.common import paths
+from pipeline.common import dvc_lock, paths
 from pipeline.common.generated_tables import with_table
 from pipeline.common.params import Params
 from pipeline.export import export_image
+from pipeline.series.trainings import plus_minus
 
 MODELS = Path("models")
 CARD = MODELS / "README.md"
 EXAMPLE = MODELS / "example_input.bin"
 README = Path("README.md")
-LOCK = Path("dvc.lock")
 TABLE = "results"
 
 CONFIDENCE = 0.95
-"""Of `interval`."""
+"""Confidence level of `interval`."""
 
 
 def results_table(metrics: Path) -> str:
-    """The README's table from the files in `metrics`."""
-    files = {name: json.loads((metrics / f"{name}.json").read_text()) for name in _FILES}
-    lines = ["| figure | value | stands in | made by |", "|---|---:|---|---|"]
-    for figure, value, name in _rows(**files):
-        lines.append(f"| {figure} | {value} | `metrics/{name}.json` | `{_FILES[name]}` |")
-    return "\n".join(lines) + "\n"
+    """Return the README's results, generated from the files in the folder `metrics`."""
+    files = {
+        name: json.loads(path.read_text(encoding="utf-8"))
+        for name in ("eval", "train", "benchmark", "seeds", "seeds_speed")
+        if (path := metrics / f"{name}.json").is_file()
+    }
+    scores, train, benchmark = (files[name] for name in ("eval", "train", "benchmark"))
+    n_test, us = f"{scores['n_test']:,}", benchmark["us_per_image"]["engine"]["b1"]
+    rows = [
+        ("`models/mnist_mamba.bin`", train["parameters"], f"{scores['accuracy']:.2%}", us, "repro")
+    ]
+    series_us = files.get("seeds_speed", {"us_per_image": {}})["us_per_image"]
+    for name, run in files.get("seeds", {}).items():
+        timing = series_us.get(name, {}).get("b1")
+        rows.append((f"`{name}`", run["params"], plus_minus(run, ".2%"), timing, "seeds"))
+    lines = [
+        f"| model | parameters | accuracy, {n_test} test images | C engine, per image (µs) | run |",
+        "|---|---:|---:|---:|---|",
+    ]
+    for name, parameters, accuracy, timing, target in rows:
+        timed = "" if timing is None else f"{timing:,.0f}"
+        lines.append(f"| {name} | {parameters:,} | {accuracy} | {timed} | `make {target}` |")
+    return "\n".join([*lines, "", *_shipped_model(scores, train)]) + "\n"
 
 
-_FILES = {"eval": "make repro", "train": "make repro", "benchmark": "dvc repro -sf benchmark"}
-"""The metrics files, and what makes each."""
-
-
-def _rows(
-    eval: dict[str, Any],  # noqa: A002  (the file's name)
-    train: dict[str, Any],
-    benchmark: dict[str, Any],
-) -> list[tuple[str, str, str]]:
-    us, parity = benchmark["us_per_image"], eval["parity"]
-    validated = f"{train['val']['accuracy']:.2%}" if "val" in train else "(trained on them)"
+def _shipped_model(scores: dict[str, Any], train: dict[str, Any]) -> list[str]:
+    """Return the lines about the shipped file."""
+    parity = scores["parity"]
+    validated = f"{train['val']['accuracy']:.2%}" if "val" in train else "(no images)"
     return [
-        (f"accuracy on the {eval['n_test']:,} test images", f"{eval['accuracy']:.2%}", "eval"),
-        ("predictions that differ from PyTorch's", f"{parity['prediction_mismatches']}", "eval"),
-        ("largest difference of a logit", f"{parity['max_abs_logit_diff']:.1e}", "eval"),
-        ("negative log-likelihood (nats)", f"{eval['nll']:.4f}", "eval"),
-        ("expected calibration error", f"{eval['ece']:.4f}", "eval"),
-        ("validation accuracy", validated, "train"),
-        ("parameters learned", f"{train['parameters']:,}", "train"),
-        ("model file (bytes)", f"{eval['model']['file_bytes']:,}", "eval"),
-        ("C engine, one image (µs)", f"{us['engine']['b1']:,.0f}", "benchmark"),
-        ("PyTorch eager, one image (µs)", f"{us['pytorch_eager']['b1']:,.0f}", "benchmark"),
-        ("C engine, an image of 100 (µs)", f"{us['engine']['b100']:,.0f}", "benchmark"),
-        ("PyTorch eager, an image of 100 (µs)", f"{us['pytorch_eager']['b100']:,.0f}", "benchmark"),
-        ("opening and checking the file (µs)", f"{benchmark['load_us']:,.0f}", "benchmark"),
+        f"The first row is the shipped file: {scores['model']['file_bytes']:,} bytes, validation",
+        f"accuracy {validated}. On the test images, {parity['prediction_mismatches']} predictions",
+        f"differ from PyTorch's, and no logit by more than {parity['max_abs_logit_diff']:.1e}.",
     ]
 
 
 def interval(correct: int, n: int) -> tuple[float, float]:
-    """Wilson's interval of the share of right answers, had other images been drawn."""
+    """Return Wilson's confidence interval of the accuracy for other images of the same kind."""
     low, high = binomtest(correct, n).proportion_ci(CONFIDENCE, method="wilson")
     return float(low), float(high)
 
 
-def locked_md5s(root: Path = Path()) -> dict[str, str]:
-    """MD5 of each output by its path, as dvc.lock has them."""
-    stages = yaml.safe_load((root / LOCK).read_text())["stages"].values()
-    return {out["path"]: out["md5"] for stage in stages for out in stage["outs"]}
-
-
-def locked_params(root: Path = Path()) -> dict[str, Any]:
-    """Params and sections of them by dotted names, as dvc.lock's stages last ran with them."""
-    stages = yaml.safe_load((root / LOCK).read_text())["stages"].values()
-    return {
-        name: value
-        for stage in stages
-        for params in stage.get("params", {}).values()
-        for name, value in params.items()
-    }
-
-
 def model_card(params: Params, root: Path = Path()) -> str:
-    """models/README.md, from the params, metrics and lock in `root`.
+    """Return models/README.md of the params, metrics and lock in `root`.
 
     Raises:
-        FileNotFoundError: a file of these is missing.
+        FileNotFoundError: one of these files is missing.
     """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
@@ -103,10 +85,11 @@ def model_card(params: Params, root: Path = Path()) -> str:
         keep_trailing_newline=True,
     )
     metrics = {
-        file.stem: json.loads(file.read_text())
+        file.stem: json.loads(file.read_text(encoding="utf-8"))
         for file in sorted((root / paths.METRICS).glob("*.json"))
     }
     scores = metrics["eval"]
+    outputs = dvc_lock.outputs(dvc_lock.read_lock(root / dvc_lock.LOCK))
     return environment.get_template("model_card.md.j2").render(
         params=params.model_dump(mode="json"),
         scores=scores,
@@ -114,27 +97,27 @@ def model_card(params: Params, root: Path = Path()) -> str:
         train=metrics["train"],
         benchmark=metrics["benchmark"],
         seeds=metrics.get("seeds", {}),
-        md5=locked_md5s(root),
+        md5={path: out["md5"] for path, out in outputs.items()},
     )
 
 
 @dataclasses.dataclass(frozen=True)
-class Renewal:
+class Update:
     """New contents of all files that a promotion changes, by their paths."""
 
     contents: dict[Path, bytes]
 
     def write(self) -> None:
-        """Write them, each whole or not at all."""
+        """Write the files, each completely or not at all."""
         for path, content in self.contents.items():
             write_bytes(path, content)
 
 
-def prepare(params: Params) -> Renewal:
-    """The model, the first test image, the card and the README with its table; writes nothing.
+def prepare(params: Params) -> Update:
+    """Return the new model, example (the first test image), card and README; write nothing.
 
     Raises:
-        ValueError: the README has no place for the table, or a metrics file is no JSON.
+        ValueError: the README lacks the table's marks, or a metrics file is not JSON.
         KeyError: a metrics file lacks a figure.
         OSError: a file is missing.
     """
@@ -142,8 +125,8 @@ def prepare(params: Params) -> Renewal:
         example = Path(scratch) / EXAMPLE.name
         export_image("test", 0, example)
         image = example.read_bytes()
-    readme = with_table(README.read_text(), TABLE, results_table(paths.METRICS))
-    return Renewal(
+    readme = with_table(README.read_text(encoding="utf-8"), TABLE, results_table(paths.METRICS))
+    return Update(
         {
             MODELS / paths.MODEL.name: paths.MODEL.read_bytes(),
             EXAMPLE: image,

@@ -1,4 +1,4 @@
-"""Judging figures by the rules of params.yaml's `gate`: direction, bound, tolerance."""
+"""Judging metrics by the rules of gate.yaml: direction, bound, tolerance."""
 
 from __future__ import annotations
 
@@ -6,38 +6,92 @@ import dataclasses
 import fnmatch
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from pipeline.common.params import Rule
+from pydantic import Field, model_validator
 
-Figures = Mapping[str, Any]
+from pipeline.common.params import Fraction, NonNegative, Section, load
+
+GATE_FILE = Path("gate.yaml")
+
+Metrics = Mapping[str, Any]
 """Values by their dotted names."""
+
+
+class Rule(Section):
+    """How much worse a metric may be than the base's, and the worst value that it may have."""
+
+    better: Literal["higher", "lower"]
+    bound: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    absolute: NonNegative | None = None
+    relative: NonNegative | None = None
+
+    @model_validator(mode="after")
+    def _limits_something(self) -> Rule:
+        if self.bound is None and not self.compares:
+            raise ValueError("expected at least one of bound, absolute and relative")
+        return self
+
+    @property
+    def compares(self) -> bool:
+        """Whether the metric is compared with the base's."""
+        return self.absolute is not None or self.relative is not None
+
+    @property
+    def worse_sign(self) -> int:
+        """1 if a larger value is worse, else -1."""
+        return 1 if self.better == "lower" else -1
+
+
+class AccuracyRule(Section):
+    """Lowest accuracy, and the p-value below which a loss of correct predictions fails."""
+
+    floor: Fraction
+    significance: Annotated[float, Field(gt=0, lt=1)]
+
+
+class GateRules(Section):
+    """The content of gate.yaml."""
+
+    accuracy: AccuracyRule
+    metrics: dict[str, Rule]
+    speed: dict[str, Rule]
+
+
+def load_rules(path: Path = GATE_FILE) -> GateRules:
+    """Read and check gate.yaml of the current folder.
+
+    Raises:
+        ParamsError: the file is missing, is not YAML, or holds a value that cannot be used.
+    """
+    return load(GateRules, path)
 
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """One row of the gate's table."""
+    """A row of the gate's table."""
 
     name: str
     base: str
     here: str
     allowed: str
     problem: str | None
-    """Why it fails; None if it passes."""
+    """Why the metric fails; None if it passes."""
     note: str = ""
-    """What else is to be said of a row that passes."""
+    """Remark on a row that passes."""
 
     @property
     def passed(self) -> bool:
-        """Whether nothing is wrong with it."""
+        """Whether the metric passes."""
         return self.problem is None
 
 
-def judge(rules: Mapping[str, Rule], base: Figures, here: Figures) -> list[Verdict]:
-    """A verdict on each figure that a rule names, in the rules' order.
+def judge(rules: Mapping[str, Rule], base: Metrics, here: Metrics) -> list[Verdict]:
+    """Return a verdict on each metric that a rule names, in the rules' order.
 
-    A figure that is not here fails, also if a pattern finds it in the base alone. One that only the
-    base lacks is new: its bound holds, and there is nothing to compare it with.
+    A metric that is missing here fails, even if a pattern matches it only in the base. A metric
+    that only the base lacks is new: it must keep its bound and is not compared.
     """
     verdicts = []
     for pattern, rule in rules.items():
@@ -49,37 +103,37 @@ def judge(rules: Mapping[str, Rule], base: Figures, here: Figures) -> list[Verdi
 
 
 def _matches(name: str, pattern: str) -> bool:
-    """Whether a dotted name is of a pattern, whose * stands for any one part."""
+    """Return whether a dotted name matches a pattern, in which * replaces one part."""
     parts, patterns = name.split("."), pattern.split(".")
     return len(parts) == len(patterns) and all(map(fnmatch.fnmatchcase, parts, patterns))
 
 
 def _judge_one(name: str, rule: Rule, base: Any, here: Any) -> Verdict:
-    sign, worse = ("≥", -1) if rule.better == "higher" else ("≤", 1)
-    limit, why = _limit(rule, worse, base)
+    sign = "≥" if rule.better == "higher" else "≤"
+    limit, why = _limit(rule, base)
     allowed = "anything" if limit is None else f"{sign} {show(limit)} ({why})"
     problem, note = None, ""
     if here is None:
-        problem = "missing: `make repro`, and commit what it makes"
+        problem = "missing: run `make repro` and commit its results"
     elif not _is_number(here):
         problem = "expected a finite number"
     elif base is not None and not _is_number(base):
         problem = "the base has no finite number"
-    elif limit is not None and (here - limit) * worse > 0:
+    elif limit is not None and (here - limit) * rule.worse_sign > 0:
         problem = f"expected {allowed}"
     elif base is None:
         note = "new: the base lacks it"
     return Verdict(name, show(base), show(here), allowed, problem, note)
 
 
-def _limit(rule: Rule, worse: int, base: Any) -> tuple[float | None, str]:
-    """What the figure is held to, and what that comes from: the stricter of bound and base."""
+def _limit(rule: Rule, base: Any) -> tuple[float | None, str]:
+    """Return the metric's limit and its origin, the stricter of bound and base."""
     limits = [] if rule.bound is None else [(rule.bound, "bound")]
-    if _is_number(base) and not rule.absolute is rule.relative is None:
+    if _is_number(base) and rule.compares:
         tolerance = max(rule.absolute or 0.0, (rule.relative or 0.0) * abs(base))
-        # Decimal fractions are no binary ones: 0.9957 less 0.0015 must let 0.9942 pass.
-        limits.append((base + worse * (tolerance + 1e-12 * abs(base)), "base"))
-    return min(limits, key=lambda limit: limit[0] * worse, default=(None, ""))
+        # Decimal fractions are not exact in binary: 0.9957 - 0.0015 must let 0.9942 pass.
+        limits.append((base + rule.worse_sign * (tolerance + 1e-12 * abs(base)), "base"))
+    return min(limits, key=lambda limit: limit[0] * rule.worse_sign, default=(None, ""))
 
 
 def _is_number(value: Any) -> bool:
@@ -87,12 +141,12 @@ def _is_number(value: Any) -> bool:
         return False
     try:
         return math.isfinite(value)
-    except OverflowError:  # a whole number that no float holds
+    except OverflowError:  # a whole number too large for a float
         return False
 
 
 def show(value: Any) -> str:
-    """A figure as people read it; text that a file holds in a number's place stays on one line."""
+    """Return a value for people to read; a text in place of a number stays on one line."""
     if value is None:
         return "-"
     if not _is_number(value):
@@ -101,12 +155,10 @@ def show(value: Any) -> str:
 
 
 def markdown(verdicts: Sequence[Verdict]) -> str:
-    """The verdicts as a table, those that fail first."""
-    lines = ["| | figure | base | here | allowed | |", "|---|---|---:|---:|---|---|"]
-    for one in sorted(verdicts, key=lambda verdict: verdict.passed):
-        mark = "pass" if one.passed else "**FAIL**"
-        remark = one.problem or one.note
-        lines.append(
-            f"| {mark} | `{one.name}` | {one.base} | {one.here} | {one.allowed} | {remark} |"
-        )
+    """Return the verdicts as a table, failures first."""
+    lines = ["| | metric | base | here | allowed | |", "|---|---|---:|---:|---|---|"]
+    for row in sorted(verdicts, key=lambda verdict: verdict.passed):
+        mark = "pass" if row.passed else "**FAIL**"
+        cells = (mark, f"`{row.name}`", row.base, row.here, row.allowed, row.problem or row.note)
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"

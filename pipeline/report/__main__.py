@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, UndefinedError
 
 from mnist_mamba.atomic_write import write_text
-from pipeline.common import command, paths, timings
+from pipeline.common import command, dvc_lock, paths, timings
 from pipeline.common.content_key import file_md5
 from pipeline.common.params import Params, load_params
 from pipeline.common.plots import MUTED, RIGHT, UNITS, WRONG
@@ -57,7 +57,7 @@ def _context(params: Params, files: dict[str, Any]) -> TemplateContext:
         "study": study and results.study(study["runs"], files["study_speed"]),
         "lineage": lineage.lineage(files["lock"], params),
         "label_smoothing": params.train.label_smoothing,
-        "data_info": _data_info(lineage.outputs(files["lock"])),
+        "data_info": _data_info(dvc_lock.outputs(files["lock"])),
         "colours": {"ours": RIGHT, "wrong": WRONG, "other": MUTED},
     }
 

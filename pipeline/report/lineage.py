@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 import re
-import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,8 @@ import yaml
 
 from pipeline.common import paths
 from pipeline.common.content_key import content_key, file_md5
+from pipeline.common.dvc_lock import outputs
+from pipeline.common.git import GitError, git
 from pipeline.common.params import Params
 from pipeline.report.results import TemplateContext
 
@@ -20,16 +21,6 @@ CONSTRAINTS = Path("constraints.txt")
 RESULTS = ("metrics/", "plots/")
 PINNED = ("torch", "numpy", "dvc", "mlflow")
 """Packages whose pinned versions the page shows."""
-
-
-def outputs(lock: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return every output in dvc.lock, by its path."""
-    return {
-        out["path"]: out
-        for stage in lock["stages"].values()
-        for out in stage.get("outs", [])
-        if "md5" in out
-    }
 
 
 def lineage(lock: Mapping[str, Any], params: Params) -> TemplateContext:
@@ -75,23 +66,17 @@ def _doubts(rows: list[dict[str, str]], key: str, recorded: str | None) -> Itera
 
 def git_state() -> TemplateContext | None:
     """Return the revision, its date and the tracked files that differ; None without Git."""
-    revision = _git("rev-parse", "HEAD")
-    if revision is None:
+    try:
+        revision = git("rev-parse", "HEAD")
+        status = git("status", "--porcelain", "--untracked-files=no")
+        date = git("show", "--no-patch", "--format=%cs", "HEAD")
+    except GitError:
         return None
-    status = _git("status", "--porcelain", "--untracked-files=no") or ""
     return {
         "revision": revision.strip(),
-        "date": (_git("show", "--no-patch", "--format=%cs", "HEAD") or "").strip(),
+        "date": date.strip(),
         "changed": [line[3:] for line in status.splitlines()],
     }
-
-
-def _git(*words: str) -> str | None:
-    try:
-        done = subprocess.run(["git", *words], capture_output=True, text=True)
-    except FileNotFoundError:
-        return None
-    return None if done.returncode else done.stdout
 
 
 def _pinned() -> Iterator[tuple[str, str]]:

@@ -1,1 +1,1 @@
-"""Series of trainings beside the pipeline's own."""
+"""Series of trainings that are compared with each other, apart from the pipeline's own run."""

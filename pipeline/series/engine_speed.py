@@ -1,4 +1,4 @@
-"""What the models of a series cost the C engine: metrics/SERIES_speed.json."""
+"""The C engine's time per image for each model of a series: metrics/SERIES_speed.json."""
 
 from __future__ import annotations
 
@@ -8,31 +8,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mnist_mamba.atomic_write import write_json
-from mnist_mamba.engine.format import write_model
-from pipeline.benchmark import BATCHES, cpu_name, engine_bench
+from mnist_mamba.export import write_model
 from pipeline.common import paths
+from pipeline.common.build_model import build_model
+from pipeline.common.machine import cpu_name
+from pipeline.common.prepared_data import read_info
+from pipeline.common.run_engine import BATCHES, bench_engine
 from pipeline.series.trainings import Training
-from pipeline.train import build_model, read_info
 
 Speed = dict[str, dict[str, float]]
-"""Microseconds an image by run and load (b1, b100)."""
+"""Microseconds per image by run and batch size (b1, b100)."""
 
 
-def engine_speed(series: str, wanted: Sequence[Training], keep: bool) -> Speed:
-    """Time a series' models and write it down; with `keep`, what an earlier call wrote, if any."""
-    file = paths.METRICS / f"{series}_speed.json"
-    if not keep:
-        write_json(file, {"us_per_image": _time(wanted), "cpu": cpu_name()})
-    if not file.is_file():
-        return {}
-    speed: Speed = json.loads(file.read_text())["us_per_image"]
-    return speed
+def time_series(series: str, wanted: Sequence[Training]) -> None:
+    """Time a series' models, one after the other on one thread, and write the results file.
 
-
-def _time(wanted: Sequence[Training]) -> Speed:
-    """On one thread, one model by one.
-
-    Of untrained models: what the weights are changes no time.
+    The models are untrained, because the weights do not change the time.
     """
     speed: Speed = {}
     info = read_info()
@@ -43,7 +34,20 @@ def _time(wanted: Sequence[Training]) -> Speed:
                 write_model(model, build_model(training.params, info))
                 rounds = training.params.benchmark.rounds
                 speed[training.name] = {
-                    f"b{batch}": engine_bench(batch, 1, rounds, model)["median_us"]
+                    f"b{batch}": bench_engine(batch, rounds, model)["median_us"]
                     for batch in BATCHES
                 }
+    write_json(_file(series), {"us_per_image": speed, "cpu": cpu_name()})
+
+
+def read_speed(series: str) -> Speed:
+    """Return the recorded times of a series; empty if it was never timed."""
+    file = _file(series)
+    if not file.is_file():
+        return {}
+    speed: Speed = json.loads(file.read_text(encoding="utf-8"))["us_per_image"]
     return speed
+
+
+def _file(series: str) -> Path:
+    return paths.METRICS / f"{series}_speed.json"

@@ -1,8 +1,8 @@
-"""Series of trainings next to the pipeline's own; pipeline/series/series.yaml lists them.
+"""Running the trainings of a series (pipeline/series/series.yaml) that have no record yet.
 
-Each training's figures are kept under the key of all that its weights come from
-(pipeline/common/content_key.py), so that a series goes on where it was stopped, and what has
-changed since is trained again.
+A training's record in metrics/ has a key of everything that its weights depend on
+(pipeline/common/content_key.py). So an interrupted series continues, and a training whose params,
+code or data have changed runs again.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import argparse
 import dataclasses
 import json
 import logging
-import os
 import statistics
 import subprocess
 import sys
@@ -25,29 +24,30 @@ from pydantic import Field, ValidationError
 from tqdm import tqdm
 
 from pipeline.common.content_key import training_key
+from pipeline.common.machine import usable_cores
 from pipeline.common.params import Params, ParamsError, Section
 
 logger = logging.getLogger(__name__)
 
 SERIES_FILE = Path("pipeline/series/series.yaml")
 FOLDER = Path("runs")
-"""Checkpoints and logs, in a folder for each key; not in Git."""
+"""Checkpoints and logs of the trainings, a folder for each; not in Git."""
 
 
 class Series(Section):
     """Trainings that are compared with each other."""
 
     params: dict[str, Any]
-    """Changes of params.yaml, by dotted keys, for all of them."""
+    """Changes of params.yaml for all runs, by dotted keys."""
     seeds: Annotated[list[int], Field(min_length=1)]
     runs: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
-    """The changes of each, by its name."""
+    """Further changes of each run, by its name."""
 
 
-Record = dict[str, Any]
-"""What is known of one training: seed, key, and figures."""
-Records = dict[str, list[Record]]
-"""Those of each run, by its name, in the order of the seeds."""
+TrainingRecord = dict[str, Any]
+"""Seed, key and metrics of one training."""
+Records = dict[str, list[TrainingRecord]]
+"""The records of each run by its name, in the order of the seeds."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,28 +58,28 @@ class Training:
     seed: int
     params: Params
     changes: Mapping[str, Any]
-    """What makes these params of params.yaml, by dotted keys."""
+    """Differences of `params` from params.yaml, by dotted keys."""
 
     @property
     def key(self) -> str:
-        """Names what its weights come from."""
+        """The key of everything that the weights depend on."""
         return training_key(self.params)
 
     @property
     def folder(self) -> Path:
-        """Where its checkpoints are."""
+        """The folder of its checkpoints."""
         return FOLDER / f"{self.name}-{self.seed}-{self.key[:8]}"
 
 
 def load_series(name: str, file: Path = SERIES_FILE) -> Series:
-    """A series of the file.
+    """Return a series of the file.
 
     Raises:
-        ParamsError: there is none of this name, or it is not written as expected.
+        ParamsError: no such series, or one with missing, unknown or unsuitable values.
     """
-    content = yaml.safe_load(file.read_text())
+    content = yaml.safe_load(file.read_text(encoding="utf-8"))
     if not isinstance(content, dict) or name not in content:
-        raise ParamsError(f"{file}: {name}: not there, expected a series of this name")
+        raise ParamsError(f"{file}: {name}: not found, expected a series of this name")
     try:
         return Series.model_validate(content[name])
     except ValidationError as error:
@@ -89,10 +89,10 @@ def load_series(name: str, file: Path = SERIES_FILE) -> Series:
 
 
 def trainings(series: Series, params: Params) -> list[Training]:
-    """All of a series, seed after seed, so that each run has a figure before any has two.
+    """Return all trainings of a series: each run with the first seed, then with the second, ...
 
     Raises:
-        ParamsError: a change that params.yaml would not take.
+        ParamsError: a change of a param that does not exist, or to an unsuitable value.
     """
     found = []
     for seed in series.seeds:
@@ -104,12 +104,12 @@ def trainings(series: Series, params: Params) -> list[Training]:
 
 
 def train(training: Training) -> dict[str, Any]:
-    """Train in a process of its own, going on where an earlier one was stopped; its metrics.
+    """Train in a separate process, or resume an interrupted training, and return its metrics.
 
-    One that came to its end, but whose figures were lost, is not repeated.
+    A completed training is not repeated, even if its record was lost.
 
     Raises:
-        RuntimeError: it failed; the message ends with what it said last.
+        RuntimeError: the training failed; the message ends with the last line of its log.
     """
     folder = training.folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -118,21 +118,24 @@ def train(training: Training) -> dict[str, Any]:
     command = [sys.executable, "-m", "pipeline.train", "--resume", "--save-dir", str(folder)]
     for key, value in training.changes.items():
         command += ["--set", f"{key}={json.dumps(value)}"]
-    with (folder / "log.txt").open("a") as log:
+    with (folder / "log.txt").open("a", encoding="utf-8") as log:
         done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT)
     if done.returncode:
-        last = (folder / "log.txt").read_text().splitlines()[-1:]
+        last = (folder / "log.txt").read_text(encoding="utf-8").splitlines()[-1:]
         raise RuntimeError(f"{training.name}, seed {training.seed}: {' '.join(last)}")
     return _metrics(folder)
 
 
 def _metrics(folder: Path) -> dict[str, Any]:
-    metrics: dict[str, Any] = json.loads((folder / "metrics.json").read_text())
+    metrics: dict[str, Any] = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     return metrics
 
 
 def _finished(training: Training) -> dict[str, Any] | None:
-    """The metrics of the last epoch, which are written after its checkpoint, or None."""
+    """Return the metrics of a completed training, else None.
+
+    An epoch's metrics are written after its checkpoint.
+    """
     folder = training.folder
     if not ((folder / "metrics.json").is_file() and (folder / "last.pth").is_file()):
         return None
@@ -140,59 +143,68 @@ def _finished(training: Training) -> dict[str, Any] | None:
     return metrics if metrics["epochs"] == training.params.train.epochs else None
 
 
-def options(parser: argparse.ArgumentParser) -> None:
-    """The command line that series share."""
-    jobs = cores()
-    parser.add_argument("--jobs", type=int, default=jobs, help="trainings at a time: %(default)s")
-    parser.add_argument("--only", nargs="+", metavar="RUN", help="these runs alone")
-    parser.add_argument("--no-timing", action="store_true", help="keep the speeds as they are")
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that all series share."""
+    parser.add_argument(
+        "--jobs", type=int, default=usable_cores(), help="parallel trainings; default: %(default)s"
+    )
+    parser.add_argument("--only", nargs="+", metavar="RUN", help="only these runs")
+    parser.add_argument("--no-timing", action="store_true", help="do not time the engine again")
 
 
-def complete(
+def run_missing(
     wanted: Sequence[Training],
     old: Mapping[str, Any],
     arguments: argparse.Namespace,
-    measure: Callable[[Training], Record],
+    measure: Callable[[Training], TrainingRecord],
     write: Callable[[Records], None],
 ) -> Records:
-    """Run the trainings whose records are missing, and write all after each.
+    """Run the trainings whose records are missing, and write all records after each.
 
     Args:
         wanted: all trainings of the series.
         old: the results file's runs by name, each with its records under "trainings".
-        arguments: with the `options`.
-        measure: runs a training; what its record holds besides name, seed and key.
-        write: writes the records, each run's in the order of the seeds.
+        arguments: the command line, with the options of `add_options`.
+        measure: runs a training and returns its record without seed and key.
+        write: writes the results file.
+
+    Returns:
+        The records of all runs that have any.
 
     Raises:
-        RuntimeError: at the end, if trainings failed.
-        ParamsError: --only names no run of the series.
+        RuntimeError: some trainings failed; the others have been run.
+        ParamsError: --only names a run that the series does not have.
     """
-    only = set(arguments.only or {training.name for training in wanted})
-    if unknown := sorted(only - {training.name for training in wanted}):
-        raise ParamsError(f"--only {' '.join(unknown)}: no such run in {SERIES_FILE}")
+    names = list(dict.fromkeys(training.name for training in wanted))
+    only = set(arguments.only or names)
+    if unknown := sorted(only - set(names)):
+        raise ParamsError(
+            f"--only {' '.join(unknown)}: not in {SERIES_FILE}, expected any of {', '.join(names)}"
+        )
     keys = {training.key: training for training in wanted}
-    records: Records = {training.name: [] for training in wanted}
+    records: Records = {name: [] for name in names}
     for name, run in old.items():
-        records[name] = [one for one in run["trainings"] if one["key"] in keys]
-    done = {one["key"] for run in records.values() for one in run}
-    waiting = [one for key, one in keys.items() if key not in done and one.name in only]
-    logger.info("%d of %d trainings are done, %d to do", len(done), len(wanted), len(waiting))
-    for training, record in _run_all(waiting, arguments.jobs, measure):
+        records[name] = [record for record in run["trainings"] if record["key"] in keys]
+    recorded = {record["key"] for run in records.values() for record in run}
+    missing = [
+        training for key, training in keys.items() if key not in recorded and training.name in only
+    ]
+    logger.info("%d of %d trainings are done, %d to do", len(recorded), len(wanted), len(missing))
+    for training, measured in _run_all(missing, arguments.jobs, measure):
         run = records[training.name]
-        run.append({"seed": training.seed, "key": training.key, **record})
-        run.sort(key=lambda one: int(one["seed"]))
+        run.append({"seed": training.seed, "key": training.key, **measured})
+        run.sort(key=lambda record: int(record["seed"]))
         write({name: run for name, run in records.items() if run})
     return {name: run for name, run in records.items() if run}
 
 
 def _run_all(
-    waiting: Sequence[Training], jobs: int, measure: Callable[[Training], Record]
-) -> Iterator[tuple[Training, Record]]:
-    """What `measure` makes of each training, as they end."""
+    missing: Sequence[Training], jobs: int, measure: Callable[[Training], TrainingRecord]
+) -> Iterator[tuple[Training, TrainingRecord]]:
+    """Yield each training with its measured record, in the order in which they end."""
     errors: list[Exception] = []
-    with ThreadPoolExecutor(jobs) as pool, tqdm(total=len(waiting), unit=" trainings") as bar:
-        futures = {pool.submit(measure, training): training for training in waiting}
+    with ThreadPoolExecutor(jobs) as pool, tqdm(total=len(missing), unit=" trainings") as bar:
+        futures = {pool.submit(measure, training): training for training in missing}
         try:
             for future in as_completed(futures):
                 try:
@@ -205,21 +217,16 @@ def _run_all(
             pool.shutdown(cancel_futures=True)
             raise
     if errors:
-        raise RuntimeError(f"{len(errors)} of {len(waiting)} trainings failed: {errors[0]}")
-
-
-def cores() -> int:
-    """Those that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        raise RuntimeError(f"{len(errors)} of {len(missing)} trainings failed: {errors[0]}")
 
 
 def spread(values: Sequence[float]) -> dict[str, float | None]:
-    """Mean and standard deviation (of the sample; None of a single value)."""
+    """Return mean and sample standard deviation (None for a single value)."""
     std = statistics.stdev(values) if len(values) > 1 else None
     return {"mean": statistics.fmean(values), "std": std}
 
 
 def plus_minus(spread: Mapping[str, Any], form: str) -> str:
-    """Mean and deviation, if there is one, for people."""
+    """Return mean ± standard deviation as text; `form` is the format of a number."""
     std = spread["std"]
     return f"{spread['mean']:{form}}" + ("" if std is None else f" ± {std:{form}}")

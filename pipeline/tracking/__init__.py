@@ -1,1 +1,1 @@
-"""MLflow: the only folder that imports mlflow."""
+"""Everything that knows MLflow: only this folder imports mlflow."""

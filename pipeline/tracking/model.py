@@ -1,7 +1,7 @@
-"""The model of a run in MLflow: logged with the run, registered by promotion alone.
+"""The model of a run in MLflow: logged with the run, registered only by a promotion.
 
-It is a pyfunc around the C engine (serving.py) that carries all it needs: the model file,
-the engine's library and those modules of ours that serving imports.
+The model is a pyfunc around the C engine (serving.py). It contains all files that it needs: the
+model file, the engine's library and the modules of this project that serving.py imports.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ logger = logging.getLogger(__name__)
 SERVING = Path(__file__).with_name("serving.py")
 PACKAGE = Path(mnist_mamba.__file__).parent
 MODULES = ("__init__.py", "engine/__init__.py", "engine/binding.py", "metrics.py", "c_build.py")
-"""What serving imports of mnist_mamba, directly or not: numpy is all that they need."""
+"""Modules of mnist_mamba that serving.py imports, directly or not; they need only numpy."""
 SCORES = ("eval/accuracy", "eval/nll", "eval/ece")
-"""The run's figures that are shown beside the model."""
+"""Metrics of the run that MLflow also shows with the model."""
 BUNDLE_TAG = "bundle_md5"
-"""Names everything that the model carries, so that the same is logged once."""
+"""Tag with a hash of all files in the model, so that equal models are logged once."""
 
 
 def log(client: MlflowClient, run: Run, params: Params) -> LoggedModel:
-    """Log the run's model, unless it has this very one, and return it.
+    """Return the run's model with the current files; log it first if the run lacks it.
 
     Raises:
-        OSError: a file of it is missing: the stages before `track` make them.
+        OSError: a file of the model is missing; the stages before `track` write them.
     """
     bundle = _bundle_md5()
     for known in _models(client, run):
@@ -71,7 +71,7 @@ def log(client: MlflowClient, run: Run, params: Params) -> LoggedModel:
 
 
 def _models(client: MlflowClient, run: Run) -> list[LoggedModel]:
-    """The run's complete models, newest first."""
+    """Return the run's complete models, newest first."""
     found = client.search_logged_models(
         [run.info.experiment_id], f"source_run_id = '{run.info.run_id}'"
     )
@@ -85,7 +85,7 @@ def _bundle_md5() -> str:
 
 
 def _upload(client: MlflowClient, run: Run, model: LoggedModel) -> None:
-    """Save the pyfunc and hand it to MLflow; its figures are shown beside it."""
+    """Save the pyfunc, upload it, and log its metrics."""
     from mlflow.entities import LoggedModelOutput, Metric
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -133,17 +133,17 @@ def _save(folder: Path, code: Path, run: Run, model: LoggedModel) -> None:
         code_paths=[str(code)],
         signature=signature,
         input_example=example,
-        # Given, so that MLflow does not go looking for what is imported.
+        # Without a list MLflow would search for imports.
         pip_requirements=[f"mlflow=={mlflow.__version__}", f"numpy=={np.__version__}"],
     )
 
 
 def _signature_and_example() -> tuple[ModelSignature, Any]:
-    """What goes in and comes out, and the first test image."""
+    """Return the shapes and types of inputs and outputs, and the first test image."""
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
 
-    info = json.loads(paths.DATA_INFO.read_text())
+    info = json.loads(paths.DATA_INFO.read_text(encoding="utf-8"))
     height, width, classes = (info[name] for name in ("height", "width", "n_classes"))
     inputs = Schema([TensorSpec(np.dtype(np.float32), (-1, height, width))])
     outputs = Schema(
@@ -157,25 +157,24 @@ def _signature_and_example() -> tuple[ModelSignature, Any]:
 
 
 def logged_model(params: Params) -> LoggedModel:
-    """The model that holds these very files, of the run that they are the content of.
+    """Return the current content's model with the current files.
 
     Raises:
-        TrackingError: MLflow has no such run, or no such model of it.
+        TrackingError: MLflow has no such run, or the run has no such model.
         OSError: a file of the model is missing.
     """
     bundle = _bundle_md5()
-    with tracking.reported():
+    with tracking.mlflow_errors():
         client, experiment = tracking.connect(params)
         key = content_key(params)
         run = tracking.find(client, experiment, key)
         known = _models(client, run) if run else []
-        # A run may have several: the engine may change and change back.
+        # A run may have several models: the engine may change and change back.
         models = [model for model in known if model.tags.get(BUNDLE_TAG) == bundle]
         if not models:
             raise TrackingError(
-                f"MLflow has no model of content {key} and of {paths.MODEL} and engine as they are "
-                f"here in {params.tracking.experiment}: expected the one that the stage `track` "
-                "logs; `make track`"
+                f"experiment {params.tracking.experiment} in MLflow has no model with content key "
+                f"{key} and the present {paths.MODEL} and engine: run `make track`"
             )
         return models[0]
 
@@ -184,23 +183,23 @@ def register(params: Params, name: str, alias: str) -> str:
     """Register the current content's model under a name, and point the alias at it.
 
     Returns:
-        Its version, which is the same if it has been registered before.
+        The model's version; a model that is registered already keeps its version.
 
     Raises:
-        TrackingError: there is no such model, or MLflow did not take it.
+        TrackingError: there is no such model, or MLflow did not store it.
     """
     model = logged_model(params)
-    with tracking.reported():
+    with tracking.mlflow_errors():
         client, _ = tracking.connect(params)
-        with tracking.locked():
+        with tracking.project_lock():
             version = _version(client, name, model)
             client.set_registered_model_alias(name, alias, version)
-    logger.info("MLflow: version %s of %s is the %s", version, name, alias)
+    logger.info("MLflow: version %s of %s has the alias %s", version, name, alias)
     return version
 
 
 def _version(client: MlflowClient, name: str, model: LoggedModel) -> str:
-    """The model's version, made where it is missing."""
+    """Return the model's version; register it first if needed."""
     import mlflow
 
     for known in client.search_model_versions(f"name = '{name}'"):
@@ -213,7 +212,7 @@ def _version(client: MlflowClient, name: str, model: LoggedModel) -> str:
 
 @contextmanager
 def _process_default(uri: str) -> Iterator[None]:
-    """Registering looks the model up where the process looks by default, whatever client asks."""
+    """Set MLFLOW_TRACKING_URI: registering a model ignores the client's address and reads it."""
     before = os.environ.get("MLFLOW_TRACKING_URI")
     os.environ["MLFLOW_TRACKING_URI"] = uri
     try:

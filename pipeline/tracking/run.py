@@ -1,4 +1,4 @@
-"""A run in MLflow, brought up to date with the files: whole and idempotent."""
+"""Bringing a run in MLflow up to date with the project's files, as often as one likes."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.common import paths
 from pipeline.common.content_key import content_key, file_md5
+from pipeline.common.nested import flatten
 from pipeline.common.params import Params
 from pipeline.tracking import client as tracking
 from pipeline.tracking import model as tracked_model
@@ -22,23 +23,23 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 RESULTS = ("train", "eval", "benchmark")
-"""The metrics files of a run; metrics/ also has those of series and of timings beside others."""
+"""The metrics files of a run; metrics/ also holds those of series and of benchmarks."""
 
 
 def upsert(params: Params) -> str:
-    """Bring this content's run up to date with the files, creating it where it is missing.
+    """Bring the current content's run up to date with the files, or create it.
 
     Returns:
-        The content key, which is the same whenever the content is.
+        The content key, which is equal for equal contents.
 
     Raises:
-        TrackingError: MLflow did not take it; the results themselves are there.
+        TrackingError: MLflow did not store the run; the results' files are complete.
     """
     key = content_key(params)
-    with tracking.reported():
+    with tracking.mlflow_errors():
         client, experiment = tracking.connect(params)
         run_id = tracking.find_or_create(client, experiment, params, key).info.run_id
-        tracking.log_points(client, run_id, json.loads(paths.CURVES.read_text()))
+        tracking.log_points(client, run_id, json.loads(paths.CURVES.read_text(encoding="utf-8")))
         _log_metrics(client, run_id)
         _log_datasets(client, run_id)
         for folder, files in artifacts().items():
@@ -48,7 +49,8 @@ def upsert(params: Params) -> str:
         model = tracked_model.log(client, run, params)
         client.set_tag(run_id, "mlflow.note.content", description(run, params))
         client.set_tag(run_id, tracking.PROGRESS_TAG, "whole")
-        if run.info.status != "FINISHED":  # else its end, and so its duration, would move
+        # A finished run would get a new end time, and so another duration.
+        if run.info.status != "FINISHED":
             client.set_terminated(run_id, "FINISHED")
     logger.info(
         "MLflow: run %s of %s, model %s",
@@ -60,7 +62,7 @@ def upsert(params: Params) -> str:
 
 
 def artifacts() -> dict[str, list[Path]]:
-    """Files of a run, by their folder in MLflow; those that are not there are left out."""
+    """Return the existing files of a run by their folder in MLflow."""
     wanted = {
         "": [Path("params.yaml"), Path("dvc.lock"), Path("dvc.yaml")],
         "metrics": [paths.METRICS / f"{name}.json" for name in RESULTS],
@@ -71,64 +73,66 @@ def artifacts() -> dict[str, list[Path]]:
 
 
 def description(run: Run, params: Params) -> str:
-    """What the run is, what came of it and how to have it again, in Markdown."""
+    """Return what the run is, its results and how to reproduce it, in Markdown."""
     scores, trained = (
-        json.loads((paths.METRICS / f"{name}.json").read_text()) for name in ("eval", "train")
+        json.loads((paths.METRICS / f"{name}.json").read_text(encoding="utf-8"))
+        for name in ("eval", "train")
     )
     model = params.model
     validated = f", {trained['val']['accuracy']:.2%} on validation" if "val" in trained else ""
     commit = run.data.tags.get(tracking.COMMIT_TAG)
     experiment = run.data.tags.get("dvc.experiment")
-    again = [f"`git checkout {commit[:12]}`"] if commit else []
-    again += ["this run's `params.yaml` in place", "`dvc repro`"]
-    applied = f" Or take its files: `dvc exp apply {experiment}`." if experiment else ""
+    steps = [f"`git checkout {commit[:12]}`"] if commit else []
+    steps += ["copy this run's `params.yaml` into the project", "`dvc repro`"]
+    applied = f" Or restore its files: `dvc exp apply {experiment}`." if experiment else ""
     return (
-        f"The C engine reads **{scores['accuracy']:.2%}** of {scores['n_test']:,} test images of "
-        f"{params.data.dataset} right{validated}.\n\n"
+        f"The C engine classifies **{scores['accuracy']:.2%}** of {scores['n_test']:,} test images "
+        f"of {params.data.dataset} correctly{validated}.\n\n"
         f"{trained['parameters']:,} parameters: {model.n_layers} layers of width {model.d_model}, "
         f"{model.d_state} states, stem {model.stem}, direction {model.direction}, A {model.a}. "
-        f"{trained['epochs']} epochs of {params.train.optimizer}, peak rate {params.train.lr:g}, "
+        f"{trained['epochs']} epochs of {params.train.optimizer}, peak learning rate "
+        f"{params.train.lr:g}, "
         f"seed {params.train.seed}.\n\n"
-        f"Again: {', '.join(again)}.{applied}"
+        f"To reproduce: {', '.join(steps)}.{applied}"
     )
 
 
 def _log_metrics(client: MlflowClient, run_id: str) -> None:
-    """The figures of the results, under their file's name; logged again only if changed."""
+    """Log the metrics, with their file's name in front, that are new or have changed."""
     from mlflow.entities import Metric
 
     known = client.get_run(run_id).data.metrics
     now = int(time.time() * 1000)
-    new = [Metric(name, value, now, 0) for name, value in _figures() if known.get(name) != value]
+    new = [Metric(name, value, now, 0) for name, value in _metrics() if known.get(name) != value]
     if new:
         client.log_batch(run_id, metrics=new)
 
 
-def _figures() -> Iterator[tuple[str, float]]:
+def _metrics() -> Iterator[tuple[str, float]]:
     for stem in RESULTS:
         file = paths.METRICS / f"{stem}.json"
-        content = json.loads(file.read_text()) if file.is_file() else {}
-        for name, value in tracking.flatten(content, f"{stem}/").items():
+        content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        for name, value in flatten(content, f"{stem}/").items():
             if isinstance(value, int | float) and not isinstance(value, bool):
                 yield name.replace(".", "/"), float(value)
 
 
 def _log_datasets(client: MlflowClient, run_id: str) -> None:
-    """The prepared splits as MLflow data sets; their digest is DVC's MD5 of the images."""
+    """Log the prepared splits as MLflow data sets; the digest is DVC's MD5 of the images."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     inputs = client.get_run(run_id).inputs
     entries = inputs.dataset_inputs if inputs else []
     known = {(entry.dataset.name, entry.dataset.digest) for entry in entries}
-    info = json.loads(paths.DATA_INFO.read_text())
+    info = json.loads(paths.DATA_INFO.read_text(encoding="utf-8"))
     new = []
-    for part, counts in info["splits"].items():
-        file = paths.images(paths.PREPARED, part)
+    for split, counts in info["splits"].items():
+        file = paths.images(paths.PREPARED, split)
         digest = file_md5(file)
-        if (part, digest) in known:
+        if (split, digest) in known:
             continue
         dataset = Dataset(
-            name=part,
+            name=split,
             digest=digest,
             source_type="local",
             source=json.dumps({"uri": str(file)}),
@@ -136,10 +140,10 @@ def _log_datasets(client: MlflowClient, run_id: str) -> None:
                 {
                     "num_rows": counts["n"],
                     "per_class": counts["per_class"],
-                    "labels_md5": file_md5(paths.labels(paths.PREPARED, part)),
+                    "labels_md5": file_md5(paths.labels(paths.PREPARED, split)),
                 }
             ),
         )
-        new.append(DatasetInput(dataset, [InputTag("mlflow.data.context", part)]))
+        new.append(DatasetInput(dataset, [InputTag("mlflow.data.context", split)]))
     if new:
         client.log_inputs(run_id, new)

@@ -1,8 +1,8 @@
 """The shipped model as MLflow serves it: the C engine behind a pyfunc.
 
-A model from code: pipeline/tracking/model.py bundles this file with the model file, the engine's
-library and what is imported here of mnist_mamba, and MLflow runs it wherever the model is loaded.
-So it imports nothing else of the project, and needs no PyTorch, compiler or package index.
+pipeline/tracking/model.py bundles this file with the model file, the engine's library and the
+modules of mnist_mamba that are imported here. MLflow runs it wherever the model is loaded, without
+PyTorch, a compiler or a package index, so it must import nothing else of the project.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ MODEL, LIBRARY = "model", "library"
 
 
 class EngineModel(PythonModel):  # type: ignore[misc]  # mlflow has no types here
-    """Images (n, height, width), float32 in [0, 1], to classes and their probabilities.
+    """Classifier of images [n, height, width], float32 in [0, 1].
 
-    Not uint8: MLflow would turn a pixel of 0.5 into 0 before any check could see it.
+    The signature does not allow uint8: MLflow would turn a pixel of 0.5 into 0 before any check.
     """
 
-    # The signature is given. MLflow would take a type of model_input for it, and asks for one in a
-    # warning unless this is set.
+    # MLflow warns if model_input has no type hint, but would derive a signature from one. The model
+    # is logged with its own signature.
     _skip_type_hint_validation = True
 
     def load_context(self, context: PythonModelContext) -> None:
@@ -40,10 +40,10 @@ class EngineModel(PythonModel):  # type: ignore[misc]  # mlflow has no types her
     def predict(  # type: ignore[no-untyped-def]
         self, context: PythonModelContext, model_input, params: dict[str, Any] | None = None
     ) -> dict[str, NDArray[Any]]:
-        """The most likely class of each image, and every class's probability.
+        """Return the most likely class of each image and the probabilities of all classes.
 
         Raises:
-            MlflowException: images that the engine does not take; the server answers 400.
+            MlflowException: the engine refuses the images; the server answers 400.
         """
         _check_range(model_input)
         try:
@@ -54,7 +54,7 @@ class EngineModel(PythonModel):  # type: ignore[misc]  # mlflow has no types her
 
 
 def _check_range(images: NDArray[Any]) -> None:
-    wrong = np.argwhere(~((images >= 0) & (images <= 1)))  # NaN, too
+    wrong = np.argwhere(~((images >= 0) & (images <= 1)))  # also finds NaN
     if len(wrong):
         place = "".join(f"[{index}]" for index in wrong[0])
         raise _refusal(

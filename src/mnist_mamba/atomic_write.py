@@ -1,4 +1,4 @@
-"""Writing files so that nobody ever sees half of one."""
+"""Write files atomically: a reader sees the old content or the new, never a part."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from typing import Any
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place once written completely.
+    """Yield a temporary path that replaces `path` once the body has written it.
 
-    The old file stays if the body raises, or if the machine stops.
+    The old file stays if the body raises or the machine stops.
 
     Raises:
         OSError: the folder cannot be written, or the disk is full.
@@ -28,7 +28,7 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        # mkstemp makes files private; a result is as readable as any other new file.
+        # mkstemp makes private files; give this one a new file's usual permissions.
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
@@ -45,9 +45,13 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write `text` to `path` as UTF-8, whole or not at all."""
-    write_bytes(path, text.encode())
+    write_bytes(path, text.encode("utf-8"))
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` to `path` as indented JSON with a final newline; NaN and infinity refused."""
+    """Write `value` as indented JSON with a final newline, whole or not at all.
+
+    Raises:
+        ValueError: NaN or infinity, which JSON does not have.
+    """
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")

@@ -1,4 +1,4 @@
-"""Compiles the project's C sources on first use and caches the shared libraries."""
+"""Compile the project's C sources on first use, and cache the shared libraries."""
 
 from __future__ import annotations
 
@@ -20,11 +20,6 @@ from pathlib import Path
 logger = logging.getLogger(__name__)
 
 CACHE_VARIABLE = "MNIST_MAMBA_CACHE"
-ISA_FLAGS = {
-    "avx2": ("-mavx2", "-mfma"),
-    "avx512": ("-mavx512f", "-mavx512dq", "-mfma"),
-}
-"""Flags of sources whose code runs behind a check of the processor, as in csrc/engine.mk."""
 _OPTIONAL_FLAGS = ("-fopenmp", "-march=native")
 _HEADER_SUFFIXES = (".h", ".inc")
 _STDERR_TAIL = 2000
@@ -32,11 +27,11 @@ _COMPILE_TIMEOUT_S = 300
 
 
 class NativeBuildError(RuntimeError):
-    """A C library could not be built; the message says what was run and what it answered."""
+    """A C library could not be built; the message holds the command and its output."""
 
 
 def csrc_dir() -> Path:
-    """Return the folder of the C sources: a checkout's csrc/, or the copy inside a wheel.
+    """Return the folder of the C sources: csrc/ of a checkout, or the copy inside a wheel.
 
     Raises:
         NativeBuildError: neither exists.
@@ -46,15 +41,32 @@ def csrc_dir() -> Path:
     for candidate in candidates:
         if (candidate / "scan").is_dir():
             return candidate
-    tried = " and ".join(str(candidate) for candidate in candidates)
-    raise NativeBuildError(f"no C sources: neither of {tried} has a folder scan/")
+    tried = " or ".join(str(candidate) for candidate in candidates)
+    raise NativeBuildError(f"C sources not found: expected a folder scan/ in {tried}")
+
+
+def shared_flags(name: str) -> tuple[str, ...]:
+    """Return the compiler flags that csrc/flags.mk has under `name`, like "SCAN_MATH".
+
+    Raises:
+        NativeBuildError: there is no such file, or no such name in it.
+    """
+    path = csrc_dir() / "flags.mk"
+    for line in _read(path).decode().splitlines():
+        key, separator, flags = line.partition(" := ")
+        if separator and key == name:
+            return tuple(flags.split())
+    raise NativeBuildError(f"{path} has no line `{name} := flags`")
 
 
 def isa_flags(pattern: str) -> dict[str, tuple[str, ...]]:
-    """Flags by the names of the sources, like "kernel_{}.c"; other machines than x86 have none."""
+    """Return flags by source name, from a pattern like "kernel_{}.c"; none but on x86-64.
+
+    The sources run only after a check of the processor.
+    """
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return {}
-    return {pattern.format(isa): flags for isa, flags in ISA_FLAGS.items()}
+    return {pattern.format(isa): shared_flags(f"ISA_{isa}") for isa in ("avx2", "avx512")}
 
 
 def build_library(
@@ -66,24 +78,23 @@ def build_library(
 ) -> Path:
     """Compile C sources into a shared library, or find it in the cache.
 
-    The compiler is ``$CC``, else ``cc``. ``-fopenmp`` is added where the compiler knows it, and
-    ``-march=native`` is dropped where it does not. The cache key covers the contents of the sources
-    and of every header (.h, .inc) in ``include_dirs``, the flags, the compiler's version and, with
-    ``-march=native``, the processor. Concurrent builds are safe: each writes its own temporary file
-    and renames it.
+    The compiler is `$CC`, else `cc`. Flags that it may not support, `-fopenmp` (always asked for)
+    and `-march=native`, are dropped if it does not. The cache key covers the contents of the
+    sources and of every header (.h, .inc) in `include_dirs`, the flags, the compiler's version and,
+    with `-march=native`, the processor. Concurrent builds are safe: each writes its own temporary
+    file and renames it.
 
     Args:
-        name: short name of the library, the start of its file name.
+        name: start of the library's file name.
         sources: the C files.
-        include_dirs: folders for ``-I``; all headers below them belong to the key.
-        cflags: further compiler flags, for instance ``-O3``.
+        include_dirs: folders for `-I`; the cache key covers all headers below them.
+        cflags: compiler flags, for instance `-O3`.
         file_cflags: more flags for single sources, by file name: an instruction set that only code
-            behind a run-time check may use.
+            after a run-time check may use.
 
     Returns:
-        The path of the shared library, in ``$MNIST_MAMBA_CACHE``, else
-        ``$XDG_CACHE_HOME/mnist_mamba``, else ``~/.cache/mnist_mamba``, else a private folder below
-        the temporary one.
+        The path of the shared library, in `$MNIST_MAMBA_CACHE`, else `$XDG_CACHE_HOME/mnist_mamba`,
+        else `~/.cache/mnist_mamba`, else a private folder in the temporary one.
 
     Raises:
         NativeBuildError: no compiler, a compile error, a missing source or an unusable cache.
@@ -126,19 +137,19 @@ def _compiler_command() -> tuple[str, ...]:
     try:
         return tuple(shlex.split(named)) or ("cc",)
     except ValueError as error:
-        raise NativeBuildError(f"CC={named} is no command: {error}") from error
+        raise NativeBuildError(f"CC={named} is not a command: {error}") from error
 
 
 @functools.lru_cache(maxsize=16)
 def _compiler_version(compiler: tuple[str, ...]) -> str:
-    """What the compiler says of itself; lru_cache keeps no exceptions, so a failure is retried."""
+    """Return the output of --version; lru_cache keeps no exceptions, so a failure is retried."""
     return _run([*compiler, "--version"]).stdout
 
 
 def _supported_flags(compiler: tuple[str, ...], flags: Sequence[str]) -> tuple[str, ...]:
-    """Drop the optional flags that this compiler cannot build a library with.
+    """Drop the optional flags with which this compiler cannot build a library.
 
-    They stay in the cache key all the same: the outcome follows from the compiler's version.
+    The cache key keeps them: what is dropped follows from the compiler's version, also in the key.
     """
     return tuple(
         flag for flag in flags if flag not in _OPTIONAL_FLAGS or _flag_works(compiler, flag)
@@ -153,7 +164,7 @@ def _flag_works(compiler: tuple[str, ...], flag: str) -> bool:
         try:
             _run([*compiler, flag, "-shared", "-fPIC", str(source), "-o", str(output)])
         except NativeBuildError as error:
-            logger.debug("flag %s is left out: %s", flag, error)
+            logger.debug("flag %s dropped: %s", flag, error)
             return False
     return True
 
@@ -169,7 +180,7 @@ def _build_key(
     digest = hashlib.sha256()
 
     def add(*fields: bytes) -> None:
-        for field in fields:  # the length keeps fields apart
+        for field in fields:  # the length separates fields
             digest.update(len(field).to_bytes(8, "little"))
             digest.update(field)
 
@@ -196,7 +207,7 @@ def _read(path: Path) -> bytes:
 
 @functools.lru_cache(maxsize=1)
 def _processor() -> str:
-    """What -march=native depends on: the instruction sets that the kernel lists, else a name."""
+    """Return what -march=native depends on: the instruction sets the kernel lists, or a name."""
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
         wanted = ("flags", "Features", "model name", "CPU part", "isa")
@@ -213,7 +224,7 @@ def _cache_dir() -> Path:
     if named:
         folder = Path(named)
         if not _make_writable(folder):
-            raise NativeBuildError(f"{CACHE_VARIABLE}={named} is no folder that can be written to")
+            raise NativeBuildError(f"{CACHE_VARIABLE}={named} is not a writable folder")
         return folder
     for parent in _user_cache_parents():
         if _make_writable(parent / "mnist_mamba"):
@@ -223,9 +234,9 @@ def _cache_dir() -> Path:
 
 def _user_cache_parents() -> Iterator[Path]:
     xdg = os.environ.get("XDG_CACHE_HOME")
-    if xdg and Path(xdg).is_absolute():  # the XDG standard: relative paths are to be ignored
+    if xdg and Path(xdg).is_absolute():  # the XDG standard: ignore relative paths
         yield Path(xdg)
-    with contextlib.suppress(RuntimeError):  # no home at all
+    with contextlib.suppress(RuntimeError):  # no home folder
         yield Path.home() / ".cache"
 
 
@@ -239,7 +250,7 @@ def _make_writable(folder: Path) -> bool:
 
 
 def _private_temp_dir() -> Path:
-    """A folder below the shared temporary one that nobody else could have put a library into."""
+    """Return a folder in the shared temporary one that no other user can write to."""
     user = os.getuid() if hasattr(os, "getuid") else 0
     folder = Path(tempfile.gettempdir()) / f"mnist_mamba-{user}"
     try:
@@ -247,7 +258,7 @@ def _private_temp_dir() -> Path:
         found = folder.lstat()
     except OSError as error:
         raise NativeBuildError(
-            f"no cache folder can be written to, not even {folder}: {error}; set {CACHE_VARIABLE}"
+            f"no cache folder is writable, not even {folder}: {error}; set {CACHE_VARIABLE}"
         ) from error
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != user or found.st_mode & 0o077:
         raise NativeBuildError(
@@ -257,7 +268,7 @@ def _private_temp_dir() -> Path:
 
 
 def _link(command: Sequence[str], files: Sequence[str], library: Path) -> None:
-    """Make the library under a temporary name, then rename it."""
+    """Link under a temporary name, then rename."""
     try:
         handle, temporary_name = tempfile.mkstemp(
             prefix=f".{library.stem}-", suffix=library.suffix, dir=library.parent
@@ -267,7 +278,7 @@ def _link(command: Sequence[str], files: Sequence[str], library: Path) -> None:
         raise NativeBuildError(f"cannot store {library}: {error}") from error
     temporary = Path(temporary_name)
     try:
-        _run([*command, "-shared", "-o", temporary_name, *files, "-lm"])  # -lm behind its users
+        _run([*command, "-shared", "-o", temporary_name, *files, "-lm"])  # -lm after its users
         temporary.chmod(0o755)
         with temporary.open("rb") as built:
             os.fsync(built.fileno())
@@ -279,7 +290,7 @@ def _link(command: Sequence[str], files: Sequence[str], library: Path) -> None:
 
 
 def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    """Run a compiler command; a failure becomes a NativeBuildError with the end of its stderr."""
+    """Run a compiler command; if it fails, raise NativeBuildError with the end of its stderr."""
     shown = shlex.join(command)
     try:
         done = subprocess.run(
@@ -293,7 +304,7 @@ def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
         )
     except FileNotFoundError as error:
         raise NativeBuildError(
-            f"no C compiler: {command[0]!r} is not there; install one (gcc or clang) or set CC"
+            f"C compiler {command[0]!r} not found: install gcc or clang, or set CC"
         ) from error
     except (OSError, subprocess.TimeoutExpired) as error:
         raise NativeBuildError(f"the compiler could not run: {shown}: {error}") from error

@@ -1,4 +1,4 @@
-"""Figures of a classifier's logits: accuracy, likelihood, calibration, per class."""
+"""Metrics of a classifier's logits: likelihood, calibration, precision and recall per class."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Labels = NDArray[np.integer[Any]]
 
 
 def softmax(logits: Floats) -> NDArray[np.float64]:
-    """Probabilities (n, n_classes) of logits of that shape, in float64."""
+    """Return the float64 probabilities (n, n_classes) of logits (n, n_classes)."""
     shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
     exponentials = np.exp(shifted)
     probabilities: NDArray[np.float64] = exponentials / exponentials.sum(axis=1, keepdims=True)
@@ -20,7 +20,7 @@ def softmax(logits: Floats) -> NDArray[np.float64]:
 
 
 def negative_log_likelihood(logits: Floats, labels: Labels) -> float:
-    """Mean cross-entropy in nats."""
+    """Return the mean cross-entropy, in nats, of logits (n, n_classes) and labels (n,)."""
     wide = logits.astype(np.float64)
     peak = wide.max(axis=1)
     log_sum = peak + np.log(np.exp(wide - peak[:, None]).sum(axis=1))
@@ -28,18 +28,24 @@ def negative_log_likelihood(logits: Floats, labels: Labels) -> float:
 
 
 class Bins(NamedTuple):
-    """Predictions by their confidence, in equal-width bins; all (bins,)."""
+    """Predictions in equal-width bins of confidence; all arrays are (bins,)."""
 
     size: Floats
-    """How many there are."""
+    """Number of predictions."""
     confidence: Floats
-    """Sum over the bin."""
+    """Sum of the predictions' confidence."""
     correct: Floats
-    """How many are right."""
+    """Number of correct predictions."""
 
 
 def confidence_bins(probabilities: Floats, labels: Labels, bins: int) -> Bins:
-    """Predictions of (n, n_classes) probabilities, sorted into bins by the largest one."""
+    """Sort predictions into bins of confidence, which is the largest probability of each image.
+
+    Args:
+        probabilities: (n, n_classes).
+        labels: (n,).
+        bins: number of bins.
+    """
     confidence = probabilities.max(axis=1)
     correct = probabilities.argmax(axis=1) == labels
     bin_of = np.minimum((confidence * bins).astype(int), bins - 1)
@@ -51,24 +57,33 @@ def confidence_bins(probabilities: Floats, labels: Labels, bins: int) -> Bins:
 
 
 def expected_calibration_error(probabilities: Floats, labels: Labels, bins: int) -> float:
-    """Mean gap between confidence and accuracy over equal-width bins of confidence.
+    """Return the mean gap between confidence and accuracy over equal-width bins of confidence.
+
+    Args:
+        probabilities: (n, n_classes).
+        labels: (n,).
+        bins: number of bins.
 
     Source: Guo et al. 2017, arXiv 1706.04599.
+
+    >>> probabilities = np.array([[0.75, 0.25], [0.25, 0.75]])
+    >>> expected_calibration_error(probabilities, np.array([0, 1]), bins=10)
+    0.25
     """
     found = confidence_bins(probabilities, labels, bins)
     return float(np.abs(found.confidence - found.correct).sum() / len(labels))
 
 
 def per_class(predictions: Labels, labels: Labels, n_classes: int) -> dict[str, dict[str, float]]:
-    """Precision, recall, F1 and support of each class; 0 where a ratio has nothing below it."""
-    figures = {}
+    """Return precision, recall, F1 and support of each class; a ratio with denominator 0 is 0."""
+    metrics = {}
     for label in range(n_classes):
         hits = int(((predictions == label) & (labels == label)).sum())
         predicted, support = int((predictions == label).sum()), int((labels == label).sum())
-        figures[str(label)] = {
+        metrics[str(label)] = {
             "precision": hits / predicted if predicted else 0.0,
             "recall": hits / support if support else 0.0,
             "f1": 2 * hits / (predicted + support) if predicted + support else 0.0,
             "support": support,
         }
-    return figures
+    return metrics

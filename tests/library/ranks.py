@@ -1,8 +1,7 @@
-"""A small training in each process: started under torchrun by test_distributed.py."""
+"""A small training that test_distributed.py starts under torchrun, once per process."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -16,15 +15,13 @@ from mnist_mamba.training.loop import train
 from tests.library.test_training import MODEL, NORMED, bars
 
 CONFIG = TrainConfig(epochs=3, batch_size=19, lr=3e-3)
-"""58 images: 19 are shared out as 9 and 10, and the last step's single one as 0 and 1."""
+"""Two processes share 19 of the 58 images as 9 and 10, and the last step's one as 0 and 1."""
 N_TRAIN, N_VAL = 58, 15
-SAM = dataclasses.replace(CONFIG, sam_rho=0.05, sam_stride=4)
-CASES = {"patch": (MODEL, CONFIG), "conv_batch_norm": (NORMED, CONFIG)}
-CASES |= {f"{name}_sam": (dims, SAM) for name, (dims, _) in CASES.items()}
+CASES = {"patch": MODEL, "conv_batch_norm": NORMED}
 
 
-def main(folder: Path, failing_rank: int, dims: ModelConfig, config: TrainConfig) -> None:
-    """Train, and write what this process ended with; one process may fail on the way."""
+def main(folder: Path, failing_rank: int, dims: ModelConfig) -> None:
+    """Train, and write this process's weights and curve; `failing_rank` fails after an epoch."""
     torch.set_num_threads(1)
     processes = Processes.of_torchrun()
     torch.manual_seed(0)
@@ -33,14 +30,14 @@ def main(folder: Path, failing_rank: int, dims: ModelConfig, config: TrainConfig
     with processes.connected("cpu"):
         assert processes.from_first(processes.rank + 5) == 5
         sets = bars(N_TRAIN, 1), bars(N_VAL, 2)
-        for report in train(model, *sets, config, progress=False, processes=processes):
+        for report in train(model, *sets, CONFIG, progress=False, processes=processes):
             points.append(report.curve_point())
             if processes.rank == failing_rank:
                 raise RuntimeError("this process fails on purpose")
     weights = {"model": model.state_dict(), "ema": report.model.state_dict()}
     torch.save(weights, folder / f"weights{processes.rank}.pth")
-    (folder / f"points{processes.rank}.json").write_text(json.dumps(points))
+    (folder / f"points{processes.rank}.json").write_text(json.dumps(points), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), *CASES[sys.argv[3]])
+    main(Path(sys.argv[1]), int(sys.argv[2]), CASES[sys.argv[3]])

@@ -1,4 +1,4 @@
-"""What a training asks of the memory allocator."""
+"""prepare_memory: huge pages, reuse of freed memory, other C libraries."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ VARIABLE = "THP_MEM_ALLOC_ENABLE"
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 SOURCES = Path(allocator.__file__).parents[2]
 
-# Prints the KiB on huge pages that a tensor of 64 MB has brought.
+# Prints the KiB on huge pages that a tensor of 64 MB added.
 MEASURE = """
 import re
 from pathlib import Path
@@ -33,8 +33,8 @@ tensor = torch.ones(16 << 20)
 print(huge() - before)
 """
 
-# Prints how many pages a tensor brings that is as large as those before it, all freed. glibc needs
-# some rounds to find an aligned place for the next one within those it has.
+# Prints the page faults of a tensor as large as those freed before it. glibc needs some rounds
+# before it finds an aligned place for the next tensor in the memory it has kept.
 REUSE = """
 import resource
 from mnist_mamba.training.allocator import prepare_memory
@@ -55,7 +55,7 @@ def has_glibc() -> bool:
 
 
 def run(script: str, **environment: str) -> int:
-    """The number that a fresh process prints; the allocator's settings are for its whole life."""
+    """Return the number that a new process prints; allocator settings last for its lifetime."""
     inherited = {name: value for name, value in os.environ.items() if name != VARIABLE}
     done = subprocess.run(
         [sys.executable, "-c", script],
@@ -73,25 +73,25 @@ def huge_pages_on_request() -> bool:
     return readable and "[never]" not in HUGE_PAGES.read_text(encoding="ascii")
 
 
-@pytest.mark.skipif(not huge_pages_on_request(), reason="the system gives no huge pages")
+@pytest.mark.skipif(not huge_pages_on_request(), reason="the system has no huge pages")
 def test_large_tensors_are_on_huge_pages() -> None:
-    assert run(MEASURE) >= 32 << 10  # of 64 MB; the system may not find all of them
+    assert run(MEASURE) >= 32 << 10  # half of 64 MB: the system may not find all
 
 
-@pytest.mark.skipif(not huge_pages_on_request(), reason="the system gives no huge pages")
-def test_huge_pages_can_be_refused() -> None:
+@pytest.mark.skipif(not huge_pages_on_request(), reason="the system has no huge pages")
+def test_huge_pages_can_be_turned_off() -> None:
     if "[always]" in HUGE_PAGES.read_text(encoding="ascii"):
-        pytest.skip("the system gives huge pages unasked")
+        pytest.skip("the system uses huge pages for everything")
     assert run(MEASURE, THP_MEM_ALLOC_ENABLE="0") < 32 << 10
 
 
 @pytest.mark.skipif(not has_glibc(), reason="needs glibc")
 @pytest.mark.parametrize("huge", ["0", "1"])
-def test_freed_memory_is_used_again(huge: str) -> None:
-    assert run(REUSE, THP_MEM_ALLOC_ENABLE=huge) < 100  # fresh ones bring 544 or 16384 pages
+def test_freed_memory_is_reused(huge: str) -> None:
+    assert run(REUSE, THP_MEM_ALLOC_ENABLE=huge) < 100  # new memory takes 544 or 16384
 
 
-def test_the_users_choice_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_value_that_the_user_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
     monkeypatch.setenv(VARIABLE, "0")
     allocator.prepare_memory()
@@ -99,14 +99,14 @@ def test_the_users_choice_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(VARIABLE)
     allocator.prepare_memory()
     assert os.environ[VARIABLE] == "1"
-    monkeypatch.delenv(VARIABLE)  # which sets back what was there before
+    monkeypatch.delenv(VARIABLE)  # so that pytest restores the old value
 
 
 @pytest.mark.parametrize("error", [AttributeError, OSError, TypeError])
-def test_another_c_library_is_left_alone(
+def test_prepare_memory_ignores_other_c_libraries(
     error: type[Exception], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No mallopt, no library to ask, or a system whose loader wants a name."""
+    """The library may lack mallopt, be missing, or the loader may need a name."""
 
     def without(name: object) -> object:
         if error is AttributeError:

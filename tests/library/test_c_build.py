@@ -1,4 +1,4 @@
-"""The builder of C libraries: its cache, its errors and its safety under concurrency."""
+"""Compiling C libraries: cache, errors and concurrent builds."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def compile_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Put a compiler in front of the real one that writes down what it is asked."""
+    """Set CC to a wrapper of the real compiler that logs its arguments; return the log."""
     log = tmp_path / "compile.log"
     log.touch()
     real = shutil.which(os.environ.get("CC") or "cc")
@@ -40,6 +40,7 @@ def compile_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def write_source(folder: Path, value: int = 7) -> Path:
+    """Write answer.c, whose answer() returns a value of inc/value.h."""
     (folder / "inc").mkdir(exist_ok=True)
     (folder / "inc" / "value.h").write_text(f"#define VALUE {value}\n", encoding="utf-8")
     source = folder / "answer.c"
@@ -50,20 +51,25 @@ def write_source(folder: Path, value: int = 7) -> Path:
     return source
 
 
+def build_answer(folder: Path) -> Path:
+    return build_library("answer", [write_source(folder)], [folder / "inc"])
+
+
 def answer_of(library: Path) -> int:
     return int(ctypes.CDLL(str(library)).answer())
 
 
 def builds(log: Path) -> int:
+    """Return how often the log shows answer.c being compiled."""
     return sum("answer.c" in line for line in log.read_text(encoding="utf-8").splitlines())
 
 
-def test_builds_a_library_that_works(tmp_path: Path, cache: Path) -> None:
+def test_a_built_library_works(tmp_path: Path, cache: Path) -> None:
     library = build_library("answer", [write_source(tmp_path)], [tmp_path / "inc"], ["-O2"])
     assert library.parent == cache
     assert library.name.startswith("answer-")
     assert answer_of(library) == 7
-    assert list(cache.iterdir()) == [library]  # no temporary file stays behind
+    assert list(cache.iterdir()) == [library]  # and no temporary file
 
 
 def test_a_cache_hit_does_not_compile(tmp_path: Path, cache: Path, compile_log: Path) -> None:
@@ -77,7 +83,9 @@ def test_a_cache_hit_does_not_compile(tmp_path: Path, cache: Path, compile_log: 
     assert compile_log.read_text(encoding="utf-8") == lines  # not even a probe
 
 
-def test_each_part_of_the_key_compiles_anew(tmp_path: Path, cache: Path, compile_log: Path) -> None:
+def test_each_part_of_the_key_compiles_again(
+    tmp_path: Path, cache: Path, compile_log: Path
+) -> None:
     source = write_source(tmp_path)
     include = [tmp_path / "inc"]
     paths = [build_library("answer", [source], include)]
@@ -111,7 +119,7 @@ def test_the_compiler_belongs_to_the_key(
     assert len(keys) == 2
 
 
-def test_a_compile_error_shows_command_and_message(tmp_path: Path, cache: Path) -> None:
+def test_a_compile_error_names_source_and_message(tmp_path: Path, cache: Path) -> None:
     source = tmp_path / "broken.c"
     source.write_text("int broken(void) { return undeclared_thing; }\n", encoding="utf-8")
     with pytest.raises(NativeBuildError) as caught:
@@ -121,21 +129,23 @@ def test_a_compile_error_shows_command_and_message(tmp_path: Path, cache: Path) 
     assert list(cache.iterdir()) == []
 
 
-def test_no_compiler(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_compiler_is_named(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("CC", "/nonexistent/cc")
-    with pytest.raises(NativeBuildError, match=r"no C compiler: '/nonexistent/cc'.*set CC"):
+    with pytest.raises(NativeBuildError, match=r"C compiler '/nonexistent/cc' not found.*set CC"):
         build_library("answer", [write_source(tmp_path)], [tmp_path / "inc"])
 
 
-def test_a_compiler_that_is_no_command(
+def test_a_malformed_cc_is_refused(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CC", "gcc 'unclosed")
-    with pytest.raises(NativeBuildError, match="is no command"):
+    with pytest.raises(NativeBuildError, match="is not a command"):
         build_library("answer", [write_source(tmp_path)], [tmp_path / "inc"])
 
 
-def test_a_compiler_without_the_optional_flags(
+def test_flags_that_the_compiler_lacks_are_dropped(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script = tmp_path / "plain-cc"
@@ -152,12 +162,12 @@ def test_a_compiler_without_the_optional_flags(
     assert answer_of(library) == 7
 
 
-def test_a_missing_source(tmp_path: Path, cache: Path) -> None:
+def test_a_missing_source_is_named(tmp_path: Path, cache: Path) -> None:
     with pytest.raises(NativeBuildError, match=r"cannot read the C source .*absent\.c"):
         build_library("absent", [tmp_path / "absent.c"])
 
 
-def test_concurrent_threads(tmp_path: Path, cache: Path) -> None:
+def test_concurrent_threads_share_one_library(tmp_path: Path, cache: Path) -> None:
     source = write_source(tmp_path)
     with ThreadPoolExecutor(max_workers=4) as pool:
         waiting = [
@@ -169,7 +179,7 @@ def test_concurrent_threads(tmp_path: Path, cache: Path) -> None:
     assert answer_of(paths.pop()) == 7
 
 
-def test_concurrent_processes(tmp_path: Path, cache: Path) -> None:
+def test_concurrent_processes_share_one_library(tmp_path: Path, cache: Path) -> None:
     source = write_source(tmp_path)
     program = (
         "import ctypes, sys; from pathlib import Path\n"
@@ -187,35 +197,39 @@ def test_concurrent_processes(tmp_path: Path, cache: Path) -> None:
     assert len(list(cache.iterdir())) == 1
 
 
-def test_where_the_cache_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_is_in_xdg_cache_home_or_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv(c_build.CACHE_VARIABLE, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert c_build._cache_dir() == tmp_path / "xdg" / "mnist_mamba"
+    assert build_answer(tmp_path).parent == tmp_path / "xdg" / "mnist_mamba"
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
-    assert c_build._cache_dir() == tmp_path / "home" / ".cache" / "mnist_mamba"
+    assert build_answer(tmp_path).parent == tmp_path / "home" / ".cache" / "mnist_mamba"
 
 
-def test_a_named_cache_that_cannot_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_named_cache_that_is_not_writable_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv(c_build.CACHE_VARIABLE, str(tmp_path / "file"))
     with pytest.raises(NativeBuildError, match=c_build.CACHE_VARIABLE):
-        c_build._cache_dir()
+        build_answer(tmp_path)
 
 
-def test_without_a_home_a_private_temporary_folder(
+def test_without_a_home_the_cache_is_a_private_temporary_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv(c_build.CACHE_VARIABLE, raising=False)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setenv("HOME", "/dev/null")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    folder = c_build._cache_dir()
+    folder = build_answer(tmp_path).parent
     assert folder.parent == tmp_path
     assert folder.stat().st_mode & 0o777 == 0o700
-    folder.chmod(0o777)  # somebody else could have put a library there
+    folder.chmod(0o777)  # another user could have put a library there
     with pytest.raises(NativeBuildError, match="not a private folder"):
-        c_build._cache_dir()
+        build_answer(tmp_path)
 
 
 def test_csrc_dir_finds_checkout_and_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,7 +237,7 @@ def test_csrc_dir_finds_checkout_and_wheel(tmp_path: Path, monkeypatch: pytest.M
     package = tmp_path / "site-packages" / "mnist_mamba"
     package.mkdir(parents=True)
     monkeypatch.setattr(c_build, "__file__", str(package / "c_build.py"))
-    with pytest.raises(NativeBuildError, match="no C sources"):
+    with pytest.raises(NativeBuildError, match="C sources not found"):
         csrc_dir()
     (package / "_csrc" / "scan").mkdir(parents=True)
     assert csrc_dir() == package / "_csrc"

@@ -1,12 +1,13 @@
-"""What a model's config allows, and how it says no."""
+"""Configs: the values they refuse, and what follows from them."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
 
-from mnist_mamba.config import ConfigError, ModelConfig
+from mnist_mamba.config import AugmentConfig, ConfigError, ModelConfig, TrainConfig
 
 IMAGE = {"height": 28, "width": 28, "n_classes": 10}
 
@@ -21,7 +22,7 @@ IMAGE = {"height": 28, "width": 28, "n_classes": 10}
         ({"dt_rank": 0}, "dt_rank = 0"),
         ({"n_classes": 1}, "n_classes = 1"),
         ({"channels": 3}, "channels = 3"),
-        ({"pixel_std": 0.0}, "pixel_std = 0.0"),
+        ({"pixel_std": 0.0}, "pixel_std = 0.0: expected a number in [1e-06, 1e+06]"),
         ({"pixel_mean": float("nan")}, "pixel_mean = nan"),
         ({"dt_min": 0.2}, "dt_min = 0.2 is above dt_max = 0.1"),
         ({"stem": "vit"}, "stem = 'vit': expected one of patch, conv, conv3"),
@@ -32,26 +33,54 @@ IMAGE = {"height": 28, "width": 28, "n_classes": 10}
         ({"patch": (4,)}, "patch = [4]"),
         ({"height": 4096, "width": 4096, "patch": (1, 1)}, "16777216 tokens"),
         ({"d_model": 2048, "expand": 8}, "d_inner = 16384"),
+        ({"dt_init_floor": 0.2}, "dt_init_floor = 0.2 is above dt_max = 0.1"),
+        ({"dt_rank": "4"}, "dt_rank = '4': expected a whole number in 1..2048 or 'auto'"),
+        ({"pos_embed": 1}, "pos_embed = 1: expected true or false"),
     ],
 )
-def test_values_that_cannot_work_are_refused_by_name(changes: dict[str, Any], message: str) -> None:
+def test_model_settings_that_cannot_work_are_refused_by_name(
+    changes: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ConfigError) as error:
         ModelConfig(**{**IMAGE, **changes})
     assert message in str(error.value)
 
 
-def test_patch_need_not_divide_when_the_stem_is_a_convolution() -> None:
+@pytest.mark.parametrize(
+    ("kind", "changes", "message"),
+    [
+        (TrainConfig, {"lr": 0}, "lr = 0: expected a number above 0"),
+        (TrainConfig, {"lr": math.inf}, "lr = inf: expected a number above 0"),
+        (TrainConfig, {"lr": "1e-3"}, "lr = '1e-3': expected a number above 0"),
+        (TrainConfig, {"weight_decay": math.nan}, "weight_decay = nan: expected a number >= 0"),
+        (TrainConfig, {"beta1": 1}, "beta1 = 1: expected a number in [0, 1)"),
+        (TrainConfig, {"warmup": True}, "warmup = True: expected a number in [0, 1]"),
+        (TrainConfig, {"epochs": 2.5}, "epochs = 2.5: expected a whole number in 1..1000000"),
+        (TrainConfig, {"optimizer": "sgd"}, "optimizer = 'sgd': expected one of adamw, muon"),
+        (AugmentConfig, {"rotate": 181}, "rotate = 181: expected a number in [0, 180]"),
+        (AugmentConfig, {"elastic_scale": 0}, "expected a number in (0, 1]"),
+    ],
+)
+def test_training_settings_out_of_range_are_refused_by_name(
+    kind: type[TrainConfig | AugmentConfig], changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError) as error:
+        kind(**changes)
+    assert message in str(error.value)
+
+
+def test_a_conv_stem_ignores_the_patch() -> None:
     config = ModelConfig(**{**IMAGE, "stem": "conv", "height": 9, "width": 30})
     assert config.grid == (3, 8)
     assert config.length == 24
 
 
-def test_derived_dims() -> None:
+def test_derived_dims_follow_the_paper() -> None:
     config = ModelConfig(**IMAGE, d_model=33, expand=3)
     assert (config.d_inner, config.resolved_dt_rank, config.length) == (99, 3, 49)
 
 
-def test_dict_round_trip() -> None:
+def test_to_dict_and_from_dict_round_trip() -> None:
     config = ModelConfig(**IMAGE, direction="bidirectional", a="tied", dt_rank=5)
     assert ModelConfig.from_dict(config.to_dict()) == config
     with pytest.raises(ConfigError, match="unknown model settings: depth"):

@@ -1,4 +1,4 @@
-"""Images made harder: by how much, and the same on each run."""
+"""Corruptions: their strength, and that they are deterministic."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from mnist_mamba.data.idx import Bytes
 
 
 def dots(n: int, row: int, column: int) -> Bytes:
-    """n images of 20 x 40 with a bright square of 3 x 3 around a pixel."""
+    """Return n images of 20 x 40 with a bright square of 3 x 3 around a pixel."""
     images = np.zeros((n, 20, 40), np.uint8)
     images[:, row - 1 : row + 2, column - 1 : column + 2] = 200
     return images
 
 
 def centres(images: Bytes) -> NDArray[np.float64]:
-    """(n, 2): row and column of each image's centre of mass."""
+    """Return (n, 2): row and column of each image's centre of mass."""
     weights = images.astype(np.float64)
     rows, columns = np.arange(images.shape[1]), np.arange(images.shape[2])
     total = weights.sum(axis=(1, 2))
@@ -27,7 +27,7 @@ def centres(images: Bytes) -> NDArray[np.float64]:
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
-def test_each_gives_as_many_bytes_and_the_same_again(name: str) -> None:
+def test_corruptions_are_deterministic_and_keep_shape_and_input(name: str) -> None:
     images = np.random.default_rng(1).integers(0, 256, (7, 9, 12), dtype=np.uint8)
     before = images.copy()
     corrupted = CORRUPTIONS[name](images, 20)
@@ -39,7 +39,7 @@ def test_each_gives_as_many_bytes_and_the_same_again(name: str) -> None:
     np.testing.assert_array_equal(CORRUPTIONS[name](images, nothing), images)
 
 
-def test_shift_goes_to_the_four_corners_in_turn() -> None:
+def test_shift_moves_images_to_the_four_corners() -> None:
     moves = centres(shift(dots(5, 10, 20), 10)) - (10, 20)
     expected = [[-2, -4], [-2, 4], [2, -4], [2, 4], [-2, -4]]
     np.testing.assert_allclose(np.abs(moves), np.abs(expected), atol=1e-9)
@@ -47,8 +47,8 @@ def test_shift_goes_to_the_four_corners_in_turn() -> None:
     np.testing.assert_array_equal(moves[4], moves[0])
 
 
-def test_rotation_turns_about_the_middle_to_either_side() -> None:
-    # 8 columns right of the middle, which is at row 9.5 and column 19.5.
+def test_rotate_turns_about_the_centre_to_both_sides() -> None:
+    # The centre is at row 9.5 and column 19.5.
     turned = centres(rotate(dots(2, 9, 28), 30)) - (9.5, 19.5)
     before = complex(28 - 19.5, 9 - 9.5)
     angles = [np.degrees(np.angle(complex(x, y) / before)) for y, x in turned]
@@ -56,7 +56,7 @@ def test_rotation_turns_about_the_middle_to_either_side() -> None:
     np.testing.assert_allclose([abs(complex(x, y)) for y, x in turned], abs(before), atol=0.1)
 
 
-def test_scale_is_about_the_middle_and_sizes_are_those_asked_for() -> None:
+def test_scale_resizes_about_the_centre_by_its_percentage() -> None:
     for percent in (50, 150):
         scaled = scale(dots(1, 12, 24), percent)
         expected = (9.5 + 2.5 * percent / 100, 19.5 + 4.5 * percent / 100)
@@ -65,7 +65,7 @@ def test_scale_is_about_the_middle_and_sizes_are_those_asked_for() -> None:
         assert mass == pytest.approx((percent / 100) ** 2, rel=0.15)
 
 
-def test_noise_has_the_deviation_asked_for() -> None:
+def test_noise_has_its_standard_deviation() -> None:
     grey = np.full((50, 20, 40), 128, np.uint8)
     noisy = noise(grey, 10)
     assert noisy.std() == pytest.approx(25.5, rel=0.02)
@@ -73,7 +73,7 @@ def test_noise_has_the_deviation_asked_for() -> None:
     assert not np.array_equal(noisy[0], noisy[1])
 
 
-def test_blur_keeps_the_mass_and_spreads_it_as_far_as_asked() -> None:
+def test_blur_keeps_the_mass_and_adds_its_variance() -> None:
     image = np.zeros((1, 40, 40), np.uint8)
     image[0, 17:24, 17:24] = 255
     blurred = blur(image, 5).astype(np.float64)[0]  # 2 pixels
@@ -85,7 +85,7 @@ def test_blur_keeps_the_mass_and_spreads_it_as_far_as_asked() -> None:
     np.testing.assert_array_equal(blur(flat, 10), flat)
 
 
-def test_the_negative() -> None:
+def test_invert_gives_the_negative() -> None:
     images = np.arange(256, dtype=np.uint8).reshape(1, 16, 16)
     np.testing.assert_array_equal(invert(images, 100), 255 - images)
     assert set(invert(images, 50).ravel().tolist()) <= {127, 128}

@@ -1,7 +1,7 @@
-"""Two readers of the model file that share no code, C's and Python's, refuse the same files.
+"""The C and the Python reader of the model file, which share no code, refuse the same files.
 
-Every file is tried as it is and with its checksum made right again, so that the checksum hides no
-other check.
+Each file is tried as it is and with a corrected checksum, so that the checksum hides no other
+check.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ SEEDS = [
 LIMITS = (0, 1, 2, 3, 15, 16, 17, 64, 65, 255, 256, 257, 512, 513, 2048, 2049, 4096, 4097, 8192)
 EXTREMES = (8193, 65536, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 0x01000000)
 FLOATS = (0x7F800000, 0xFF800000, 0x7FC00000, 0x7F7FFFFF, 1, 0x80000000, 0x3DCCCCCD, 0x3DCCCCCE)
-"""Infinities, NaN, the largest, the smallest, -0, and 0.1 with the next one."""
+"""Infinities, NaN, the largest float, the smallest, -0, 0.1 and the float after it."""
 
 
 def sealed(data: bytes) -> bytes:
-    """The same with the right checksum."""
+    """Return the bytes with a correct checksum."""
     if len(data) <= CHECKED_FROM:
         return data
     crc = struct.pack("<I", zlib.crc32(data[CHECKED_FROM:]))
@@ -48,16 +48,16 @@ def with_u32(data: bytes, offset: int, value: int) -> bytes:
 
 
 def c_says(data: bytes) -> str | None:
-    """What the C reader has against it."""
+    """Return the C reader's error, or None."""
     try:
         Engine(data, threads=1).close()
     except EngineError as error:
-        return str(error) if error.status == 4 else f"another error than a model's: {error}"
+        return str(error) if error.status == 4 else f"not an error of the file: {error}"
     return None
 
 
 def python_says(data: bytes) -> str | None:
-    """What the Python reader has against it."""
+    """Return the Python reader's error, or None."""
     try:
         decode(data)
     except FormatError as error:
@@ -66,7 +66,7 @@ def python_says(data: bytes) -> str | None:
 
 
 def field(message: str | None) -> str | None:
-    """The field that a message names; of a tensor also the float."""
+    """Return the field that an error names; for a tensor, also the float's index."""
     if message is None:
         return None
     name, after = message.split(":")[:2]
@@ -76,7 +76,7 @@ def field(message: str | None) -> str | None:
 
 
 def compare(data: bytes, same_field: bool) -> bool:
-    """Both say the same of a file, as it is and sealed; whether it was accepted sealed."""
+    """Check that both readers agree on a file, as it is and sealed; return whether it is valid."""
     for variant in (data, sealed(data)):
         c, python = c_says(variant), python_says(variant)
         assert (c is None) == (python is None), f"C: {c}; Python: {python}"
@@ -86,7 +86,7 @@ def compare(data: bytes, same_field: bool) -> bool:
 
 
 def single_changes(data: bytes) -> Iterator[bytes]:
-    """One field, one float or the size is another."""
+    """Yield files in which one field, one float or the size is changed."""
     header = [8, *range(CHECKED_FROM, CHECKED_FROM + 4 * len(FIELDS) + 8, 4), HEADER_BYTES - 4]
     for offset in header:
         (old,) = struct.unpack_from("<I", data, offset)
@@ -104,13 +104,13 @@ def test_a_single_change_is_refused_for_the_same_field(seed: Path) -> None:
     data = seed.read_bytes()
     assert compare(data, same_field=True)
     accepted = [compare(changed, same_field=True) for changed in single_changes(data)]
-    # Another pool, other pixel statistics, another weight: a file may be changed and be one.
+    # Some changes give another valid model: another pool, other pixel statistics, another weight.
     assert len(accepted) - sum(accepted) > 100
     assert sum(accepted) > 10
 
 
 def scrambled(data: bytes, other: bytes, generator: random.Random) -> bytes:
-    """Several changes at once."""
+    """Return a file with several random changes."""
     mutant = bytearray(data)
     for _ in range(generator.randint(1, 6)):
         kind = generator.randrange(8)
@@ -129,7 +129,7 @@ def scrambled(data: bytes, other: bytes, generator: random.Random) -> bytes:
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_several_changes_are_refused_by_both_or_by_none(seed: int) -> None:
+def test_both_readers_agree_on_files_with_several_changes(seed: int) -> None:
     generator = random.Random(seed)
     files = [path.read_bytes() for path in SEEDS]
     for _ in range(2000):
@@ -137,8 +137,8 @@ def test_several_changes_are_refused_by_both_or_by_none(seed: int) -> None:
         compare(scrambled(data, other, generator), same_field=False)
 
 
-def test_dims_that_fit_are_accepted_and_those_next_to_them_are_not() -> None:
-    """Pairs of fields that together keep the size: only what the dims mean can refuse them."""
+def test_dims_that_keep_the_size_are_checked_for_their_meaning() -> None:
+    """Width 5 leaves the file's size as it is, but no patch of width 2 divides it."""
     data = SEEDS[0].read_bytes()
     names = [f.name for f in FIELDS]
     offsets = {name: CHECKED_FROM + 4 * i for i, name in enumerate(names)}

@@ -1,4 +1,4 @@
-"""The model file's writer and reader against each other, and against damage."""
+"""The model file: round trips, damage, and agreement with docs/format.md."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from mnist_mamba.config import MAX_ACTIVATIONS, MAX_LENGTH
 from mnist_mamba.engine import Engine
 from mnist_mamba.engine import format as model_format
-from mnist_mamba.engine.format import FormatError, read_model, write_model
+from mnist_mamba.engine.format import FormatError, read_model
+from mnist_mamba.export import folded_tensors, write_model
 from mnist_mamba.model import MambaClassifier
 from tests.models import ARCHITECTURES, make_model
 
@@ -33,7 +34,7 @@ def model_bytes(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 def reseal(data: bytes) -> bytes:
-    """Make the checksum right again, so that checks behind it are reached."""
+    """Return the bytes with a correct checksum, so that the checks after it run."""
     crc = zlib.crc32(data[model_format.CHECKED_FROM :])
     resealed = bytearray(data)
     struct.pack_into("<I", resealed, model_format.CRC_OFFSET, crc)
@@ -41,14 +42,14 @@ def reseal(data: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_every_architecture_survives_the_file(name: str, tmp_path: Path) -> None:
+def test_every_architecture_round_trips(name: str, tmp_path: Path) -> None:
     model = make_model(name)
     path = tmp_path / "model.bin"
     write_model(path, model)
     file = read_model(path)
     assert file.header["d_inner"] == model.config.d_inner
     assert model_format.sequence_length(file.header) == model.config.length
-    expected = model_format.folded_tensors(model)
+    expected = folded_tensors(model)
     assert list(file.tensors) == [spec.name for spec in model_format.tensor_specs(file.header)]
     assert file.tensors.keys() == expected.keys()
     for tensor, values in expected.items():
@@ -60,7 +61,7 @@ def test_every_architecture_survives_the_file(name: str, tmp_path: Path) -> None
     rows=st.integers(1, 40),
     columns=st.integers(1, 40),
 )
-def test_packing_is_reversible_and_aligned(kind: str, rows: int, columns: int) -> None:
+def test_pack_and_unpack_round_trip_in_aligned_blocks(kind: str, rows: int, columns: int) -> None:
     shape = (columns,) if kind == "vector" else (rows, columns)
     spec = model_format.TensorSpec("t", kind, shape)  # type: ignore[arg-type]
     values = np.arange(1, 1 + np.prod(shape), dtype=np.float32).reshape(shape)
@@ -68,11 +69,11 @@ def test_packing_is_reversible_and_aligned(kind: str, rows: int, columns: int) -
     assert len(packed) == 4 * spec.stored_floats
     assert len(packed) % 64 == 0
     np.testing.assert_array_equal(spec.unpack(packed), values)
-    # Padding is zeros, so that the sum over the file is the sum over the values.
+    # Padding is zeros.
     assert np.frombuffer(packed, "<f4").sum(dtype=np.float64) == values.sum(dtype=np.float64)
 
 
-def test_panel_element_stands_where_the_specification_says() -> None:
+def test_panel_elements_are_where_the_specification_says() -> None:
     values = np.arange(40 * 3, dtype=np.float32).reshape(40, 3)
     stored = np.frombuffer(model_format.TensorSpec("t", "panels", (40, 3)).pack(values), "<f4")
     for o, i in ((0, 0), (17, 2), (39, 1)):
@@ -80,7 +81,7 @@ def test_panel_element_stands_where_the_specification_says() -> None:
 
 
 @pytest.mark.parametrize("extreme", [{"norm_eps": 0.1}, {"pixel_std": 1e-6, "pixel_mean": 1.0}])
-def test_limits_themselves_are_allowed(extreme: dict[str, float], tmp_path: Path) -> None:
+def test_values_at_the_limits_are_allowed(extreme: dict[str, float], tmp_path: Path) -> None:
     config = dataclasses.replace(ARCHITECTURES["patch_forward_mean"], **extreme)
     path = tmp_path / "model.bin"
     write_model(path, MambaClassifier(config, scan="reference"))
@@ -148,8 +149,8 @@ def test_each_check_names_its_field(
 
 
 def worked_example() -> tuple[bytes, dict[str, list[float]], list[float]]:
-    """docs/format.md's example: its bytes, the values written beside them, and the logits."""
-    text = FORMAT_PAGE.read_text().split("## An example, byte by byte")[1]
+    """Return the example of docs/format.md: its bytes, the values noted there, and its logits."""
+    text = FORMAT_PAGE.read_text(encoding="utf-8").split("## An example, byte by byte")[1]
     (size,) = (int(word.replace(",", "")) for word in re.findall(r"has ([\d,]+) bytes", text))
     data, values = bytearray(size), {}
     for line in text.split("```")[1].splitlines()[1:]:
@@ -161,7 +162,7 @@ def worked_example() -> tuple[bytes, dict[str, list[float]], list[float]]:
     return bytes(data), values, [float(word) for word in re.findall(r"\*\*(-?[\d.]+)\*\*", text)]
 
 
-def test_the_worked_example_is_a_file_and_computes_what_it_says() -> None:
+def test_the_worked_example_gives_its_logits() -> None:
     data, values, logits = worked_example()
     file = model_format.decode(data)
     assert set(file.tensors) == set(values)
@@ -173,9 +174,8 @@ def test_the_worked_example_is_a_file_and_computes_what_it_says() -> None:
     assert (ROOT / "csrc/fuzz/seeds/model/smallest.bin").read_bytes() == data
 
 
-def test_the_header_table_matches_the_specification() -> None:
-    """docs/format.md's offsets are those that the code computes."""
-    text = FORMAT_PAGE.read_text()
+def test_the_offsets_match_the_specification() -> None:
+    text = FORMAT_PAGE.read_text(encoding="utf-8")
     offset = model_format.CHECKED_FROM
     for field in model_format.FIELDS:
         kind = {"I": "u32", "f": "f32"}[field.code]
@@ -185,34 +185,36 @@ def test_the_header_table_matches_the_specification() -> None:
     assert f"| {offset} | {256 - offset} bytes | reserved |" in text
 
 
-def test_the_limits_are_those_of_the_specification() -> None:
-    """docs/format.md's ranges, field by field, and the limits of what follows from the fields."""
-    text = FORMAT_PAGE.read_text()
+def test_the_limits_match_the_specification() -> None:
+    """The ranges of all fields, and the limits of sequence length and activations."""
+    text = FORMAT_PAGE.read_text(encoding="utf-8")
     number = r"([\d.e+-]*\d)"
+    choices = {
+        "stem": model_format.STEMS,
+        "direction": model_format.DIRECTIONS,
+        "pool": model_format.POOLS,
+    }
     for field in model_format.FIELDS:
+        low, high = field.range.low, field.range.high
         (allowed,) = re.findall(rf"^\| \d+ \| \w+ \| {field.name} \| (.*) \|$", text, re.MULTILINE)
         match field.name:
             case "flags":
                 wanted = sum(1 << int(bit) for bit in re.findall(r"bit (\d+) `", allowed))
-                assert (field.low, field.high) == (0, wanted)
+                assert (low, high) == (0, wanted)
             case "stem" | "direction" | "pool":
-                choices = re.findall(r"(\d+) (\w+)", allowed)
-                names = {"stem": model_format.STEMS, "direction": model_format.DIRECTIONS}
-                assert [name for _, name in choices] == list(
-                    names.get(field.name, model_format.POOLS)
-                )
-                assert [int(value) for value, _ in choices] == list(range(int(field.high) + 1))
+                expected = [(str(i), name) for i, name in enumerate(choices[field.name])]
+                assert re.findall(r"(\d+) (\w+)", allowed) == expected
+                assert (low, high) == (0, len(expected) - 1)
             case "patch_height" | "patch_width":
                 side = field.name.removeprefix("patch_")
                 assert allowed == f"patch stem: divides {side}; conv stems: 0"
             case "channels":
-                assert (field.low, field.high) == (1, 1)
-                assert allowed == "1"
+                assert (low, high, allowed) == (1, 1, "1")
             case "norm_eps":
-                assert allowed == f"0 < eps <= {field.high}"
+                assert allowed == f"0 < eps <= {high}"
             case _:
-                ((low, high),) = re.findall(rf"{number}\.\.{number}", allowed)
-                assert (float(low), float(high)) == (field.low, field.high), field.name
+                ((lowest, highest),) = re.findall(rf"{number}\.\.{number}", allowed)
+                assert (float(lowest), float(highest)) == (low, high), field.name
     assert f"It must be {MAX_LENGTH:,} or less" in text
     assert MAX_ACTIVATIONS == 2**24
     assert "must be 2^24 or less" in text

@@ -1,4 +1,4 @@
-"""Figures against scikit-learn's, and by hand."""
+"""Metrics compared with scikit-learn, and computed by hand."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ def test_likelihood_and_classes_agree_with_scikit_learn(seed: int, scale: float)
         theirs = log_loss(labels, probabilities, labels=range(4))
         assert negative_log_likelihood(logits, labels) == pytest.approx(theirs, rel=1e-6)
     predictions = logits.argmax(axis=1)
-    figures = per_class(predictions, labels, 4)
+    metrics = per_class(predictions, labels, 4)
     theirs = precision_recall_fscore_support(
         labels, predictions, labels=range(4), zero_division=0.0
     )
     for i, name in enumerate(("precision", "recall", "f1", "support")):
-        np.testing.assert_allclose([figures[str(c)][name] for c in range(4)], theirs[i])
+        np.testing.assert_allclose([metrics[str(c)][name] for c in range(4)], theirs[i])
 
 
-def test_likelihood_survives_huge_logits() -> None:
+def test_likelihood_of_huge_logits_does_not_overflow() -> None:
     logits = np.array([[1e4, 0.0]], dtype=np.float32)
     assert negative_log_likelihood(logits, np.array([1])) == pytest.approx(1e4)
 
 
-def test_calibration_error_by_hand() -> None:
+def test_calibration_error_matches_a_hand_computed_example() -> None:
     probabilities = np.array([[0.9, 0.1], [0.9, 0.1], [0.6, 0.4], [0.0, 1.0]])
     labels = np.array([0, 1, 0, 1])
-    # Bins (0.8, 1]: confidences 0.9 0.9 1.0, two of three right; (0.4, 0.6]..: 0.6, right.
+    # Bin [0.8, 1]: confidences 0.9, 0.9 and 1.0, two correct. Bin [0.6, 0.8): 0.6, correct.
     expected = abs(2.8 - 2) / 4 + abs(0.6 - 1) / 4
     assert expected_calibration_error(probabilities, labels, 5) == pytest.approx(expected)
     sure = np.array([[1.0, 0.0]])

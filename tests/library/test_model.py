@@ -41,7 +41,7 @@ def test_bidirectional_mixer_adds_the_keys_of_vision_mamba() -> None:
     }
 
 
-def test_classifier_keys() -> None:
+def test_classifier_has_the_keys_of_mamba_ssm_s_backbone() -> None:
     keys = set(make_model("patch_forward_mean").state_dict())
     assert {"layers.1.mixer.A_log", "layers.1.norm.weight", "norm_f.weight", "head.bias"} <= keys
 
@@ -61,13 +61,13 @@ def test_initial_values_follow_the_paper() -> None:
     assert 0.95 * bound <= float(weight.max()) <= bound
 
 
-def test_dt_init_floor_is_the_least_step() -> None:
+def test_dt_init_floor_is_the_smallest_step_size() -> None:
     mixer = MambaMixer(64, dt_min=1e-6, dt_max=1e-5, dt_init_floor=1e-3)
     dt = torch.nn.functional.softplus(mixer.get_parameter("dt_proj.bias"))
     torch.testing.assert_close(dt, torch.full_like(dt, 1e-3))
 
 
-def test_residual_branches_start_smaller_in_deeper_models() -> None:
+def test_out_proj_starts_smaller_in_deeper_models() -> None:
     config = ModelConfig(height=8, width=8, n_classes=3, d_model=32, n_layers=9)
     bound = 1 / math.sqrt(config.d_inner) / math.sqrt(9)
     for block in MambaClassifier(config).blocks:
@@ -76,7 +76,7 @@ def test_residual_branches_start_smaller_in_deeper_models() -> None:
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_every_parameter_of_every_architecture_learns(name: str) -> None:
+def test_every_parameter_has_a_gradient(name: str) -> None:
     model = make_model(name)
     pixels = make_images(model.config, 4).float() / 255
     logits = model(pixels)
@@ -84,12 +84,11 @@ def test_every_parameter_of_every_architecture_learns(name: str) -> None:
     torch.nn.functional.cross_entropy(logits, torch.tensor([0, 1, 2, 0])).backward()
     for parameter_name, parameter in model.named_parameters():
         assert parameter.grad is not None, parameter_name
-        # One token has no past that a tap of the convolution could reach.
         assert torch.isfinite(parameter.grad).all(), parameter_name
         assert parameter.grad.abs().max() > 0, parameter_name
 
 
-def test_tied_a_equals_the_free_model_with_that_a() -> None:
+def test_a_tied_model_equals_the_free_model_with_its_a() -> None:
     tied = make_model("patch_tied")
     free = make_model("patch_forward_mean")
     config = ModelConfig(**{**tied.config.to_dict(), "a": "free"})
@@ -102,8 +101,7 @@ def test_tied_a_equals_the_free_model_with_that_a() -> None:
     torch.testing.assert_close(free(pixels), tied(pixels), rtol=1e-5, atol=1e-6)
 
 
-def test_the_scan_is_causal_and_reversed_layers_are_not() -> None:
-    """A change of the last token reaches the first one only through a reversed layer."""
+def test_only_reversed_layers_carry_the_last_token_to_the_first() -> None:
     for direction, leaks in (("forward", False), ("alternate", True), ("bidirectional", True)):
         torch.manual_seed(0)
         config = ModelConfig(
@@ -119,8 +117,8 @@ def test_the_scan_is_causal_and_reversed_layers_are_not() -> None:
         assert bool((tokens[:, 0] != changed[:, 0]).any()) is leaks, direction
 
 
-def test_cross_layers_go_four_ways_over_the_grid() -> None:
-    """A change of one token reaches those after it in the order of the layer, and no others."""
+def test_cross_layers_scan_the_grid_in_four_orders() -> None:
+    """A change of one token reaches exactly the tokens after it in the layer's order."""
     torch.manual_seed(0)
     config = ModelConfig(
         height=3, width=4, n_classes=2, patch=(1, 1), d_model=8, n_layers=5, direction="cross"
@@ -139,7 +137,7 @@ def test_cross_layers_go_four_ways_over_the_grid() -> None:
         assert torch.equal(reached, order >= order[row, column])
 
 
-def test_a_local_convolution_reaches_the_eight_tokens_around_one() -> None:
+def test_a_local_convolution_reaches_a_token_and_its_eight_neighbours() -> None:
     torch.manual_seed(0)
     config = ModelConfig(
         height=4, width=5, n_classes=2, patch=(1, 1), d_model=8, n_layers=1, local_conv=True
@@ -156,7 +154,7 @@ def test_a_local_convolution_reaches_the_eight_tokens_around_one() -> None:
     assert torch.equal(reached, expected)
 
 
-def test_a_folded_local_convolution_is_the_same_map() -> None:
+def test_folding_a_local_convolution_keeps_its_map() -> None:
     local = make_model("patch_local").blocks[0].local
     assert local is not None
     taps, bias = local.folded()

@@ -1,4 +1,4 @@
-"""Our Triton kernel against the reference: on a GPU, or where there is none read by numpy."""
+"""Our Triton kernel against the reference: on a GPU or, without one, interpreted by numpy."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from mnist_mamba.scan import (
     triton_scan,
 )
 from mnist_mamba.scan.reference import selective_scan_reference
-from tests.library.test_scan import OPTIONAL, make_inputs
+from tests.library.scan_cases import OPTIONAL, make_inputs
 
 ROOT = Path(__file__).parents[2]
 KERNEL = "mnist_mamba.scan.triton_kernels"
@@ -39,10 +39,10 @@ needs_triton = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def device() -> Iterator[str]:
-    """Where the kernel runs.
+    """Return the device on which the kernel runs: the GPU or, interpreted by numpy, the CPU.
 
-    Triton asks when it is imported whether numpy stands in, also for its own functions, and an
-    earlier test may have imported it: here it is imported anew.
+    Triton reads TRITON_INTERPRET when it is imported, which an earlier test may have done. So it is
+    imported again here.
     """
     if torch.cuda.is_available():
         yield "cuda"
@@ -56,14 +56,14 @@ def device() -> Iterator[str]:
 
 
 def _take_out_triton() -> dict[str, ModuleType]:
-    """Forget its Python modules and what was made of them; what was there."""
+    """Remove Triton's Python modules and what was made of them; return the modules."""
     triton_scan._kernels.cache_clear()
     names = [name for name in sys.modules if name == KERNEL or name.split(".")[0] == "triton"]
     return {name: sys.modules.pop(name) for name in names if not name.startswith("triton._C")}
 
 
 def run(inputs: dict[str, Any], backend: str, softplus: bool, weight: torch.Tensor) -> Any:
-    """Output and gradients by name, in float64 on the CPU."""
+    """Return output and gradients by name, in float64 on the CPU."""
     leaves = {name: value.detach().requires_grad_() for name, value in inputs.items()}
     out = selective_scan(**leaves, delta_softplus=softplus, backend=backend)
     grads = torch.autograd.grad(out, list(leaves.values()), weight.to(out))
@@ -124,7 +124,7 @@ def test_half_types_are_computed_in_float32(device: str) -> None:
 
 
 @needs_triton
-def test_a_large_step_is_its_own_softplus(device: str) -> None:
+def test_the_softplus_of_a_large_step_is_the_step(device: str) -> None:
     inputs = make_inputs(1, 4, 2, 3)
     inputs["delta"] = torch.full_like(inputs["delta"], 200.0)
     assert_matches_reference(device, inputs)
@@ -203,17 +203,17 @@ for kernel, more in kernels:
 
 @needs_triton
 def test_the_kernels_compile_for_a_gpu(tmp_path: Path) -> None:
-    """The interpreter takes what the compiler does not; it needs no GPU either."""
+    """The compiler refuses more than the interpreter does, and needs no GPU either."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment |= {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": "src"}
     script = tmp_path / "compile_kernels.py"
-    script.write_text(COMPILE)
+    script.write_text(COMPILE, encoding="utf-8")
     command = [sys.executable, script]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
-def test_what_it_cannot_run_is_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inputs_that_triton_does_not_take_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(ScanBackendError, match="'triton': the Triton kernel needs CUDA tensors"):
         selective_scan(**make_inputs(1, 2, 2, 2), backend="triton")
@@ -230,7 +230,7 @@ def test_without_triton_auto_takes_the_next(monkeypatch: pytest.MonkeyPatch) -> 
     )
     monkeypatch.setattr(mamba_ssm, "why_unavailable", lambda _: None)
     assert choose("auto", "cuda") == "cuda"
-    monkeypatch.setattr(mamba_ssm, "why_unavailable", lambda _: "mamba-ssm is not there")
+    monkeypatch.setattr(mamba_ssm, "why_unavailable", lambda _: "mamba-ssm is not installed")
     assert choose("auto", "cuda") == "reference"
     with pytest.raises(ScanBackendError, match="Triton cannot be imported"):
         choose("triton", "cuda")
@@ -256,7 +256,7 @@ def test_auto_on_a_gpu_takes_the_first_kernel_that_fits(
     selective_scan(**small)
     selective_scan(**wide)
     assert taken == ["triton", "cuda"]
-    monkeypatch.setattr(mamba_ssm, "why_unavailable", lambda _: "mamba-ssm is not there")
+    monkeypatch.setattr(mamba_ssm, "why_unavailable", lambda _: "mamba-ssm is not installed")
     double = {name: value.double() for name, value in small.items()}
     for inputs in (wide, double):
         torch.testing.assert_close(selective_scan(**inputs), selective_scan_reference(**inputs))

@@ -1,4 +1,4 @@
-"""The C engine against PyTorch, through the command and through the binding."""
+"""The C engine, as command and through its binding, compared with PyTorch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from mnist_mamba.config import ModelConfig
 from mnist_mamba.data.idx import write_idx
 from mnist_mamba.engine import Engine, EngineError
-from mnist_mamba.engine.format import decode, encode, write_model
+from mnist_mamba.engine.format import decode, encode
+from mnist_mamba.export import write_model
 from mnist_mamba.model import build_classifier
 from mnist_mamba.training.evaluation import predict
 from tests.models import ARCHITECTURES, make_images, make_model
@@ -27,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="session")
 def mamba(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The command, built as the pipeline builds it."""
+    """Build the command as the pipeline does."""
     out = tmp_path_factory.mktemp("engine")
     make = ["make", "-s", "-f", "csrc/engine.mk", "dvc-engine", f"OUT={out}"]
     subprocess.run(make, cwd=ROOT, check=True)
@@ -80,7 +81,7 @@ def test_command_agrees_with_pytorch(name: str, mamba: Path, tmp_path: Path) -> 
 def test_any_model_agrees_with_pytorch(
     tmp_path_factory: pytest.TempPathFactory, seed: int, **dims: int | str | bool
 ) -> None:
-    # A norm of one value is all but its sign: near 0 it makes 1 / sqrt(eps) of a rounding.
+    # The norm of a single value amplifies a rounding error near 0 by 1 / sqrt(eps).
     eps = 0.1 if dims["d_model"] == 1 else 1e-5
     config = ModelConfig(patch=(1, dims["width"]), stem_width=3, norm_eps=eps, **dims)
     torch.manual_seed(seed)
@@ -93,7 +94,7 @@ def test_any_model_agrees_with_pytorch(
     np.testing.assert_allclose(logits, predict(model, images).numpy(), rtol=0, atol=2e-6)
 
 
-def test_one_image_through_the_command(mamba: Path, tmp_path: Path) -> None:
+def test_the_command_classifies_one_image(mamba: Path, tmp_path: Path) -> None:
     model = make_model("patch_alternate_last")
     image = make_images(model.config, 3)[2:]
     logits = predict(model, image)[0]
@@ -108,7 +109,7 @@ def test_one_image_through_the_command(mamba: Path, tmp_path: Path) -> None:
     assert str(answer["prediction"]) in people.stdout.splitlines()[0]
 
 
-def test_info_tells_the_dims(mamba: Path) -> None:
+def test_info_prints_the_dims(mamba: Path) -> None:
     for name in ("conv_tied_odd_image", "rows_odd_dims"):
         config = ARCHITECTURES[name]
         info = json.loads(run(mamba, "info", golden.FOLDER / f"{name}.bin", "--json").stdout)
@@ -129,7 +130,7 @@ def test_batches_and_threads_give_the_same_bits(tmp_path: Path) -> None:
     np.testing.assert_array_equal(floats, one_by_one)
 
 
-def test_binding_says_what_is_wrong(tmp_path: Path) -> None:
+def test_the_binding_s_errors_name_their_cause(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="nowhere") as error:
         Engine(tmp_path / "nowhere")
     assert error.value.status == 3
@@ -163,7 +164,7 @@ def test_a_file_its_copy_and_its_bytes_are_the_same_model(tmp_path: Path) -> Non
     with Engine(path) as engine:
         mapped = engine.logits(images)
     with Engine(path, mmap=False) as engine:
-        path.write_bytes(b"")  # a mapped one would end this process
+        path.write_bytes(b"")  # a mapped file would end this process
         np.testing.assert_array_equal(engine.logits(images), mapped)
     with Engine(data) as engine:
         np.testing.assert_array_equal(engine.logits(images), mapped)
@@ -173,7 +174,7 @@ def test_a_file_its_copy_and_its_bytes_are_the_same_model(tmp_path: Path) -> Non
         Engine(b"")
 
 
-def test_weights_that_overflow_are_an_error(tmp_path: Path) -> None:
+def test_logits_that_overflow_are_an_error(tmp_path: Path) -> None:
     file = decode((golden.FOLDER / "patch_tied.bin").read_bytes())
     file.tensors["head.weight"][:] = 3e38
     file.tensors["head.bias"][:] = 3e38
@@ -197,8 +198,8 @@ def test_the_engine_needs_no_pytorch() -> None:
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_golden_files_are_what_pytorch_computes_today(name: str, tmp_path: Path) -> None:
-    """Or `make golden` has to be run; the values may differ in their last bits between machines."""
+def test_golden_files_are_up_to_date(name: str, tmp_path: Path) -> None:
+    """If not, run `make golden`. The last bits of the values may differ between machines."""
     golden.write_golden(tmp_path, name)
     fresh, kept = (
         golden.decode((folder / f"{name}.golden").read_bytes())

@@ -1,4 +1,4 @@
-"""Our mixer against Hugging Face's, which shares no code with it: outputs and gradients."""
+"""Outputs and gradients of our mixer and of Hugging Face's, which share no code."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from mnist_mamba.data.torchvision_compat import import_torchvision
 from mnist_mamba.model import MambaMixer
 
-# transformers imports torchvision, which does not import by itself beside a CPU build of torch.
+# transformers imports torchvision, which with a CPU build of torch needs help to import.
 import_torchvision()
 transformers = pytest.importorskip("transformers", reason="the test extra is not installed")
 from transformers.models.mamba.modeling_mamba import MambaMixer as TheirMixer  # noqa: E402
@@ -29,7 +29,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 def make_pair(
     d_model: int, d_state: int = 16, d_conv: int = 4, expand: int = 2, dt_rank: Any = "auto"
 ) -> tuple[MambaMixer, TheirMixer]:
-    """Both mixers with our weights, loaded key for key."""
+    """Return both mixers with the same weights, loaded key for key."""
     torch.manual_seed(3)
     ours = MambaMixer(d_model, d_state, d_conv, expand, dt_rank, scan="reference")
     config = transformers.MambaConfig(
@@ -51,7 +51,7 @@ def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 def run(mixer: MambaMixer | TheirMixer, hidden: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The output and every gradient of a random weighing of it, by name."""
+    """Return the output, and every gradient of a random weighted sum of it, by name."""
     x = hidden.clone().requires_grad_()
     mixer.zero_grad()
     y = mixer(x)
@@ -76,7 +76,7 @@ def test_mixer_agrees_with_transformers(shape: dict[str, Any]) -> None:
         assert max(errors.values()) <= 1e-5, (backend, errors)
 
 
-def test_tied_mixer_loads_into_transformers_as_the_equal_free_one() -> None:
+def test_a_tied_mixer_s_untied_state_gives_the_same_outputs() -> None:
     torch.manual_seed(5)
     ours = MambaMixer(16, a="tied", scan="reference")
     with torch.no_grad():

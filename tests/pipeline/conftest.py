@@ -11,8 +11,8 @@ import torch
 
 from mnist_mamba.atomic_write import write_json
 from mnist_mamba.data.idx import write_idx
-from mnist_mamba.engine.binding import _find_library
-from mnist_mamba.engine.format import write_model
+from mnist_mamba.engine.binding import find_library
+from mnist_mamba.export import write_model
 from mnist_mamba.model import MambaClassifier, ModelConfig
 from pipeline.common import paths
 from tests.pipeline.project import copy_project
@@ -46,7 +46,7 @@ def engine_files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     torch.manual_seed(0)
     model = tmp_path_factory.mktemp("model") / "model.bin"
     write_model(model, MambaClassifier(CONFIG, scan="reference"))
-    return model, _find_library(None)
+    return model, find_library()
 
 
 @pytest.fixture

@@ -15,9 +15,13 @@ import yaml
 
 from mnist_mamba.data.idx import write_idx
 from mnist_mamba.data.sources import IDX_NAMES
+from pipeline.common.nested import look_up
 from tests.pipeline.imports import ROOT
 
-PARTS = ("pipeline", "src", "csrc", "params.yaml", "dvc.yaml", ".dvc", ".dvcignore", ".gitignore")
+PARTS = (
+    *("pipeline", "src", "csrc", "params.yaml", "gate.yaml", "dvc.yaml"),
+    *(".dvc", ".dvcignore", ".gitignore"),
+)
 
 SMALL: dict[str, Any] = {
     "data.dataset": "idx",
@@ -61,16 +65,19 @@ def copy_project(folder: Path, changes: Mapping[str, Any] = SMALL) -> Path:
 
 
 def set_params(folder: Path, changes: Mapping[str, Any]) -> None:
-    """Change params.yaml by dotted keys."""
-    content = yaml.safe_load((ROOT / "params.yaml").read_text())
+    """Write this project's params.yaml with changes by dotted keys."""
+    write_changed("params.yaml", folder, changes)
+
+
+def write_changed(name: str, folder: Path, changes: Mapping[str, Any]) -> None:
+    """Write a YAML file of this project to a folder, with changes by dotted keys."""
+    content = yaml.safe_load((ROOT / name).read_text(encoding="utf-8"))
     for key, value in changes.items():
-        *path, name = key.split(".")
-        section = content
-        for part in path:
-            section = section[part]
-        assert name in section, key
-        section[name] = value
-    (folder / "params.yaml").write_text(yaml.safe_dump(content))
+        section, _, last = key.rpartition(".")
+        values = look_up(content, section) if section else content
+        assert last in values, key
+        values[last] = value
+    (folder / name).write_text(yaml.safe_dump(content), encoding="utf-8")
 
 
 def write_bars(folder: Path) -> None:

@@ -1,8 +1,7 @@
-"""dvc.yaml against the code: a stage depends on every file of the project that it runs."""
+"""dvc.yaml and the code: a stage depends on exactly the files of the project that it imports."""
 
 from __future__ import annotations
 
-import itertools
 import re
 from pathlib import Path
 from typing import Any
@@ -14,20 +13,21 @@ from pipeline.common.content_key import source_files
 from pipeline.common.params import load_params
 from tests.pipeline.imports import ROOT, imported_files
 
-STAGES: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+STAGES: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
 
-WATCHERS = {
-    "pipeline/tracking/__init__.py",
-    "pipeline/tracking/client.py",
-    "pipeline/common/content_key.py",
+NO_RETRAINING = {f"pipeline/tracking/{name}.py" for name in ("__init__", "client", "live")} | {
+    f"pipeline/common/{name}.py"
+    for name in ("command", "content_key", "git", "machine", "nested", "params", "paths")
 }
-"""They name a training and show it to MLflow, but change nothing in it: no need to retrain."""
-PLUMBING = {f"pipeline/common/{name}.py" for name in ("params", "paths", "command")}
-"""What they say reaches a training as params and data, which count themselves."""
+"""Modules that `train` imports without depending on them.
+
+They show a training in MLflow, choose its hardware, or pass on params and data, on which the stage
+depends directly.
+"""
 
 
 def python_files(dep: str) -> set[str]:
-    """The Python files that a dep names: itself, or all of its folder."""
+    """Return the Python files of a dependency, a file or a folder."""
     if dep.endswith(".py"):
         return {dep}
     return {str(path.relative_to(ROOT)) for path in (ROOT / dep).glob("**/*.py")}
@@ -40,7 +40,7 @@ def test_every_import_is_a_dep(name: str) -> None:
     start = ROOT / (module[1].replace(".", "/") + ".py")
     imported = {str(path.relative_to(ROOT)) for path in imported_files(start)}
     if name == "train":
-        imported -= WATCHERS | PLUMBING
+        imported -= NO_RETRAINING
     code = {file for dep in STAGES[name]["deps"] for file in python_files(dep)}
     assert imported - code == set(), "imported, but no dep"
     assert code - imported == set(), "a dep, but never imported"
@@ -55,10 +55,10 @@ def test_the_walk_sees_what_is_imported() -> None:
 
 
 def test_c_sources_are_deps() -> None:
-    engine = {"csrc/engine", "csrc/include", "csrc/simd", "csrc/engine.mk"}
+    engine = {"csrc/engine", "csrc/include", "csrc/simd", "csrc/engine.mk", "csrc/flags.mk"}
     assert engine == set(STAGES["compile"]["deps"])
     scan = {dep for dep in STAGES["train"]["deps"] if dep.startswith("csrc/")}
-    assert scan == {"csrc/scan", "csrc/simd"}
+    assert scan == {"csrc/flags.mk", "csrc/scan", "csrc/simd"}
 
 
 def test_every_stage_says_what_it_does() -> None:
@@ -76,21 +76,44 @@ def test_metrics_and_plots_live_in_git_and_binaries_do_not() -> None:
                 assert isinstance(out, str) or "cache" not in next(iter(out.values()))
 
 
-def test_every_param_is_used_by_a_stage_and_commented() -> None:
-    text = (ROOT / "params.yaml").read_text()
-    content = yaml.safe_load(text)
+def test_every_param_is_used_by_a_stage() -> None:
+    content = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     named = {param for stage in STAGES.values() for param in stage.get("params", [])}
-    named.add("gate")  # judges what the stages have made
     for section, values in content.items():
         for key in values:
-            known = section in named or f"{section}.{key}" in named
-            assert known, f"{section}.{key} is in no stage"
-    lines = text.splitlines()
-    for before, line in itertools.pairwise(lines):
-        # A second key may share its neighbour's comment where the comment speaks of both.
-        if re.match(r" +\w+: ", line):
-            shared = re.match(r" +(beta2|dt_max|dt_init_floor):", line)
-            assert before.strip().startswith("#") or shared, f"no comment above {line.strip()}"
+            assert section in named or f"{section}.{key}" in named, f"{section}.{key}"
+
+
+@pytest.mark.parametrize("name", ["params.yaml", "gate.yaml"])
+def test_every_setting_has_a_comment(name: str) -> None:
+    """Above it, or above a group of settings with common dotted parts, as in gate.yaml."""
+    previous, commented = "", False
+    for line in (ROOT / name).read_text(encoding="utf-8").splitlines():
+        setting = re.match(r" +([\w.*]+): \S", line)
+        if setting:
+            group = setting[1].rpartition(".")[0].split(".")[0]
+            same_group = bool(group) and group == previous
+            assert commented or same_group, f"no comment above {line.strip()}"
+            previous = group
+        commented = line.lstrip().startswith("#")
+
+
+def test_only_the_tracking_folder_imports_mlflow() -> None:
+    modules = [*ROOT.glob("pipeline/**/*.py"), *ROOT.glob("src/**/*.py")]
+    for module in modules:
+        text = module.read_text(encoding="utf-8")
+        if re.search(r"^ *(from|import) mlflow\b", text, re.MULTILINE):
+            assert module.parent == ROOT / "pipeline/tracking", module
+
+
+def test_every_module_directly_in_pipeline_is_a_command_of_the_list() -> None:
+    text = (ROOT / "pipeline/__init__.py").read_text(encoding="utf-8")
+    listed = re.findall(r"^ +(\w+) ", text.split('"""')[1], re.MULTILINE)
+    commands = {path.stem for path in (ROOT / "pipeline").glob("*.py")} - {"__init__"}
+    assert sorted(listed) == sorted(commands)
+    for name in commands:
+        source = (ROOT / f"pipeline/{name}.py").read_text(encoding="utf-8")
+        assert "command.run(main)" in source, name
 
 
 def test_the_content_key_covers_sources_but_nothing_that_a_stage_makes() -> None:

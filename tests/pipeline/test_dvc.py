@@ -134,7 +134,7 @@ def test_a_repro_that_was_killed_goes_on(tmp_path: Path, home: str) -> None:
     whole = shutil.copytree(folder, tmp_path / "whole", symlinks=True)
     kill_in_the_middle(folder, start(folder, ["dvc", "repro", "train"], HOME=home))
     done = dvc(folder, home, "repro", "train")
-    assert "going on in epoch" in done.stdout + done.stderr
+    assert "resuming in epoch" in done.stdout + done.stderr
     dvc(whole, home, "repro", "train")
     locks = [yaml.safe_load((path / "dvc.lock").read_text()) for path in (folder, whole)]
     assert locks[0]["stages"]["train"] == locks[1]["stages"]["train"]

@@ -15,14 +15,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.common import paths
-from pipeline.common.params import Rule, load_params
+from pipeline.common import command, paths
 from pipeline.release import gate
-from pipeline.release.rules import Verdict, judge, markdown
+from pipeline.release.rules import Rule, Verdict, judge, load_rules, markdown
 from tests.pipeline.imports import ROOT
-from tests.pipeline.project import IDENTITY, run, run_module, set_params
+from tests.pipeline.project import IDENTITY, run, run_module, set_params, write_changed
 
-FILES = ("params.yaml", "metrics/eval.json", "metrics/train.json", "plots/predictions.csv")
+FILES = ("gate.yaml", "metrics/eval.json", "metrics/train.json", "plots/predictions.csv")
 
 
 @pytest.fixture(scope="module")
@@ -47,12 +46,16 @@ def tree(committed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     return folder
 
 
-def verdicts(base: str = "base") -> dict[str, Verdict]:
-    return {one.name: one for one in gate.run_gate(load_params(), base)}
+def verdicts(base: str = "base") -> list[Verdict]:
+    return gate.judge_all(load_rules(), base)
 
 
-def failures() -> set[str]:
-    return {name for name, one in verdicts().items() if not one.passed}
+def failed(verdicts: list[Verdict]) -> set[str]:
+    return {verdict.name for verdict in verdicts if not verdict.passed}
+
+
+def failures(base: str = "base") -> set[str]:
+    return failed(verdicts(base))
 
 
 def edit(name: str, change: Callable[[dict[str, Any]], object]) -> None:
@@ -134,31 +137,31 @@ def put_all(column: int) -> None:
 
 def test_the_same_results_pass(tree: Path) -> None:
     assert failures() == set()
-    assert set(verdicts()) == {"accuracy", *PLANTED}
+    assert {verdict.name for verdict in verdicts()} == {"accuracy", *PLANTED}
 
 
 @pytest.mark.parametrize("name", PLANTED)
 def test_a_planted_regression_fails_and_noise_passes(name: str) -> None:
-    rules = load_params(ROOT / "params.yaml").gate.metrics
-    base = {figure: values[0] for figure, values in PLANTED.items()}
-    assert all(one.passed for one in judge(rules, base, {**base, name: PLANTED[name][1]}))
+    rules = load_rules(ROOT / "gate.yaml").metrics
+    base = {metric: values[0] for metric, values in PLANTED.items()}
+    assert failed(judge(rules, base, {**base, name: PLANTED[name][1]})) == set()
     spoilt = {
         "expected": {**base, name: PLANTED[name][2]},
         "missing": {key: value for key, value in base.items() if key != name},
     }
     for problem, here in spoilt.items():
-        failed = [one for one in judge(rules, base, here) if not one.passed]
-        assert [one.name for one in failed] == [name]
-        assert problem in str(failed[0].problem)
+        (verdict,) = (row for row in judge(rules, base, here) if not row.passed)
+        assert verdict.name == name
+        assert problem in str(verdict.problem)
 
 
 def test_planted_regressions_fail_all_at_once(tree: Path) -> None:
     put_all(0)
     commit("base")
     put_all(1)
-    assert {name for name, one in verdicts("HEAD").items() if not one.passed} == set()
+    assert failures("HEAD") == set()
     put_all(2)
-    assert {name for name, one in verdicts("HEAD").items() if not one.passed} == set(PLANTED)
+    assert failures("HEAD") == set(PLANTED)
 
 
 def test_missing_figures_fail_all_at_once(tree: Path) -> None:
@@ -201,7 +204,7 @@ def test_noise_passes(tree: Path) -> None:
 def test_a_real_loss_fails(tree: Path) -> None:
     predict(lambda rows: misread(rows, 7))  # all lost, none won: p = 0.008
     assert failures() == {"accuracy"}
-    assert "7 lost, 0 won" in str(verdicts()["accuracy"].problem)
+    assert "7 lost, 0 won" in str(verdicts()[0].problem)
 
 
 def test_a_loss_that_chance_explains_passes(tree: Path) -> None:
@@ -219,8 +222,9 @@ def test_better_results_pass(tree: Path) -> None:
 def test_the_floor_holds_whatever_the_base_has(tree: Path) -> None:
     predict(lambda rows: misread(rows, 100))
     commit("worse")
-    assert not verdicts("HEAD")["accuracy"].passed
-    assert "expected ≥ 0.995" in str(verdicts("HEAD")["accuracy"].problem)
+    accuracy = verdicts("HEAD")[0]
+    assert not accuracy.passed
+    assert "expected ≥ 0.995" in str(accuracy.problem)
 
 
 def commit(message: str) -> None:
@@ -278,11 +282,14 @@ def test_the_table_shows_failures_first_and_keeps_to_its_cells() -> None:
     ("spoil", "words"),
     [
         (lambda: Path("metrics/eval.json").write_text("{"), "metrics/eval.json is not JSON"),
-        (lambda: put("eval.correct", 9000), "eval.correct = 9000 .*not of one run"),
-        (lambda: put("eval.accuracy", 0.9999), "eval.accuracy = 0.9999 .*not of one run"),
-        (lambda: put("eval.n_test", 9999), "eval.n_test = 9999 .*not of one run"),
-        (lambda: put("train.parameters", 7), "train.parameters = 7 .*not of one run"),
-        (lambda: paths.PREDICTIONS.write_text("a,b\n1,2\n"), "no columns label and predicted"),
+        (lambda: put("eval.correct", 9000), "eval.correct = 9000 .*of different runs"),
+        (lambda: put("eval.accuracy", 0.9999), "eval.accuracy = 0.9999 .*of different runs"),
+        (lambda: put("eval.n_test", 9999), "eval.n_test = 9999 .*of different runs"),
+        (lambda: put("train.parameters", 7), "train.parameters = 7 .*of different runs"),
+        (
+            lambda: paths.PREDICTIONS.write_text("a,b\n1,2\n"),
+            "expected columns label",
+        ),
         (lambda: paths.PREDICTIONS.write_bytes(b"\xff\xfe"), "work tree: plots/predictions.csv"),
         (lambda: paths.PREDICTIONS.write_text("label\n" + "1" * 140_000), "work tree: plots/pred"),
         (lambda: Path("metrics/eval.json").write_bytes(b"\xff"), "work tree: metrics/eval.json is"),
@@ -292,9 +299,9 @@ def test_the_table_shows_failures_first_and_keeps_to_its_cells() -> None:
         ),
         (
             lambda: predict(lambda rows: rows[0].update(label="1", predicted="1")),
-            "other test images",
+            "test images do too",
         ),
-        (lambda: predict(lambda rows: rows.pop()), "other test images"),
+        (lambda: predict(lambda rows: rows.pop()), "test images do too"),
     ],
 )
 def test_what_cannot_be_judged_is_no_verdict(
@@ -326,19 +333,29 @@ def test_a_base_without_results_is_no_verdict(tree: Path) -> None:
         verdicts("HEAD")
 
 
-def test_the_base_s_other_params_do_not_matter(tree: Path) -> None:
-    """A rule that moved is shown also where the base's params are of another version."""
-    text = Path("params.yaml").read_text()
-    Path("params.yaml").write_text(text.replace("floor: 0.995", "floor: 0.9") + "\nnew: {a: 1}\n")
+def test_changed_rules_are_shown_even_if_the_base_has_another_version_of_them(tree: Path) -> None:
+    text = Path("gate.yaml").read_text(encoding="utf-8")
+    other = text.replace("floor: 0.995", "floor: 0.9") + "\nnew: {a: 1}\n"
+    Path("gate.yaml").write_text(other, encoding="utf-8")
     commit("another version")
-    Path("params.yaml").write_text(text)
-    changed = gate.changed_rules(load_params(), gate.in_revision(gate.resolve("HEAD")))
-    assert changed == ["`gate.accuracy.floor`: 0.9 → 0.995"]
+    Path("gate.yaml").write_text(text, encoding="utf-8")
+    changed = gate.changed_rules(load_rules(), gate.in_revision(gate.resolve("HEAD")))
+    assert changed == ["`accuracy.floor`: 0.9 → 0.995", "`new.a`: 1 → None"]
 
 
-@pytest.mark.parametrize("base", ["nowhere", "", "--help", "base:params.yaml"])
+def test_a_base_without_rules_is_judged_by_those_of_the_work_tree(tree: Path) -> None:
+    text = Path("gate.yaml").read_text(encoding="utf-8")
+    Path("gate.yaml").unlink()
+    commit("rules elsewhere")
+    Path("gate.yaml").write_text(text, encoding="utf-8")
+    page, found = gate.compare("HEAD")
+    assert failed(found) == set()
+    assert "- rule changed: all" in page
+
+
+@pytest.mark.parametrize("base", ["nowhere", "", "--help", "base:gate.yaml"])
 def test_an_unknown_base_is_no_verdict(tree: Path, base: str) -> None:
-    with pytest.raises(gate.NoVerdictError, match="is no commit of this repository"):
+    with pytest.raises(gate.NoVerdictError, match="is not a commit"):
         verdicts(base)
 
 
@@ -346,20 +363,20 @@ def test_the_command_s_codes_and_table(tree: Path) -> None:
     """0, 1 and 2, from a clone that has nothing but its files."""
     for name in ("pipeline", "src"):
         shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
-    command = ("pipeline.release.gate", "--output", "out/gate.md", "--base")
-    done = run_module(tree, *command, "base")
-    assert done.returncode == gate.PASS, done.stderr
+    words = ("pipeline.release.gate", "--output", "out/gate.md", "--base")
+    done = run_module(tree, *words, "base")
+    assert done.returncode == command.PASS, done.stderr
     assert Path("out/gate.md").read_text() in done.stdout
-    set_params(tree, {"gate.accuracy.floor": 0.9999})
-    done = run_module(tree, *command, "origin/HEAD")
-    assert done.returncode == gate.REGRESSION, done.stderr
+    write_changed("gate.yaml", tree, {"accuracy.floor": 0.9999})
+    done = run_module(tree, *words, "origin/HEAD")
+    assert done.returncode == command.REGRESSION, done.stderr
     assert "1 of" in done.stdout.splitlines()[0]
-    assert "`gate.accuracy.floor`: 0.995 → 0.9999" in done.stdout
-    done = run_module(tree, *command, "nowhere")
-    assert (done.returncode, done.stdout) == (gate.NO_VERDICT, "")
+    assert "`accuracy.floor`: 0.995 → 0.9999" in done.stdout
+    done = run_module(tree, *words, "nowhere")
+    assert (done.returncode, done.stdout) == (command.NO_VERDICT, "")
     assert "error: BASE=nowhere" in done.stderr
     page = Path("out/gate.md").read_text()  # the last verdict's no more
-    assert page.startswith("## gate against nowhere: no verdict\n\nBASE=nowhere is no commit")
+    assert page.startswith("## gate against nowhere: no verdict\n\nBASE=nowhere is not a commit")
     assert "Traceback" not in done.stderr
 
 
@@ -375,22 +392,18 @@ SPEED = {
 
 @pytest.mark.parametrize("name", SPEED)
 def test_a_slower_or_larger_engine_fails_by_its_own_rule(name: str) -> None:
-    rules = load_params(ROOT / "params.yaml").gate.speed
-    base = {figure: values[0] for figure, values in SPEED.items()}
-    assert [one.name for one in judge(rules, base, base) if not one.passed] == []
-    assert {one.name for one in judge(rules, base, base)} == set(SPEED)
-    assert all(one.passed for one in judge(rules, base, {**base, name: SPEED[name][1]}))
-    failed = [one for one in judge(rules, base, {**base, name: SPEED[name][2]}) if not one.passed]
-    assert [one.name for one in failed] == [name]
+    rules = load_rules(ROOT / "gate.yaml").speed
+    base = {metric: values[0] for metric, values in SPEED.items()}
+    assert failed(judge(rules, base, base)) == set()
+    assert {verdict.name for verdict in judge(rules, base, base)} == set(SPEED)
+    assert failed(judge(rules, base, {**base, name: SPEED[name][1]})) == set()
+    assert failed(judge(rules, base, {**base, name: SPEED[name][2]})) == {name}
 
 
 def test_a_command_of_more_than_64_kb_fails_whatever_the_base_has() -> None:
-    rules = load_params(ROOT / "params.yaml").gate.speed
-    base = {**{figure: values[0] for figure, values in SPEED.items()}, "binary_bytes": 70_000}
-    failed = [
-        one.name for one in judge(rules, base, {**base, "binary_bytes": 65_537}) if not one.passed
-    ]
-    assert failed == ["binary_bytes"]
+    rules = load_rules(ROOT / "gate.yaml").speed
+    base = {**{metric: values[0] for metric, values in SPEED.items()}, "binary_bytes": 70_000}
+    assert failed(judge(rules, base, {**base, "binary_bytes": 65_537})) == {"binary_bytes"}
 
 
 SLOWER = {
@@ -405,7 +418,7 @@ SLOWER = {
 def test_a_slower_engine_fails_the_speed_gate(tmp_path: Path) -> None:
     for name in ("pipeline", "src", "csrc", "models"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("Makefile", "params.yaml", ".gitignore", "constraints.txt"):
+    for name in ("Makefile", "params.yaml", "gate.yaml", ".gitignore", "constraints.txt"):
         shutil.copy(ROOT / name, tmp_path / name)
     set_params(tmp_path, {"benchmark.rounds": 2})
     for words in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "base"]):
@@ -417,9 +430,9 @@ def test_a_slower_engine_fails_the_speed_gate(tmp_path: Path) -> None:
         text = text.replace(old, new)
     flags.write_text(text)
     done = run_module(tmp_path, "pipeline.release.gate_speed", "--base", "HEAD")
-    assert done.returncode == gate.REGRESSION, done.stderr
-    failed = {line.split("`")[1] for line in done.stdout.splitlines() if "**FAIL**" in line}
-    assert failed >= {
+    assert done.returncode == command.REGRESSION, done.stderr
+    slower = {line.split("`")[1] for line in done.stdout.splitlines() if "**FAIL**" in line}
+    assert slower >= {
         "instructions.avx2",
         "instructions.scalar",
         "us_per_image.b1",
@@ -435,10 +448,11 @@ def test_an_engine_that_does_not_build_is_no_verdict(tmp_path: Path) -> None:
     assert run(tmp_path, ["git", "init", "-q"]).returncode == 0
     for name in ("pipeline", "src"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "params.yaml", tmp_path)
-    assert run(tmp_path, ["git", "add", "params.yaml"]).returncode == 0
+    for name in ("params.yaml", "gate.yaml"):
+        shutil.copy(ROOT / name, tmp_path)
+        assert run(tmp_path, ["git", "add", name]).returncode == 0
     assert run(tmp_path, ["git", "commit", "-qm", "no engine"], **IDENTITY).returncode == 0
     done = run_module(tmp_path, "pipeline.release.gate_speed", "--base", "HEAD")
-    assert done.returncode == gate.NO_VERDICT
+    assert done.returncode == command.NO_VERDICT
     assert "error: make" in done.stderr
     assert "failed" in done.stderr

@@ -1,4 +1,4 @@
-"""params.yaml: what is refused, and in which words."""
+"""params.yaml: accepted values, and the names and values in the errors on others."""
 
 from __future__ import annotations
 
@@ -11,13 +11,17 @@ import yaml
 
 from mnist_mamba.config import TrainConfig
 from mnist_mamba.data.sources import load_digits
-from pipeline.common.params import IMAGE_SIZES, ParamsError, load_params, parse_params
+from pipeline.common.params import IMAGE_SIZES, Params, ParamsError, load_params, parse
 from tests.pipeline.imports import ROOT
 
 
+def parse_params(content: Any) -> Params:
+    return parse(Params, content, "params.yaml")
+
+
 def changed(key: str, value: Any) -> dict[str, Any]:
-    """params.yaml's content with one value replaced or added."""
-    content: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())
+    """Return params.yaml's content with one value replaced or added."""
+    content: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     *folders, name = key.split(".")
     section = content
     for folder in folders:
@@ -28,7 +32,7 @@ def changed(key: str, value: Any) -> dict[str, Any]:
 
 def test_the_committed_params_are_valid() -> None:
     params = load_params(ROOT / "params.yaml")
-    assert isinstance(params.train.config(), TrainConfig)
+    assert isinstance(params.train, TrainConfig)
     config = params.model.config(28, 28, 10, pixel_mean=0.1, pixel_std=0.3)
     assert (config.d_model, config.pixel_std) == (32, 0.3)
 
@@ -40,13 +44,13 @@ def test_the_committed_params_are_valid() -> None:
         ("train.lr", "0.001", ["train.lr", "'0.001'", "without quotes"]),
         ("train.epochs", "10", ["train.epochs", "'10'", "without quotes"]),
         ("model.d_model", "1e2", ["model.d_model", "'1e2'", "number"]),
-        ("train.lr", -1, ["train.lr", "-1", "greater than 0"]),
-        ("train.lr", float("inf"), ["train.lr", "inf", "finite"]),
-        ("train.save_every", -1, ["train.save_every", "-1", "greater than or equal to 0"]),
+        ("train.lr", -1, ["train.lr", "-1", "above 0"]),
+        ("train.lr", float("inf"), ["train.lr", "inf", "above 0"]),
+        ("train.save_every", -1, ["train.save_every", "-1", "0..1000000000"]),
         ("train.epochs", 2.5, ["train.epochs", "2.5", "integer"]),
         ("train.nesterov", True, ["train.nesterov", "unknown key"]),
         ("train.optimizer", "sgd", ["train.optimizer", "'sgd'", "'muon'"]),
-        ("train.augment.elastic_scale", 0, ["train.augment.elastic_scale", "0", "greater than 0"]),
+        ("train.augment.elastic_scale", 0, ["train.augment.elastic_scale", "0", "(0, 1]"]),
         ("evaluate.robustness.shift", [0.5], ["evaluate.robustness.shift.0", "0.5", "integer"]),
         ("train.augment.rotate", 500, ["train.augment.rotate", "500", "180"]),
         ("train.scan", "gpu", ["train.scan", "'gpu'", "'cuda'"]),
@@ -61,10 +65,10 @@ def test_the_committed_params_are_valid() -> None:
         ("model.d_model", 4096, ["model.d_model = 4096", "1..2048"]),
         ("model.dt_min", 0.5, ["model.dt_min = 0.5", "dt_max = 0.1"]),
         ("data.resize", [4096, 4096], ["model.stem = 'conv3'", "4096 x 4096", "up to 65536"]),
-        ("model.a", "mixed", ["model.a = 'mixed'", "free, tied"]),
+        ("model.a", "mixed", ["model.a", "'mixed'", "'free'", "'tied'"]),
         ("evaluate", None, ["evaluate", "None"]),
-        ("model.pos_embed", 1, ["model.pos_embed", "got 1", "boolean"]),
-        ("train.on_val", "1", ["train.on_val", "got '1'", "boolean"]),
+        ("model.pos_embed", 1, ["model.pos_embed", "got 1", "true or false"]),
+        ("train.on_val", "1", ["train.on_val", "got '1'", "true or false"]),
         ("model.dt_rank", "4", ["model.dt_rank", "got '4'", "'auto'"]),
         ("data.resize", "28", ["data.resize", "got '28'", "integer"]),
         ("evaluate.robustness.shift", [True], ["robustness.shift.0", "got True", "integer"]),
@@ -97,7 +101,7 @@ def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
     text = (ROOT / "params.yaml").read_text()
     path = tmp_path / "params.yaml"
     path.write_text(text.replace("  n_layers: 2\n", "  n_layers: 2\n  n_layers: 4\n"))
-    with pytest.raises(ParamsError, match=r"'n_layers' stands here a second time(?s:.*)line \d+"):
+    with pytest.raises(ParamsError, match=r"'n_layers'(?s:.*)line \d+"):
         load_params(path)
 
 
@@ -109,11 +113,11 @@ def test_a_width_that_is_a_product_names_its_factors() -> None:
 
 
 def test_a_missing_key_is_named_alone() -> None:
-    content = changed("train.lr", 0.1)
-    del content["train"]["lr"]
+    content = changed("evaluate.ece_bins", 10)
+    del content["evaluate"]["ece_bins"]
     with pytest.raises(ParamsError) as error:
         parse_params(content)
-    assert str(error.value) == "params.yaml: train.lr: got nothing; expected a value"
+    assert str(error.value) == "params.yaml: evaluate.ece_bins: missing, expected a value"
 
 
 def test_the_best_on_validation_needs_validation_images() -> None:
@@ -122,6 +126,17 @@ def test_the_best_on_validation_needs_validation_images() -> None:
     content["train"]["on_val"] = True
     with pytest.raises(ParamsError, match=r"'best_model' .* train\.on_val = true .* 'last'"):
         parse_params(content)
+
+
+def test_settings_that_the_file_leaves_out_have_the_library_s_defaults() -> None:
+    content = changed("model.members", 1)
+    for section, key in (("data", "split_seed"), ("model", "dt_min"), ("train", "beta1")):
+        assert key not in content[section]
+    params = parse_params(content)
+    assert (params.data.split_seed, params.model.dt_min, params.train.beta1) == (0, 0.001, 0.9)
+    other = params.changed({"model.dt_min": "1e-2", "train.augment.elastic_scale": 1}, "here")
+    assert (other.model.dt_min, other.train.augment.elastic_scale) == (0.01, 1.0)
+    assert other.model.config(28, 28, 10).dt_min == 0.01
 
 
 def test_changes_by_dotted_keys() -> None:
@@ -136,6 +151,7 @@ def test_changes_by_dotted_keys() -> None:
     )
     for key, words in (
         ("train.rate", "here: train.rate: unknown key"),
+        ("train.augment.flip", "here: train.augment.flip: unknown key"),
         ("trains.lr", "here: trains.lr: unknown key"),
         ("train.lr.peak", "here: train.lr.peak: unknown key"),
     ):
@@ -177,7 +193,7 @@ def test_the_known_sizes_are_those_of_the_data() -> None:
 
 
 def test_missing_or_broken_file(tmp_path: Path) -> None:
-    with pytest.raises(ParamsError, match="run from the project's folder"):
+    with pytest.raises(ParamsError, match="run in the project's folder"):
         load_params(tmp_path / "params.yaml")
     (tmp_path / "params.yaml").write_text("a: [")
     with pytest.raises(ParamsError, match="not valid YAML"):

@@ -14,17 +14,25 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from mnist_mamba.engine import Engine
-from pipeline.common import paths
+from pipeline.common import dvc_lock, paths
+from pipeline.common.command import NO_VERDICT, PASS, REGRESSION
 from pipeline.release import published
-from pipeline.release.gate import NO_VERDICT, PASS, REGRESSION
-from tests.pipeline.project import IDENTITY, SMALL, copy_project, dvc, git, run_module, set_params
+from tests.pipeline.project import (
+    IDENTITY,
+    SMALL,
+    copy_project,
+    dvc,
+    git,
+    run_module,
+    set_params,
+    write_changed,
+)
 
 pytestmark = pytest.mark.slow
 
 RULES: dict[str, Any] = {
-    **SMALL,
-    "gate.accuracy.floor": 0.5,
-    "gate.metrics": {"eval.parity.prediction_mismatches": {"better": "lower", "bound": 0}},
+    "accuracy.floor": 0.5,
+    "metrics": {"eval.parity.prediction_mismatches": {"better": "lower", "bound": 0}},
 }
 README = "# Small\n\n<!-- results: make promote -->\nnothing yet\n<!-- end of results -->\n\nEnd.\n"
 
@@ -32,7 +40,8 @@ README = "# Small\n\n<!-- results: make promote -->\nnothing yet\n<!-- end of re
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory, home: str) -> Path:
     """A repository with a trained model that was never promoted, committed."""
-    folder = copy_project(tmp_path_factory.mktemp("promote") / "project", RULES)
+    folder = copy_project(tmp_path_factory.mktemp("promote") / "project")
+    write_changed("gate.yaml", folder, RULES)
     (folder / published.README).write_text(README)
     git(folder, home, "init", "-q")
     dvc(folder, home, "repro")
@@ -82,7 +91,7 @@ def test_the_champion_and_what_is_refused(project: Path, home: str) -> None:
     assert (done.returncode, "plots/reliability.png" in done.stderr) == (NO_VERDICT, True)
     plot.write_bytes(picture)
     settings = (project / "params.yaml").read_text()
-    set_params(project, {**RULES, "train.weight_decay": 0.123})
+    set_params(project, {**SMALL, "train.weight_decay": 0.123})
     done = promote(project)
     assert done.returncode == NO_VERDICT
     assert "train.weight_decay is 0.123, expected" in done.stderr
@@ -104,7 +113,8 @@ def test_the_champion_and_what_is_refused(project: Path, home: str) -> None:
     first = champion(project)
     assert str(first.version) == "1"
     renewed = published_files(project)
-    model = published.locked_md5s(project)[str(paths.MODEL)]
+    lock = dvc_lock.read_lock(project / dvc_lock.LOCK)
+    model = dvc_lock.outputs(lock)[str(paths.MODEL)]["md5"]
     assert renewed[paths.MODEL.name] == model
     readme = (project / published.README).read_text()
     assert "nothing yet" not in readme
@@ -123,7 +133,7 @@ def test_the_champion_and_what_is_refused(project: Path, home: str) -> None:
     # A worse model is refused, and all stays as it was.
     git(project, home, "add", "-A")
     git(project, home, "commit", "-qm", "champion")
-    set_params(project, {**RULES, "train.lr": 1e-6})
+    set_params(project, {**SMALL, "train.lr": 1e-6})
     dvc(project, home, "repro", "track")
     done = promote(project)
     assert done.returncode == REGRESSION, done.stdout + done.stderr

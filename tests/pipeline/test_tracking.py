@@ -16,6 +16,7 @@ from pipeline.common.content_key import content_key
 from pipeline.common.params import Params, load_params
 from pipeline.tracking import client as tracking
 from pipeline.tracking import run as tracked_run
+from pipeline.tracking.live import live_run
 from tests.pipeline.conftest import POINTS
 from tests.pipeline.project import SMALL, set_params
 
@@ -42,7 +43,7 @@ def artifact_names(params: Params, run_id: str) -> set[str]:
 
 def test_a_run_is_whole_and_a_second_upsert_changes_nothing(project: Path) -> None:
     params = load_params()
-    with tracking.live_run(params) as log_point:
+    with live_run(params) as log_point:
         log_point(POINTS[0])
     assert [run.info.status for run in runs(params)] == ["FINISHED"]
     assert runs(params)[0].data.tags["pipeline"] == "training alone"
@@ -149,16 +150,16 @@ def test_training_goes_on_where_mlflow_cannot(
     project: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////dev/null/mlflow.db")
-    with tracking.live_run(load_params()) as log_point:
+    with live_run(load_params()) as log_point:
         log_point(POINTS[0])
-    assert "training goes on without MLflow" in caplog.text
+    assert "MLflow is not available" in caplog.text
 
 
 def test_a_training_that_fails_is_shown_as_failed(project: Path) -> None:
     params = load_params()
 
     def diverge() -> None:
-        with tracking.live_run(params) as log_point:
+        with live_run(params) as log_point:
             log_point(POINTS[0])
             raise RuntimeError("diverged")
 
@@ -167,7 +168,7 @@ def test_a_training_that_fails_is_shown_as_failed(project: Path) -> None:
     (run,) = runs(params)
     assert run.info.status == "FAILED"
     # The same content trained again, this time to its end, completes that run.
-    with tracking.live_run(params) as log_point:
+    with live_run(params) as log_point:
         for point in POINTS:
             log_point(point)
     (again,) = runs(params)
@@ -179,7 +180,7 @@ def test_a_training_that_fails_is_shown_as_failed(project: Path) -> None:
 def test_disabled_tracking_makes_no_database(project: Path) -> None:
     (project / "mlflow.db").unlink()
     set_params(project, {**SMALL, "tracking.enabled": False})
-    with tracking.live_run(load_params()) as log_point:
+    with live_run(load_params()) as log_point:
         log_point(POINTS[0])
     assert not (project / "mlflow.db").exists()
 
@@ -245,7 +246,7 @@ def test_the_machine_is_measured_while_training_if_asked_for(project: Path, seco
         (run,) = runs(params)
         return {name for name in run.data.metrics if name.startswith("system/")}
 
-    with tracking.live_run(params) as log_point:
+    with live_run(params) as log_point:
         log_point(POINTS[0])
         deadline = time.monotonic() + (60 if seconds else 1)
         while not measured() and time.monotonic() < deadline:
@@ -259,9 +260,9 @@ def test_training_goes_on_where_the_machine_cannot_be_measured(
 ) -> None:
     monkeypatch.setattr("mlflow.system_metrics.system_metrics_monitor.CPUMonitor", lambda: 1 / 0)
     params = load_params()
-    with tracking.live_run(params) as log_point:
+    with live_run(params) as log_point:
         log_point(POINTS[0])
-    assert "MLflow gets no CPU and memory figures: division by zero" in caplog.text
+    assert "no system metrics: division by zero" in caplog.text
     (run,) = runs(params)
     assert run.info.status == "FINISHED"
     assert curve(params, run.info.run_id, "lr") == [(1, 0.1)]

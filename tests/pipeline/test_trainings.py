@@ -24,8 +24,8 @@ from mnist_mamba.training.loop import TrainingError
 from mnist_mamba.training.resume import SavedTraining, parse_training, save_training
 from pipeline.common.content_key import training_key
 from pipeline.common.params import load_params
-from pipeline.common.training_files import Recorder
-from pipeline.train import choose_device, record, set_threads
+from pipeline.common.training_files import TrainingFiles
+from pipeline.train import choose_device, set_threads, write_epochs
 from tests.models import ARCHITECTURES
 from tests.pipeline.project import (
     SMALL,
@@ -146,7 +146,7 @@ def test_killed_and_resumed_training_leaves_the_same_bytes(
     check_that_files_are_whole(project)
     (project / "checkpoints/.last.pth.a1b2c3d4.tmp").write_bytes(b"half a checkp")
     remove_outputs(project)
-    assert f"going on in epoch {state.epoch} after step {state.steps}" in train(project, "--resume")
+    assert f"resuming in epoch {state.epoch} after step {state.steps}" in train(project, "--resume")
     for name in RESULTS:
         assert (project / name).read_bytes() == (uninterrupted / name).read_bytes(), name
     kept = {path.name for path in (project / "checkpoints").iterdir()}
@@ -200,7 +200,7 @@ def test_two_processes_resume_what_one_has_saved(project: Path, uninterrupted: P
     state = kill_in_the_middle(project, start(project, TRAIN))
     done = run_torchrun(project, 2, "pipeline.train", "--resume")
     assert done.returncode == 0, done.stderr
-    where = f"going on in epoch {state.epoch} after step {state.steps}"
+    where = f"resuming in epoch {state.epoch} after step {state.steps}"
     assert done.stderr.count(where) == 1
     check_curves_to_rounding(project, uninterrupted)
     before = state.epoch - 1
@@ -219,14 +219,13 @@ def test_an_error_of_several_processes_says_whose_it_is(project: Path) -> None:
 def test_a_state_that_is_not_there_or_of_another_run(project: Path) -> None:
     words = ("--resume", "--epochs", "1", "--batch-size", "50")
     log = train(project, *words)
-    assert f"{STATE} is not there: training starts from the beginning" in log
+    assert f"{STATE} not found" in log
     assert not (project / STATE).exists()
     first = (project / "checkpoints/last.pth").read_bytes()
     state = TrainingState(1, 2, 9.0, 9, torch.Generator().get_state(), {})
     save_training(project / STATE, SavedTraining("another key", state, [], b""))
     log = train(project, *words)
-    assert f"{STATE} is of another run (other params, data or code)" in log
-    assert "training starts from the beginning" in log
+    assert f"{STATE} belongs to another training" in log
     assert (project / "checkpoints/last.pth").read_bytes() == first
     assert not (project / STATE).exists()
 
@@ -237,7 +236,7 @@ def test_a_damaged_state_is_an_error_with_the_way_out(project: Path) -> None:
     done = run_module(project, "pipeline.train", "--resume")
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1].startswith(f"error: {STATE} begins with b'no sta")
-    assert "delete it or leave --resume away" in done.stderr
+    assert "delete it, or omit --resume" in done.stderr
 
 
 def test_a_training_is_named_by_what_its_weights_come_from(
@@ -270,14 +269,14 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> N
     assert choose_device("cpu", second) == "cpu"
     assert choose_device("auto", Processes()) == "cuda"
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(ValueError, match=r"2 processes .* and 1 GPU\(s\), expected one for each"):
+    with pytest.raises(ValueError, match=r"1 GPU\(s\) for 2 processes"):
         choose_device("auto", second)
 
 
 def test_threads_are_shared_by_the_processes_of_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     chosen: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", chosen.append)
-    monkeypatch.setattr("pipeline.train._cores", lambda: 7)
+    monkeypatch.setattr("pipeline.train.usable_cores", lambda: 7)
     set_threads(0, Processes())  # torch's own choice stays
     set_threads(3, Processes())
     set_threads(0, Processes(size=4, local_size=2))
@@ -295,7 +294,7 @@ def test_divergence_says_where_and_what_is_still_good(project: Path) -> None:
     for words in (
         "(epoch 1), learning rate ",
         "try a lower train.lr",
-        "Last good checkpoint: none yet, because the first epoch had not ended",
+        "Last good checkpoint: none",
     ):
         assert words in error
 
@@ -308,12 +307,14 @@ def test_divergence_later_names_the_last_checkpoint(tmp_path: Path) -> None:
         yield report
         raise TrainingError("the loss is nan at step 7 (epoch 2)")
 
-    def recorder() -> Recorder:
-        return Recorder(tmp_path, tmp_path / "metrics.json", tmp_path / "curves.json", "key", 1)
+    def files() -> TrainingFiles:
+        return TrainingFiles(
+            tmp_path, tmp_path / "metrics.json", tmp_path / "curves.json", "key", 1
+        )
 
     match = rf"at step 7 \(epoch 2\)\. Last good checkpoint: {tmp_path}/last\.pth"
     with pytest.raises(TrainingError, match=match):
-        record(reports(), recorder(), None, lambda point: None, 2)
+        write_epochs(reports(), files(), None, lambda point: None, 2)
     best = (tmp_path / "best_model.pth").read_bytes()
     # After a resumption only the best one is there again.
     state = TrainingState(2, 0, 0.0, 0, torch.zeros(1), {})
@@ -326,6 +327,6 @@ def test_divergence_later_names_the_last_checkpoint(tmp_path: Path) -> None:
         yield
 
     with pytest.raises(TrainingError, match=r"checkpoint: .*/best_model\.pth"):
-        record(nothing(), recorder(), saved, lambda point: None, 2)
+        write_epochs(nothing(), files(), saved, lambda point: None, 2)
     assert (tmp_path / "best_model.pth").read_bytes() == best
     assert load_checkpoint(tmp_path / "best_model.pth").epoch == 1

@@ -29,7 +29,7 @@ def checkout(tmp_path: Path) -> Path:
     folder = tmp_path / "my project"
     ignore = shutil.ignore_patterns("__pycache__")
     shutil.copytree(ROOT / "csrc", folder / "csrc", ignore=ignore)
-    for name in ("Makefile", "constraints.txt", "requirements.txt"):
+    for name in ("Makefile", "constraints.txt", "pyproject.toml"):
         shutil.copy(ROOT / name, folder / name)
     return folder
 

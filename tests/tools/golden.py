@@ -1,8 +1,7 @@
-"""Golden activations: what PyTorch computes layer by layer, for the C tests to replay.
+"""`python -m tests.tools.golden` (`make golden`): write PyTorch's activations for the C tests.
 
-`python -m tests.tools.golden` (`make golden`) renews csrc/tests/golden/: one model file and one
-file of activations for each architecture. The C test compares them tensor by tensor, without
-Python.
+Replaces csrc/tests/golden/: one model file and one file of activations, layer by layer, for each
+architecture. The C test compares the engine with them tensor by tensor, without Python.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mnist_mamba.atomic_write import write_bytes
-from mnist_mamba.engine.format import write_model
+from mnist_mamba.export import write_model
 from mnist_mamba.model import Block, Classifier, MambaClassifier
 from mnist_mamba.scan import selective_scan
 from tests.models import ARCHITECTURES, make_images, make_model
@@ -26,13 +25,13 @@ FOLDER = Path(__file__).parents[2] / "csrc" / "tests" / "golden"
 MAGIC = b"MNGOLD1\n"
 
 Record = tuple[str, int, Tensor]
-"""Name, layer (-1 outside the layers), (rows, columns) in the order of the image's tokens."""
+"""Name, layer (-1 outside the layers), and values (rows, columns) in image order."""
 
 
 def trace_block(block: Block, layer: int, residual: Tensor) -> tuple[list[Record], Tensor]:
-    """One layer's activations of (length, d_model), and its output.
+    """Return a layer's activations for residual (length, d_model), and its output.
 
-    What stands before the residual is in the order of the layer: column by column, if it is.
+    All records but `local` and `residual` are in the layer's order, which may be by columns.
     """
     records: list[Record] = []
     if block.local is not None:
@@ -48,7 +47,7 @@ def trace_block(block: Block, layer: int, residual: Tensor) -> tuple[list[Record
         reverse = block.order.reverse or suffix == "_b"
 
         def ordered(rows: Tensor, reverse: bool = reverse) -> Tensor:
-            """To the scan's order, or back from it; (length, n)."""
+            """Reorder (length, n) from the layer's order to the scan's, or back."""
             return rows.flip(0) if reverse else rows
 
         u, dt, B, C = mixer.scan_inputs(ordered(x).T[None], suffix)
@@ -73,20 +72,20 @@ def trace_block(block: Block, layer: int, residual: Tensor) -> tuple[list[Record
 
 @torch.no_grad()
 def trace(model: Classifier, pixels: Tensor) -> list[Record]:
-    """All activations for one image (height, width), those of members one after the other."""
+    """Return all activations for one image (height, width), member by member."""
     members = [model] if isinstance(model, MambaClassifier) else model.classifiers
     records: list[Record] = [("input", -1, pixels)]
     return records + [record for member in members for record in trace_member(member, pixels)]
 
 
 def trace_member(model: MambaClassifier, pixels: Tensor) -> list[Record]:
-    """Its activations, and a check that they lead to its logits."""
+    """Return one classifier's activations, after checking that they give its logits."""
     residual = model.tokens(pixels[None])[0]
     records: list[Record] = [("tokens", -1, residual)]
     for i, block in enumerate(model.blocks):
         layer, residual = trace_block(block, i, residual)
         records += layer
-    # The file folds norm_f's weight into the head, so pooled stands before that weight.
+    # The file folds norm_f's weight into the head, so the engine's pooled lacks that weight.
     weight = model.norm_f.weight
     pooled = model.pooled(residual[None])
     records += [("pooled", -1, pooled / weight), ("logits", -1, model.head(pooled))]
@@ -95,7 +94,7 @@ def trace_member(model: MambaClassifier, pixels: Tensor) -> list[Record]:
 
 
 def encode(records: list[Record]) -> bytes:
-    """The bytes of a .golden file (csrc/tests/test_golden.c reads them)."""
+    """Return the bytes of a .golden file (csrc/tests/engine/test_golden.c reads them)."""
     parts = [MAGIC, struct.pack("<I", len(records))]
     for name, layer, rows in records:
         values = rows.detach().contiguous().numpy().astype("<f4")
@@ -105,7 +104,7 @@ def encode(records: list[Record]) -> bytes:
 
 
 def decode(data: bytes) -> list[Record]:
-    """The records of a .golden file."""
+    """Return the records of a .golden file."""
     assert data.startswith(MAGIC)
     (count,) = struct.unpack_from("<I", data, len(MAGIC))
     at, records = len(MAGIC) + 4, []
@@ -130,7 +129,7 @@ def write_golden(folder: Path, name: str) -> None:
 
 
 def main() -> int:
-    """Renew every golden file."""
+    """Replace every golden file."""
     for old in (*FOLDER.glob("*.bin"), *FOLDER.glob("*.golden")):
         old.unlink()
     for name in ARCHITECTURES:

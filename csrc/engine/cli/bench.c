@@ -1,29 +1,30 @@
-/* How long an image takes: after a warm-up, several rounds of calls on synthetic images. */
+/* `mamba bench`: time per image, in rounds of calls on synthetic images after a warm-up. */
 #include <stdio.h>
 #include <stdlib.h>
 
 #include "commands.h"
 #include "error.h"
 
-enum { DISTINCT = 64 };      /* calls cycle through as many different batches */
-enum { DEFAULT_ROUNDS = 5 }; /* the median is taken over them */
+enum { DISTINCT = 64 };      /* batches that calls cycle through */
+enum { DEFAULT_ROUNDS = 5 }; /* the result is their median */
 enum { MIN_CALLS = 5, MAX_CALLS = 10000 };
 static const double ROUND_SECONDS = 0.2;
 
 struct bench {
     const mamba_model *model;
     int batch, threads, rounds;
-    size_t calls;    /* in a round */
-    size_t pixels;   /* of an image */
-    uint8_t *images; /* [DISTINCT - 1 + batch, pixels]: batches begin at any of the first */
+    size_t calls;    /* per round */
+    size_t pixels;   /* per image */
+    uint8_t *images; /* [DISTINCT - 1 + batch, pixels]: batch i begins at image i */
     void *arena;
     size_t arena_bytes;
     float *logits;       /* [batch, n_classes] */
-    double *call_times;  /* [rounds * calls] seconds an image */
+    double *call_times;  /* [rounds * calls] seconds per image */
     double *round_times; /* [rounds] */
 };
 
-/* Sparse like digits, and the same on every machine: xorshift (Marsaglia 2003), a fifth lit. */
+/* Fills pixels like those of digits, a fifth of them lit, the same on every machine: xorshift
+ * (Marsaglia 2003). */
 static void paint(uint8_t *images, size_t n)
 {
     uint32_t x = 2463534242u;
@@ -35,7 +36,7 @@ static void paint(uint8_t *images, size_t n)
     }
 }
 
-/* Seconds an image of call number `call`. */
+/* Returns the seconds per image of call number `call`. */
 static double time_call(const struct bench *bench, size_t call)
 {
     const double start = now_seconds();
@@ -59,20 +60,20 @@ static mamba_status prepare(struct bench *bench, mamba_error *error)
                           n_images, bench->threads);
     paint(bench->images, n_images * bench->pixels);
 
-    time_call(bench, 0); /* the first call meets cold caches and starts the threads */
+    time_call(bench, 0); /* the first call finds cold caches and starts the threads */
     const double calls = ROUND_SECONDS / (time_call(bench, 1) * bench->batch + 1e-9);
     bench->calls = calls > (double)MAX_CALLS ? MAX_CALLS : (size_t)calls;
     bench->calls = bench->calls < MIN_CALLS ? MIN_CALLS : bench->calls;
     bench->call_times = calloc((size_t)bench->rounds * bench->calls, sizeof(double));
     bench->round_times = calloc((size_t)bench->rounds, sizeof(double));
     if (!bench->call_times || !bench->round_times)
-        return mamba_fail(error, MAMBA_ERR_MEMORY, NULL, "no memory for the measured times");
+        return mamba_fail(error, MAMBA_ERR_MEMORY, NULL, "no memory for the times");
     return MAMBA_OK;
 }
 
 static void measure(struct bench *bench)
 {
-    for (size_t call = 0; call < bench->calls; call++) /* warm up: a round that does not count */
+    for (size_t call = 0; call < bench->calls; call++) /* warm up for one round */
         time_call(bench, call);
     for (size_t round = 0; round < (size_t)bench->rounds; round++) {
         double sum = 0.0;
@@ -91,7 +92,7 @@ static int ascending(const void *a, const void *b)
     return (left > right) - (left < right);
 }
 
-/* The value below which a fraction of the n sorted values lies, in microseconds. */
+/* Returns a quantile of n sorted times, in microseconds. */
 static double quantile_us(const double *sorted, size_t n, double fraction)
 {
     size_t index = (size_t)(fraction * (double)(n - 1) + 0.5);
@@ -106,7 +107,7 @@ static void report(struct bench *bench, double load_seconds, bool json)
     const char *format =
         json ? "{\"batch\":%d,\"threads\":%d,\"rounds\":%d,\"calls\":%zu,\"median_us\":%.3f,"
                "\"p50_us\":%.3f,\"p99_us\":%.3f,\"min_us\":%.3f,\"load_us\":%.1f,\"isa\":\"%s\"}\n"
-             : "batch %d, %d thread(s), %d rounds, %zu calls; microseconds an image:\n"
+             : "batch %d, %d thread(s), %d rounds, %zu calls; microseconds per image:\n"
                "median of rounds %10.3f\n"
                "p50 of calls     %10.3f\n"
                "p99 of calls     %10.3f\n"

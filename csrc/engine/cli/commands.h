@@ -1,5 +1,5 @@
-/* The subcommands. Each prints its result on stdout and its timing on stderr, and returns the
- * status that becomes the exit code. */
+/* The subcommands. Each prints its result on stdout and its timing on stderr. Its status becomes
+ * the exit code. */
 #ifndef MAMBA_CLI_COMMANDS_H
 #define MAMBA_CLI_COMMANDS_H
 
@@ -10,21 +10,22 @@ mamba_status command_eval(const struct options *options, mamba_error *error);
 mamba_status command_info(const struct options *options, mamba_error *error);
 mamba_status command_bench(const struct options *options, mamba_error *error);
 
-/* Shared by the commands. */
+/* common.c */
 
-double now_seconds(void); /* of a clock that only goes forward */
+double now_seconds(void); /* of a monotonic clock */
 
-/* The model that the command line names first. */
+/* Opens the first file of the command line. */
 mamba_status open_model(mamba_model **out, const struct options *options, mamba_error *error);
 
-/* The index of the largest of logits [n], which are finite; the first one of equals. */
+/* Returns the index of the largest of logits [n]; of equal ones, the first. */
 size_t argmax(const float *logits, size_t n);
 
-/* Threads to use: `wanted`, or `otherwise` if that is 0; says so on stderr if the build has only
- * one. */
+/* Returns `wanted`, or `otherwise` if that is 0. A build without threads warns on stderr and
+ * returns 1. */
 int choose_threads(int wanted, int otherwise);
 
-/* `data` [bytes] as the file `path`, complete or not at all: written beside it, synced, renamed. */
+/* Writes `data` [bytes] to the file `path`, completely or not at all: to a temporary file next to
+ * it, which is synced and renamed. */
 mamba_status write_file(const char *path, const void *data, size_t bytes, mamba_error *error);
 
 #endif

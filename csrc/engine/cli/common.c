@@ -39,7 +39,7 @@ size_t argmax(const float *logits, size_t n)
 int choose_threads(int wanted, int otherwise)
 {
     if (wanted > 1 && mamba_max_threads() == 1) {
-        fprintf(stderr, "mamba: only one thread here (`make omp` builds the parallel engine)\n");
+        fprintf(stderr, "mamba: built for one thread; run `make omp` for more\n");
         return 1;
     }
     return wanted ? wanted : otherwise;
@@ -63,11 +63,11 @@ static mamba_status write_all(int fd, const char *path, const void *data, size_t
     return MAMBA_OK;
 }
 
-/* Messages name the file that was asked for. */
+/* Messages name `path`. */
 static mamba_status write_and_rename(const char *path, const char *temporary, const void *data,
                                      size_t bytes, mamba_error *error)
 {
-    unlink(temporary); /* of a process that was killed; O_EXCL follows no link planted since */
+    unlink(temporary); /* left by a killed process; O_EXCL follows no link planted since */
     int fd = open(temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
     if (fd < 0)
         return mamba_fail(error, MAMBA_ERR_IO, path, "cannot create: %s", strerror(errno));
@@ -92,7 +92,7 @@ mamba_status write_file(const char *path, const void *data, size_t bytes, mamba_
     size_t size = strlen(path) + 32;
     char *temporary = malloc(size);
     if (!temporary)
-        return mamba_fail(error, MAMBA_ERR_MEMORY, path, "no memory for its temporary name");
+        return mamba_fail(error, MAMBA_ERR_MEMORY, path, "no memory for a temporary name");
     snprintf(temporary, size, "%s.tmp.%ld", path, (long)getpid());
     mamba_status status = write_and_rename(path, temporary, data, bytes, error);
     free(temporary);

@@ -43,7 +43,8 @@ static void report(const struct options *options, size_t n, size_t correct)
         printf("accuracy %.4f (%zu of %zu)\n", accuracy, correct, n);
 }
 
-/* Scores the set with memory that the caller holds; logits [n, n_classes]. */
+/* Classifies the images into logits [n, n_classes], in memory of the caller, and prints the result.
+ */
 static mamba_status score(const mamba_model *model, const struct idx_images *images,
                           const struct idx_labels *labels, const struct options *options,
                           int threads, void *arena, float *logits, mamba_error *error)
@@ -61,7 +62,7 @@ static mamba_status score(const mamba_model *model, const struct idx_images *ima
             return status;
     }
     report(options, n, count_correct(logits, n_classes, labels));
-    fprintf(stderr, "%zu images in %.3f s: %.1f us an image on %d thread%s\n", n, seconds,
+    fprintf(stderr, "%zu images in %.3f s: %.1f us per image on %d thread%s\n", n, seconds,
             1e6 * seconds / (double)n, threads, threads == 1 ? "" : "s");
     return MAMBA_OK;
 }
@@ -76,10 +77,11 @@ static mamba_status evaluate(const mamba_model *model, const struct idx_images *
         return status;
     int threads = choose_threads(options->threads, mamba_max_threads());
     if ((size_t)threads > images->n)
-        threads = (int)images->n; /* each needs memory of its own */
+        threads = (int)images->n; /* each thread needs its own memory */
     const size_t arena_bytes = mamba_batch_bytes(model, threads);
     void *arena = arena_bytes ? malloc(arena_bytes) : NULL;
-    float *logits = calloc(images->n, info->n_classes * sizeof *logits); /* checks the product */
+    float *logits =
+        calloc(images->n, info->n_classes * sizeof *logits); /* checks the product for overflow */
     if (arena && logits)
         status = score(model, images, labels, options, threads, arena, logits, error);
     else
@@ -104,8 +106,8 @@ mamba_status command_eval(const struct options *options, mamba_error *error)
         status = mamba_idx_labels_open(&labels, options->positional[2], options->access, error);
     if (status == MAMBA_OK)
         status = evaluate(model, &images, &labels, options, error);
-    mamba_idx_labels_close(&labels);
-    mamba_idx_images_close(&images);
+    mamba_file_close(&labels.file);
+    mamba_file_close(&images.file);
     mamba_model_close(model);
     return status;
 }

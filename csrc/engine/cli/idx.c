@@ -3,7 +3,7 @@
 #include "error.h"
 #include "finite.h"
 
-/* IDX: two zero bytes, a type, the number of dims; each dim; the data. All big-endian. */
+/* IDX: two zero bytes, a type, the number of dims; each dim as u32; the data. Big-endian. */
 enum { IDX_BYTES = 0x08 }; /* the type "unsigned byte" */
 enum { MAGIC_BYTES = 4, DIM_BYTES = 4 };
 
@@ -13,8 +13,8 @@ static uint32_t get_u32_big_endian(const uint8_t *data)
            (uint32_t)data[3];
 }
 
-/* Reads dims [rank] of an IDX file of bytes whose sides are limited; leaves room for no other
- * size than the one that they demand, and makes all of it be there. */
+/* Reads dims [rank] of an IDX file of bytes, checks that the file has the size that follows from
+ * them, and reads the rest of a copy. */
 static mamba_status check_idx(struct file_bytes *file, uint32_t *dims, size_t rank,
                               const char *path, mamba_error *error)
 {
@@ -42,7 +42,7 @@ static mamba_status check_idx(struct file_bytes *file, uint32_t *dims, size_t ra
     bytes += product;
     if (file->size != bytes)
         return mamba_fail(error, MAMBA_ERR_INPUT, path,
-                          "file size: got %zu bytes, expected exactly the %llu of its dims",
+                          "file size: got %zu bytes, expected the %llu that follow from its dims",
                           file->size, (unsigned long long)bytes);
     return mamba_file_rest(file, path, error);
 }
@@ -79,7 +79,7 @@ mamba_status mamba_raw_image_check(struct raw_image *image, size_t height, size_
     const size_t n = height * width, bytes = n * sizeof(float);
     if (image->file.size != bytes)
         return mamba_fail(error, MAMBA_ERR_INPUT, path,
-                          "file size: got %zu bytes, expected exactly %zu (%zu x %zu float32)",
+                          "file size: got %zu bytes, expected %zu (%zu x %zu float32)",
                           image->file.size, bytes, height, width);
     mamba_status status = mamba_file_rest(&image->file, path, error);
     if (status != MAMBA_OK)
@@ -116,19 +116,4 @@ mamba_status mamba_raw_image_open(struct raw_image *out, const char *path, size_
     *out = (struct raw_image){0};
     mamba_status status = mamba_file_open(&out->file, path, access, error);
     return status == MAMBA_OK ? mamba_raw_image_check(out, height, width, path, error) : status;
-}
-
-void mamba_idx_images_close(struct idx_images *images)
-{
-    mamba_file_close(&images->file);
-}
-
-void mamba_idx_labels_close(struct idx_labels *labels)
-{
-    mamba_file_close(&labels->file);
-}
-
-void mamba_raw_image_close(struct raw_image *image)
-{
-    mamba_file_close(&image->file);
 }

@@ -1,5 +1,5 @@
-/* The files that the command reads besides the model: IDX images and labels (the format of
- * MNIST, yann.lecun.com), and one image as raw floats. Pixels and labels are used in place. */
+/* The files that the command reads apart from the model: images and labels as IDX files (MNIST's
+ * format), and one image as raw floats. Pixels and labels are used in place. */
 #ifndef MAMBA_ENGINE_IDX_H
 #define MAMBA_ENGINE_IDX_H
 
@@ -24,8 +24,7 @@ struct raw_image {
     const float *pixels; /* [height, width], each finite and in 0..1 */
 };
 
-/* Each opens and checks `path`; what it leaves in *out, even after an error, is ended with the
- * matching close. */
+/* Each opens and checks `path`. Close out->file with mamba_file_close, after an error too. */
 mamba_status mamba_idx_images_open(struct idx_images *out, const char *path,
                                    enum file_access access, mamba_error *error);
 mamba_status mamba_idx_labels_open(struct idx_labels *out, const char *path,
@@ -33,16 +32,12 @@ mamba_status mamba_idx_labels_open(struct idx_labels *out, const char *path,
 mamba_status mamba_raw_image_open(struct raw_image *out, const char *path, size_t height,
                                   size_t width, enum file_access access, mamba_error *error);
 
-/* The same for a `file` that is open already; `path` is its name in messages. */
+/* Each checks a `file` that is open already, which messages call `path`. */
 mamba_status mamba_idx_images_check(struct idx_images *images, const char *path,
                                     mamba_error *error);
 mamba_status mamba_idx_labels_check(struct idx_labels *labels, const char *path,
                                     mamba_error *error);
 mamba_status mamba_raw_image_check(struct raw_image *image, size_t height, size_t width,
                                    const char *path, mamba_error *error);
-
-void mamba_idx_images_close(struct idx_images *images);
-void mamba_idx_labels_close(struct idx_labels *labels);
-void mamba_raw_image_close(struct raw_image *image);
 
 #endif

@@ -3,10 +3,9 @@
 
 #include "commands.h"
 
-/* Fields in header order: name and value of the numbers, then of the choices by name, and flags. */
 static void print_numbers(const mamba_info *info, const char *number_format)
 {
-    /* Not pointers, which the loader would have to relocate, in a file that is to be small. */
+    /* Arrays, not pointers: those need relocations, which make ./mamba larger. */
     static const char names[][13] = {
         "version",     "height",     "width",   "channels", "n_classes",  "patch_height",
         "patch_width", "stem_width", "d_model", "n_layers", "d_state",    "d_conv",

@@ -1,4 +1,4 @@
-/* The `mamba` command: picks the subcommand, prints its error, returns its exit code. */
+/* The `mamba` command: chooses the subcommand, prints its error, returns its exit code. */
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
@@ -10,24 +10,24 @@ static const char HELP[] =
     "mamba classifies images with a small Mamba model.\n"
     "\n"
     "  mamba MODEL INPUT.bin [--json]\n"
-    "      one image of height x width float32 in 0..1, little-endian\n"
+    "      classify one image: height x width float32 in 0..1, little-endian\n"
     "  mamba eval MODEL IMAGES.idx LABELS.idx [--json] [--logits FILE] [--threads N]\n"
-    "      the accuracy on a set; FILE gets all logits as float32\n"
+    "      measure the accuracy; write all logits to FILE as float32\n"
     "  mamba info MODEL [--json]\n"
-    "      what is in a model file\n"
+    "      show the header of a model file\n"
     "  mamba bench MODEL [--batch N] [--threads N] [--rounds N] [--json]\n"
-    "      how long an image takes, on synthetic images\n"
+    "      measure the time per image, on synthetic images\n"
     "  mamba --help | --version\n"
     "\n"
-    "Files are mapped; --no-mmap copies them, for files that others may change meanwhile. Results\n"
-    "go to stdout, timing and errors to stderr. A file that is named like a subcommand or an\n"
-    "option is reached as ./NAME.\n"
+    "Files are mapped; --no-mmap copies them, in case others change them meanwhile. Results go to\n"
+    "stdout, timing and errors to stderr. Write ./NAME for a file named like a subcommand or "
+    "option.\n"
     "\n"
-    "Exit codes: 0 done; 2 usage; 3 a file cannot be opened, read or written; 4 bad model file;\n"
-    "5 bad input, image or label file, or one that does not fit the model; 6 out of memory.\n";
+    "Exit codes: 0 success; 2 usage; 3 cannot open, read or write a file; 4 bad model file;\n"
+    "5 bad input, image or label file, or it does not fit the model; 6 out of memory.\n";
 
 struct command {
-    const char *name; /* NULL: none is named */
+    char name[8]; /* "" if no subcommand is named; an array, as in kernels.h */
     mamba_status (*run)(const struct options *, mamba_error *);
     int n_positional, allowed;
 };
@@ -36,7 +36,7 @@ static const struct command COMMANDS[] = {
     {"eval", command_eval, 3, ALLOW_LOGITS | ALLOW_THREADS},
     {"info", command_info, 1, 0},
     {"bench", command_bench, 1, ALLOW_BATCH | ALLOW_THREADS | ALLOW_ROUNDS},
-    {NULL, command_predict, 2, 0},
+    {"", command_predict, 2, 0},
 };
 
 static mamba_status run(int argc, char **argv, mamba_error *error)
@@ -46,9 +46,9 @@ static mamba_status run(int argc, char **argv, mamba_error *error)
         return MAMBA_OK;
     }
     const struct command *command = COMMANDS;
-    while (command->name && (argc < 2 || strcmp(argv[1], command->name) != 0))
+    while (command->name[0] && (argc < 2 || strcmp(argv[1], command->name) != 0))
         command++;
-    const int first = command->name ? 2 : 1;
+    const int first = command->name[0] ? 2 : 1;
     struct options options;
     mamba_status status = parse_options(&options, argc - first, argv + first, command->n_positional,
                                         command->allowed, error);

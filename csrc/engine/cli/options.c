@@ -5,8 +5,9 @@
 #include <string.h>
 
 #include "error.h"
+#include "threads.h"
 
-enum { MAX_THREADS = 1024, MAX_BATCH = 65536, MAX_ROUNDS = 1000 };
+enum { MAX_BATCH = 65536, MAX_ROUNDS = 1000 };
 
 static mamba_status parse_count(int *out, const char *option, const char *text, int max,
                                 mamba_error *error)
@@ -21,14 +22,14 @@ static mamba_status parse_count(int *out, const char *option, const char *text, 
     return MAMBA_OK;
 }
 
-/* An option with a value; `value` is NULL if the command line ended before it. */
+/* Parses an option with a value, which is NULL at the end of the command line. */
 static mamba_status parse_valued(struct options *out, const char *option, const char *value,
                                  int allowed, mamba_error *error)
 {
     const struct {
         const char *name;
         int flag;
-        int *count; /* NULL: takes a file name */
+        int *count; /* NULL if the value is a file name */
         int max;
     } known[] = {
         {"--logits", ALLOW_LOGITS, NULL, 0},
@@ -40,14 +41,15 @@ static mamba_status parse_valued(struct options *out, const char *option, const 
         if (strcmp(option, known[i].name) != 0 || !(allowed & known[i].flag))
             continue;
         if (!value)
-            return mamba_fail(error, MAMBA_ERR_ARGUMENT, NULL, "%s: a value must follow", option);
+            return mamba_fail(error, MAMBA_ERR_ARGUMENT, NULL, "%s: expected a value after it",
+                              option);
         if (known[i].count)
             return parse_count(known[i].count, option, value, known[i].max, error);
         out->logits = value;
         return MAMBA_OK;
     }
     return mamba_fail(error, MAMBA_ERR_ARGUMENT, NULL,
-                      "unknown option '%.60s' (a file name like that: write ./%.60s)", option,
+                      "unknown option '%.60s' (for a file of that name, write ./%.60s)", option,
                       option);
 }
 

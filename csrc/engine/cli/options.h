@@ -1,4 +1,4 @@
-/* What the command line said. */
+/* The parsed command line. */
 #ifndef MAMBA_CLI_OPTIONS_H
 #define MAMBA_CLI_OPTIONS_H
 
@@ -12,14 +12,12 @@ struct options {
     const char *positional[MAX_POSITIONAL];
     int n_positional;
     bool help, json;
-    enum file_access access; /* of all files: mapped, or copied with --no-mmap */
-    const char *logits;      /* NULL: not given */
-    int threads;             /* these three: 0 if not given */
-    int batch;
-    int rounds;
+    enum file_access access;    /* of all files: copied with --no-mmap, else mapped */
+    const char *logits;         /* NULL if not given */
+    int threads, batch, rounds; /* 0 if not given */
 };
 
-/* Options that a command allows, besides --json, --no-mmap and --help. */
+/* Options that a command may allow; all allow --json, --no-mmap and --help. */
 enum { ALLOW_LOGITS = 1, ALLOW_THREADS = 2, ALLOW_BATCH = 4, ALLOW_ROUNDS = 8 };
 
 /* Parses arguments [count] for a command that takes n_positional file names. */

@@ -5,7 +5,7 @@
 #include "error.h"
 #include "idx.h"
 
-enum { MAX_CLASSES = 256 }; /* a model file has no more */
+enum { MAX_CLASSES = 256 }; /* the limit of a model file */
 
 static void print_array(const char *name, const float *values, size_t n)
 {
@@ -76,7 +76,7 @@ mamba_status command_predict(const struct options *options, mamba_error *error)
                                   options->access, error);
     if (status == MAMBA_OK)
         status = predict(model, image.pixels, options->json, error);
-    mamba_raw_image_close(&image);
+    mamba_file_close(&image.file);
     mamba_model_close(model);
     return status;
 }

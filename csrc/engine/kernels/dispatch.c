@@ -1,4 +1,4 @@
-/* Which instruction set's kernels run. */
+/* Detects the processor's features at run time and chooses the kernels. */
 #include <string.h>
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -12,11 +12,11 @@ static bool always(void)
 }
 
 #if defined(__x86_64__)
-/* The processor's own answers. (__builtin_cpu_supports asks the same, with 6 KB of code for all the
- * processors there are.) Bits: Intel's manual, volume 2, CPUID and XGETBV. */
+/* Bits of CPUID and XGETBV: Intel's manual, volume 2. (__builtin_cpu_supports does the same with
+ * 6 KB of code.) */
 enum { ECX_FMA = 1 << 12, ECX_OSXSAVE = 1 << 27 };
 enum { EBX_AVX2 = 1 << 5, EBX_AVX512F = 1 << 16, EBX_AVX512DQ = 1 << 17 };
-enum { STATE_AVX = 0x06, STATE_AVX512 = 0xE6 }; /* registers that the system saves */
+enum { STATE_AVX = 0x06, STATE_AVX512 = 0xE6 }; /* registers that the operating system saves */
 
 static bool has(unsigned features, unsigned state)
 {
@@ -39,7 +39,7 @@ static bool has_avx2(void)
 }
 #endif
 
-/* The fastest one first. */
+/* Fastest first. */
 static const struct {
     const struct mamba_kernels *kernels;
     bool (*works)(void);

@@ -1,22 +1,42 @@
-/* The few loops in which all the time goes, behind one table, so that each instruction set can
- * bring its own and the scalar ones stay as the oracle.
+/* The loops in which nearly all the time goes. Each instruction set has a table of its own; the
+ * scalar one is the oracle for the others.
  *
- * Activations are row-major; a row is one token, its channels contiguous, padded to a
- * multiple of PAD floats. `stride` is a row's padded length. Padding lanes of results are written
- * and never read by a sum. Arrays do not overlap unless a kernel says that it works in place. What
- * is computed for a row depends on that row alone (in scans and convolutions: on the rows before it
- * too), never on how many rows a call has. */
+ * Activations are row-major: a row is a token, its channels contiguous and padded to a multiple of
+ * PAD floats. `stride` is the distance between rows, in floats. Kernels write padding lanes of
+ * their results, and no sum reads padding lanes. Arrays do not overlap unless a kernel says that it
+ * works in place. The bits of a row depend on that row alone (in scans and convolutions also on the
+ * rows before it), never on how many rows a call has.
+ *
+ *     V(n)        a vector of n floats, padded to a multiple of PAD
+ *     T(rows, n)  a table of such vectors
+ *     P(out, in)  a matrix in panels of PAD outputs: docs/format.md */
 #ifndef MAMBA_ENGINE_KERNELS_H
 #define MAMBA_ENGINE_KERNELS_H
 
 #include <stdbool.h>
 #include <stddef.h>
 
-enum { PAD = 16 };      /* as in the file: whole vectors of any instruction set */
+enum { PAD = 16 };      /* whole vectors of any instruction set, as in the file */
 enum { MAX_CONV = 16 }; /* largest d_conv */
 
-/* What conv_silu and scan have in common: the order of the steps. Step s works on token s, or,
- * reversed, on token length - 1 - s; rows of results stay in token order. */
+/* y = bias + W x, row by row. */
+struct product {
+    float *y;            /* [rows, out] */
+    const float *x;      /* [rows, in] */
+    const float *weight; /* P(out, in) */
+    const float *bias;   /* one V(out) per row; may be y itself; NULL for 0 */
+    size_t y_stride, x_stride;
+    size_t bias_stride; /* 0: the same bias for all rows */
+    size_t rows, in, out;
+};
+
+/* One term of a weighted sum of rows. */
+struct tap {
+    const float *weight, *x; /* [stride] each */
+};
+
+/* The steps of conv_silu and scan: step s works on token s or, reversed, on token length - 1 - s.
+ * Rows stay in token order either way. */
 struct sequence {
     size_t length; /* tokens */
     size_t stride; /* d_inner, padded */
@@ -24,40 +44,33 @@ struct sequence {
 };
 
 struct scan_inputs {
-    const float *c;     /* [length, stride] the convolution's output */
+    const float *u;     /* [length, stride] the convolution's output */
     const float *z;     /* [length, stride] the gate, before its SiLU */
     const float *delta; /* [length, stride] step sizes, after softplus */
     const float *b;     /* [length, d_state], rows bc_stride apart */
-    const float *c_out; /* [length, d_state], rows bc_stride apart: the C of the paper */
+    const float *c;     /* [length, d_state], rows bc_stride apart */
     size_t bc_stride;
-    const float *a; /* [d_state, stride], or [1, stride] if tied; times log2(e) */
-    const float *d; /* [stride] */
+    const float *a; /* free: T(d_state, d_inner); tied: V(d_inner); times log2(e) */
+    const float *d; /* V(d_inner) */
     size_t d_state;
     bool tied;
 };
 
-struct term {
-    const float *weight, *x; /* [stride] each */
-};
-
 struct mamba_kernels {
-    const char *name;
+    char name[8]; /* an array: a pointer needs a relocation, which makes ./mamba larger */
 
-    /* y [rows, out] = start + W x for x [rows, in]. W is P(out, in); start's rows are V(out),
-     * start_stride apart, 0 for a bias. start may be y, or NULL for 0. */
-    void (*matmul)(float *y, size_t y_stride, const float *x, size_t x_stride, const float *weight,
-                   const float *start, size_t start_stride, size_t rows, size_t in, size_t out);
+    void (*matmul)(const struct product *product);
 
     /* scale [rows] = 1 / sqrt(mean(x^2) + eps) of the rows of x [rows, n]. */
     void (*rms_scale)(float *scale, const float *x, size_t x_stride, size_t rows, size_t n,
                       float eps);
 
-    /* Row r of y [rows, n] = scale[r] times row r of x, n a multiple of PAD; y may be x. */
+    /* Row r of y [rows, n] = scale[r] times row r of x; n a multiple of PAD; y may be x. */
     void (*scale_rows)(float *y, size_t y_stride, const float *x, size_t x_stride,
                        const float *scale, size_t rows, size_t n);
 
-    /* y [stride] = bias + the sum of weight * x over n terms, lane by lane. */
-    void (*weighted_sum)(float *y, const float *bias, const struct term *terms, size_t n,
+    /* y [stride] = bias + the sum of weight * x over n taps, lane by lane. */
+    void (*weighted_sum)(float *y, const float *bias, const struct tap *taps, size_t n,
                          size_t stride);
 
     /* y [length, stride] = silu(bias + causal depthwise convolution of x [length, stride]).
@@ -65,25 +78,25 @@ struct mamba_kernels {
     void (*conv_silu)(float *y, const float *x, const float *weight, const float *bias,
                       size_t d_conv, struct sequence sequence);
 
-    /* y [n] += x [n], n a multiple of PAD. */
+    /* y [n] += x [n]; n a multiple of PAD. */
     void (*add)(float *y, const float *x, size_t n);
 
-    /* In place on x [n], n a multiple of PAD. */
+    /* In place on x [n]; n a multiple of PAD. */
     void (*silu)(float *x, size_t n);
     void (*softplus)(float *x, size_t n);
 
     /* y [length, stride]: the selective scan, the skip through D and the gate silu(z).
-     * state [d_state, PAD] is scratch. */
+     * state [d_state, PAD] is scratch memory. */
     void (*scan)(float *y, const struct scan_inputs *inputs, float *state,
                  struct sequence sequence);
 };
 
-/* Those of other instruction sets exist on their processors only. */
+/* Each exists only on its own processors. */
 extern const struct mamba_kernels mamba_kernels_scalar, mamba_kernels_avx2, mamba_kernels_avx512,
     mamba_kernels_neon;
 
-/* The fastest kernels that work here, or those of the instruction set `wanted`; NULL if it is none
- * or does not work here. */
+/* Returns the kernels of the instruction set `wanted`, or the fastest that work here if it is NULL;
+ * NULL if `wanted` is unknown or does not work here. */
 const struct mamba_kernels *mamba_choose_kernels(const char *wanted);
 
 #endif

@@ -1,6 +1,6 @@
-/* The kernels as plain loops: the oracle for every vector version, and what runs where there is
- * none. The innermost loop always counts PAD independent lanes, which the compiler vectorises
- * for whatever it targets without being allowed to reorder a sum. */
+/* The kernels as plain loops: the oracle for the vector kernels, used where there are none. The
+ * innermost loop always counts PAD independent lanes, which the compiler can vectorise for any
+ * processor without reordering a sum. */
 #include <math.h>
 #include <string.h>
 
@@ -10,12 +10,12 @@
 
 static float silu(float x)
 {
-    return x / (1.0f + expf(-x)); /* x very negative: exp is infinite, the quotient -0 */
+    return x / (1.0f + expf(-x)); /* if x is very negative, exp is infinite and the quotient -0 */
 }
 
 static float softplus(float x)
 {
-    return x > 20.0f ? x : log1pf(expf(x)); /* beyond 20 the log adds less than half an ulp */
+    return x > 20.0f ? x : log1pf(expf(x)); /* above 20 the log adds less than half an ulp */
 }
 
 static void add(float *restrict y, const float *restrict x, size_t n)
@@ -39,23 +39,24 @@ static void softplus_all(float *x, size_t n)
 
 /* ---- matrix product ---------------------------------------------------------------------- */
 
-/* Rows that share each load of a panel. gcc vectorises over the lanes for four rows, each with its
- * own named sums and the panel indexed from its start; written with fewer rows, a sum[rows][lanes]
- * or a pointer that steps, it unrolls first, finds no vectors, and is up to six times slower. */
+/* Rows that share each load of a panel. gcc vectorises this loop over the lanes because it has four
+ * rows, named sums for each, and a panel that is indexed from its start. With fewer rows, with
+ * sum[rows][lanes] or with a pointer that steps, gcc unrolls first, finds no vectors, and the loop
+ * is up to six times slower. */
 enum { ROWS = 4 };
 
-/* One panel times ROWS rows: sum [ROWS, PAD] = start + panel x. The sum over `in` runs in order
- * for each output, whichever rows are beside it. */
+/* sum [ROWS, PAD] = bias + panel x. Each sum over `in` runs in order, whichever rows are next to
+ * it. */
 static inline void panel_times_rows(float sum[ROWS][PAD], const float *const x[ROWS],
-                                    const float *const start[ROWS], const float *restrict panel,
+                                    const float *const bias[ROWS], const float *restrict panel,
                                     size_t in)
 {
     float sum0[PAD], sum1[PAD], sum2[PAD], sum3[PAD];
     for (size_t l = 0; l < PAD; l++) {
-        sum0[l] = start[0][l];
-        sum1[l] = start[1][l];
-        sum2[l] = start[2][l];
-        sum3[l] = start[3][l];
+        sum0[l] = bias[0][l];
+        sum1[l] = bias[1][l];
+        sum2[l] = bias[2][l];
+        sum3[l] = bias[3][l];
     }
     for (size_t i = 0; i < in; i++) {
         const float x0 = x[0][i], x1 = x[1][i], x2 = x[2][i], x3 = x[3][i];
@@ -74,43 +75,41 @@ static inline void panel_times_rows(float sum[ROWS][PAD], const float *const x[R
     }
 }
 
-/* y = start + W x, rows of start start_stride apart and panels start_panel.
- *
- * Panels outside, rows inside: a panel stays in the first-level cache while the rows pass. The last
- * few rows are computed beside copies of the last one, which are not stored: one code path, the
- * same bits for any number of rows. */
-static void multiply(float *y, size_t y_stride, const float *x, size_t x_stride,
-                     const float *weight, const float *start, size_t start_stride,
-                     size_t start_panel, size_t rows, size_t in, size_t out)
+/* Panels outside, rows inside: a panel stays in the first-level cache while the rows pass. The last
+ * few rows are computed next to copies of the last one, which are not stored: one code path gives
+ * the same bits for any number of rows. */
+static void matmul(const struct product *product)
 {
-    for (size_t o = 0; o < out; o += PAD, weight += in * PAD, start += start_panel) {
-        for (size_t first = 0; first < rows; first += ROWS) {
-            const size_t count = rows - first < ROWS ? rows - first : ROWS;
-            const float *inputs[ROWS], *starts[ROWS];
+    static const float zeros[PAD] = {0};
+    struct product p = *product; /* a copy: no store to y may change it */
+    if (!p.bias) {
+        p.bias = zeros;
+        p.bias_stride = 0;
+    }
+    for (size_t o = 0; o < p.out; o += PAD) {
+        for (size_t first = 0; first < p.rows; first += ROWS) {
+            const size_t count = p.rows - first < ROWS ? p.rows - first : ROWS;
+            const float *x[ROWS], *bias[ROWS];
             float sum[ROWS][PAD];
             for (size_t r = 0; r < ROWS; r++) {
                 const size_t row = first + (r < count ? r : count - 1);
-                inputs[r] = x + row * x_stride;
-                starts[r] = start + row * start_stride;
+                x[r] = p.x + row * p.x_stride;
+                bias[r] = p.bias + row * p.bias_stride;
             }
-            panel_times_rows(sum, inputs, starts, weight, in);
+            panel_times_rows(sum, x, bias, p.weight, p.in);
             for (size_t r = 0; r < count; r++)
-                memcpy(y + (first + r) * y_stride + o, sum[r], sizeof sum[r]);
+                memcpy(p.y + (first + r) * p.y_stride, sum[r], sizeof sum[r]);
         }
+        p.y += PAD;
+        p.weight += p.in * PAD;
+        if (p.bias != zeros)
+            p.bias += PAD;
     }
-}
-
-static void matmul(float *y, size_t y_stride, const float *x, size_t x_stride, const float *weight,
-                   const float *start, size_t start_stride, size_t rows, size_t in, size_t out)
-{
-    static const float zeros[PAD] = {0};
-    multiply(y, y_stride, x, x_stride, weight, start ? start : zeros, start ? start_stride : 0,
-             start ? PAD : 0, rows, in, out);
 }
 
 /* ---- norm ---------------------------------------------------------------------------------- */
 
-/* Sixteen partial sums, then halves onto halves: the order that vector registers have too. */
+/* Sixteen partial sums, then halves onto halves, as vector registers add. */
 static float sum_of_squares(const float *x, size_t n)
 {
     float sum[PAD] = {0};
@@ -143,7 +142,7 @@ static void scale_rows(float *y, size_t y_stride, const float *x, size_t x_strid
     }
 }
 
-static void weighted_sum(float *y, const float *bias, const struct term *terms, size_t n,
+static void weighted_sum(float *y, const float *bias, const struct tap *taps, size_t n,
                          size_t stride)
 {
     for (size_t d = 0; d < stride; d += PAD) {
@@ -151,7 +150,7 @@ static void weighted_sum(float *y, const float *bias, const struct term *terms, 
         memcpy(sum, bias + d, sizeof sum);
         for (size_t i = 0; i < n; i++)
             for (size_t l = 0; l < PAD; l++)
-                sum[l] += terms[i].weight[d + l] * terms[i].x[d + l];
+                sum[l] += taps[i].weight[d + l] * taps[i].x[d + l];
         memcpy(y + d, sum, sizeof sum);
     }
 }
@@ -169,24 +168,24 @@ static void conv_silu(float *y, const float *x, const float *weight, const float
 {
     const size_t stride = sequence.stride;
     for (size_t step = 0; step < sequence.length; step++) {
-        struct term terms[MAX_CONV];
+        struct tap taps[MAX_CONV];
         size_t n = 0;
         for (size_t k = 0; k < d_conv; k++) {
             const size_t back = d_conv - 1 - k;
             if (back <= step)
-                terms[n++] = (struct term){weight + k * stride,
-                                           x + token_of_step(sequence, step - back) * stride};
+                taps[n++] = (struct tap){weight + k * stride,
+                                         x + token_of_step(sequence, step - back) * stride};
         }
         float *row = y + token_of_step(sequence, step) * stride;
-        weighted_sum(row, bias, terms, n, stride);
+        weighted_sum(row, bias, taps, n, stride);
         silu_all(row, stride);
     }
 }
 
-/* One step for PAD channels: h[n] = exp2(delta A[n]) h[n] + delta c B[n]; sum = C h.
- * `state` [d_state, PAD] holds h; `a` rows are a_stride apart. */
-static void scan_step_free(float sum[PAD], float *state, const float *delta, const float *c,
-                           const float *b, const float *c_out, const float *a, size_t a_stride,
+/* One step for PAD channels: h[n] = exp2(delta A[n]) h[n] + delta u B[n]; sum = C h.
+ * `state` [d_state, PAD] holds h; rows of `a` are a_stride apart. */
+static void scan_step_free(float sum[PAD], float *state, const float *delta, const float *u,
+                           const float *b, const float *c, const float *a, size_t a_stride,
                            size_t d_state)
 {
     for (size_t l = 0; l < PAD; l++)
@@ -196,15 +195,15 @@ static void scan_step_free(float sum[PAD], float *state, const float *delta, con
         for (size_t l = 0; l < PAD; l++)
             decay[l] = exp2f(delta[l] * a[l]);
         for (size_t l = 0; l < PAD; l++) {
-            state[l] = decay[l] * state[l] + delta[l] * c[l] * b[n];
-            sum[l] += c_out[n] * state[l];
+            state[l] = decay[l] * state[l] + delta[l] * u[l] * b[n];
+            sum[l] += c[n] * state[l];
         }
     }
 }
 
-/* The same with A[n] = (n + 1) A: one exp, then its powers. */
-static void scan_step_tied(float sum[PAD], float *state, const float *delta, const float *c,
-                           const float *b, const float *c_out, const float *a, size_t d_state)
+/* One step with A[n] = (n + 1) A: one exp, then its powers. */
+static void scan_step_tied(float sum[PAD], float *state, const float *delta, const float *u,
+                           const float *b, const float *c, const float *a, size_t d_state)
 {
     float first[PAD], decay[PAD];
     for (size_t l = 0; l < PAD; l++) {
@@ -215,13 +214,13 @@ static void scan_step_tied(float sum[PAD], float *state, const float *delta, con
     for (size_t n = 0; n < d_state; n++, state += PAD) {
         for (size_t l = 0; l < PAD; l++) {
             decay[l] *= first[l];
-            state[l] = decay[l] * state[l] + delta[l] * c[l] * b[n];
-            sum[l] += c_out[n] * state[l];
+            state[l] = decay[l] * state[l] + delta[l] * u[l] * b[n];
+            sum[l] += c[n] * state[l];
         }
     }
 }
 
-/* PAD channels over all steps: their state stays in the first-level cache. */
+/* All steps of PAD channels, whose state stays in the first-level cache. */
 static void scan_channels(float *y, const struct scan_inputs *in, float *state,
                           struct sequence sequence, size_t first_channel)
 {
@@ -232,15 +231,15 @@ static void scan_channels(float *y, const struct scan_inputs *in, float *state,
         const size_t token = token_of_step(sequence, step);
         const size_t at = token * sequence.stride + first_channel;
         const float *b = in->b + token * in->bc_stride;
-        const float *c_out = in->c_out + token * in->bc_stride;
+        const float *c = in->c + token * in->bc_stride;
         float sum[PAD];
         if (in->tied)
-            scan_step_tied(sum, state, in->delta + at, in->c + at, b, c_out, a, in->d_state);
+            scan_step_tied(sum, state, in->delta + at, in->u + at, b, c, a, in->d_state);
         else
-            scan_step_free(sum, state, in->delta + at, in->c + at, b, c_out, a, sequence.stride,
+            scan_step_free(sum, state, in->delta + at, in->u + at, b, c, a, sequence.stride,
                            in->d_state);
         for (size_t l = 0; l < PAD; l++)
-            y[at + l] = (sum[l] + d[l] * in->c[at + l]) * silu(in->z[at + l]);
+            y[at + l] = (sum[l] + d[l] * in->u[at + l]) * silu(in->z[at + l]);
     }
 }
 

@@ -24,9 +24,9 @@ static mamba_status read_with(enum file_access access, int kind, const void *byt
     mamba_status status = kind == IMAGES   ? mamba_idx_images_open(&images, path, access, error)
                           : kind == LABELS ? mamba_idx_labels_open(&labels, path, access, error)
                                            : mamba_raw_image_open(&raw, path, 2, 3, access, error);
-    mamba_idx_images_close(&images);
-    mamba_idx_labels_close(&labels);
-    mamba_raw_image_close(&raw);
+    mamba_file_close(&images.file);
+    mamba_file_close(&labels.file);
+    mamba_file_close(&raw.file);
     unlink(path);
     return status;
 }
@@ -59,7 +59,7 @@ static void test_images(void)
           "good file refused");
     CHECK(images.n == 2 && images.height == 1 && images.width == 3, "dims");
     CHECK(memcmp(images.pixels, good + 16, 6) == 0, "pixels");
-    mamba_idx_images_close(&images);
+    mamba_file_close(&images.file);
     unlink(tiny_path());
 
     for (size_t size = 0; size < sizeof good; size++)
@@ -94,7 +94,7 @@ static void test_labels(void)
     CHECK(mamba_idx_labels_open(&labels, tiny_path(), FILE_MAPPED, NULL) == MAMBA_OK,
           "good file refused");
     CHECK(labels.n == 3 && labels.labels[0] == 7 && labels.labels[2] == 9, "labels");
-    mamba_idx_labels_close(&labels);
+    mamba_file_close(&labels.file);
     unlink(tiny_path());
 
     for (size_t size = 0; size < sizeof good; size++)
@@ -151,9 +151,9 @@ static void test_large_copies(void)
             CHECK(error.status == MAMBA_ERR_INPUT && strstr(error.message, "file size"),
                   "kind %d: %s", kind, error.message);
         }
-        mamba_idx_images_close(&images);
-        mamba_idx_labels_close(&labels);
-        mamba_raw_image_close(&raw);
+        mamba_file_close(&images.file);
+        mamba_file_close(&labels.file);
+        mamba_file_close(&raw.file);
         unlink(path);
     }
 }

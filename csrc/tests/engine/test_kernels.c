@@ -78,9 +78,19 @@ enum start { NOTHING, BIAS, ROWS, RESULT, STARTS };
 static void multiply(const struct mamba_kernels *kernels, const struct shape *s, float *y,
                      const float *x, const float *weight, const float *start, enum start kind)
 {
-    const float *const starts[] = {NULL, start, start, y};
-    kernels->matmul(y, s->y_stride, x, s->x_stride, weight, starts[kind],
-                    kind == BIAS ? 0 : s->y_stride, s->rows, s->in, s->out);
+    const float *const biases[] = {NULL, start, start, y};
+    kernels->matmul(&(struct product){
+        .y = y,
+        .y_stride = s->y_stride,
+        .x = x,
+        .x_stride = s->x_stride,
+        .weight = weight,
+        .bias = biases[kind],
+        .bias_stride = kind == BIAS ? 0 : s->y_stride,
+        .rows = s->rows,
+        .in = s->in,
+        .out = s->out,
+    });
 }
 
 /* Each row's bits are the same by itself. */
@@ -213,11 +223,11 @@ static void test_weighted_sum(const struct mamba_kernels *kernels)
         float *x = random_floats(9 * stride, -3, 3), *weight = random_floats(9 * stride, -1, 1);
         float *bias = random_floats(stride, -1, 1);
         float *got = random_floats(stride, 7, 8), *wanted = random_floats(stride, 7, 8);
-        struct term terms[9];
+        struct tap taps[9];
         for (size_t t = 0; t < n; t++)
-            terms[t] = (struct term){weight + t * stride, x + t * stride};
-        kernels->weighted_sum(got, bias, terms, n, stride);
-        mamba_kernels_scalar.weighted_sum(wanted, bias, terms, n, stride);
+            taps[t] = (struct tap){weight + t * stride, x + t * stride};
+        kernels->weighted_sum(got, bias, taps, n, stride);
+        mamba_kernels_scalar.weighted_sum(wanted, bias, taps, n, stride);
         check_close(kernels, "weighted_sum", got, wanted, 1, stride, stride);
         free(x), free(weight), free(bias), free(got), free(wanted);
     }
@@ -248,18 +258,18 @@ static void test_scans(const struct mamba_kernels *kernels)
         const size_t d_state = i % 4 < 2 ? 16 : between(1, 40);
         const size_t bc_stride = pad(2 * d_state);
         const double longest = i % 5 == 0 ? 30 : 0.3;
-        float *c = random_floats(size, -1, 1), *z = random_floats(size, -4, 4);
+        float *u = random_floats(size, -1, 1), *z = random_floats(size, -4, 4);
         float *delta = random_floats(size, 0, longest);
         float *bc = random_floats(sequence.length * bc_stride, -1, 1);
         float *a = random_floats((tied ? 1 : d_state) * stride, tied ? -2 : -20, -0.1);
         float *d = random_floats(stride, -1, 1), *state = random_floats(d_state * PAD, 7, 8);
         float *got = random_floats(size, 7, 8), *wanted = random_floats(size, 7, 8);
-        const struct scan_inputs inputs = {c,         z, delta, bc,      bc + d_state,
+        const struct scan_inputs inputs = {u,         z, delta, bc,      bc + d_state,
                                            bc_stride, a, d,     d_state, tied};
         kernels->scan(got, &inputs, state, sequence);
         mamba_kernels_scalar.scan(wanted, &inputs, state, sequence);
         check_close(kernels, tied ? "tied scan" : "free scan", got, wanted, 1, size, size);
-        free(c), free(z), free(delta), free(bc), free(a), free(d), free(state), free(got);
+        free(u), free(z), free(delta), free(bc), free(a), free(d), free(state), free(got);
         free(wanted);
     }
 }

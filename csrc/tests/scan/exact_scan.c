@@ -19,40 +19,38 @@ double silu_slope(double x)
     return sigmoid(x) * (1 + x * (1 - sigmoid(x)));
 }
 
-/* One channel of one item: what the forward pass hands to the backward pass. */
-typedef struct Row {
+/* One channel of one item: all that the forward pass keeps for the backward pass. */
+struct row {
     ptrdiff_t item, channel;
     double *h;     /* (length + 1, states), after each step; the first is 0 */
     double *y;     /* (length), before the gate */
     double *delta; /* (length) */
-    double *slope; /* (length), of delta by what goes into the softplus */
-    double *carry; /* (states), gradient of the state from the steps after it */
-} Row;
+    double *slope; /* (length), d delta / d raw */
+    double *carry; /* (states), the later steps' gradient of the state */
+};
 
 /* Element of a tensor (batch, rows, length). */
-static double *at(const Scan *scan, const Tensor *tensor, ptrdiff_t item, ptrdiff_t row,
-                  ptrdiff_t t)
+static double *at(const struct scan *scan, const struct tensor *tensor, ptrdiff_t item,
+                  ptrdiff_t row, ptrdiff_t t)
 {
     return tensor->exact + (item * tensor->shape[1] + row) * scan->dims.length + t;
 }
 
-static void step_size(const Scan *scan, Row *row, ptrdiff_t t)
+static void step_size(const struct scan *scan, struct row *row, ptrdiff_t t)
 {
     const ptrdiff_t d = row->channel;
     const ptrdiff_t rank = scan->dims.rank;
     double raw = scan->has_bias ? scan->bias.exact[d] : 0;
-    if (rank == 0) {
+    if (rank == 0)
         raw += *at(scan, &scan->delta, row->item, d, t);
-    }
-    for (ptrdiff_t r = 0; r < rank; r++) {
+    for (ptrdiff_t r = 0; r < rank; r++)
         raw += scan->w.exact[d * rank + r] * *at(scan, &scan->delta, row->item, r, t);
-    }
-    const int soft = scan->dims.delta_softplus != 0;
+    const bool soft = scan->dims.delta_softplus;
     row->delta[t] = soft ? log1p(exp(-fabs(raw))) + fmax(raw, 0) : raw;
     row->slope[t] = soft ? sigmoid(raw) : 1;
 }
 
-static void forward_row(Scan *scan, Row *row)
+static void forward_row(struct scan *scan, struct row *row)
 {
     const ptrdiff_t states = scan->dims.states;
     const ptrdiff_t d = row->channel;
@@ -74,34 +72,32 @@ static void forward_row(Scan *scan, Row *row)
     }
 }
 
-/* Through the gate; returns y's gradient. */
-static double backward_gate(Scan *scan, const Row *row, ptrdiff_t t)
+/* Return the gradient of y. */
+static double backward_gate(struct scan *scan, const struct row *row, ptrdiff_t t)
 {
     const double grad = *at(scan, &scan->grad_out, row->item, row->channel, t);
-    if (!scan->has_z) {
+    if (!scan->has_z)
         return grad;
-    }
     const double z = *at(scan, &scan->z, row->item, row->channel, t);
     *at(scan, &scan->grad_z, row->item, row->channel, t) = grad * row->y[t] * silu_slope(z);
     return grad * silu(z);
 }
 
-/* From what goes into the softplus to what it is made of. */
-static void backward_step_size(Scan *scan, const Row *row, ptrdiff_t t, double grad)
+/* From the gradient of raw delta to those of the bias and of delta, or of W and dt. */
+static void backward_step_size(struct scan *scan, const struct row *row, ptrdiff_t t, double grad)
 {
     const ptrdiff_t rank = scan->dims.rank;
     const ptrdiff_t d = row->channel;
     scan->grad_bias.exact[d] += grad;
-    if (rank == 0) {
+    if (rank == 0)
         *at(scan, &scan->grad_delta, row->item, d, t) = grad;
-    }
     for (ptrdiff_t r = 0; r < rank; r++) {
         *at(scan, &scan->grad_delta, row->item, r, t) += grad * scan->w.exact[d * rank + r];
         scan->grad_w.exact[d * rank + r] += grad * *at(scan, &scan->delta, row->item, r, t);
     }
 }
 
-static void backward_row(Scan *scan, const Row *row)
+static void backward_row(struct scan *scan, const struct row *row)
 {
     const ptrdiff_t states = scan->dims.states;
     const ptrdiff_t d = row->channel;
@@ -131,22 +127,26 @@ static void backward_row(Scan *scan, const Row *row)
     }
 }
 
-static double *many(ptrdiff_t count)
+static double *doubles(ptrdiff_t count)
 {
     return malloc((size_t)count * sizeof(double));
 }
 
-void exact_scan(Scan *scan)
+void exact_scan(struct scan *scan)
 {
     const ptrdiff_t length = scan->dims.length;
     const ptrdiff_t states = scan->dims.states;
-    Tensor *sums[] = {&scan->grad_b, &scan->grad_c,    &scan->grad_a,    &scan->grad_d,
-                      &scan->grad_w, &scan->grad_bias, &scan->grad_delta};
-    for (size_t i = 0; i < sizeof sums / sizeof *sums; i++) {
+    struct tensor *sums[] = {&scan->grad_b, &scan->grad_c,    &scan->grad_a,    &scan->grad_d,
+                             &scan->grad_w, &scan->grad_bias, &scan->grad_delta};
+    for (size_t i = 0; i < sizeof sums / sizeof *sums; i++)
         clear_exact(sums[i]);
-    }
-    Row row = {
-        0, 0, many((length + 1) * states), many(length), many(length), many(length), many(states)};
+    struct row row = {0,
+                      0,
+                      doubles((length + 1) * states),
+                      doubles(length),
+                      doubles(length),
+                      doubles(length),
+                      doubles(states)};
     for (row.item = 0; row.item < scan->dims.batch; row.item++) {
         for (row.channel = 0; row.channel < scan->dims.channels; row.channel++) {
             forward_row(scan, &row);
@@ -154,21 +154,20 @@ void exact_scan(Scan *scan)
         }
     }
     double *memory[] = {row.h, row.y, row.delta, row.slope, row.carry};
-    for (size_t i = 0; i < sizeof memory / sizeof *memory; i++) {
+    for (size_t i = 0; i < sizeof memory / sizeof *memory; i++)
         free(memory[i]);
-    }
 }
 
-Scan make_scan(const ScanDims *dims, int channels_inner, int reversed)
+struct scan make_scan(const struct scan_dims *dims, bool channels_inner, bool reversed)
 {
     const ptrdiff_t channels = dims->channels;
     const ptrdiff_t states = dims->states;
     const ptrdiff_t rank = dims->rank;
-    const int dbl = dims->type == SCAN_FLOAT64;
-    const double low = dims->delta_softplus ? -4 : 0.01; /* a step size is positive */
-    Scan scan = {.dims = *dims, .has_z = 1, .has_d = 1, .has_bias = 1};
+    const bool is_double = dims->type == SCAN_FLOAT64;
+    const double low = dims->delta_softplus ? -4 : 0.01; /* step sizes are positive */
+    struct scan scan = {.dims = *dims, .has_z = true, .has_d = true, .has_bias = true};
 #define SEQUENCE(rows, from, to)                                                                   \
-    make_tensor(dims->batch, rows, dims->length, dbl, channels_inner, reversed, from, to)
+    make_tensor(dims->batch, rows, dims->length, is_double, channels_inner, reversed, from, to)
     scan.u = SEQUENCE(channels, -1, 1);
     scan.delta = SEQUENCE(rank > 0 ? rank : channels, low, 1);
     scan.b = SEQUENCE(states, -1, 1);
@@ -182,32 +181,30 @@ Scan make_scan(const ScanDims *dims, int channels_inner, int reversed)
     scan.grad_c = SEQUENCE(states, 7, 8);
     scan.grad_z = SEQUENCE(channels, 7, 8);
 #undef SEQUENCE
-    scan.a = make_parameter(channels * states, dbl, -4, -0.1);
-    scan.d = make_parameter(channels, dbl, -1, 1);
-    scan.bias = make_parameter(channels, dbl, 0, 1);
-    scan.w = make_parameter(channels * rank, dbl, 0.01, 1);
-    scan.grad_a = make_parameter(channels * states, dbl, 7, 8);
-    scan.grad_d = make_parameter(channels, dbl, 7, 8);
-    scan.grad_bias = make_parameter(channels, dbl, 7, 8);
-    scan.grad_w = make_parameter(channels * rank, dbl, 7, 8);
+    scan.a = make_parameter(channels * states, is_double, -4, -0.1);
+    scan.d = make_parameter(channels, is_double, -1, 1);
+    scan.bias = make_parameter(channels, is_double, 0, 1);
+    scan.w = make_parameter(channels * rank, is_double, 0.01, 1);
+    scan.grad_a = make_parameter(channels * states, is_double, 7, 8);
+    scan.grad_d = make_parameter(channels, is_double, 7, 8);
+    scan.grad_bias = make_parameter(channels, is_double, 7, 8);
+    scan.grad_w = make_parameter(channels * rank, is_double, 7, 8);
     return scan;
 }
 
-void tie_states(Tensor *a, ptrdiff_t states)
+void tie_states(struct tensor *a, ptrdiff_t states)
 {
-    for (ptrdiff_t i = 0; i < (ptrdiff_t)count_elements(a); i++) {
+    for (ptrdiff_t i = 0; i < (ptrdiff_t)count_elements(a); i++)
         set_element(a, i, a->exact[i / states * states] * (double)(i % states + 1));
-    }
 }
 
-void free_scan(Scan *scan)
+void free_scan(struct scan *scan)
 {
-    Tensor *tensors[] = {&scan->u,          &scan->delta,  &scan->b,         &scan->c,
-                         &scan->z,          &scan->a,      &scan->d,         &scan->bias,
-                         &scan->w,          &scan->out,    &scan->grad_out,  &scan->grad_u,
-                         &scan->grad_delta, &scan->grad_b, &scan->grad_c,    &scan->grad_z,
-                         &scan->grad_a,     &scan->grad_d, &scan->grad_bias, &scan->grad_w};
-    for (size_t i = 0; i < sizeof tensors / sizeof *tensors; i++) {
+    struct tensor *tensors[] = {&scan->u,          &scan->delta,  &scan->b,         &scan->c,
+                                &scan->z,          &scan->a,      &scan->d,         &scan->bias,
+                                &scan->w,          &scan->out,    &scan->grad_out,  &scan->grad_u,
+                                &scan->grad_delta, &scan->grad_b, &scan->grad_c,    &scan->grad_z,
+                                &scan->grad_a,     &scan->grad_d, &scan->grad_bias, &scan->grad_w};
+    for (size_t i = 0; i < sizeof tensors / sizeof *tensors; i++)
         free_tensor(tensors[i]);
-    }
 }

@@ -17,8 +17,13 @@ ptrdiff_t between(ptrdiff_t low, ptrdiff_t high)
     return low + (ptrdiff_t)uniform(0, (double)(high - low + 1));
 }
 
-/* Where the kernel's copy has element i of the dense tensor. */
-static ptrdiff_t place(const Tensor *tensor, ptrdiff_t i)
+bool coin(void)
+{
+    return between(0, 1) != 0;
+}
+
+/* Offset in the kernel's copy of element i of the dense tensor. */
+static ptrdiff_t place(const struct tensor *tensor, ptrdiff_t i)
 {
     const ptrdiff_t channels = tensor->shape[1];
     const ptrdiff_t length = tensor->shape[2];
@@ -27,7 +32,7 @@ static ptrdiff_t place(const Tensor *tensor, ptrdiff_t i)
            i % length * stride[2];
 }
 
-void set_element(Tensor *tensor, ptrdiff_t i, double value)
+void set_element(struct tensor *tensor, ptrdiff_t i, double value)
 {
     if (tensor->is_double) {
         ((double *)tensor->view.data)[place(tensor, i)] = value;
@@ -38,18 +43,18 @@ void set_element(Tensor *tensor, ptrdiff_t i, double value)
     }
 }
 
-static double get(const Tensor *tensor, ptrdiff_t i)
+static double get(const struct tensor *tensor, ptrdiff_t i)
 {
     return tensor->is_double ? ((double *)tensor->view.data)[place(tensor, i)]
                              : (double)((float *)tensor->view.data)[place(tensor, i)];
 }
 
-Tensor make_tensor(ptrdiff_t batch, ptrdiff_t channels, ptrdiff_t length, int is_double,
-                   int channels_inner, int reversed, double low, double high)
+struct tensor make_tensor(ptrdiff_t batch, ptrdiff_t channels, ptrdiff_t length, bool is_double,
+                          bool channels_inner, bool reversed, double low, double high)
 {
     const ptrdiff_t count = batch * channels * length;
     const ptrdiff_t size = is_double ? sizeof(double) : sizeof(float);
-    Tensor tensor = {{batch, channels, length}, NULL, NULL, {NULL, {0}}, is_double};
+    struct tensor tensor = {{batch, channels, length}, NULL, NULL, {NULL, {0}}, is_double};
     ptrdiff_t *stride = tensor.view.stride;
     tensor.exact = malloc((size_t)count * sizeof(double) + 1); /* + 1: not NULL without elements */
     tensor.memory = malloc((size_t)(count * size) + (count == 0));
@@ -61,46 +66,45 @@ Tensor make_tensor(ptrdiff_t batch, ptrdiff_t channels, ptrdiff_t length, int is
         tensor.view.data = (char *)tensor.memory + (length - 1) * stride[2] * size;
         stride[2] = -stride[2];
     }
-    for (ptrdiff_t i = 0; i < count; i++) {
+    for (ptrdiff_t i = 0; i < count; i++)
         set_element(&tensor, i, uniform(low, high));
-    }
     return tensor;
 }
 
-Tensor make_parameter(ptrdiff_t count, int is_double, double low, double high)
+struct tensor make_parameter(ptrdiff_t count, bool is_double, double low, double high)
 {
-    return make_tensor(1, count, 1, is_double, 0, 0, low, high);
+    return make_tensor(1, count, 1, is_double, false, false, low, high);
 }
 
-void free_tensor(Tensor *tensor)
+void free_tensor(struct tensor *tensor)
 {
     free(tensor->exact);
     free(tensor->memory);
 }
 
-size_t count_elements(const Tensor *tensor)
+size_t count_elements(const struct tensor *tensor)
 {
     return (size_t)(tensor->shape[0] * tensor->shape[1] * tensor->shape[2]);
 }
 
-size_t count_bytes(const Tensor *tensor)
+size_t count_bytes(const struct tensor *tensor)
 {
     return count_elements(tensor) * (tensor->is_double ? sizeof(double) : sizeof(float));
 }
 
-void clear_exact(Tensor *tensor)
+void clear_exact(struct tensor *tensor)
 {
     memset(tensor->exact, 0, count_elements(tensor) * sizeof(double));
 }
 
-ScanTensor input(const Tensor *tensor)
+struct scan_tensor input(const struct tensor *tensor)
 {
     const ptrdiff_t *stride = tensor->view.stride;
-    const ScanTensor view = {tensor->view.data, {stride[0], stride[1], stride[2]}};
+    const struct scan_tensor view = {tensor->view.data, {stride[0], stride[1], stride[2]}};
     return view;
 }
 
-double relative_distance(const Tensor *got)
+double relative_distance(const struct tensor *got)
 {
     double error = 0;
     double norm = 0;
@@ -112,7 +116,7 @@ double relative_distance(const Tensor *got)
     return sqrt(error) / (sqrt(norm) + 1e-30);
 }
 
-double exact_distance(const Tensor *got, const Tensor *wanted)
+double exact_distance(const struct tensor *got, const struct tensor *wanted)
 {
     double error = 0;
     double norm = 0;
@@ -124,7 +128,7 @@ double exact_distance(const Tensor *got, const Tensor *wanted)
     return sqrt(error) / (sqrt(norm) + 1e-30);
 }
 
-double tolerance(const Tensor *got)
+double tolerance(const struct tensor *got)
 {
     return got->is_double ? 1e-12 : 1e-5;
 }

@@ -1,51 +1,52 @@
-/* Random tensors, and how far a kernel's tensor is from its exact value. */
-#ifndef MNIST_MAMBA_TESTS_RANDOM_TENSORS_H
-#define MNIST_MAMBA_TESTS_RANDOM_TENSORS_H
+/* Random tensors, and the distance of a kernel's result from its exact value. */
+#ifndef MAMBA_TESTS_SCAN_RANDOM_TENSORS_H
+#define MAMBA_TESTS_SCAN_RANDOM_TENSORS_H
 
 #include "scan_types.h"
 
 #include <stdint.h>
 
-/* The generator's state; who sets it back draws the same numbers again. */
+/* The generator's state: set it back to draw the same numbers again. */
 extern uint64_t random_state;
 
 double uniform(double low, double high);
-ptrdiff_t between(ptrdiff_t low, ptrdiff_t high); /* both may come */
+ptrdiff_t between(ptrdiff_t low, ptrdiff_t high); /* both included */
+bool coin(void);
 
-/* A dense (batch, channels, length) tensor of doubles, and its copy as the kernel sees it: of its
- * type, channels or time innermost, in either direction of time. */
-typedef struct Tensor {
+/* A dense (batch, channels, length) tensor of doubles, and the kernel's copy of it: of the kernel's
+ * element type, with channels or time innermost, time forward or reversed. */
+struct tensor {
     ptrdiff_t shape[3];
     double *exact;
     void *memory;
-    ScanMutableTensor view;
-    int is_double;
-} Tensor;
+    struct scan_mutable_tensor view;
+    bool is_double;
+};
 
-Tensor make_tensor(ptrdiff_t batch, ptrdiff_t channels, ptrdiff_t length, int is_double,
-                   int channels_inner, int reversed, double low, double high);
+struct tensor make_tensor(ptrdiff_t batch, ptrdiff_t channels, ptrdiff_t length, bool is_double,
+                          bool channels_inner, bool reversed, double low, double high);
 
 /* A parameter vector or matrix: (1, count, 1). */
-Tensor make_parameter(ptrdiff_t count, int is_double, double low, double high);
+struct tensor make_parameter(ptrdiff_t count, bool is_double, double low, double high);
 
-/* Sets element i, counted in the order of the dense tensor, and its exact value. Time innermost. */
-void set_element(Tensor *tensor, ptrdiff_t i, double value);
+/* Set element i, counted in the order of the dense tensor (time innermost), and its exact value. */
+void set_element(struct tensor *tensor, ptrdiff_t i, double value);
 
-void free_tensor(Tensor *tensor);
-void clear_exact(Tensor *tensor);
-size_t count_elements(const Tensor *tensor);
-size_t count_bytes(const Tensor *tensor);
-ScanTensor input(const Tensor *tensor);
+void free_tensor(struct tensor *tensor);
+void clear_exact(struct tensor *tensor);
+size_t count_elements(const struct tensor *tensor);
+size_t count_bytes(const struct tensor *tensor);
+struct scan_tensor input(const struct tensor *tensor);
 
-/* Relative L2 distance from the exact values, and how much of it may be rounding. */
-double relative_distance(const Tensor *got);
-double tolerance(const Tensor *got);
+/* Relative L2 distance from the exact values, and the limit of what rounding may cause. */
+double relative_distance(const struct tensor *got);
+double tolerance(const struct tensor *got);
 
-/* The same between the exact values of two tensors of one shape. */
-double exact_distance(const Tensor *got, const Tensor *wanted);
+/* Relative L2 distance between the exact values of two tensors of one shape. */
+double exact_distance(const struct tensor *got, const struct tensor *wanted);
 
-/* Memory of exactly this size, so that ASan sees an overrun, full of NaN, so that what is read
- * before it is written shows. */
+/* Memory of exactly this size, so that ASan sees an overrun, and full of NaN, so that a read before
+ * the first write shows. */
 void *nan_memory(size_t bytes);
 
 #endif

@@ -1,4 +1,4 @@
-"""Images and labels: the IDX format, where they come from, how they are split and augmented.
+"""Images and labels: IDX files, sources, splits and augmentation.
 
-Nothing is imported here: a pipeline stage depends on just the modules that it names.
+Nothing is imported here, so that a pipeline stage depends only on the modules it names.
 """

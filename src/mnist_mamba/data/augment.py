@@ -1,4 +1,4 @@
-"""Random affine and elastic maps of whole batches: one pass of grid_sample, no per-image work."""
+"""Random affine and elastic maps of whole batches, in one call of grid_sample."""
 
 from __future__ import annotations
 
@@ -18,12 +18,21 @@ def augment(
     share: slice = slice(None),
     batch: int | None = None,
 ) -> Tensor:
-    """Map each image of (n, height, width), floating, by its own random map.
+    """Map each image by its own random affine map, and an elastic one if `config` has it.
 
-    An affine map, and if asked for a smooth random shift of each pixel (Simard et al. 2003).
+    Elastic maps shift each pixel by a smooth random field (Simard et al. 2003). Pixels from outside
+    the image are 0.
 
-    What comes in from outside the image is 0. The images may be just the `share` of a larger
-    `batch`: numbers are drawn for all of it, so that an image's map is the same whoever maps it.
+    Args:
+        pixels: (n, height, width), floating.
+        config: sizes of the changes.
+        generator: source of the random numbers.
+        share: position of these images in the batch. Numbers are drawn for the whole batch, so
+            that an image's map does not depend on how the batch is shared out.
+        batch: number of images in the whole batch; None if this is all of it.
+
+    Returns:
+        The mapped images, of the same shape and dtype.
     """
     if config.is_identity:
         return pixels
@@ -34,7 +43,7 @@ def augment(
     shear = torch.tan(uniform[1] * math.radians(config.shear))
     scale = 1 / (1 + uniform[2] * config.scale)
     cos, sin = torch.cos(angle) * scale, torch.sin(angle) * scale
-    # grid_sample's coordinates run from -1 to 1 along both sides, so rotation needs the aspect.
+    # grid_sample's coordinates run from -1 to 1 along both sides: rotation needs the aspect ratio.
     aspect = height / width
     rows = [
         torch.stack([cos, (shear * cos - sin) * aspect, 2 * config.shift * uniform[3]], dim=1),
@@ -51,10 +60,16 @@ def augment(
 
 
 def smooth(noise: Tensor, height: int, width: int, scale: float) -> Tensor:
-    """Spread noise at evenly spaced knots over an image by a Gaussian.
+    """Interpolate noise at evenly spaced knots over an image with a Gaussian.
 
-    noise (n, 2, knots, knots), independent and standard normal, to (n, height, width, 2), each
-    standard normal too; scale is the Gaussian's standard deviation as a fraction of the sides.
+    Args:
+        noise: (n, 2, knots, knots), independent and standard normal.
+        height: rows of the image.
+        width: columns of the image.
+        scale: standard deviation of the Gaussian as a fraction of the sides.
+
+    Returns:
+        (n, height, width, 2), each value standard normal.
     """
     rows, columns = (_gaussian(n, noise.shape[-1], scale).to(noise) for n in (height, width))
     shifts: Tensor = rows @ noise @ columns.T
@@ -62,7 +77,7 @@ def smooth(noise: Tensor, height: int, width: int, scale: float) -> Tensor:
 
 
 def _gaussian(n: int, knots: int, scale: float) -> Tensor:
-    """(n, knots): row i weighs the knots by their distance from i; squares of a row sum to 1."""
+    """Return (n, knots) weights by distance; the squares of each row sum to 1."""
     places, centres = (torch.arange(n) + 0.5) / n, torch.linspace(0, 1, knots)
     weights = torch.exp(-0.5 * ((places[:, None] - centres) / scale) ** 2)
     norms: Tensor = torch.linalg.vector_norm(weights, dim=1, keepdim=True)
@@ -70,10 +85,9 @@ def _gaussian(n: int, knots: int, scale: float) -> Tensor:
 
 
 def _grid(maps: Tensor, height: int, width: int) -> Tensor:
-    """Where each pixel comes from: maps (n, 2, 3) to (n, height, width, 2) of x and y.
+    """Return each pixel's source (n, height, width, 2), as x and y, under maps (n, 2, 3).
 
-    This is F.affine_grid, but one matrix product instead of a small one for each image, which
-    takes a tenth of the time.
+    Like F.affine_grid, but as one matrix product instead of one per image: a tenth of the time.
     """
     x, y = (
         (torch.arange(n, dtype=maps.dtype, device=maps.device) * 2 + 1) / n - 1

@@ -1,7 +1,7 @@
-"""Images made harder in fixed ways, to see what a classifier's accuracy rests on.
+"""Deterministic corruptions of images, to measure a classifier's robustness.
 
-Everything is computed in float64 and rounded to bytes at the end, so that machines agree.
-Directions alternate from image to image; no label and no model chooses anything.
+All are computed in float64 and rounded to bytes at the end, so that machines agree. Directions
+alternate from image to image and depend on no label and no model.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ NOISE_SEED = 0
 
 
 def shift(images: Bytes, percent: float) -> Bytes:
-    """Move by a percentage of both sides, to one of the four corners in turn."""
+    """Shift by a percentage of both sides, towards one of the four corners after the other."""
     turn = torch.arange(len(images)) % 4
     signs = torch.stack([1 - 2 * (turn % 2), 1 - 2 * (turn // 2)], dim=1)
     maps = torch.eye(2, 3, dtype=torch.float64).repeat(len(images), 1, 1)
@@ -31,7 +31,7 @@ def shift(images: Bytes, percent: float) -> Bytes:
 
 
 def rotate(images: Bytes, degrees: float) -> Bytes:
-    """Turn about the middle, every second image the other way."""
+    """Rotate about the centre, every second image the other way."""
     height, width = images.shape[1:]
     signs = 1 - 2 * (torch.arange(len(images), dtype=torch.float64) % 2)
     angles = signs * math.radians(degrees)
@@ -43,19 +43,19 @@ def rotate(images: Bytes, degrees: float) -> Bytes:
 
 
 def scale(images: Bytes, percent: float) -> Bytes:
-    """Resize about the middle to a percentage of the size; the image's own size stays."""
+    """Scale the content about the centre to a percentage of its size."""
     maps = torch.eye(2, 3, dtype=torch.float64).repeat(len(images), 1, 1) * (100 / percent)
     return _mapped(images, maps)
 
 
 def noise(images: Bytes, percent: float) -> Bytes:
-    """Add Gaussian noise with a standard deviation of a percentage of white, the same each time."""
+    """Add fixed Gaussian noise with a standard deviation of a percentage of white."""
     draw = np.random.default_rng(NOISE_SEED).standard_normal(images.shape)
     return _bytes(images + draw * (2.55 * percent))
 
 
 def blur(images: Bytes, percent: float) -> Bytes:
-    """Average by a Gaussian with a standard deviation of a percentage of the sides."""
+    """Blur by a Gaussian with a standard deviation of a percentage of the sides."""
     rows, columns = (_blur_matrix(n, n * percent / 100) for n in images.shape[1:])
     return _bytes(rows @ images.astype(np.float64) @ columns.T)
 
@@ -73,11 +73,11 @@ CORRUPTIONS: dict[str, Callable[[Bytes, float], Bytes]] = {
     "blur": blur,
     "invert": invert,
 }
-"""By name; each takes (n, height, width) uint8 images and a strength, and returns as many."""
+"""Corruptions by name; each maps (n, height, width) uint8 images, given a strength."""
 
 
 def _mapped(images: Bytes, maps: Tensor) -> Bytes:
-    """Each image seen through its (2, 3) map from output to input; black comes in from outside."""
+    """Map each image by its (2, 3) map from output to input; outside it is black."""
     mapped = []
     chunks = zip(torch.from_numpy(images).split(1000), maps.split(1000), strict=True)
     for chunk, matrices in chunks:
@@ -88,7 +88,7 @@ def _mapped(images: Bytes, maps: Tensor) -> Bytes:
 
 
 def _blur_matrix(n: int, deviation: float) -> NDArray[np.float64]:
-    """(n, n): row i averages n pixels around pixel i; at the border what is inside counts."""
+    """Return (n, n) weights: row i averages pixels around pixel i, renormalised at the border."""
     places = np.arange(n)
     weights = np.exp(-0.5 * ((places[:, None] - places) / max(deviation, 1e-9)) ** 2)
     averages: NDArray[np.float64] = weights / weights.sum(axis=1, keepdims=True)

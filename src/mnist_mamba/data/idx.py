@@ -1,4 +1,4 @@
-"""IDX, the format of the MNIST files: big-endian dims, then bytes."""
+"""IDX, the format of the MNIST files: big-endian dims, then the values."""
 
 from __future__ import annotations
 
@@ -19,21 +19,25 @@ UINT8 = 0x08
 
 
 class IdxError(ValueError):
-    """A file that is not the IDX file that was asked for; the message names what is off."""
+    """A file that is not a usable IDX file; the message names what was got and expected."""
 
 
 def read_images(path: Path) -> Bytes:
-    """Images of an IDX file, (n, height, width) uint8; gzip is unpacked.
+    """Return the (n, height, width) uint8 images of an IDX file, gzipped or not.
 
     Raises:
-        IdxError: not IDX, not bytes of rank 3, empty, truncated or with trailing bytes.
+        IdxError: not IDX, not unsigned bytes of rank 3, empty, truncated or with trailing bytes.
         OSError: the file cannot be read.
     """
     return _read(path, rank=3)
 
 
 def read_labels(path: Path) -> Bytes:
-    """Labels of an IDX file, (n,) uint8; gzip is unpacked. Errors as for `read_images`."""
+    """Return the (n,) uint8 labels of an IDX file, gzipped or not.
+
+    Raises:
+        IdxError, OSError: as for `read_images`.
+    """
     return _read(path, rank=1)
 
 
@@ -65,8 +69,19 @@ def _read(path: Path, rank: int) -> Bytes:
 
 
 def write_idx(path: Path, values: Bytes) -> None:
-    """Write bytes of any rank as an IDX file, whole or not at all."""
+    """Write uint8 values of any rank as an IDX file, whole or not at all.
+
+    Raises:
+        TypeError: values of another dtype.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder) / "train-labels-idx1-ubyte"
+    ...     write_idx(path, np.array([7, 2, 1], dtype=np.uint8))
+    ...     print(path.stat().st_size, read_labels(path))
+    11 [7 2 1]
+    """
     if values.dtype != np.uint8:
-        raise TypeError(f"IDX values have dtype {values.dtype}, expected uint8")
+        raise TypeError(f"values have dtype {values.dtype}, expected uint8")
     header = bytes((0, 0, UINT8, values.ndim)) + struct.pack(f">{values.ndim}I", *values.shape)
     write_bytes(path, header + values.tobytes())

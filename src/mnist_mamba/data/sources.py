@@ -1,4 +1,4 @@
-"""Where images come from: MNIST, scikit-learn's digits, or a user's own IDX files."""
+"""Sources of images: MNIST, scikit-learn's digits, or a user's own IDX files."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ IDX_NAMES = {
     "test_images": "t10k-images-idx3-ubyte",
     "test_labels": "t10k-labels-idx1-ubyte",
 }
-"""The names of MNIST's own files, which a user's data set takes too (or with .gz)."""
+"""File names of MNIST, and of a user's data set; each may end in .gz."""
 
 
 def load_idx(folder: Path) -> tuple[LabelledImages, LabelledImages]:
-    """Train and test sets from a folder with the four IDX files, packed or not.
+    """Return train and test sets from a folder with the four IDX files, gzipped or not.
 
     Raises:
-        DataError: a file is missing, damaged, or does not fit its partner.
+        DataError: a file is missing or damaged, or numbers of images and labels differ.
     """
     try:
         found = {key: _find(folder, name) for key, name in IDX_NAMES.items()}
@@ -53,11 +53,11 @@ def _find(folder: Path, name: str) -> Path:
     for candidate in (folder / name, folder / f"{name}.gz"):
         if candidate.is_file():
             return candidate
-    raise DataError(f"{folder / name} is missing (or {name}.gz): expected all four IDX files")
+    raise DataError(f"{folder / name} (or {name}.gz) not found: expected all four IDX files")
 
 
 def load_digits(test_fraction: float = 0.2) -> tuple[LabelledImages, LabelledImages]:
-    """The 1,797 handwritten 8x8 digits that scikit-learn carries, split into train and test.
+    """Return scikit-learn's 1,797 handwritten 8x8 digits, split into train and test sets.
 
     Source: UCI Optical Recognition of Handwritten Digits, doi.org/10.24432/C50P49.
     """
@@ -66,19 +66,19 @@ def load_digits(test_fraction: float = 0.2) -> tuple[LabelledImages, LabelledIma
     digits = sklearn_digits()
     images = np.rint(digits.images * (255 / 16)).astype(np.uint8)
     everything = LabelledImages(images, digits.target.astype(np.uint8))
-    # Its own fixed seed: the test set is the same whatever the params say.
+    # A fixed seed: the test set does not depend on params.yaml.
     return split(everything, test_fraction, seed=0)
 
 
 def load_mnist(mirror: str | None) -> tuple[LabelledImages, LabelledImages]:
-    """MNIST through torchvision, which checks the MD5 of each file.
+    """Return MNIST's train and test sets through torchvision, which checks each file's MD5.
 
     Args:
-        mirror: folder or URL that holds the four .gz files and is tried before the public
-            mirrors; None for those alone.
+        mirror: folder or URL with the four .gz files, tried before the public mirrors; None uses
+            only the public mirrors.
 
     Raises:
-        DataError: nobody has the files, or the mirror has a truncated or altered one.
+        DataError: no mirror has the files, or `mirror` has a truncated or altered one.
     """
     from mnist_mamba.data.torchvision_compat import import_torchvision
 
@@ -91,7 +91,7 @@ def load_mnist(mirror: str | None) -> tuple[LabelledImages, LabelledImages]:
         if mirror:
             _copy_from_mirror(mirror, raw, dict(MNIST.resources))
         try:
-            # Files that are there with the right checksum are not downloaded again.
+            # Does not download files that are present with the right checksum.
             MNIST(scratch, download=True)
         except (RuntimeError, OSError, HTTPException) as error:
             asked = f"MNIST_MIRROR = {mirror} and the" if mirror else "The"
@@ -103,15 +103,15 @@ def load_mnist(mirror: str | None) -> tuple[LabelledImages, LabelledImages]:
 
 
 def _last(error: BaseException) -> str:
-    """An error's last line: the one that says why."""
+    """Return an error's last line, which says why."""
     return (str(error).strip().splitlines() or [type(error).__name__])[-1].rstrip(".")
 
 
 def _copy_from_mirror(mirror: str, raw: Path, md5s: dict[str, str]) -> None:
-    """Copy what the mirror has of the .gz files.
+    """Copy the .gz files from the mirror; log a warning if it lacks any.
 
     Raises:
-        DataError: a file whose checksum is wrong; a mirror that lacks files is only warned of.
+        DataError: a file whose checksum is wrong.
     """
     from torchvision.datasets.utils import check_md5
 
@@ -121,7 +121,7 @@ def _copy_from_mirror(mirror: str, raw: Path, md5s: dict[str, str]) -> None:
             _copy(mirror, name, target)
         except (OSError, ValueError, HTTPException) as error:
             target.unlink(missing_ok=True)
-            logger.warning("MNIST_MIRROR = %s: %s cannot be had: %s", mirror, name, error)
+            logger.warning("MNIST_MIRROR = %s: cannot get %s: %s", mirror, name, error)
             return
         if not check_md5(str(target), md5):
             raise DataError(
@@ -132,7 +132,7 @@ def _copy_from_mirror(mirror: str, raw: Path, md5s: dict[str, str]) -> None:
 
 
 def _copy(mirror: str, name: str, target: Path) -> None:
-    """One file from a folder or URL."""
+    """Copy one file from a folder or URL."""
     if "://" not in mirror:
         shutil.copyfile(Path(mirror).expanduser() / name, target)
         return

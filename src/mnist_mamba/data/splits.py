@@ -1,4 +1,4 @@
-"""From raw images to fixed train, validation and test splits."""
+"""Resampling, splitting and measuring data sets."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mnist_mamba.data.idx import Bytes
 
 
 class DataError(ValueError):
-    """Data that cannot be had or cannot be used; the message says what to do."""
+    """Data that is missing or cannot be used; the message says what was expected."""
 
 
 class LabelledImages(NamedTuple):
@@ -22,17 +22,17 @@ class LabelledImages(NamedTuple):
     labels: Bytes
 
     def joined(self, other: LabelledImages) -> LabelledImages:
-        """These images, then the other ones."""
+        """Return these images followed by the others."""
         images = np.concatenate([self.images, other.images])
         return LabelledImages(images, np.concatenate([self.labels, other.labels]))
 
     def select(self, chosen: np.ndarray) -> LabelledImages:
-        """The images at a mask or at indices."""
+        """Return the images at a mask or at indices."""
         return LabelledImages(self.images[chosen], self.labels[chosen])
 
 
 class Splits(NamedTuple):
-    """The three parts of a data set; test data chooses nothing."""
+    """The three splits of a data set; no choice may be made on test data."""
 
     train: LabelledImages
     val: LabelledImages
@@ -55,18 +55,18 @@ def resize(images: Bytes, size: tuple[int, int]) -> Bytes:
 def split(
     data: LabelledImages, held_out: float, seed: int
 ) -> tuple[LabelledImages, LabelledImages]:
-    """Split off a stratified random part.
+    """Split off a stratified random sample.
 
     Args:
-        data: what to split.
-        held_out: fraction of each class that goes to the second part, at least one image.
-        seed: fixes the choice.
+        data: the images to split.
+        held_out: fraction of each class to hold out, at least one image.
+        seed: seed of the random choice.
 
     Returns:
-        The rest and the held-out part, both in their original order.
+        The remaining and the held-out images, both in their original order.
 
     Raises:
-        DataError: a class with a single image, which cannot stand in both parts.
+        DataError: a class with a single image, which cannot be in both.
     """
     generator = np.random.default_rng(seed)
     chosen = np.zeros(len(data.labels), dtype=bool)
@@ -80,12 +80,13 @@ def split(
 
 
 def describe(splits: Splits) -> dict[str, Any]:
-    """What the later stages need to know of the data: dims, classes, pixel statistics, counts.
+    """Return image dims, number of classes, pixel statistics and image counts of a data set.
 
-    Pixel statistics are over the training split, on pixels in [0, 1].
+    Pixel statistics are those of the training split, with pixels in [0, 1].
 
     Raises:
-        DataError: splits of different image sizes, or test labels that training never sees.
+        DataError: splits of different image sizes, labels missing from the training split, a
+            single class, or constant pixels.
     """
     shapes = {name: part.images.shape[1:] for name, part in splits._asdict().items()}
     if len(set(shapes.values())) > 1:
@@ -94,17 +95,17 @@ def describe(splits: Splits) -> dict[str, Any]:
     for name, part in splits._asdict().items():
         unseen = sorted(set(part.labels.tolist()) - set(splits.train.labels.tolist()))
         if unseen:
-            raise DataError(f"the {name} split has labels {unseen}, which training never sees")
+            raise DataError(f"the {name} split has labels {unseen}, which the train split lacks")
     if n_classes < 2:
         raise DataError(f"got {n_classes} class, expected at least 2")
     pixels = splits.train.images
-    # Exact integer sums: the same figures on any machine.
+    # Exact integer sums: the same statistics on any machine.
     total, count = int(pixels.sum(dtype=np.int64)), pixels.size
     squares = int(np.square(pixels, dtype=np.int64).sum())
     mean = total / count
     std = max(squares / count - mean * mean, 0.0) ** 0.5
     if std == 0:
-        raise DataError("all training pixels are the same: there is nothing to learn from")
+        raise DataError("all training pixels have the same value: expected images that differ")
     return {
         "height": int(pixels.shape[1]),
         "width": int(pixels.shape[2]),

@@ -1,8 +1,8 @@
-"""Import torchvision where its wheel was built for another torch.
+"""Import torchvision even if its wheel was built for another torch.
 
-The wheels on the package index are built for CUDA. Beside a CPU build of torch their compiled
-operators do not load, and the import stops at registering shapes for them. Declaring the two
-operators first lets everything that is plain Python (data sets, transforms) work.
+PyPI's wheels are built for CUDA. With a CPU build of torch their compiled operators do not load,
+and the import fails where it registers shapes for them. With these two operators declared first,
+everything that is plain Python (data sets, transforms) works.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ _SCHEMAS = (
     "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 )
 _libraries: list[torch.library.Library] = []
-"""Kept alive: a library's definitions go with it."""
+"""Keeps the libraries alive: their definitions die with them."""
 
 
 def import_torchvision() -> ModuleType:
-    """torchvision, mended if the plain import fails for want of its operators.
+    """Import torchvision, declaring its operators if the plain import lacks them.
 
     Raises:
-        ImportError: torchvision is not installed, or broken in some other way.
+        ImportError: torchvision is not installed, or broken in another way.
     """
     try:
         return importlib.import_module("torchvision")

@@ -1,6 +1,6 @@
-"""The shipped side: the C engine from Python here, the model file in `mnist_mamba.engine.format`.
+"""The C engine from Python; `mnist_mamba.engine.format` reads and writes its model files.
 
-Only the engine is imported here, so that using it needs no PyTorch.
+Neither needs PyTorch.
 """
 
 from mnist_mamba.engine.binding import Engine, EngineError

@@ -1,4 +1,4 @@
-"""The C engine from Python, through ctypes."""
+"""ctypes binding of the C engine."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mnist_mamba.c_build import build_library, csrc_dir, isa_flags
+from mnist_mamba.c_build import build_library, csrc_dir, isa_flags, shared_flags
 
 LIBRARY_VARIABLE = "MNIST_MAMBA_LIBRARY"
-"""Environment variable that names a built libmamba to use instead of compiling one."""
+"""Environment variable with the path of a built libmamba to use instead of compiling one."""
 
 _u32 = ctypes.c_uint32
 
 
 class EngineError(RuntimeError):
-    """The engine refused; the message is its own, `status` its code (csrc/include/mamba.h)."""
+    """An error of the engine: its message, and `status`, its code (csrc/include/mamba.h)."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -33,7 +33,7 @@ class _Error(ctypes.Structure):
 
 
 class _Info(ctypes.Structure):
-    """`struct mamba_info`, field for field."""
+    """`struct mamba_info`, field by field."""
 
     _fields_ = (
         *((name, _u32) for name in ("height", "width", "channels", "n_classes", "stem")),
@@ -51,18 +51,31 @@ class _Info(ctypes.Structure):
 
 
 class Engine:
-    """A model file, opened by the C engine; one image in, logits out, nothing else needed.
+    """A model file opened by the C engine: images in, logits out.
 
     Args:
         model: a model file (docs/format.md): its path, or its bytes, which are copied.
-        threads: threads over the images of a batch; 0 for all that the engine can use.
-        library: a built libmamba; default: $MNIST_MAMBA_LIBRARY, else one that is compiled from
-            the engine's sources on first use and cached.
-        mmap: map the file; False copies it, for one that others may change meanwhile.
+        threads: number of threads, which share the images of a batch; 0 uses all cores.
+        library: a built libmamba. Default: $MNIST_MAMBA_LIBRARY, else a library compiled from the
+            engine's sources on first use and cached.
+        mmap: map the file; False copies it, for a file that may change while it is open.
+
+    Attributes:
+        info: the model's dimensions and pixel statistics, `struct mamba_info` by name.
 
     Raises:
         EngineError: the file was refused; the message names field, got and expected.
-        mnist_mamba.c_build.NativeBuildError: there is no library, and none can be compiled.
+        mnist_mamba.c_build.NativeBuildError: no library was named, and none can be compiled.
+
+    >>> import tempfile
+    >>> from mnist_mamba.export import write_model
+    >>> from mnist_mamba.model import MambaClassifier, ModelConfig
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder) / "model.bin"
+    ...     write_model(path, MambaClassifier(ModelConfig(height=28, width=28, n_classes=10)))
+    ...     with Engine(path) as engine:
+    ...         engine.logits(np.zeros((5, 28, 28), dtype=np.uint8)).shape
+    (5, 10)
     """
 
     def __init__(
@@ -74,11 +87,11 @@ class Engine:
         mmap: bool = True,
     ) -> None:
         self._model = ctypes.c_void_p()
-        self._library = _load(_find_library(library))
+        self._library = _load(find_library(library))
         error = _Error()
         out = (ctypes.byref(self._model), ctypes.byref(error))
         if isinstance(model, bytes):
-            # The engine uses them in place; numpy's memory is aligned for any type.
+            # The engine uses the bytes in place; numpy's memory is aligned for any type.
             self._bytes = np.array(np.frombuffer(model, dtype=np.uint8))
             status = self._library.mamba_model_from_bytes(
                 out[0], self._bytes.ctypes.data, len(model), out[1]
@@ -92,11 +105,17 @@ class Engine:
         self.threads = threads or int(self._library.mamba_max_threads())
 
     def logits(self, images: NDArray[Any]) -> NDArray[np.float32]:
-        """Logits (n, n_classes) of images (n, height, width): uint8, or float32 in [0, 1].
+        """Return the logits of a batch.
+
+        Args:
+            images: (n, height, width), uint8 or float32 in [0, 1].
+
+        Returns:
+            (n, n_classes) logits.
 
         Raises:
-            ValueError: another shape or dtype, or values that are not in [0, 1].
-            EngineError: the engine refused, or was closed.
+            ValueError: another shape or dtype, or values outside [0, 1].
+            EngineError: the logits are not finite, or the engine was closed.
         """
         if not self._model:
             raise EngineError(2, "the engine was closed")
@@ -120,7 +139,7 @@ class Engine:
         size = self._library.mamba_batch_bytes(self._model, self.threads)
         if not size:
             raise EngineError(2, f"threads = {self.threads}: expected 1 to 1024")
-        # empty, not create_string_buffer: the arena need not be cleared.
+        # Not create_string_buffer, which would clear the arena.
         arena = np.empty(size, dtype=np.uint8)
         error = _Error()
         status = forward(
@@ -137,12 +156,12 @@ class Engine:
         return logits
 
     def predict(self, images: NDArray[Any]) -> NDArray[np.integer[Any]]:
-        """The most likely class of each image; arguments and errors as for `logits`."""
+        """Return the most likely class of each image; arguments and errors as for `logits`."""
         predictions: NDArray[np.integer[Any]] = self.logits(images).argmax(axis=1)
         return predictions
 
     def close(self) -> None:
-        """Unmap the file. Closing twice is fine."""
+        """Unmap the file; closing again has no effect."""
         if self._model:
             self._library.mamba_model_close(self._model)
             self._model = ctypes.c_void_p()
@@ -159,7 +178,7 @@ class Engine:
         self.close()
 
     def __del__(self) -> None:
-        # __init__ may have stopped before there was a model or a library.
+        # __init__ may have failed before it loaded a library.
         if getattr(self, "_library", None) is not None:
             self.close()
 
@@ -169,12 +188,18 @@ class Engine:
             raise EngineError(status, error.message.decode(errors="replace"))
 
 
-def _find_library(library: str | Path | None) -> Path:
+def find_library(library: str | Path | None = None) -> Path:
+    """Return the path of libmamba: `library`, else $MNIST_MAMBA_LIBRARY, else compile it.
+
+    Raises:
+        EngineError: the named file does not exist.
+        mnist_mamba.c_build.NativeBuildError: the library cannot be compiled.
+    """
     named = library or os.environ.get(LIBRARY_VARIABLE)
     if named:
         path = Path(named)
         if not path.is_file():
-            raise EngineError(3, f"{path} is no file: expected a built libmamba")
+            raise EngineError(3, f"{path} not found: expected a built libmamba")
         return path.resolve()
     csrc = csrc_dir()
     sources = [
@@ -185,15 +210,15 @@ def _find_library(library: str | Path | None) -> Path:
         "mamba",
         sources,
         include_dirs=[csrc / folder for folder in ("include", "engine", "simd")],
-        # As in csrc/engine.mk: the same bits as ./mamba.
-        cflags=["-std=c11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden"],
+        # The floating-point flags of ./mamba, and so its bits.
+        cflags=["-std=c11", "-O3", *shared_flags("ENGINE_MATH"), "-fvisibility=hidden"],
         file_cflags=isa_flags("{}.c"),
     )
 
 
 @functools.cache
 def _load(path: Path) -> ctypes.CDLL:
-    """The library with its functions' types declared; loaded once."""
+    """Load the library once, and declare the types of its functions."""
     try:
         library = ctypes.CDLL(str(path))
     except OSError as error:

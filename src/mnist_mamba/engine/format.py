@@ -1,9 +1,11 @@
-"""The model file (docs/format.md): one table of its header, one of its tensors, write and read."""
+"""The model file (docs/format.md): its header, its tensors, and how to read and write its bytes.
+
+Needs numpy only; `mnist_mamba.export` turns a torch model into such a file.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 import struct
 import zlib
@@ -12,13 +14,21 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from mnist_mamba.atomic_write import write_bytes
-from mnist_mamba.config import MAX_ACTIVATIONS, MAX_LENGTH, Direction, ModelConfig, Pool, Stem
-from mnist_mamba.model import Classifier, ConvStem, MambaClassifier
+from mnist_mamba.config import (
+    LIMITS,
+    MAX_ACTIVATIONS,
+    MAX_LENGTH,
+    Direction,
+    Pool,
+    Range,
+    Stem,
+    oversized_activations,
+    stem_convs,
+    token_grid,
+    whole,
+)
 
 Array = NDArray[np.float32]
 
@@ -32,7 +42,7 @@ FLAG_LOCAL_CONV = 4
 STEMS = get_args(Stem)
 DIRECTIONS = get_args(Direction)
 POOLS = get_args(Pool)
-"""A choice is stored as its place here, so new ones go to the end."""
+"""The file stores the index of a choice here, so append new choices."""
 
 CRC_OFFSET = 12
 CHECKED_FROM = 16
@@ -40,48 +50,43 @@ CHECKED_FROM = 16
 
 
 class FormatError(ValueError):
-    """A file that is not a model; the message names field, got and expected."""
+    """A file that is not a valid model; the message names field, got and expected."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """One header field with its inclusive range; offsets follow from the order."""
+    """One header field with its range; offsets follow from the order."""
 
     name: str
     code: Literal["I", "f"]
-    low: float
-    high: float
+    range: Range
 
     @property
     def limits(self) -> tuple[float, float]:
-        """The range as the file's type holds it."""
+        """Smallest and largest value, as the file's type holds them."""
         if self.code == "I":
-            return self.low, self.high
-        return float(np.float32(self.low)), float(np.float32(self.high))
+            return self.range.low, self.range.high
+        return float(np.float32(self.range.low)), float(np.float32(self.range.high))
 
 
+_RANGES = LIMITS | {
+    "flags": whole(0, FLAG_TIED_A | FLAG_POS_EMBED | FLAG_LOCAL_CONV),
+    "stem": whole(0, len(STEMS) - 1),
+    "patch_height": LIMITS["height"],
+    "patch_width": LIMITS["width"],
+    "direction": whole(0, len(DIRECTIONS) - 1),
+    "pool": whole(0, len(POOLS) - 1),
+    "more_members": whole(0, int(LIMITS["members"].high) - 1),
+}
+_WHOLE_NUMBERS = (
+    *("flags", "height", "width", "channels", "n_classes", "stem", "patch_height", "patch_width"),
+    *("stem_width", "d_model", "n_layers", "d_state", "d_conv", "d_inner", "dt_rank"),
+    *("direction", "pool"),
+)
 FIELDS = (
-    Field("flags", "I", 0, FLAG_TIED_A | FLAG_POS_EMBED | FLAG_LOCAL_CONV),
-    Field("height", "I", 1, 4096),
-    Field("width", "I", 1, 4096),
-    Field("channels", "I", 1, 1),
-    Field("n_classes", "I", 2, 256),
-    Field("stem", "I", 0, len(STEMS) - 1),
-    Field("patch_height", "I", 1, 4096),
-    Field("patch_width", "I", 1, 4096),
-    Field("stem_width", "I", 1, 512),
-    Field("d_model", "I", 1, 2048),
-    Field("n_layers", "I", 1, 64),
-    Field("d_state", "I", 1, 256),
-    Field("d_conv", "I", 1, 16),
-    Field("d_inner", "I", 1, 8192),
-    Field("dt_rank", "I", 1, 2048),
-    Field("direction", "I", 0, len(DIRECTIONS) - 1),
-    Field("pool", "I", 0, len(POOLS) - 1),
-    Field("norm_eps", "f", 2**-149, 0.1),
-    Field("pixel_mean", "f", 0.0, 1.0),
-    Field("pixel_std", "f", 1e-6, 1e6),
-    Field("more_members", "I", 0, 63),
+    *(Field(name, "I", _RANGES[name]) for name in _WHOLE_NUMBERS),
+    *(Field(name, "f", _RANGES[name]) for name in ("norm_eps", "pixel_mean", "pixel_std")),
+    Field("more_members", "I", _RANGES["more_members"]),
 )
 FIELDS_STRUCT = struct.Struct("<" + "".join(field.code for field in FIELDS))
 RESERVED_FROM = CHECKED_FROM + FIELDS_STRUCT.size
@@ -89,7 +94,7 @@ RESERVED_FROM = CHECKED_FROM + FIELDS_STRUCT.size
 
 @dataclasses.dataclass(frozen=True)
 class TensorSpec:
-    """A tensor of the file: V(n), T(rows, n) or P(out, in) of docs/format.md."""
+    """One tensor of the file: V(n), T(rows, n) or P(out, in) of docs/format.md."""
 
     name: str
     kind: Literal["vector", "table", "panels"]
@@ -97,13 +102,13 @@ class TensorSpec:
 
     @property
     def stored_floats(self) -> int:
-        """Floats in the file, padding included."""
+        """Number of floats in the file, padding included."""
         if self.kind == "panels":
             return pad(self.shape[0]) * self.shape[1]
         return math.prod(self.shape[:-1]) * pad(self.shape[-1])
 
     def pack(self, values: Array) -> bytes:
-        """The file's bytes of `values`, which has this spec's shape."""
+        """Return the file's bytes of `values`, which must have this spec's shape."""
         if values.shape != self.shape:
             raise ValueError(f"{self.name} has shape {values.shape}, expected {self.shape}")
         if self.kind != "panels":
@@ -115,7 +120,7 @@ class TensorSpec:
         return np.ascontiguousarray(panels).astype("<f4").tobytes()
 
     def unpack(self, data: bytes) -> Array:
-        """The values that `pack` stored, without padding."""
+        """Return the values that `pack` stored, without padding."""
         stored = np.frombuffer(data, dtype="<f4").astype(np.float32)
         if self.kind != "panels":
             return stored.reshape(*self.shape[:-1], -1)[..., : self.shape[-1]].copy()
@@ -125,37 +130,39 @@ class TensorSpec:
 
 
 def pad(n: int) -> int:
-    """n rounded up to whole panels."""
-    return -(-n // LANES) * LANES
+    """Return n rounded up to whole panels."""
+    return math.ceil(n / LANES) * LANES
 
 
 Header = dict[str, Any]
 
 
 def sequence_length(header: Header) -> int:
-    """Tokens of an image, from the header's dims."""
-    if header["stem"] == STEMS.index("patch"):
-        rows = header["height"] // header["patch_height"]
-        columns = header["width"] // header["patch_width"]
-    else:
-        rows, columns = math.ceil(header["height"] / 4), math.ceil(header["width"] / 4)
-    return int(rows * columns)
+    """Return the number of tokens per image."""
+    patch = header["patch_height"], header["patch_width"]
+    rows, columns = token_grid(_stem(header), header["height"], header["width"], patch)
+    return rows * columns
+
+
+def _stem(header: Header) -> Stem:
+    stem: Stem = STEMS[header["stem"]]
+    return stem
 
 
 def tensor_specs(header: Header) -> list[TensorSpec]:
-    """The tensors of a file with this header, in file order."""
+    """Return the tensors of a file with this header, in file order."""
     specs, members = _member_specs(header), header["more_members"] + 1
     if members == 1:
         return specs
     return [
-        dataclasses.replace(spec, name=_of_member(i, spec.name))
+        dataclasses.replace(spec, name=member_tensor(i, spec.name))
         for i in range(members)
         for spec in specs
     ]
 
 
-def _of_member(member: int, name: str) -> str:
-    """The name of a tensor of one of several members."""
+def member_tensor(member: int, name: str) -> str:
+    """Return the name of a tensor of one of several members."""
     return f"members.{member}.{name}"
 
 
@@ -173,16 +180,13 @@ def _member_specs(header: Header) -> list[TensorSpec]:
     def panels(name: str, out: int, inputs: int) -> None:
         specs.append(TensorSpec(name, "panels", (out, inputs)))
 
-    if header["stem"] == STEMS.index("patch"):
+    if _stem(header) == "patch":
         panels("stem.weight", d_model, header["patch_height"] * header["patch_width"])
         vector("stem.bias", d_model)
-    else:
-        widths = [1, header["stem_width"], d_model]
-        if header["stem"] == STEMS.index("conv3"):
-            widths.insert(1, math.ceil(header["stem_width"] / 2))
-        for i, (channels, out) in enumerate(itertools.pairwise(widths), start=1):
-            panels(f"stem.conv{i}.weight", out, 9 * channels)
-            vector(f"stem.conv{i}.bias", out)
+    convs = stem_convs(_stem(header), header["stem_width"], d_model)
+    for i, (channels, out, _) in enumerate(convs, start=1):
+        panels(f"stem.conv{i}.weight", out, 9 * channels)
+        vector(f"stem.conv{i}.bias", out)
     if header["flags"] & FLAG_POS_EMBED:
         table("pos_embed", sequence_length(header), d_model)
     bidirectional = header["direction"] == DIRECTIONS.index("bidirectional")
@@ -209,115 +213,17 @@ def _member_specs(header: Header) -> list[TensorSpec]:
     return specs
 
 
-def header_of(config: ModelConfig) -> Header:
-    """The header's fields for a model's config."""
-    patch = config.patch if config.stem == "patch" else (0, 0)
-    flags = FLAG_TIED_A * (config.a == "tied") + FLAG_POS_EMBED * config.pos_embed
-    flags += FLAG_LOCAL_CONV * config.local_conv
-    return {
-        "flags": flags,
-        "height": config.height,
-        "width": config.width,
-        "channels": config.channels,
-        "n_classes": config.n_classes,
-        "stem": STEMS.index(config.stem),
-        "patch_height": patch[0],
-        "patch_width": patch[1],
-        "stem_width": 0 if config.stem == "patch" else config.stem_width,
-        "d_model": config.d_model,
-        "n_layers": config.n_layers,
-        "d_state": config.d_state,
-        "d_conv": config.d_conv,
-        "d_inner": config.d_inner,
-        "dt_rank": config.resolved_dt_rank,
-        "direction": DIRECTIONS.index(config.direction),
-        "pool": POOLS.index(config.pool),
-        "norm_eps": config.norm_eps,
-        "pixel_mean": config.pixel_mean,
-        "pixel_std": config.pixel_std,
-        "more_members": config.members - 1,
-    }
-
-
-def folded_tensors(model: Classifier) -> dict[str, Array]:
-    """A model's values by their names in the file, with the folds that docs/format.md lists.
-
-    Products are taken in float64 and rounded once.
-    """
-    if isinstance(model, MambaClassifier):
-        return _member_tensors(model)
-    return {
-        _of_member(i, name): values
-        for i, member in enumerate(model.classifiers)
-        for name, values in _member_tensors(member).items()
-    }
-
-
-def _member_tensors(model: MambaClassifier) -> dict[str, Array]:
-    state = {name: value.detach().cpu().double() for name, value in model.state_dict().items()}
-    config = model.config
-    folded: dict[str, Tensor] = {}
-    if config.stem == "patch":
-        folded["stem.weight"] = state["stem.linear.weight"]
-        folded["stem.bias"] = state["stem.linear.bias"]
-    elif isinstance(model.stem, ConvStem):
-        for i in range(1, model.stem.n_convs + 1):
-            weight, bias = model.stem.folded(i)
-            folded[f"stem.conv{i}.weight"] = weight.permute(0, 2, 3, 1).flatten(1)
-            folded[f"stem.conv{i}.bias"] = bias
-    if config.pos_embed:
-        folded["pos_embed"] = state["pos_embed"]
-    for i, block in enumerate(model.blocks):
-        mixer = block.mixer
-        if block.local is not None:
-            taps, bias = block.local.folded()
-            folded[f"layers.{i}.local.weight"], folded[f"layers.{i}.local.bias"] = taps, bias
-        source, target = f"layers.{i}.mixer", f"layers.{i}"
-        in_proj = state[f"{source}.in_proj.weight"] * state[f"layers.{i}.norm.weight"]
-        folded[f"{target}.in_proj.x"], folded[f"{target}.in_proj.z"] = in_proj.chunk(2)
-        for suffix in mixer.suffixes:
-            taps = state[f"{source}.conv1d{suffix}.weight"].squeeze(1)
-            folded[f"{target}.conv1d{suffix}.weight"] = taps.T
-            folded[f"{target}.conv1d{suffix}.bias"] = state[f"{source}.conv1d{suffix}.bias"]
-            folded[f"{target}.x_proj{suffix}"] = state[f"{source}.x_proj{suffix}.weight"]
-            folded[f"{target}.dt_proj{suffix}.weight"] = state[f"{source}.dt_proj{suffix}.weight"]
-            folded[f"{target}.dt_proj{suffix}.bias"] = state[f"{source}.dt_proj{suffix}.bias"]
-            log = state[f"{source}.{mixer.a_name(suffix)}"]
-            A = -torch.exp(log) * math.log2(math.e)
-            folded[f"{target}.A{suffix}"] = A.squeeze(1) if mixer.tied else A.T
-            folded[f"{target}.D{suffix}"] = state[f"{source}.D{suffix}"]
-        scans = len(mixer.suffixes)
-        folded[f"{target}.out_proj"] = state[f"{source}.out_proj.weight"] / scans
-    folded["head.weight"] = state["head.weight"] * state["norm_f.weight"]
-    folded["head.bias"] = state["head.bias"]
-    return {name: value.numpy().astype(np.float32) for name, value in folded.items()}
-
-
 def encode(header: Header, tensors: Mapping[str, Array]) -> bytes:
-    """The bytes of a file; `tensors` holds one array for each of `tensor_specs(header)`."""
+    """Return the bytes of a file; `tensors` holds one array for each of `tensor_specs(header)`."""
     fields = FIELDS_STRUCT.pack(*(header[field.name] for field in FIELDS))
     body = fields.ljust(HEADER_BYTES - CHECKED_FROM, b"\0")
     body += b"".join(spec.pack(tensors[spec.name]) for spec in tensor_specs(header))
     return MAGIC + struct.pack("<II", VERSION, zlib.crc32(body)) + body
 
 
-def write_model(path: Path, model: Classifier) -> None:
-    """Write a model as the file that the C engine maps; whole or not at all.
-
-    Raises:
-        FormatError: a weight that is NaN or infinite, which the engine would refuse.
-        OSError: the file cannot be written.
-    """
-    tensors = folded_tensors(model)
-    for name, values in tensors.items():
-        if not np.isfinite(values).all():
-            raise FormatError(f"{name} holds NaN or infinite values: the training has diverged")
-    write_bytes(path, encode(header_of(model.config), tensors))
-
-
 @dataclasses.dataclass(frozen=True)
 class ModelFile:
-    """A file's contents: header fields and unpadded tensors, both by name."""
+    """The contents of a file: header fields and unpadded tensors, both by name."""
 
     header: Header
     tensors: dict[str, Array]
@@ -327,14 +233,14 @@ def read_model(path: Path) -> ModelFile:
     """Read and check a model file.
 
     Raises:
-        FormatError: anything that docs/format.md does not allow.
+        FormatError: docs/format.md does not allow the file.
         OSError: the file cannot be read.
     """
     return decode(path.read_bytes())
 
 
 def decode(data: bytes) -> ModelFile:
-    """`read_model` on bytes."""
+    """Parse and check the bytes of a model file; raise FormatError as `read_model` does."""
     header = _decode_header(data)
     specs = tensor_specs(header)
     expected = HEADER_BYTES + 4 * sum(spec.stored_floats for spec in specs)
@@ -376,12 +282,11 @@ def _decode_header(data: bytes) -> Header:
         raise FormatError(f"version: got {version}, expected {VERSION}")
     values = FIELDS_STRUCT.unpack_from(data, CHECKED_FROM)
     header: Header = dict(zip((field.name for field in FIELDS), values, strict=True))
-    # In the order of docs/format.md, so that readers name the same field of several.
+    # In the order of docs/format.md, so that all readers name the same one of several bad fields.
     for field in FIELDS:
         if field.code == "I":
             _check_range(header, field.name, *_limits(header, field))
-    _check_length(header)
-    _check_activations(header)
+    _check_fit(header)
     for field in FIELDS:
         if field.code == "f":
             _check_range(header, field.name, *field.limits)
@@ -391,15 +296,13 @@ def _decode_header(data: bytes) -> Header:
 
 
 def _limits(header: Header, field: Field) -> tuple[float, float]:
-    """A whole number's range, which for those of the stem hangs on the stem."""
-    patch = header["stem"] == STEMS.index("patch")
-    match field.name:
-        case "patch_height" | "patch_width":
-            used = patch
-        case "stem_width":
-            used = not patch
-        case _:
-            used = True
+    """Return a field's range; a field that the stem does not use must be 0.
+
+    The stem itself has been checked before the fields that depend on it.
+    """
+    used = True
+    if field.name in ("patch_height", "patch_width", "stem_width"):
+        used = (_stem(header) == "patch") == field.name.startswith("patch")
     return field.limits if used else (0, 0)
 
 
@@ -408,33 +311,18 @@ def _check_range(header: Header, name: str, low: float, high: float) -> None:
         raise FormatError(f"{name}: got {header[name]}, expected {low:g} to {high:g}")
 
 
-def _check_length(header: Header) -> None:
-    if header["stem"] == STEMS.index("patch"):
+def _check_fit(header: Header) -> None:
+    if _stem(header) == "patch":
         for side in ("height", "width"):
             patch, image = header[f"patch_{side}"], header[side]
             if image % patch:
                 raise FormatError(f"patch_{side}: got {patch}, expected a divisor of {image}")
-    if sequence_length(header) > MAX_LENGTH:
-        raise FormatError(
-            f"sequence length: got {sequence_length(header)}, expected at most {MAX_LENGTH}"
-        )
-
-
-def _check_activations(header: Header) -> None:
     length = sequence_length(header)
-    pixels = header["height"] * header["width"]
-    quarter = math.ceil(header["height"] / 2) * math.ceil(header["width"] / 2)
-    conv3 = header["stem"] == STEMS.index("conv3")
-    arrays = {
-        "d_model": (length, header["d_model"]),
-        "d_inner": (length, header["d_inner"]),
-        "dt_rank + 2 d_state": (length, header["dt_rank"] + 2 * header["d_state"]),
-        "stem_width": (quarter, header["stem_width"]),
-        "half of stem_width": (pixels, math.ceil(header["stem_width"] / 2) if conv3 else 0),
-    }
-    for name, (rows, columns) in arrays.items():
-        if rows * columns > MAX_ACTIVATIONS:
-            raise FormatError(
-                f"{name}: got {columns} at each of {rows} places, expected up to "
-                f"{MAX_ACTIVATIONS} in all"
-            )
+    if length > MAX_LENGTH:
+        raise FormatError(f"sequence length: got {length}, expected at most {MAX_LENGTH}")
+    names = ("height", "width", "stem_width", "d_model", "d_inner", "d_state", "dt_rank")
+    dims = {name: header[name] for name in names}
+    found = oversized_activations(stem=_stem(header), length=length, **dims)
+    if found:
+        name, size = found
+        raise FormatError(f"{name}: got {size}, expected up to {MAX_ACTIVATIONS} in all")

@@ -1,4 +1,4 @@
-"""Images to logits: stem, residual blocks of mixers, pool, head."""
+"""The classifier, from images to logits: stem, residual blocks of mixers, pool, head."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mnist_mamba.model.mixer import MambaMixer
 
 
 class PatchStem(nn.Module):
-    """One linear map of each patch: (batch, height, width) to (batch, length, d_model)."""
+    """A linear map of each patch: (batch, height, width) to (batch, length, d_model)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -29,9 +29,10 @@ class PatchStem(nn.Module):
 
 
 class ConvStem(nn.Module):
-    """3x3 convolutions with SiLU between, two of stride 2; a quarter of the pixels each way.
+    """3x3 convolutions with SiLU between them; two have stride 2.
 
-    With a batch norm behind each, if asked for, which export makes part of the convolution.
+    (batch, height, width) to (batch, ceil(height / 4) * ceil(width / 4), d_model). With
+    `stem_norm = "batch"`, a batch norm follows each convolution; export folds it into the weights.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -52,7 +53,10 @@ class ConvStem(nn.Module):
         return torch.flatten(maps, 2).transpose(1, 2)
 
     def folded(self, i: int) -> tuple[Tensor, Tensor]:
-        """Convolution i, from 1, with its norm: weight (out, in, 3, 3), bias (out,); float64."""
+        """Return weight (out, in, 3, 3) and bias (out,) of convolution i (from 1), norm folded.
+
+        Both are float64.
+        """
         conv, norm = self.get_submodule(f"conv{i}"), self.get_submodule(f"norm{i}")
         assert isinstance(conv, nn.Conv2d)
         weight = conv.weight.detach().cpu().double()
@@ -63,7 +67,7 @@ class ConvStem(nn.Module):
 
 
 def _with_norm(weight: Tensor, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """A convolution's weight (out, in, 3, 3) with the norm behind it, and bias (out,); float64."""
+    """Fold the norm after a convolution into its weight (out, in, 3, 3); return it and the bias."""
     gain, shift, mean, var = (
         norm.state_dict()[name].cpu().double()
         for name in ("weight", "bias", "running_mean", "running_var")
@@ -73,19 +77,19 @@ def _with_norm(weight: Tensor, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
 
 
 class ScanOrder(NamedTuple):
-    """How a layer walks over the grid of tokens."""
+    """The order in which a layer scans the grid of tokens."""
 
     columns: bool
-    """Column by column; else row by row."""
+    """Column by column instead of row by row."""
     reverse: bool
     """From the last token to the first."""
 
 
 def scan_order(direction: Direction, layer: int) -> ScanOrder:
-    """The order of a layer, counted from 0.
+    """Return the order of a layer, counted from 0.
 
-    Cross takes the four ways over an image (VMamba's cross-scan, Liu et al. 2024) in turns, a layer
-    each: rows, columns, rows backwards, columns backwards.
+    Cross repeats the four orders of VMamba's cross-scan (Liu et al. 2024), one per layer: rows,
+    columns, rows backwards, columns backwards.
     """
     match direction:
         case "alternate":
@@ -97,11 +101,10 @@ def scan_order(direction: Direction, layer: int) -> ScanOrder:
 
 
 class LocalConv(nn.Module):
-    """x + a 3x3 convolution of each channel over the grid of tokens, with zeros around it.
+    """x + norm(depthwise 3x3 convolution of x over the grid of tokens, zero-padded).
 
-    What lies beside a token in the image may be far from it in a scan (CMT's local perception unit,
-    Guo et al. 2022, arXiv 2107.06263). A batch norm behind the convolution, which export makes part
-    of it.
+    Neighbours in the image may be far apart in a scan. This is CMT's local perception unit (Guo et
+    al. 2022, arXiv 2107.06263). Export folds the batch norm into the convolution.
     """
 
     def __init__(self, d_model: int, grid: tuple[int, int]) -> None:
@@ -111,14 +114,14 @@ class LocalConv(nn.Module):
         self.norm = nn.BatchNorm2d(d_model, momentum=0.01)
 
     def forward(self, residual: Tensor) -> Tensor:
-        """(batch, length, d_model) to the same shape, in image order."""
-        # As channels last, which is how they lie: no copy.
+        """Map (batch, length, d_model) to the same shape, in image order."""
+        # A channels-last view of the tokens: no copy.
         maps = residual.unflatten(1, self.grid).permute(0, 3, 1, 2)
         near: Tensor = self.norm(self.conv(maps.to(self.conv.weight.dtype)))
         return residual + near.permute(0, 2, 3, 1).flatten(1, 2)
 
     def folded(self) -> tuple[Tensor, Tensor]:
-        """Taps (3 * 3, d_model), the middle one with x's own 1, and bias (d_model); float64."""
+        """Return taps (3 * 3, d_model) and bias (d_model,), float64, with the residual x folded."""
         weight, bias = _with_norm(self.conv.weight.detach().cpu().double(), self.norm)
         taps = weight.flatten(1).T.clone()
         taps[4] += 1
@@ -126,14 +129,14 @@ class LocalConv(nn.Module):
 
 
 class Block(nn.Module):
-    """x + mixer(norm(x)) over the tokens in an order of its own; x may be wider than weights.
+    """x + mixer(norm(x)), scanned in the layer's order, after an optional local convolution of x.
 
-    With a local convolution of x before it, if asked for.
+    x may have a wider dtype than the weights.
 
     Args:
         config: dims and choices.
-        order: of the scan.
-        scan: its backend.
+        order: order of the scan.
+        scan: backend of the scan, as in `MambaClassifier`.
     """
 
     def __init__(self, config: ModelConfig, order: ScanOrder, scan: str) -> None:
@@ -157,7 +160,7 @@ class Block(nn.Module):
         )
 
     def forward(self, residual: Tensor) -> Tensor:
-        """(batch, length, d_model) to the same shape, both in image order."""
+        """Map (batch, length, d_model) to the same shape, both in image order."""
         if self.local is not None:
             residual = self.local(residual)
         if not self.order.columns:
@@ -167,9 +170,9 @@ class Block(nn.Module):
         return _transposed(self._mixed(turned), columns, rows)
 
     def _mixed(self, residual: Tensor) -> Tensor:
-        """`forward` with the tokens in the order that `columns` asks for."""
+        """Return x + mixer(norm(x)) for tokens already in row or column order."""
         mixer, norm = self.mixer, self.norm
-        # A mixer that somebody put in the place of ours has a forward only.
+        # A user may have replaced the mixer by one that has only a forward.
         if isinstance(mixer, MambaMixer) and mixer.runs_fused(residual, norm):
             return mixer.fused(residual, self.order.reverse, norm)
         mixed: Tensor = mixer(norm(residual.to(norm.weight.dtype)), reverse=self.order.reverse)
@@ -177,7 +180,7 @@ class Block(nn.Module):
 
 
 def _transposed(tokens: Tensor, rows: int, columns: int) -> Tensor:
-    """Tokens of a grid, (batch, rows * columns, d_model), row by row, put column by column."""
+    """Reorder the (batch, rows * columns, d_model) tokens of a grid from rows to columns."""
     turned: Tensor = tokens.unflatten(1, (rows, columns)).transpose(1, 2).flatten(1, 2)
     return turned
 
@@ -185,15 +188,20 @@ def _transposed(tokens: Tensor, rows: int, columns: int) -> Tensor:
 class MambaClassifier(nn.Module):
     """Mamba image classifier: pixels in [0, 1] to logits.
 
-    Normalisation by the training set's mean and deviation is part of the model, as it is part of
+    The model includes the normalisation by the training set's mean and standard deviation, as does
     the exported file.
 
     Args:
         config: dims and choices.
-        scan: backend of the scan (`mnist_mamba.scan`): auto, reference, cpu or cuda.
+        scan: backend of the scan (`mnist_mamba.scan`): auto, reference, cpu, triton or cuda.
 
     Raises:
         ValueError: a config of several members.
+
+    >>> config = ModelConfig(height=28, width=28, n_classes=10, d_model=16, n_layers=2)
+    >>> model = MambaClassifier(config)
+    >>> model(torch.rand(5, 28, 28)).shape
+    torch.Size([5, 10])
     """
 
     def __init__(self, config: ModelConfig, scan: str = "auto") -> None:
@@ -214,7 +222,7 @@ class MambaClassifier(nn.Module):
         self._scale_residual_branches()
 
     def _scale_residual_branches(self) -> None:
-        """Keep the residual's variance independent of depth, as GPT-2 and mamba_ssm do."""
+        """Make the residual's variance independent of depth, as GPT-2 and mamba_ssm do."""
         for block in self.blocks:
             nn.init.kaiming_uniform_(block.mixer.out_proj.weight, a=math.sqrt(5))
             with torch.no_grad():
@@ -227,11 +235,11 @@ class MambaClassifier(nn.Module):
 
     @property
     def n_parameters(self) -> int:
-        """Learned values."""
+        """Number of trainable parameters."""
         return sum(p.numel() for p in self.parameters())
 
     def tokens(self, pixels: Tensor) -> Tensor:
-        """Stem and positions: (batch, height, width) in [0, 1] to (batch, length, d_model)."""
+        """Return (batch, length, d_model) tokens, positions added, of (batch, height, width)."""
         expected = (self.config.height, self.config.width)
         if pixels.dim() != 3 or tuple(pixels.shape[1:]) != expected:
             raise ValueError(
@@ -243,27 +251,27 @@ class MambaClassifier(nn.Module):
         return tokens if self.pos_embed is None else tokens + self.pos_embed
 
     def member_logits(self, pixels: Tensor) -> Tensor:
-        """`forward` as that of an ensemble with one member: logits (1, batch, n_classes)."""
+        """Return `forward`'s logits as (1, batch, n_classes), like an ensemble of one member."""
         logits: Tensor = self(pixels)
         return logits.unsqueeze(0)
 
     def pooled(self, residual: Tensor) -> Tensor:
-        """Final norm and pool: (batch, length, d_model) to (batch, d_model)."""
+        """Apply final norm and pool: (batch, length, d_model) to (batch, d_model)."""
         dtype = self.norm_f.weight.dtype
         if self.config.pool == "last":
             last: Tensor = self.norm_f(residual[:, -1].to(dtype))
             return last
-        # The mean of the normed tokens, as one matrix product: half the passes over the residual.
+        # The mean of the normed tokens as one matrix product: half the passes over the residual.
         mean_square = torch.linalg.vecdot(residual, residual) / self.config.d_model
         scale = torch.rsqrt(mean_square + self.config.norm_eps) / residual.shape[1]
         mean = torch.bmm(scale.unsqueeze(1), residual).squeeze(1)
         return mean.to(dtype) * self.norm_f.weight
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(batch, height, width) in [0, 1] to logits (batch, n_classes).
+        """Return (batch, n_classes) logits of (batch, height, width) pixels in [0, 1].
 
         Raises:
-            ValueError: pixels of another shape.
+            ValueError: the pixels have another shape.
         """
         tokens = self.tokens(pixels)
         residual = tokens.to(torch.promote_types(tokens.dtype, torch.float32))

@@ -1,4 +1,4 @@
-"""Several classifiers that answer together."""
+"""An ensemble of classifiers."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from mnist_mamba.model.classifier import MambaClassifier
 class MambaEnsemble(nn.Module):
     """Classifiers of one shape whose logits are averaged (Lakshminarayanan 2017, arXiv 1612.01474).
 
-    They differ by the weights that they begin with, and learn from the same batches, each from its
-    own loss: what they have in common is right more often than any of them.
+    The members differ in their initial weights. They learn from the same batches, each from its
+    own loss.
 
     Args:
-        config: of a member, and how many there are.
+        config: the members' shape, and their number.
         scan: backend of the scan, as in `MambaClassifier`.
     """
 
@@ -35,18 +35,18 @@ class MambaEnsemble(nn.Module):
 
     @property
     def n_parameters(self) -> int:
-        """Learned values."""
+        """Number of trainable parameters."""
         return sum(member.n_parameters for member in self.classifiers)
 
     def member_logits(self, pixels: Tensor) -> Tensor:
-        """(batch, height, width) in [0, 1] to each member's logits (members, batch, n_classes)."""
+        """Return (members, batch, n_classes) logits of (batch, height, width) pixels in [0, 1]."""
         return torch.stack([member(pixels) for member in self.members])
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(batch, height, width) in [0, 1] to logits (batch, n_classes).
+        """Return (batch, n_classes) logits of (batch, height, width) pixels in [0, 1].
 
         Raises:
-            ValueError: pixels of another shape.
+            ValueError: the pixels have another shape.
         """
         return self.member_logits(pixels).mean(dim=0)
 
@@ -55,5 +55,5 @@ Classifier = MambaClassifier | MambaEnsemble
 
 
 def build_classifier(config: ModelConfig, scan: str = "auto") -> Classifier:
-    """A fresh model: one classifier, or as many as `config.members`."""
+    """Return a new classifier, or an ensemble if `config.members` is above 1."""
     return MambaClassifier(config, scan) if config.members == 1 else MambaEnsemble(config, scan)

@@ -18,8 +18,8 @@ _FUSED_DTYPES = (torch.float32, torch.float64)
 class MambaMixer(nn.Module):
     """Selective state space mixer on (batch, length, d_model), any floating dtype.
 
-    A `state_dict` loads key for key into `mamba_ssm.Mamba` and Hugging Face's `MambaMixer`, and
-    with `bidirectional` into Vision Mamba's (`bimamba_type="v2"`, outputs averaged).
+    Its `state_dict` loads key for key into `mamba_ssm.Mamba` and Hugging Face's `MambaMixer`, and
+    with `bidirectional` into Vision Mamba's mixer (`bimamba_type="v2"`, outputs averaged).
 
     Args:
         d_model: width of the tokens (D).
@@ -28,13 +28,18 @@ class MambaMixer(nn.Module):
         expand: inner width as a multiple of d_model; Di = expand * D.
         dt_rank: rank of the step size's projection (R); "auto" is ceil(D / 16).
         dt_min, dt_max: range of the initial step sizes, log-uniform.
-        dt_init_floor: least initial step size.
+        dt_init_floor: smallest initial step size.
         dt_scale: scale of dt_proj's initial weights.
-        a: "free" learns A of (Di, N); "tied" one a_log a channel, A[d, n] = -n exp(a_log[d]).
-        bidirectional: a second scan, from the last token to the first, shares the projections.
-        scan: backend of the scan (`mnist_mamba.scan`): auto, reference, cpu or cuda.
+        a: "free" learns A (Di, N); "tied" learns a_log (Di, 1), A[d, n] = -n exp(a_log[d]).
+        bidirectional: add a second scan, from the last token to the first, that shares in_proj and
+            out_proj.
+        scan: backend of the scan (`mnist_mamba.scan`): auto, reference, cpu, triton or cuda.
 
     Source: Gu & Dao 2023, arXiv 2312.00752; Zhu et al. 2024, arXiv 2401.09417 (bidirectional).
+
+    >>> mixer = MambaMixer(d_model=8, d_state=4)
+    >>> mixer(torch.randn(2, 10, 8)).shape
+    torch.Size([2, 10, 8])
     """
 
     def __init__(
@@ -69,7 +74,7 @@ class MambaMixer(nn.Module):
     def _add_scan(
         self, suffix: str, dt_min: float, dt_max: float, dt_init_floor: float, dt_scale: float
     ) -> None:
-        """Register one direction's parameters; names end as Vision Mamba's do."""
+        """Register one direction's parameters, with the suffixes of Vision Mamba."""
         d_inner, d_state, dt_rank = self.d_inner, self.d_state, self.dt_rank
         conv1d = nn.Conv1d(
             d_inner, d_inner, self.d_conv, groups=d_inner, padding=self.d_conv - 1, bias=True
@@ -80,7 +85,7 @@ class MambaMixer(nn.Module):
         log_range = math.log(dt_max) - math.log(dt_min)
         dt = torch.exp(torch.rand(d_inner) * log_range + math.log(dt_min)).clamp(min=dt_init_floor)
         with torch.no_grad():
-            # Inverse of softplus, so that the first step sizes are dt.
+            # The inverse of softplus: the initial step sizes are dt.
             dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))
 
         self.add_module(f"conv1d{suffix}", conv1d)
@@ -95,13 +100,13 @@ class MambaMixer(nn.Module):
         self.register_parameter(f"D{suffix}", nn.Parameter(torch.ones(d_inner)))
 
     def a_name(self, suffix: str = "") -> str:
-        """Name of one direction's A parameter."""
+        """Return the name of one direction's A parameter."""
         if self.tied:
             return "a_b_log" if suffix else "a_log"
         return "A_b_log" if suffix else "A_log"
 
     def state_matrix(self, suffix: str = "") -> Tensor:
-        """A of one direction, (Di, N), in the parameters' dtype; negative."""
+        """Return A (Di, N) of one direction, all negative, in the parameters' dtype."""
         log = self.get_parameter(self.a_name(suffix))
         if not self.tied:
             return -torch.exp(log)
@@ -109,7 +114,7 @@ class MambaMixer(nn.Module):
         return -torch.exp(log) * states
 
     def untied_state_dict(self) -> dict[str, Tensor]:
-        """The parameters for another implementation: a tied a_log becomes the equal A_log."""
+        """Return the parameters for other implementations: a tied a_log becomes the equal A_log."""
         state = dict(self.state_dict())
         for suffix in self.suffixes if self.tied else ():
             del state[self.a_name(suffix)]
@@ -119,14 +124,15 @@ class MambaMixer(nn.Module):
 
     @property
     def suffixes(self) -> tuple[str, ...]:
-        """Endings of the directions' parameter names."""
+        """Suffixes of the directions' parameter names."""
         return ("", "_b") if self.bidirectional else ("",)
 
     def scan_inputs(self, x: Tensor, suffix: str = "") -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Convolve and project the inputs of one scan.
+        """Return the inputs of one direction's scan.
 
         Args:
-            x: (batch, Di, length), in the order of the scan.
+            x: in_proj's first half, (batch, Di, length), in the order of the scan.
+            suffix: the direction's.
 
         Returns:
             u (batch, Di, length), delta before bias and softplus (batch, Di, length),
@@ -142,7 +148,7 @@ class MambaMixer(nn.Module):
         return u, delta.transpose(1, 2), B.transpose(1, 2), C.transpose(1, 2)
 
     def direction_weights(self, suffix: str = "") -> DirectionWeights:
-        """One direction's parameters, of the modules as __init__ made them."""
+        """Return one direction's parameters, assuming the modules that __init__ made."""
         parts, parameters = self._modules, self._parameters
         conv1d: Any = parts[f"conv1d{suffix}"]
         dt_proj: Any = parts[f"dt_proj{suffix}"]
@@ -155,40 +161,44 @@ class MambaMixer(nn.Module):
         )
 
     def runs_fused(self, hidden: Tensor, norm: nn.Module | None = None) -> bool:
-        """Whether `fused` takes these: on the CPU, of one dtype, and all modules as we made them.
+        """Whether `fused` may replace the modules: CPU, one dtype, and no module was changed.
 
-        It runs at each step, while the caches hold anything but Python: it is kept short.
-
-        A module that somebody exchanged, gave a bias or hooks on is run by torch.
+        If a module was replaced, hooked or given a bias, torch must run it. This check runs at
+        every step, with Python out of the caches, so it is kept short.
         """
         return (
             hidden.dtype in _FUSED_DTYPES
             and not _has_hooks(self)
-            and all(self._is_own(name, part) for name, part in self._modules.items())
+            and all(self._is_own(name, module) for name, module in self._modules.items())
             and (norm is None or _is_plain_norm(norm))
-            and {weight.dtype for weight in self._weights(norm)} == {hidden.dtype}
+            and all(weight.dtype == hidden.dtype for weight in self._weights(norm))
             and choose(self.scan_backend, hidden.device) == "cpu"
         )
 
+    def _is_own(self, name: str, module: nn.Module | None) -> bool:
+        """Whether a child module is as __init__ made it, and without hooks."""
+        if module is None or _has_hooks(module):
+            return False
+        if name.startswith("conv1d"):
+            padding = (self.d_conv - 1,)
+            return (
+                type(module) is nn.Conv1d and module.bias is not None and module.padding == padding
+            )
+        wants_bias = name.startswith("dt_proj")
+        return type(module) is nn.Linear and (module.bias is not None) == wants_bias
+
     def _weights(self, norm: Any) -> list[Tensor]:
-        """All parameters of a norm and of the modules that `_is_own` has seen."""
+        """Return all that `fused` reads; call after `_is_own` and `_is_plain_norm`."""
         shared = [self.in_proj.weight, self.out_proj.weight]
         if norm is not None:
             shared.append(norm.weight)
         return shared + [w for suffix in self.suffixes for w in self.direction_weights(suffix)]
 
-    def _is_own(self, name: str, part: nn.Module | None) -> bool:
-        """Whether a part is of the kind that __init__ made."""
-        if part is None or _has_hooks(part):
-            return False
-        if name.startswith("conv1d"):
-            padding = (self.d_conv - 1,)
-            return type(part) is nn.Conv1d and part.bias is not None and part.padding == padding
-        has_bias = name.startswith("dt_proj")
-        return type(part) is nn.Linear and (part.bias is not None) == has_bias
-
     def fused(self, hidden: Tensor, reverse: bool, norm: nn.RMSNorm | None = None) -> Tensor:
-        """mixer(hidden), or hidden + mixer(norm(hidden)), in one go; see `runs_fused`."""
+        """Return mixer(hidden), or hidden + mixer(norm(hidden)), from one C call.
+
+        Valid only where `runs_fused` says so.
+        """
         return mamba_block_cpu(
             hidden,
             self.in_proj.weight,
@@ -200,7 +210,7 @@ class MambaMixer(nn.Module):
         )
 
     def _composed(self, xz: Tensor, suffix: str, reverse: bool) -> Tensor:
-        """One direction from in_proj's output (batch, length, 2 Di) to the gated y, by torch."""
+        """Return one direction's gated y (batch, length, Di) of in_proj's (batch, length, 2 Di)."""
         if reverse:
             xz = xz.flip(1)
         x, z = xz.transpose(1, 2).chunk(2, dim=1)
@@ -220,7 +230,7 @@ class MambaMixer(nn.Module):
         return y.flip(1) if reverse else y
 
     def forward(self, hidden: Tensor, reverse: bool = False) -> Tensor:
-        """(batch, length, d_model) to the same shape; reverse: from the last token to the first."""
+        """Mix (batch, length, d_model) tokens; `reverse` scans from the last token to the first."""
         if self.runs_fused(hidden):
             return self.fused(hidden, reverse)
         xz = self.in_proj(hidden)
@@ -236,6 +246,6 @@ def _has_hooks(module: nn.Module) -> bool:
 
 
 def _is_plain_norm(norm: nn.Module) -> bool:
-    """Whether it is what the kernel computes; without an eps, torch takes one by the dtype."""
+    """Whether the kernel computes this norm; without an eps, torch chooses one by the dtype."""
     plain = type(norm) is nn.RMSNorm and norm.weight is not None and norm.eps is not None
     return plain and not _has_hooks(norm)

@@ -1,8 +1,9 @@
 """The selective scan of Mamba-1 (Gu & Dao 2023, arXiv 2312.00752) and the choice of its backend.
 
-Four backends compute the same thing: ``reference`` (plain torch, the definition), ``cpu`` (our C
-kernel), ``triton`` (our GPU kernel) and ``cuda`` (mamba-ssm's). ``auto`` takes the first that works
-of those for the tensors' device: cpu, or triton and then cuda, or else the reference.
+Four backends compute the same function: ``reference`` (plain torch, the definition), ``cpu`` (our
+C kernel), ``triton`` (our GPU kernel) and ``cuda`` (mamba-ssm's GPU kernel). ``auto`` chooses the
+first that works: cpu for tensors on the CPU, triton and then cuda for tensors on a GPU, and
+otherwise the reference. docs/the-scan.md derives the function, its gradients and the C kernel.
 """
 
 from __future__ import annotations
@@ -49,32 +50,43 @@ def selective_scan(
 ) -> Tensor:
     """Run a selective state space model over a sequence; differentiable in every tensor.
 
-    With delta = softplus(delta + delta_bias), both optional, and D and z optional:
+    With delta = softplus(delta + delta_bias), where softplus and bias are optional, as are D and z:
 
         h_t = exp(delta_t A) h_{t-1} + delta_t B_t u_t
         out_t = (C_t . h_t + D u_t) silu(z_t)
 
-    Gu & Dao 2023, arXiv 2312.00752; order and layout of the arguments are mamba_ssm's.
+    Gu & Dao 2023, arXiv 2312.00752. The arguments have the order and the layout of mamba-ssm's.
 
     Args:
-        u: (batch, d_inner, length), float32, float64, float16 or bfloat16.
-        delta: (batch, d_inner, length), dtype of u.
-        A: (d_inner, d_state), dtype of u, or float32 where that is a half type; also D, delta_bias.
-        B: (batch, d_state, length), dtype of u.
-        C: (batch, d_state, length), dtype of u.
-        D: (d_inner) or None.
-        z: (batch, d_inner, length) or None, dtype of u.
-        delta_bias: (d_inner) or None.
-        delta_softplus: whether delta goes through a softplus.
-        backend: one of BACKENDS.
+        u: input (batch, d_inner, length): float32, float64, float16 or bfloat16.
+        delta: step size (batch, d_inner, length), dtype of u.
+        A: decay rates (d_inner, d_state), negative: dtype of u, or float32 if that is a half type.
+        B: input matrix (batch, d_state, length), dtype of u.
+        C: output matrix (batch, d_state, length), dtype of u.
+        D: skip connection (d_inner), dtypes as A, or None.
+        z: gate (batch, d_inner, length), dtype of u, or None.
+        delta_bias: (d_inner), dtypes as A, or None.
+        delta_softplus: whether to apply a softplus to delta + delta_bias.
+        backend: "auto", "reference", "cpu", "triton" or "cuda".
 
     Returns:
-        (batch, d_inner, length), dtype of u.
+        out (batch, d_inner, length), dtype of u.
 
     Raises:
         TypeError: an argument is not a tensor or has the wrong dtype.
-        ValueError: a wrong shape, tensors on different devices, or an unknown backend.
-        ScanBackendError: the backend asked for cannot run here.
+        ValueError: wrong shape, tensors on different devices, or unknown backend.
+        ScanBackendError: the requested backend cannot run here.
+
+    Examples:
+        Three steps of one channel with one state, which keeps half of itself at each step:
+
+        >>> import torch
+        >>> from mnist_mamba.scan import selective_scan
+        >>> u = torch.tensor([[[6.0, 0.0, 1.0]]])
+        >>> ones = torch.ones(1, 1, 3)
+        >>> A = torch.tensor([[0.5]]).log()
+        >>> selective_scan(u, delta=ones, A=A, B=ones, C=ones, backend="reference")
+        tensor([[[6.0000, 3.0000, 2.5000]]])
     """
     check_arguments(u, delta, A, B, C, D, z, delta_bias)
     if backend == "auto":
@@ -85,13 +97,17 @@ def selective_scan(
 
 
 def choose(backend: str, device: torch.device | str) -> str:
-    """Return the backend that runs for tensors on this device: any of BACKENDS but auto.
+    """Return the backend for tensors on this device: reference, cpu, triton or cuda.
 
-    Where ``auto`` has to fall back to the reference, one warning is logged.
+    One warning is logged if ``auto`` has to fall back to the reference.
+
+    Args:
+        backend: one of BACKENDS.
+        device: the tensors' device.
 
     Raises:
-        ValueError: an unknown backend.
-        ScanBackendError: a backend was asked for by name and cannot run here.
+        ValueError: unknown backend.
+        ScanBackendError: a backend other than ``auto`` is requested and cannot run here.
     """
     if backend not in BACKENDS:
         raise ValueError(f"scan backend: got {backend!r}, expected one of {', '.join(BACKENDS)}")
@@ -108,7 +124,7 @@ def choose(backend: str, device: torch.device | str) -> str:
 
 
 def _first_on(device: torch.device, why_not: Callable[[str], str | None] = lambda _: None) -> str:
-    """Return the first backend that works on this device and has no reason against it."""
+    """Return the first backend that works on this device and for which why_not gives no reason."""
     reasons = []
     for name in SCANS.get(device.type, ("cpu",)):
         reason = _why_unavailable(name, device) or why_not(name)
@@ -116,8 +132,8 @@ def _first_on(device: torch.device, why_not: Callable[[str], str | None] = lambd
             _log_choice(name, device)
             return name
         reasons.append(reason)
-    because = "; and ".join(reasons)
-    _warn_once(f"selective scan on {device}: the slow reference runs, because {because}")
+    because = "; ".join(reasons)
+    _warn_once(f"selective scan on {device}: using the slow reference, because {because}")
     return "reference"
 
 
@@ -127,9 +143,9 @@ def _log_choice(name: str, device: torch.device) -> None:
 
 
 def available_backends() -> tuple[str, ...]:
-    """Return the backends that work on this machine, ``reference`` always among them.
+    """Return the backends that work on this machine; ``reference`` always does.
 
-    The first call builds the C kernel and, on a machine with a GPU, checks mamba-ssm's.
+    The first call builds the C kernel and, on a machine with a GPU, checks mamba-ssm's kernel.
     """
     names = ["reference"]
     if _why_unavailable("cpu", torch.device("cpu")) is None:
@@ -141,7 +157,7 @@ def available_backends() -> tuple[str, ...]:
 
 
 def _why_unfit(name: str, u: Tensor, A: Tensor) -> str | None:
-    """Return None where a backend takes these dtypes and shapes, as cpu takes any."""
+    """Return None if the backend takes these dtypes and shapes, else the reason why not."""
     if name == "triton":
         return triton_scan.why_unfit(u, A)
     if name == "cuda":

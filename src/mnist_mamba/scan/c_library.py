@@ -1,4 +1,4 @@
-"""The C library of csrc/scan: its build, its structures, and its calls on torch tensors."""
+"""The C library of csrc/scan: its build, its structures and its calls on torch tensors."""
 
 from __future__ import annotations
 
@@ -8,24 +8,26 @@ import os
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
 
-from mnist_mamba.c_build import NativeBuildError, build_library, csrc_dir, isa_flags
+from mnist_mamba.c_build import (
+    NativeBuildError,
+    build_library,
+    csrc_dir,
+    isa_flags,
+    shared_flags,
+)
 from mnist_mamba.scan.errors import ScanBackendError
 
 ISA_VARIABLE = "MAMBA_ISA"
-"""Environment variable that forces an instruction set, for tests and comparisons."""
+"""Name of the environment variable that forces an instruction set, for tests and comparisons."""
 
 ISAS = ("scalar", "neon", "avx2", "avx512")
-"""Names of the instruction sets; the index is the C enum's value."""
+"""Names of the instruction sets; the index is the value of the C enum."""
 
-# No -ffast-math: NaN, infinity and the order of sums keep their meaning. -ffp-contract=fast allows
-# fused multiply-adds, which -std=c11 forbids. -fno-trapping-math says that nobody reads the
-# floating-point exception flags.
-CFLAGS = ("-std=c11", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math")
 SOURCES = (
     "dispatch.c",
     "selective_scan.c",
@@ -43,7 +45,7 @@ _STATUS = {
     2: "a pointer is NULL",
     3: "no kernel for this instruction set",
 }
-# About 5 microseconds of work; for less, waking another thread costs more than it saves.
+# State updates per thread: about 5 µs. Waking a thread for less costs more than it saves.
 _UPDATES_PER_THREAD = 16384
 _lock = threading.Lock()
 
@@ -51,69 +53,45 @@ OptionalTensors = Mapping[str, Tensor | None]
 
 
 class _Tensor3(ctypes.Structure):
-    """ScanTensor and ScanMutableTensor, which differ in const only."""
+    """struct scan_tensor and struct scan_mutable_tensor, which differ in const only."""
 
     _fields_ = [("data", ctypes.c_void_p), ("stride", ctypes.c_ssize_t * 3)]
 
 
+def _fields(ctype: Any, names: str) -> list[tuple[str, Any]]:
+    return [(name, ctype) for name in names.split()]
+
+
 class _ScanDims(ctypes.Structure):
     _fields_ = [
-        (field, ctypes.c_ssize_t)
-        for field in (
-            "batch",
-            "channels",
-            "length",
-            "states",
-            "rank",
-            "threads",
-            "delta_softplus",
-            "type",
-            "isa",
-        )
+        *_fields(ctypes.c_ssize_t, "batch channels length states rank threads"),
+        ("delta_softplus", ctypes.c_bool),
+        *_fields(ctypes.c_int, "type isa"),
     ]
 
 
 class _ScanTensors(ctypes.Structure):
-    """ScanInputs and ScanGradients, whose fields stand in the same order."""
+    """struct scan_inputs and struct scan_gradients, whose fields have the same order."""
 
     _fields_ = [
-        ("u", _Tensor3),
-        ("delta", _Tensor3),
-        ("B", _Tensor3),
-        ("C", _Tensor3),
-        ("z", _Tensor3),
-        ("A", ctypes.c_void_p),
-        ("D", ctypes.c_void_p),
-        ("delta_bias", ctypes.c_void_p),
-        ("W", ctypes.c_void_p),
+        *_fields(_Tensor3, "u delta B C z"),
+        *_fields(ctypes.c_void_p, "A D delta_bias W"),
     ]
 
 
 class _BlockDims(ctypes.Structure):
     _fields_ = [
-        *(
-            (field, ctypes.c_ssize_t)
-            for field in (
-                "batch",
-                "length",
-                "d_model",
-                "channels",
-                "states",
-                "rank",
-                "taps",
-                "directions",
-                "reverse",
-                "tied",
-                "threads",
-                "type",
-                "isa",
-            )
+        *_fields(
+            ctypes.c_ssize_t,
+            "batch length d_model channels states rank taps directions threads",
         ),
+        *_fields(ctypes.c_bool, "reverse tied"),
+        *_fields(ctypes.c_int, "type isa"),
         ("norm_eps", ctypes.c_double),
     ]
 
 
-# BlockWeights and BlockGradients: pointers in this order.
+# struct block_weights and struct block_gradients: pointers in this order.
 _SHARED_WEIGHTS = ("norm", "in_proj", "out_proj")
 _DIRECTION_WEIGHTS = ("conv_weight", "conv_bias", "x_proj", "dt_proj", "dt_bias", "A_log", "D")
 _MAX_DIRECTIONS = 2
@@ -124,29 +102,35 @@ Shape = tuple[int, ...]
 
 
 def library_path() -> Path:
-    """Build the C kernels, or find them in the cache, and return the library's path."""
+    """Return the path of the library, which is built unless the cache has it."""
     folders = include_dirs()
     sources = [folders[0] / name for name in SOURCES]
-    return build_library("scan", sources, folders, CFLAGS, isa_flags("kernel_{}.c"))
+    return build_library("scan", sources, folders, cflags(), isa_flags("kernel_{}.c"))
+
+
+def cflags() -> tuple[str, ...]:
+    """Return the compiler flags of the C kernels."""
+    return ("-std=c11", "-O3", *shared_flags("SCAN_MATH"))
 
 
 def include_dirs() -> list[Path]:
-    """The folders of the C code: its own first, then what it shares with the engine."""
+    """Return the folders of the C code: first its own, then the one shared with the engine."""
     return [csrc_dir() / "scan", csrc_dir() / "simd"]
 
 
 @functools.lru_cache(maxsize=1)
 def _load() -> ctypes.CDLL | str:
-    """The library, or why there is none; remembered, so that a failing compiler runs once."""
+    """Return the library, or why there is none; cached, so that a failing compiler runs once."""
     try:
         library = ctypes.CDLL(str(library_path()))
     except (NativeBuildError, OSError) as error:
         return str(error)
-    library.scan_isa_works.argtypes = [ctypes.c_int]
-    library.scan_best_isa.argtypes = []
+    library.mamba_scan_isa_works.argtypes = [ctypes.c_int]
+    library.mamba_scan_isa_works.restype = ctypes.c_bool
+    library.mamba_scan_best_isa.argtypes = []
     for name, dims in (
-        ("selective_scan_checkpoint", _ScanDims),
-        ("selective_scan_workspace", _ScanDims),
+        ("mamba_scan_checkpoint", _ScanDims),
+        ("mamba_scan_workspace", _ScanDims),
         ("mamba_block_saved", _BlockDims),
         ("mamba_block_workspace", _BlockDims),
     ):
@@ -154,15 +138,15 @@ def _load() -> ctypes.CDLL | str:
         function.argtypes = [ctypes.POINTER(dims)]
         function.restype = ctypes.c_size_t
     void = ctypes.c_void_p
-    library.selective_scan_forward.argtypes = [void] * 5
-    library.selective_scan_backward.argtypes = [void] * 6
+    library.mamba_scan_forward.argtypes = [void] * 5
+    library.mamba_scan_backward.argtypes = [void] * 6
     library.mamba_block_forward.argtypes = [void] * 6
     library.mamba_block_backward.argtypes = [void] * 8
     return library
 
 
 def why_unavailable() -> str | None:
-    """Return None where the C kernels can be used, else the reason why not."""
+    """Return None if the C kernels work here, else the reason why not."""
     with _lock:
         loaded = _load()
     if isinstance(loaded, str):
@@ -178,7 +162,7 @@ def load() -> ctypes.CDLL:
     """Return the C library.
 
     Raises:
-        ScanBackendError: it cannot be built.
+        ScanBackendError: the library cannot be built.
     """
     with _lock:
         loaded = _load()
@@ -188,24 +172,24 @@ def load() -> ctypes.CDLL:
 
 
 def isa() -> str:
-    """Return the instruction set that the kernels use: the best one here, or $MAMBA_ISA.
+    """Return the name of the instruction set in use: $MAMBA_ISA, or else the best one here.
 
     Raises:
-        ScanBackendError: the kernels cannot be built, or $MAMBA_ISA names none that works here.
+        ScanBackendError: the kernels cannot be built, or $MAMBA_ISA does not work here.
     """
     return ISAS[isa_number(load())]
 
 
 def isa_number(library: ctypes.CDLL) -> int:
-    """The instruction set as the C enum's value; see `isa`."""
+    """Return the instruction set in use as the value of the C enum; see `isa`."""
     return _isa_number(library, os.environ.get(ISA_VARIABLE, ""))
 
 
 @functools.lru_cache
 def _isa_number(library: ctypes.CDLL, wanted: str) -> int:
     if not wanted:
-        return int(library.scan_best_isa())
-    working = [name for i, name in enumerate(ISAS) if library.scan_isa_works(i)]
+        return int(library.mamba_scan_best_isa())
+    working = [name for i, name in enumerate(ISAS) if library.mamba_scan_isa_works(i)]
     if wanted not in working:
         raise ScanBackendError(
             f"{ISA_VARIABLE}={wanted}: expected one that works here: {', '.join(working)}"
@@ -216,24 +200,24 @@ def _isa_number(library: ctypes.CDLL, wanted: str) -> int:
 def scan_forward(
     inputs: OptionalTensors, delta_softplus: bool, out: Tensor, keep_checkpoints: bool
 ) -> Tensor | None:
-    """Run the forward scan into `out`; return the states at the chunk borders if asked to.
+    """Run the forward scan into `out`; return the states at chunk borders if they are to be kept.
 
     Args:
         inputs: u, delta, z (batch, Di, length), B, C (batch, N, length), A (Di, N), D,
-            delta_bias (Di). All of one dtype, float32 or float64; z, D and delta_bias may be None.
-            Sequences may be strided.
-        delta_softplus: whether delta goes through a softplus.
+            delta_bias (Di). All have one dtype, float32 or float64; z, D and delta_bias may be
+            None. Sequences may be strided.
+        delta_softplus: whether to apply a softplus to delta + delta_bias.
         out: (batch, Di, length).
-        keep_checkpoints: whether a backward will follow.
+        keep_checkpoints: whether a backward pass will follow.
     """
     library = load()
     inputs = _contiguous(inputs, "A", "D", "delta_bias")
     dims = _scan_dims(library, inputs, delta_softplus)
-    workspace = _bytes(library.selective_scan_workspace_bytes(dims))
+    workspace = _bytes(library.mamba_scan_workspace_bytes(dims))
     checkpoints = None
     if keep_checkpoints:
-        checkpoints = _bytes(library.selective_scan_checkpoint_bytes(dims))
-    status = library.selective_scan_forward(
+        checkpoints = _bytes(library.mamba_scan_checkpoint_bytes(dims))
+    status = library.mamba_scan_forward(
         ctypes.byref(dims),
         ctypes.byref(_scan_tensors(inputs)),
         ctypes.byref(_tensor3(out)),
@@ -251,12 +235,12 @@ def scan_backward(
     checkpoints: Tensor,
     grads: OptionalTensors,
 ) -> None:
-    """Run the backward scan into `grads`, whose names and shapes are those of `inputs`."""
+    """Run the backward scan into `grads`, which have the names and shapes of `inputs`."""
     library = load()
     inputs = _contiguous(inputs, "A", "D", "delta_bias")
     dims = _scan_dims(library, inputs, delta_softplus)
-    workspace = _bytes(library.selective_scan_workspace_bytes(dims))
-    status = library.selective_scan_backward(
+    workspace = _bytes(library.mamba_scan_workspace_bytes(dims))
+    status = library.mamba_scan_backward(
         ctypes.byref(dims),
         ctypes.byref(_scan_tensors(inputs)),
         ctypes.byref(_tensor3(grad_out)),
@@ -268,7 +252,7 @@ def scan_backward(
 
 
 class BlockPlan(NamedTuple):
-    """What a block's forward and its backward share: checked sizes, and the memory for them."""
+    """The checked sizes of a block's tensors, and the bytes of memory that its passes need."""
 
     dims: _BlockDims
     saved_bytes: int
@@ -278,18 +262,18 @@ class BlockPlan(NamedTuple):
 def block_plan(
     hidden: Tensor, weights: Sequence[Tensor | None], reverse: bool, norm_eps: float
 ) -> BlockPlan:
-    """Check a block's tensors, which the C code cannot see: it gets addresses only.
+    """Check a block's tensors, of which the C code gets addresses only, and plan its calls.
 
     Args:
         hidden: (batch, length, d_model), float32 or float64.
         weights: of the same dtype: norm (d_model) or None for neither norm nor residual, in_proj
-            (2 Di, d_model), out_proj (d_model, Di); and of one or two directions what
-            `DirectionWeights` holds.
+            (2 Di, d_model), out_proj (d_model, Di), then the fields of `DirectionWeights` for one
+            or two directions.
         reverse: whether the first direction runs from the last step to the first.
         norm_eps: added to the mean of squares.
 
     Raises:
-        TypeError, ValueError: a weight of another shape or dtype, or on another device.
+        TypeError, ValueError: a weight has the wrong dtype, shape or device.
     """
     for i, weight in enumerate(weights):
         if weight is not None and (weight.dtype != hidden.dtype or not weight.is_cpu):
@@ -310,13 +294,13 @@ def block_plan(
 def block_forward(
     plan: BlockPlan, hidden: Tensor, weights: Sequence[Tensor | None], out: Tensor, keep: bool
 ) -> Tensor | None:
-    """Run a block into `out`; return what its backward needs if asked to.
+    """Run a block into `out`; return what its backward pass needs if that is to be kept.
 
     Args:
-        plan: of these tensors.
+        plan: the plan of these tensors.
         hidden, weights: see `block_plan`; contiguous.
         out: (batch, length, d_model), contiguous.
-        keep: whether a backward will follow.
+        keep: whether a backward pass will follow.
     """
     workspace = _bytes(plan.workspace_bytes)
     saved = _bytes(plan.saved_bytes) if keep else None
@@ -341,7 +325,7 @@ def block_backward(
     grad_hidden: Tensor,
     grads: Sequence[Tensor | None],
 ) -> None:
-    """Run the backward of `block_forward` into `grad_hidden` and `grads`, in `weights`' order."""
+    """Run the backward pass into `grad_hidden` and `grads`, which have the order of `weights`."""
     workspace = _bytes(plan.workspace_bytes)
     status = load().mamba_block_backward(
         ctypes.byref(plan.dims),
@@ -357,12 +341,12 @@ def block_backward(
 
 
 def _bytes(count: int) -> Tensor:
-    """Memory of at least one byte, so that there is an address; torch aligns it to 64."""
+    """Return memory of at least one byte, so that it has an address; torch aligns it to 64."""
     return torch.empty(max(1, count), dtype=torch.uint8, device="cpu")
 
 
 def _contiguous(tensors: OptionalTensors, *names: str) -> dict[str, Tensor | None]:
-    """Parameters, which are small, are read contiguously."""
+    """Return a copy in which these tensors, small parameters, are contiguous."""
     result = dict(tensors)
     for name in names:
         tensor = result.get(name)
@@ -391,7 +375,7 @@ def _scan_dims(library: ctypes.CDLL, inputs: OptionalTensors, delta_softplus: bo
         states=states,
         rank=0,
         threads=_threads(batch * channels * length * states, torch.get_num_threads()),
-        delta_softplus=int(delta_softplus),
+        delta_softplus=delta_softplus,
         type=_TYPE[u.dtype],
         isa=isa_number(library),
     )
@@ -408,7 +392,7 @@ def _block_plan(
     type_number: int,
     isa: int,
 ) -> BlockPlan:
-    """The plan for these shapes; a model has the same few at each step."""
+    """Return the plan for these shapes, cached: each training step has the same few."""
     batch, length, d_model = hidden
     conv_weight, _, x_proj, dt_proj, _, a_log, _ = map(_given_shape, weights[3:10])
     channels, rank = dt_proj
@@ -423,8 +407,8 @@ def _block_plan(
         rank=rank,
         taps=conv_weight[-1],
         directions=(len(weights) - len(_SHARED_WEIGHTS)) // len(_DIRECTION_WEIGHTS),
-        reverse=int(reverse),
-        tied=int(tied),
+        reverse=reverse,
+        tied=tied,
         threads=_threads(batch * channels * length * states, max_threads),
         type=type_number,
         isa=isa,
@@ -441,7 +425,7 @@ def _block_plan(
 
 
 def _weight_shapes(dims: _BlockDims) -> list[Shape]:
-    """Of _SHARED_WEIGHTS, and of _DIRECTION_WEIGHTS for each direction."""
+    """Return the shapes of _SHARED_WEIGHTS, then of _DIRECTION_WEIGHTS for each direction."""
     d_model, channels, rank, states = dims.d_model, dims.channels, dims.rank, dims.states
     shared: list[Shape] = [(d_model,), (2 * channels, d_model), (d_model, channels)]
     direction: list[Shape] = [
@@ -459,7 +443,7 @@ def _weight_shapes(dims: _BlockDims) -> list[Shape]:
 def _refuse_weight(weight: Tensor, index: int, dtype: torch.dtype) -> NoReturn:
     name = _WEIGHTS[index]
     if weight.dtype != dtype:
-        raise TypeError(f"{name}: got dtype {weight.dtype}, expected {dtype}, as hidden has")
+        raise TypeError(f"{name}: got dtype {weight.dtype}, expected {dtype} like hidden")
     raise ValueError(f"{name}: got device {weight.device}, expected cpu")
 
 

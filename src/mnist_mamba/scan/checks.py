@@ -1,4 +1,4 @@
-"""Checks of the selective scan's arguments, with messages for people."""
+"""Checks of the selective scan's arguments."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def check_arguments(
     z: Tensor | None,
     delta_bias: Tensor | None,
 ) -> None:
-    """Check types, shapes, dtypes and devices; the shapes of ``u`` and ``A`` set the others.
+    """Check types, shapes, dtypes and devices; ``u`` and ``A`` determine the shapes of the others.
 
     Raises:
-        TypeError: not a tensor, or a wrong dtype.
-        ValueError: a wrong shape or device.
+        TypeError: an argument is not a tensor or has the wrong dtype.
+        ValueError: wrong shape or device.
     """
     arguments = {
         "u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D, "z": z, "delta_bias": delta_bias,
@@ -39,7 +39,7 @@ def check_arguments(
 
     if u.dim() != 3 or min(u.shape) < 1:
         raise ValueError(
-            f"u: got shape {tuple(u.shape)}, expected (batch, d_inner, length), none of them 0"
+            f"u: got shape {tuple(u.shape)}, expected (batch, d_inner, length), all at least 1"
         )
     if A.dim() != 2 or A.shape[0] != u.shape[1] or A.shape[1] < 1:
         raise ValueError(
@@ -78,5 +78,8 @@ def _check_dtypes(given: dict[str, Tensor], u: Tensor) -> None:
 
 
 def backward_may_follow(*tensors: Tensor | None) -> bool:
-    """Asked outside of an autograd function, where gradients are always off."""
+    """Return whether autograd may ask for gradients of these tensors.
+
+    Call it outside of an autograd function: inside, gradients are always off.
+    """
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)

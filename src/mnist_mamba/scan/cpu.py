@@ -1,4 +1,4 @@
-"""The scan and the residual block on the CPU: autograd functions around csrc/scan."""
+"""The selective scan and the residual block on the CPU: autograd functions around csrc/scan."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def selective_scan_cpu(
     delta_bias: Tensor | None = None,
     delta_softplus: bool = False,
 ) -> Tensor:
-    """Scan with the C kernel on ``torch.get_num_threads()`` threads; same bits for any number.
+    """Scan with the C kernel on ``torch.get_num_threads()`` threads; bits do not depend on them.
 
-    float32 and float64; half types are computed in float32. Strided inputs (u, delta, z, B, C) are
-    read in place, and the result has the memory layout of ``delta``: when that comes from a linear
-    layer (a transposed (batch, length, d_inner)), the next linear layer needs no copy either.
+    It computes in float32 or float64, half types in float32. Strided u, delta, z, B and C are read
+    in place. The result has the memory layout of ``delta``: if that comes from a linear layer (a
+    transposed (batch, length, d_inner)), the next linear layer needs no copy either.
 
-    Shapes and errors: see ``selective_scan``, which checks them.
+    Arguments: see ``selective_scan``, which checks them.
 
     Raises:
         ScanBackendError: the kernel cannot be built.
@@ -48,7 +48,7 @@ def selective_scan_cpu(
 
 
 class DirectionWeights(NamedTuple):
-    """A mixer's parameters that belong to one direction, in the kernel's order."""
+    """The parameters of a mixer that each direction has for itself, in the kernel's order."""
 
     conv_weight: Tensor
     """(Di, 1, K)"""
@@ -61,7 +61,7 @@ class DirectionWeights(NamedTuple):
     dt_bias: Tensor
     """(Di)"""
     A_log: Tensor
-    """A = -exp(A_log): (Di, N); or (Di, 1) where tied, and state n has n + 1 times that"""
+    """(Di, N): A = -exp(A_log); or, tied, (Di, 1): A[d, n] = -(n + 1) exp(A_log[d])"""
     D: Tensor
     """(Di)"""
 
@@ -75,25 +75,26 @@ def mamba_block_cpu(
     norm: Tensor | None = None,
     norm_eps: float = 0.0,
 ) -> Tensor:
-    """Run a whole mixer, with the norm before and the residual around it where there is a norm.
+    """Run a whole mixer and, if a norm is given, the norm before it and the residual around it.
 
-    Each sequence goes through all of it in its core's cache, forward and backward. All tensors of
-    one dtype, float32 or float64. Kept for the backward are `hidden`, the outputs of in_proj and
-    x_proj, and states at chunk borders; nothing of size d_state x length.
+    Each sequence goes through all of it in one core's cache, forward and backward. For the backward
+    pass it keeps the input, the outputs of in_proj and x_proj, and the states at chunk borders:
+    nothing of size d_state x length. All tensors have one dtype, float32 or float64.
 
     Args:
-        hidden: (batch, length, d_model).
+        hidden: input (batch, length, d_model), before the norm.
         in_proj: (2 Di, d_model): rows of x, rows of z.
         out_proj: (d_model, Di).
-        directions: one, or two whose outputs are averaged, the second against the first.
+        directions: one, or two, which run in opposite directions and whose outputs are averaged.
         reverse: whether the first direction runs from the last step to the first.
-        norm: (d_model): the weight of the RMSNorm.
+        norm: weight (d_model) of the RMSNorm, or None for neither norm nor residual.
         norm_eps: added to the mean of squares.
 
     Returns:
         (batch, length, d_model).
 
     Raises:
+        TypeError, ValueError: a weight has the wrong dtype, shape or device.
         ScanBackendError: the kernel cannot be built.
     """
     weights = [norm, in_proj, out_proj, *(w for direction in directions for w in direction)]
@@ -105,7 +106,7 @@ def mamba_block_cpu(
 
 
 class _SelectiveScan(torch.autograd.Function):
-    """Keeps the inputs and the states at the chunk borders; the backward recomputes the rest."""
+    """The scan, which keeps its inputs and the states at chunk borders and recomputes the rest."""
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
@@ -158,13 +159,13 @@ class _MambaBlock(torch.autograd.Function):
 
 
 def _parameter_grad(parameter: Tensor) -> Tensor:
-    """Memory for a parameter's gradient, which the kernels write contiguously."""
+    """Return memory for a parameter's gradient, which the kernels write contiguously."""
     return torch.empty_like(parameter, memory_format=torch.contiguous_format)
 
 
 def _refuse_second_derivatives() -> None:
     if torch.is_grad_enabled():  # create_graph=True; torch's own check looks at grad_out only
         raise RuntimeError(
-            "the C kernel of the selective scan has no second derivatives (create_graph=True); "
+            "the C kernel of the selective scan has no second derivatives (create_graph=True): "
             "use backend='reference'"
         )

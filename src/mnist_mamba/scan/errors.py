@@ -2,4 +2,4 @@
 
 
 class ScanBackendError(RuntimeError):
-    """The backend asked for cannot run here; the message says what is missing and what to do."""
+    """The requested backend cannot run here; the message says why, and what to do."""

@@ -1,4 +1,4 @@
-"""The selective scan on a GPU: mamba-ssm's CUDA kernel, checked before its first use."""
+"""Backend ``cuda``: the CUDA kernel of the mamba-ssm package, checked before its first use."""
 
 from __future__ import annotations
 
@@ -17,31 +17,32 @@ from mnist_mamba.scan.reference import selective_scan_reference
 
 logger = logging.getLogger(__name__)
 
-MAX_D_STATE = 256  # a limit of mamba-ssm's kernel
+MAX_D_STATE = 256
+"""Most states per channel that mamba-ssm's kernel takes."""
 INSTALL_HINT = "on Linux with an NVIDIA GPU: pip install 'mnist-mamba[cuda]'"
 
 _INTERFACE = "mamba_ssm.ops.selective_scan_interface"
-_TOLERANCE = 1e-3  # relative L2; the kernel's exp2f is approximate, a wrong kernel far worse
+_TOLERANCE = 1e-3  # relative L2: the kernel's exp2f is approximate; a wrong kernel is far worse
 _lock = threading.Lock()
 
 
 def why_unavailable(device: torch.device) -> str | None:
-    """Return None where mamba-ssm's kernel works on this device, else the reason why not."""
+    """Return None if mamba-ssm's kernel works on this device, else the reason why not."""
     if device.type != "cuda":
         return f"mamba-ssm needs CUDA tensors, got tensors on {device}"
     with _lock:
         found = _interface()
         if isinstance(found, str):
             return found
-        return _self_check(device)
+        return check_kernel(device)
 
 
 @functools.lru_cache(maxsize=1)
 def _interface() -> Any | str:
-    """mamba-ssm's interface module with its kernel, or why there is none."""
+    """Return mamba-ssm's interface module with its kernel, or why there is none."""
     try:
         module = importlib.import_module(_INTERFACE)
-    except Exception as error:  # its import runs CUDA, Triton and more: anything can come out
+    except Exception as error:  # it imports CUDA, Triton and more, which raise anything
         return f"mamba-ssm cannot be imported ({type(error).__name__}: {error}); {INSTALL_HINT}"
     # Newer releases import without their kernel, so an import alone proves nothing.
     if getattr(module, "selective_scan_cuda", None) is None:
@@ -50,8 +51,8 @@ def _interface() -> Any | str:
 
 
 @functools.lru_cache(maxsize=16)
-def _self_check(device: torch.device) -> str | None:
-    """Compare output and gradients with the reference on one small input; None where they agree."""
+def check_kernel(device: torch.device) -> str | None:
+    """Return None if the kernel agrees with the reference on a small input, else what is wrong."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> Tensor:
@@ -72,14 +73,14 @@ def _self_check(device: torch.device) -> str | None:
     try:
         got = _results(_kernel(), inputs, grad_out)
         expected = _results(selective_scan_reference, inputs, grad_out)
-    except Exception as error:  # a kernel built for another GPU or torch fails in its own ways
+    except Exception as error:  # a kernel built for another GPU or torch raises anything
         return f"mamba-ssm's kernel fails on {device} ({type(error).__name__}: {error})"
     for name, value in expected.items():
         difference = float((got[name] - value).norm() / value.norm())
         if not difference <= _TOLERANCE:
             return (
-                f"mamba-ssm's kernel gives a wrong {name} on {device}: relative error "
-                f"{difference:.1e}, at most {_TOLERANCE:.0e} expected"
+                f"mamba-ssm's kernel gives a wrong {name} on {device}: got relative error "
+                f"{difference:.1e}, expected at most {_TOLERANCE:.0e}"
             )
     logger.info("selective scan on %s: mamba-ssm's CUDA kernel, self-check passed", device)
     return None
@@ -105,7 +106,7 @@ def _results(
 
 
 def why_unfit(u: Tensor, A: Tensor) -> str | None:
-    """Return None where the kernel takes these dtypes and shapes, else the reason why not."""
+    """Return None if the kernel takes these dtypes and shapes, else the reason why not."""
     if u.dtype == torch.float64:
         return "mamba-ssm's kernel has no float64; use float32 or backend='reference'"
     if A.shape[1] > MAX_D_STATE:
@@ -124,9 +125,9 @@ def selective_scan_cuda(
     delta_bias: Tensor | None = None,
     delta_softplus: bool = False,
 ) -> Tensor:
-    """Scan with mamba-ssm's CUDA kernel; float32 and half types, d_state up to 256.
+    """Scan with mamba-ssm's CUDA kernel: float32 and half types, d_state up to 256.
 
-    Shapes and errors: see ``selective_scan``, which checks them.
+    Arguments: see ``selective_scan``, which checks them.
 
     Raises:
         ScanBackendError: not CUDA tensors, no working kernel, float64 or too many states.
@@ -134,7 +135,7 @@ def selective_scan_cuda(
     reason = why_unavailable(u.device) or why_unfit(u, A)
     if reason is not None:
         raise ScanBackendError(f"scan backend 'cuda': {reason}")
-    # The kernel wants its parameters in float32, whatever the activations are.
+    # The kernel expects float32 parameters for every dtype of u.
     skip = None if D is None else D.float()
     bias = None if delta_bias is None else delta_bias.float()
     return _kernel()(u, delta, A.float(), B, C, skip, z, bias, delta_softplus)

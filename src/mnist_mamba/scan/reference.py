@@ -1,4 +1,4 @@
-"""The definition of the selective scan: plain torch, one step after the other."""
+"""The definition of the selective scan in plain torch, one time step after another."""
 
 from __future__ import annotations
 
@@ -18,38 +18,30 @@ def selective_scan_reference(
     delta_bias: Tensor | None = None,
     delta_softplus: bool = False,
 ) -> Tensor:
-    """Scan the sequence with a python loop; every other backend is tested against this one.
+    """Scan the sequence in a Python loop, in the dtype of u, or in float32 if that is a half type.
 
-    With delta = softplus(delta + delta_bias):
-
-        h_t = exp(delta_t A) h_{t-1} + delta_t B_t u_t
-        out_t = (C_t . h_t + D u_t) silu(z_t)
-
-    Gu & Dao 2023, arXiv 2312.00752. Shapes and errors: see ``selective_scan``, which checks them.
-    It computes in the dtype of ``u``, in float32 where that is a half type, and autograd
-    differentiates it.
-
-    Returns:
-        (batch, d_inner, length), dtype of ``u``.
+    Every other backend is tested against this one. Autograd differentiates it. Formula, arguments
+    and errors: see ``selective_scan``, which checks the arguments.
     """
     dtype = torch.float32 if u.dtype in (torch.float16, torch.bfloat16) else u.dtype
-    x, step, a, b, c = (tensor.to(dtype) for tensor in (u, delta, A, B, C))
+    out_dtype = u.dtype
+    u, delta, A, B, C = (tensor.to(dtype) for tensor in (u, delta, A, B, C))
     if delta_bias is not None:
-        step = step + delta_bias.to(dtype)[:, None]
+        delta = delta + delta_bias.to(dtype)[:, None]
     if delta_softplus:
-        step = functional.softplus(step)
+        delta = functional.softplus(delta)
 
-    state = x.new_zeros(x.shape[0], x.shape[1], a.shape[1])  # (batch, d_inner, d_state)
+    h = u.new_zeros(u.shape[0], u.shape[1], A.shape[1])  # (batch, d_inner, d_state)
     outputs = []
-    for t in range(x.shape[2]):
-        step_t = step[:, :, t, None]
-        decay = torch.exp(step_t * a)
-        state = decay * state + step_t * b[:, None, :, t] * x[:, :, t, None]
-        outputs.append((state * c[:, None, :, t]).sum(dim=-1))
+    for t in range(u.shape[2]):
+        delta_t = delta[:, :, t, None]
+        decay = torch.exp(delta_t * A)
+        h = decay * h + delta_t * B[:, None, :, t] * u[:, :, t, None]
+        outputs.append((h * C[:, None, :, t]).sum(dim=-1))
     y = torch.stack(outputs, dim=-1)
 
     if D is not None:
-        y = y + D.to(dtype)[:, None] * x
+        y = y + D.to(dtype)[:, None] * u
     if z is not None:
         y = y * functional.silu(z.to(dtype))
-    return y.to(u.dtype)
+    return y.to(out_dtype)

@@ -1,10 +1,10 @@
-"""Triton's source of the selective scan and of its gradients; `gpu` launches both.
+"""The selective scan and its gradients as Triton kernels, which `triton_scan` launches.
 
-Annotations other than constexpr are not Triton's: it compiles these functions and reads them so.
-
-A program walks over the tokens of one item of the batch with a block of channels, whose states
+A program walks over the tokens of one item of the batch with CHANNELS channels, whose states
 (CHANNELS, STATES) stay in registers. Tensors come with their own strides: the mixer's projections
 leave channels innermost, its convolution tokens. All arithmetic is float32.
+
+Triton compiles these functions, and it knows no type annotation but constexpr.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def scan_forward(
     has_d: tl.constexpr, has_z: tl.constexpr, has_bias: tl.constexpr, softplus: tl.constexpr,
     keep: tl.constexpr,
 ):  # fmt: skip
-    """out (batch, length, channels); if kept, states (batch, length, channels, n_states)."""
+    """Write out (batch, length, channels); if keep, states (batch, length, channels, n_states)."""
     item = tl.program_id(0).to(tl.int64)
     d = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     n = tl.arange(0, STATES)
@@ -39,21 +39,21 @@ def scan_forward(
     a = tl.load(a_ptr + dn, of_dn, 0.0).to(tl.float32)
     h = tl.zeros([CHANNELS, STATES], tl.float32)
     for t in range(length):
-        x = tl.load(u_ptr + item * u_item + d * u_channel + t * u_token, of_d, 0.0).to(tl.float32)
+        u = tl.load(u_ptr + item * u_item + d * u_channel + t * u_token, of_d, 0.0).to(tl.float32)
         at = delta_ptr + item * delta_item + d * delta_channel + t * delta_token
-        dt = tl.load(at, of_d, 0.0).to(tl.float32)
+        delta = tl.load(at, of_d, 0.0).to(tl.float32)
         b = tl.load(b_ptr + item * b_item + n * b_state + t * b_token, of_n, 0.0).to(tl.float32)
         c = tl.load(c_ptr + item * c_item + n * c_state + t * c_token, of_n, 0.0).to(tl.float32)
         if has_bias:
-            dt += tl.load(bias_ptr + d, of_d, 0.0).to(tl.float32)
+            delta += tl.load(bias_ptr + d, of_d, 0.0).to(tl.float32)
         if softplus:
-            dt = _softplus(dt)
-        h = tl.exp(dt[:, None] * a) * h + (dt * x)[:, None] * b[None, :]
+            delta = _softplus(delta)
+        h = tl.exp(delta[:, None] * a) * h + (delta * u)[:, None] * b[None, :]
         if keep:
             tl.store(states_ptr + (item * length + t) * channels * n_states + dn, h, of_dn)
         y = tl.sum(h * c[None, :], axis=1)
         if has_d:
-            y += tl.load(d_ptr + d, of_d, 0.0).to(tl.float32) * x
+            y += tl.load(d_ptr + d, of_d, 0.0).to(tl.float32) * u
         if has_z:
             at = z_ptr + item * z_item + d * z_channel + t * z_token
             z = tl.load(at, of_d, 0.0).to(tl.float32)
@@ -72,14 +72,14 @@ def scan_backward(
     n_states: tl.constexpr, STATES: tl.constexpr, CHANNELS: tl.constexpr,
     has_d: tl.constexpr, has_z: tl.constexpr, has_bias: tl.constexpr, softplus: tl.constexpr,
 ):  # fmt: skip
-    """Gradients; those of what items or channels share as parts that are still to be summed.
+    """Write all gradients; the caller sums those of inputs that items or channels share.
 
-    du (batch, channels, length); ddelta, dz (batch, length, channels); db, dc (batch, blocks of
-    channels, length, n_states); da (batch, channels, n_states); dd, dbias (batch, channels).
+    du (batch, channels, length); ddelta, dz (batch, length, channels); db, dc (batch, programs per
+    item, length, n_states); da (batch, channels, n_states); dd, dbias (batch, channels).
     """
     item = tl.program_id(0).to(tl.int64)
-    block = tl.program_id(1)
-    d = block * CHANNELS + tl.arange(0, CHANNELS)
+    program = tl.program_id(1)
+    d = program * CHANNELS + tl.arange(0, CHANNELS)
     n = tl.arange(0, STATES)
     of_d, of_n = d < channels, n < n_states
     of_dn = of_d[:, None] & of_n[None, :]
@@ -92,7 +92,7 @@ def scan_backward(
     dbias = tl.zeros([CHANNELS], tl.float32)
     for back in range(length):
         t = length - 1 - back
-        x = tl.load(u_ptr + item * u_item + d * u_channel + t * u_token, of_d, 0.0).to(tl.float32)
+        u = tl.load(u_ptr + item * u_item + d * u_channel + t * u_token, of_d, 0.0).to(tl.float32)
         at = delta_ptr + item * delta_item + d * delta_channel + t * delta_token
         raw = tl.load(at, of_d, 0.0).to(tl.float32)
         b = tl.load(b_ptr + item * b_item + n * b_state + t * b_token, of_n, 0.0).to(tl.float32)
@@ -102,38 +102,38 @@ def scan_backward(
         states = states_ptr + (item * length + t) * channels * n_states + dn
         h = tl.load(states, of_dn, 0.0)
         before = tl.load(states - channels * n_states, of_dn & (t > 0), 0.0)
-        dt = raw
+        delta = raw
         if has_bias:
-            dt += tl.load(bias_ptr + d, of_d, 0.0).to(tl.float32)
-        slope = tl.sigmoid(dt)
+            delta += tl.load(bias_ptr + d, of_d, 0.0).to(tl.float32)
+        slope = tl.sigmoid(delta)
         if softplus:
-            dt = _softplus(dt)
+            delta = _softplus(delta)
         here = (item * length + t) * channels + d
-        skip = tl.load(d_ptr + d, of_d, 0.0).to(tl.float32) if has_d else tl.zeros_like(x)
+        skip = tl.load(d_ptr + d, of_d, 0.0).to(tl.float32) if has_d else tl.zeros_like(u)
         if has_z:
             at = z_ptr + item * z_item + d * z_channel + t * z_token
             z = tl.load(at, of_d, 0.0).to(tl.float32)
             gate = tl.sigmoid(z)
-            y = tl.sum(h * c[None, :], axis=1) + skip * x
+            y = tl.sum(h * c[None, :], axis=1) + skip * u
             tl.store(dz_ptr + here, dy * y * gate * (1.0 + z * (1.0 - gate)), of_d)
             dy *= z * gate
         dh += dy[:, None] * c[None, :]
         dc = tl.sum(dy[:, None] * h, axis=0)
-        db = tl.sum(dh * (dt * x)[:, None], axis=0)
-        part = ((item * tl.num_programs(1) + block) * length + t) * n_states + n
+        db = tl.sum(dh * (delta * u)[:, None], axis=0)
+        part = ((item * tl.num_programs(1) + program) * length + t) * n_states + n
         tl.store(dc_ptr + part, dc, of_n)
         tl.store(db_ptr + part, db, of_n)
-        decay = tl.exp(dt[:, None] * a)
+        decay = tl.exp(delta[:, None] * a)
         dlog = dh * before * decay
-        da += dlog * dt[:, None]
+        da += dlog * delta[:, None]
         dh_b = tl.sum(dh * b[None, :], axis=1)
-        ddt = tl.sum(dlog * a, axis=1) + dh_b * x
+        ddelta = tl.sum(dlog * a, axis=1) + dh_b * u
         if softplus:
-            ddt *= slope
-        dd += dy * x
-        dbias += ddt
-        tl.store(ddelta_ptr + here, ddt, of_d)
-        tl.store(du_ptr + (item * channels + d) * length + t, dh_b * dt + dy * skip, of_d)
+            ddelta *= slope
+        dd += dy * u
+        dbias += ddelta
+        tl.store(ddelta_ptr + here, ddelta, of_d)
+        tl.store(du_ptr + (item * channels + d) * length + t, dh_b * delta + dy * skip, of_d)
         dh *= decay
     tl.store(da_ptr + item * channels * n_states + dn, da, of_dn)
     if has_d:

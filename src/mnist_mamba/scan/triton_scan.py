@@ -1,4 +1,4 @@
-"""The selective scan on a GPU: our own kernel in Triton, which PyTorch for CUDA brings along."""
+"""Backend ``triton``: our own GPU kernel. PyTorch for CUDA comes with Triton, its compiler."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from mnist_mamba.scan.checks import backward_may_follow
 from mnist_mamba.scan.errors import ScanBackendError
 
 MAX_D_STATE = 64
-"""A channel's states stay in the registers of one warp."""
+"""Most states per channel: they stay in the registers of one warp."""
 _CHANNELS = 32
-"""Of a program, which is one warp."""
+"""Channels per Triton program, which is one warp."""
 
 
 def why_unavailable(device: torch.device) -> str | None:
-    """Return None where the kernel runs on tensors of this device, else the reason why not."""
+    """Return None if the kernel works on this device, else the reason why not."""
     if device.type != "cuda" and not _is_interpreted():
         return f"the Triton kernel needs CUDA tensors, got tensors on {device}"
     module = _kernels()
@@ -29,22 +29,22 @@ def why_unavailable(device: torch.device) -> str | None:
 
 
 def _is_interpreted() -> bool:
-    """Whether numpy stands in for a GPU, as in tests without one."""
+    """Return whether Triton interprets kernels with numpy, as in tests without a GPU."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 @functools.lru_cache(maxsize=1)
 def _kernels() -> Any | str:
-    """The module with the kernels, or why there is none."""
+    """Return the module with the kernels, or why there is none."""
     try:
         import mnist_mamba.scan.triton_kernels as kernels
-    except Exception as error:  # Triton's import looks for drivers: anything can come out
+    except Exception as error:  # Triton looks for drivers when imported, which raises anything
         return f"Triton cannot be imported ({type(error).__name__}: {error})"
     return kernels
 
 
 def why_unfit(u: Tensor, A: Tensor) -> str | None:
-    """Return None where the kernel takes these dtypes and shapes, else the reason why not."""
+    """Return None if the kernel takes these dtypes and shapes, else the reason why not."""
     if u.dtype == torch.float64:
         return "the Triton kernel has no float64; use float32 or backend='reference'"
     if A.shape[1] > MAX_D_STATE:
@@ -63,11 +63,11 @@ def selective_scan_triton(
     delta_bias: Tensor | None = None,
     delta_softplus: bool = False,
 ) -> Tensor:
-    """Scan with our Triton kernel; float32 and half types, in float32 inside.
+    """Scan with our Triton kernel: float32 and half types, computed in float32, d_state up to 64.
 
-    All states are kept for the backward: batch x length x Di x N floats.
+    It keeps all states for the backward pass: batch x length x d_inner x d_state floats.
 
-    Shapes and errors: see ``selective_scan``, which checks them.
+    Arguments: see ``selective_scan``, which checks them.
 
     Raises:
         ScanBackendError: not CUDA tensors, no Triton, float64 or too many states.
@@ -84,14 +84,14 @@ def selective_scan_triton(
 
 
 class _SelectiveScan(torch.autograd.Function):
-    """The two kernels as one operation of autograd."""
+    """The two Triton kernels as one autograd function."""
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
         u, delta, A, B, C, D, z, delta_bias, softplus, keep = arguments
         inputs = (u, delta, A.contiguous(), B, C, _contiguous(D), z, _contiguous(delta_bias))
         batch, channels, length = u.shape
-        # In the order of the projection that reads it.
+        # The layout that out_proj reads.
         out: Tensor = u.new_empty(batch, length, channels)
         kept = (batch, length, channels, A.shape[1]) if keep else (0,)
         states = u.new_empty(kept, dtype=torch.float32)
@@ -137,16 +137,18 @@ def _contiguous(parameter: Tensor | None) -> Tensor | None:
 def _launch(
     name: str, inputs: Sequence[Any], outs: Sequence[Tensor], *strides: int, **switches: bool
 ) -> None:
-    """Run a kernel for each item of the batch and each block of channels."""
+    """Run a kernel for each item of the batch and each _CHANNELS channels."""
     u, delta, A, B, C, D, z, delta_bias = inputs
     batch, channels, length = u.shape
     if 0 in u.shape:
         return
     kernel = getattr(_kernels(), name)[batch, -(-channels // _CHANNELS)]
-    # Triton launches on the current GPU, which need not be the tensors'.
+    # Triton launches on the current GPU, which may be another than the tensors'.
     with torch.cuda.device_of(u):
         kernel(
-            *(u if tensor is None else tensor for tensor in inputs),  # what is None is never read
+            *(
+                u if tensor is None else tensor for tensor in inputs
+            ),  # the kernel never reads a None's stand-in
             *outs,
             channels,
             length,

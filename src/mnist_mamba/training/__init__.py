@@ -1,4 +1,4 @@
-"""Training: optimizer groups, schedule, EMA, the loop, checkpoints.
+"""Training: optimizers, schedule, moving average, the loop, checkpoints.
 
-Nothing is imported here: a pipeline stage depends on just the modules that it names.
+Nothing is imported here, so that a pipeline stage depends only on the modules it names.
 """

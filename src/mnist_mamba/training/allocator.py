@@ -1,4 +1,4 @@
-"""Where the memory of a training comes from."""
+"""Settings of the memory allocator for training."""
 
 from __future__ import annotations
 
@@ -17,11 +17,10 @@ _NEVER = 2**31 - 1
 def prepare_memory() -> None:
     """Keep freed memory for the next step, and put large tensors on huge pages.
 
-    A training step needs the same megabytes as the one before; fetching them from the system anew
-    costs a page fault for each 4 KiB. To be called before the first tensor is made, and after the
-    imports: the garbage collector, which would look at them during every few steps, leaves alone
-    what is there now. The first two do nothing where the C library is not glibc, or the system no
-    Linux.
+    A training step needs the same megabytes as the step before; returning them to the system and
+    fetching them again would cost a page fault per 4 KiB. Also exempt all objects that exist now
+    from garbage collection. Call this after the imports and before the first tensor is made. The
+    memory settings have no effect without glibc and Linux.
     """
     gc.freeze()
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch reads it at its first allocation

@@ -16,12 +16,12 @@ FORMAT = 1
 
 
 class CheckpointError(ValueError):
-    """A file that is not one of our checkpoints; the message says what is off."""
+    """A file that is not a usable checkpoint; the message says why."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """A model as it was after some epoch, with what validation said of it."""
+    """A model after some epoch, with its validation accuracy."""
 
     model: Classifier
     epoch: int
@@ -29,16 +29,20 @@ class Checkpoint:
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> bytes:
-    """Write a checkpoint, whole or not at all; returns its bytes, the same for the same content."""
+    """Write a checkpoint, whole or not at all.
+
+    Returns:
+        The file's bytes, the same for the same content.
+    """
     content = {
         "format": FORMAT,
         "config": checkpoint.model.config.to_dict(),
-        # Clones: torch.save writes all of the memory that a tensor is a part of.
+        # Clones, because torch.save writes all of the memory that a view belongs to.
         "model": {k: v.cpu().clone() for k, v in checkpoint.model.state_dict().items()},
         "epoch": checkpoint.epoch,
         "val_accuracy": checkpoint.val_accuracy,
     }
-    # Not straight to the file: torch.save writes the file's name, a temporary one, into it.
+    # Not straight to the file: torch.save would store the temporary file's name in it.
     buffer = io.BytesIO()
     torch.save(content, buffer)
     write_bytes(path, buffer.getvalue())
@@ -46,21 +50,28 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> bytes:
 
 
 def load_checkpoint(path: Path, scan: str = "auto") -> Checkpoint:
-    """Read a checkpoint with `weights_only`, in evaluation mode, on the CPU.
+    """Read a checkpoint without running any code in it.
+
+    Args:
+        path: the file.
+        scan: backend of the scan, as in `MambaClassifier`.
+
+    Returns:
+        The checkpoint, its model in evaluation mode on the CPU.
 
     Raises:
-        CheckpointError: not a checkpoint of this project, damaged, or of another model.
+        CheckpointError: missing, damaged, or not a checkpoint of this project.
         OSError: the file cannot be read.
     """
     if not path.is_file():
-        raise CheckpointError(f"{path} is no file: train first (python -m pipeline.train)")
+        raise CheckpointError(f"{path} not found: run `python -m pipeline.train` first")
     data = path.read_bytes()
     try:
         content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever the bytes lead torch's parsers to
-        # torch's own message advises to trust the file.
+    except Exception as error:  # damaged bytes raise many kinds of errors in torch's parsers
+        # Not torch's own message, which advises to load the file without weights_only.
         reason = f"torch.load(weights_only=True) refuses its {len(data)} bytes"
-        raise CheckpointError(f"{path} is no checkpoint, or a damaged one: {reason}") from error
+        raise CheckpointError(f"{path} is not a checkpoint, or damaged: {reason}") from error
     return _parse(path, content, scan)
 
 
@@ -74,4 +85,4 @@ def _parse(path: Path, content: Any, scan: str) -> Checkpoint:
         accuracy = None if accuracy is None else float(accuracy)
         return Checkpoint(model.eval(), int(content["epoch"]), accuracy)
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise CheckpointError(f"{path} does not hold a whole model: {error}") from error
+        raise CheckpointError(f"{path} does not hold a complete model: {error}") from error

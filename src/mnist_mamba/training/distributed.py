@@ -1,4 +1,4 @@
-"""The processes that train one model together, started by torchrun; usually just this one."""
+"""The processes that train one model together: usually one, several under torchrun."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class Processes:
-    """All processes of a training, as one of them sees them; one alone has nothing to talk about.
+    """All processes of a training, as seen by one of them.
 
-    Every process calls the methods that talk to the others equally often and in the same order.
+    Every process must call `sum` and `from_first` equally often and in the same order.
     """
 
     rank: int = 0
-    """This process's number, from 0."""
+    """Number of this process, from 0."""
     size: int = 1
     local_rank: int = 0
-    """Its number among those of this machine."""
+    """Number of this process among those on this machine."""
     local_size: int = 1
 
     @classmethod
     def of_torchrun(cls) -> Processes:
-        """As torchrun's environment says; a process that it did not start is alone."""
+        """Return torchrun's processes, or a single one if torchrun did not start this process."""
         if not (dist.is_available() and dist.is_torchelastic_launched()):
             return cls()
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
@@ -39,7 +39,7 @@ class Processes:
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the one that writes files and speaks."""
+        """Whether this process writes files and logs."""
         return self.rank == 0
 
     @contextmanager
@@ -53,21 +53,21 @@ class Processes:
             torch.cuda.set_device(device)
         dist.init_process_group("nccl" if on_gpu else "gloo")
         yield
-        # Not after an error: the others may not get here, and torchrun ends them.
+        # Not after an error: the others may never get here, and torchrun ends them.
         dist.destroy_process_group()
 
     def share(self, n: int) -> slice:
-        """This process's contiguous part of n things; parts differ by one thing at most."""
+        """Return this process's contiguous share of n items; shares differ by at most one item."""
         return slice(self.rank * n // self.size, (self.rank + 1) * n // self.size)
 
     def sum(self, values: Tensor) -> Tensor:
-        """`values` summed over the processes, in place and with the same bits in each."""
+        """Sum `values` over the processes, in place and with the same bits in each."""
         if self.size > 1:
             dist.all_reduce(values)
         return values
 
     def from_first(self, value: T) -> T:
-        """The first process's value, whatever the others brought."""
+        """Return the first process's value, in every process."""
         values = [value]
         if self.size > 1:
             dist.broadcast_object_list(values, src=0)

@@ -17,14 +17,19 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def running_statistics(model: nn.Module) -> list[Tensor]:
-    """Means and variances that a model's batch norms collect beside what is learned."""
+    """Return the running means and variances of a model's batch norms."""
     return [buffer for buffer in model.buffers() if buffer.is_floating_point()]
 
 
 class Ema(Generic[M]):
-    """A second model that follows the trained one, also in the statistics of its batch norms.
+    """A copy of a model whose weights and batch norm statistics are moving averages.
 
-    The decay warms up as (1 + t) / (10 + t), so that short runs are not left at the start.
+    The decay warms up as (1 + t) / (10 + t), so that the average of a short run does not stay near
+    the initial weights.
+
+    Args:
+        model: the model to copy and follow.
+        decay: decay per step after the warm-up.
     """
 
     def __init__(self, model: M, decay: float) -> None:
@@ -37,11 +42,11 @@ class Ema(Generic[M]):
 
     @torch.no_grad()
     def update(self, weights: Sequence[Tensor], statistics: Sequence[Tensor] = ()) -> None:
-        """Move towards a model by one step.
+        """Move the averages towards a model by one step.
 
         Args:
-            weights: the vectors of its `split_parameters`.
-            statistics: its `running_statistics`.
+            weights: the model's parameters, one vector per kind of `split_parameters`.
+            statistics: the model's `running_statistics`.
         """
         self.steps += 1
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
@@ -49,10 +54,10 @@ class Ema(Generic[M]):
         get_ema_multi_avg_fn(decay)(averages, [*weights, *statistics], self.steps)
 
     def state_dict(self) -> dict[str, Any]:
-        """The average and the number of its steps. The tensors are the live ones, not copies."""
+        """Return averages and number of steps. The tensors are the live ones, not copies."""
         return {"model": self.model.state_dict(), "steps": self.steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a `state_dict` of an average of the same model."""
+        """Continue from a `state_dict` of the same model's average."""
         self.model.load_state_dict(state["model"])
         self.steps = int(state["steps"])

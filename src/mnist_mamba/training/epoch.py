@@ -1,4 +1,4 @@
-"""One epoch: its order of images, its sums, and what is reported and saved of it."""
+"""One epoch: the order of its images, its running sums, its report and its saved state."""
 
 from __future__ import annotations
 
@@ -16,42 +16,42 @@ from mnist_mamba.training.optimizer import learning_rate
 from mnist_mamba.training.trainer import Trainer
 
 CurvePoint = dict[str, float | int | None]
-"""Figures of an epoch by their names."""
+"""Metrics of an epoch by name."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainingState:
-    """All that the rest of a training depends on, besides its model's config, data and settings.
+    """All that the rest of a training depends on, except its model's config, data and settings.
 
-    It says nothing of processes: what one has saved, several can resume.
+    It does not depend on the number of processes: several can resume what one has saved.
     """
 
     epoch: int
-    """The one under way, counted from 1."""
+    """The epoch under way, counted from 1."""
     steps: int
-    """Done in this epoch; 0 is the end of the one before."""
+    """Steps done in this epoch; 0 is the end of the epoch before."""
     loss_sum: float
-    """Over the images of these steps."""
+    """Sum of the loss over the images of these steps."""
     correct: int
     generator: Tensor
-    """State of the random numbers that the epoch's augmentation draws, (bytes,) uint8."""
+    """State of the random generator of the epoch's augmentation, (bytes,) uint8."""
     trainer: dict[str, Any]
     """`Trainer.state_dict()`, whose tensors the next step changes."""
 
 
 @dataclasses.dataclass
 class EpochSeconds:
-    """Where an epoch's time went, since it was begun or resumed in this process."""
+    """Seconds per part of an epoch, since it began or was resumed in this process."""
 
     data: float = 0.0
-    """Choosing, converting and augmenting images."""
+    """Selecting, converting and augmenting images."""
     steps: float = 0.0
     evaluation: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
 class EpochReport:
-    """One line of the learning curves, and the averaged model that it speaks of."""
+    """One line of the learning curves, and the averaged model it describes."""
 
     epoch: int
     """Counted from 1."""
@@ -61,9 +61,9 @@ class EpochReport:
     """On augmented images, while the weights moved."""
     val_loss: float | None
     val_accuracy: float | None
-    """Of the averaged weights; None where there are no validation images."""
+    """Of the averaged weights; None without validation images."""
     images_per_s: float
-    """Trained on; evaluation does not count."""
+    """Training images per second of training, evaluation excluded."""
     seconds: EpochSeconds
     seconds_left: float
     """Until the end of the last epoch, at the pace so far."""
@@ -71,23 +71,17 @@ class EpochReport:
     """The averaged model itself, which the next epoch changes."""
 
     def curve_point(self) -> CurvePoint:
-        """The figures that are the same on every run: all but those of a clock."""
-        return {
-            "epoch": self.epoch,
-            "lr": self.lr,
-            "train_loss": self.train_loss,
-            "train_accuracy": self.train_accuracy,
-            "val_loss": self.val_loss,
-            "val_accuracy": self.val_accuracy,
-        }
+        """Return the metrics that are the same in every run: all but times."""
+        names = ("epoch", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy")
+        return {name: getattr(self, name) for name in names}
 
 
 class Pace:
-    """Guesses the time that is left from the images done since this process began.
+    """Estimate of the time left, from the images seen since this process began.
 
     Args:
-        n_images: of all epochs together.
-        done: of these, before this process.
+        n_images: images of all epochs together.
+        done: images seen before this process began.
     """
 
     def __init__(self, n_images: int, done: int) -> None:
@@ -95,13 +89,19 @@ class Pace:
         self.started = time.perf_counter()
 
     def seconds_left(self, done: int) -> float:
-        """With `done` images behind, more than before."""
+        """Return the seconds left after `done` images, which must be more than at the start."""
         seconds = time.perf_counter() - self.started
         return seconds / (done - self.done_before) * (self.n_images - done)
 
 
 class Epoch:
-    """One pass over the images: their order, and the sums so far."""
+    """One pass over the images: their order, and the sums so far.
+
+    Args:
+        number: counted from 1.
+        n_images: size of the training set.
+        config: seed, batch size and schedules.
+    """
 
     def __init__(self, number: int, n_images: int, config: TrainConfig) -> None:
         self.number, self.n_images, self.config = number, n_images, config
@@ -113,13 +113,13 @@ class Epoch:
         self.resumed_at = 0
 
     def resume(self, state: TrainingState) -> None:
-        """Go to where a state of this epoch was saved."""
+        """Continue where a state of this epoch was saved."""
         self.steps, self.loss_sum, self.correct = state.steps, state.loss_sum, state.correct
         self.generator.set_state(state.generator)
-        self.resumed_at = self.seen
+        self.resumed_at = self.images_seen
 
     def state(self, trainer: Trainer) -> TrainingState:
-        """All that the rest of the training depends on."""
+        """Return all that the rest of the training depends on."""
         return TrainingState(
             epoch=self.number,
             steps=self.steps,
@@ -130,56 +130,56 @@ class Epoch:
         )
 
     @property
-    def seen(self) -> int:
-        """Images of the steps so far."""
+    def images_seen(self) -> int:
+        """Number of images in the steps so far."""
         return min(self.steps * self.config.batch_size, self.n_images)
 
     @property
-    def seen_in_all(self) -> int:
-        """Images of all epochs so far, each as often as it was seen."""
-        return (self.number - 1) * self.n_images + self.seen
+    def images_seen_total(self) -> int:
+        """Number of images in the steps of all epochs so far."""
+        return (self.number - 1) * self.n_images + self.images_seen
 
     def step_number(self, i: int) -> int:
-        """Step i of this epoch among those of all epochs, from 0."""
+        """Return the number, from 0, of this epoch's step i among the steps of all epochs."""
         return (self.number - 1) * len(self.batches) + i
 
     @property
     def total_steps(self) -> int:
-        """Steps of all epochs."""
+        """Number of steps of all epochs."""
         return self.config.epochs * len(self.batches)
 
     def lr(self, i: int) -> float:
-        """Learning rate of step i of this epoch."""
+        """Return the learning rate of this epoch's step i."""
         return learning_rate(self.step_number(i), self.total_steps, self.config)
 
     def augment(self, i: int) -> AugmentConfig:
-        """How the images of step i of this epoch are changed."""
+        """Return the augmentation of this epoch's step i."""
         return self.config.augment.at(self.step_number(i) / self.total_steps)
 
-    def add(self, loss: float, hits: int) -> None:
-        """Count a step."""
+    def add_step(self, loss: float, hits: int) -> None:
+        """Add a step's mean loss and number of correct images to the sums."""
         self.loss_sum += loss * len(self.batches[self.steps])
         self.correct += hits
         self.steps += 1
 
     @property
-    def due(self) -> bool:
-        """Whether a state is to be saved here; at the epoch's end it is, once it was reported."""
+    def should_save(self) -> bool:
+        """Whether to save a state now; the state at the epoch's end is saved after its report."""
         every = self.config.save_every
         return bool(every) and self.steps % every == 0 and self.steps < len(self.batches)
 
     def report(self, scores: Scores | None, pace: Pace, model: Classifier) -> EpochReport:
-        """The figures of an epoch that has ended."""
+        """Return the report of an epoch that has ended."""
         busy = self.seconds.data + self.seconds.steps
         return EpochReport(
             epoch=self.number,
             lr=self.lr(self.steps - 1),
-            train_loss=self.loss_sum / self.seen,
-            train_accuracy=self.correct / self.seen,
+            train_loss=self.loss_sum / self.images_seen,
+            train_accuracy=self.correct / self.images_seen,
             val_loss=scores.loss if scores else None,
             val_accuracy=scores.accuracy if scores else None,
-            images_per_s=(self.seen - self.resumed_at) / busy,
+            images_per_s=(self.images_seen - self.resumed_at) / busy,
             seconds=self.seconds,
-            seconds_left=pace.seconds_left(self.seen_in_all),
+            seconds_left=pace.seconds_left(self.images_seen_total),
             model=model,
         )

@@ -1,4 +1,4 @@
-"""What a model makes of a set of images."""
+"""Logits and scores of a model on a set of images."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ from mnist_mamba.model import Classifier
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """Figures over a set of images: accuracy is a fraction, loss the mean cross-entropy in nats."""
+    """Metrics over a set of images."""
 
     accuracy: float
+    """Fraction classified correctly."""
     loss: float
+    """Mean cross-entropy, in nats."""
 
 
 @torch.inference_mode()
 def predict(model: Classifier, images: Tensor, batch_size: int = 256) -> Tensor:
-    """Logits (n, n_classes), fp32 on the CPU, of (n, height, width) uint8 images."""
+    """Return the logits (n, n_classes), float32 on the CPU, of (n, height, width) uint8 images."""
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
@@ -34,7 +36,7 @@ def predict(model: Classifier, images: Tensor, batch_size: int = 256) -> Tensor:
 
 
 def score(model: Classifier, images: Tensor, labels: Tensor, batch_size: int = 256) -> Scores:
-    """Accuracy and loss of a model on (n, height, width) uint8 images with (n,) labels."""
+    """Return a model's scores on (n, height, width) uint8 images with (n,) labels."""
     logits = predict(model, images, batch_size)
     correct = int((logits.argmax(dim=1) == labels).sum())
     loss = float(F.cross_entropy(logits.double(), labels))

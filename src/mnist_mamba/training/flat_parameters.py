@@ -1,4 +1,4 @@
-"""Parameters as parts of one vector."""
+"""Parameters as views of one vector."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 
 class FlatParameters:
-    """Moves parameters into one vector, whose parts they are from then on.
+    """One vector that holds parameters, which become views of it.
 
-    What changes the vector changes them, and the other way round. So optimizer, average and
-    clipping handle one tensor instead of dozens, each of which costs microseconds however small it
-    is. Moving the model to another device or dtype afterwards takes its parameters out again.
+    Optimizer, moving average and clipping then handle one tensor instead of dozens, each of which
+    costs microseconds however small it is. Moving the model to another device or dtype afterwards
+    separates its parameters from the vector again.
 
     Args:
-        parameters: of one dtype and device; there may be none.
+        parameters: of one dtype and device; may be empty.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
@@ -27,15 +27,15 @@ class FlatParameters:
             vector = parameters_to_vector(self.parameters).detach()
             vector_to_parameters(vector, self.parameters)
         self.vector = nn.Parameter(vector)
-        """(number of elements), in the order of the parameters; its `grad` is its own."""
+        """(number of elements,), in the parameters' order; its `grad` is separate from theirs."""
 
     def gradients(self) -> Iterator[Tensor]:
-        """The parameters' gradients, each as a vector; zeros where there is none."""
+        """Yield each parameter's gradient as a vector, zeros if it has none."""
         for parameter in self.parameters:
             gradient = parameter.grad
             yield (torch.zeros_like(parameter) if gradient is None else gradient).flatten()
 
     def clear_gradients(self) -> None:
-        """Let the next backward pass begin without gradients."""
+        """Remove the parameters' gradients."""
         for parameter in self.parameters:
             parameter.grad = None

@@ -1,4 +1,4 @@
-"""The training loop: epochs of steps, evaluation after each, reports."""
+"""The training loop: epochs of steps, each followed by an evaluation and a report."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _TRY = "try a lower train.lr or train.clip_norm, or a longer train.warmup"
 
 
 class TrainingError(RuntimeError):
-    """A training that cannot go on; the message says at which step and why."""
+    """A training that cannot continue; the message says at which step and why."""
 
 
 def train(
@@ -38,21 +38,26 @@ def train(
     state: TrainingState | None = None,
     save: Callable[[TrainingState], None] | None = None,
 ) -> Iterator[EpochReport]:
-    """Train `model` in place, yielding after each epoch.
+    """Train `model` in place, yielding a report after each epoch.
 
-    The order of images and their augmentation depend on the seed and the epoch alone: the same
+    The order of images and their augmentation depend only on the seed and the epoch: the same
     seed, machine, thread count and number of processes give the same weights, bit for bit, also
     when resumed.
 
     Args:
-        model, train_set, val_set, config: the same in all processes, and in a resumed training.
-            Without a val_set nothing is evaluated.
-        device: torch's name of it.
-        progress: whether a bar is shown, where there is a terminal.
-        processes: those that train together.
-        state: where to go on, from `save` or a file; None starts from the beginning.
-        save: takes the state every `config.save_every` steps and at the end of each epoch but the
-            last, after its report; it has to copy or write what it wants to keep.
+        model: the model, the same in all processes and in a resumed training.
+        train_set: (n, height, width) uint8 images and (n,) labels.
+        val_set: images to evaluate on after each epoch, or None.
+        config: how to train.
+        device: torch's name of the device.
+        progress: whether to show a progress bar if there is a terminal.
+        processes: the processes that train together.
+        state: where to continue, as `save` received it; None starts from the beginning.
+        save: receives the state every `config.save_every` steps and after the report of each
+            epoch but the last. The next step changes the state's tensors.
+
+    Yields:
+        The report of each epoch, with the averaged model.
 
     Raises:
         TrainingError: a NaN or infinite loss or gradient; the weights are those before that step.
@@ -91,7 +96,7 @@ def _run_epoch(
     progress: bool,
     save: Callable[[TrainingState], None] | None,
 ) -> None:
-    """The steps of an epoch that are not done yet."""
+    """Take the remaining steps of an epoch."""
     with _bar(epoch, progress) as bar:
         for i in range(epoch.steps, len(epoch.batches)):
             started = time.perf_counter()
@@ -107,21 +112,21 @@ def _run_epoch(
                     f"{error} at step {epoch.step_number(i) + 1} (epoch {epoch.number}), learning "
                     f"rate {epoch.lr(i):.3g}: {_TRY}"
                 ) from error
-            epoch.add(*result)
+            epoch.add_step(*result)
             epoch.seconds.data += loaded - started
             epoch.seconds.steps += time.perf_counter() - loaded
-            bar.set_postfix_str(_figures(epoch, pace), refresh=False)
+            bar.set_postfix_str(_postfix(epoch, pace), refresh=False)
             bar.update(len(chosen))
-            if save is not None and epoch.due:
+            if save is not None and epoch.should_save:
                 save(epoch.state(trainer))
 
 
 def _bar(epoch: Epoch, progress: bool) -> tqdm[Any]:
-    """A bar over images, which is not drawn where nobody watches: in a log, in a pipe."""
+    """Return a progress bar over images, drawn only on a terminal."""
     return tqdm(
         desc=f"epoch {epoch.number}/{epoch.config.epochs}",
         total=epoch.n_images,
-        initial=epoch.seen,
+        initial=epoch.images_seen,
         unit=" images",
         disable=None if progress else True,
         mininterval=1,
@@ -129,21 +134,21 @@ def _bar(epoch: Epoch, progress: bool) -> tqdm[Any]:
     )
 
 
-def _figures(epoch: Epoch, pace: Pace) -> str:
-    left = tqdm.format_interval(pace.seconds_left(epoch.seen_in_all))
-    loss, accuracy = epoch.loss_sum / epoch.seen, epoch.correct / epoch.seen
+def _postfix(epoch: Epoch, pace: Pace) -> str:
+    left = tqdm.format_interval(pace.seconds_left(epoch.images_seen_total))
+    loss, accuracy = epoch.loss_sum / epoch.images_seen, epoch.correct / epoch.images_seen
     return f"loss {loss:.4f}, accuracy {accuracy:.4f}, all epochs in {left}"
 
 
 def _evaluate(trainer: Trainer, images: Tensor, labels: Tensor) -> Scores:
-    """Scores of the averaged model, to which each process adds those of its share."""
+    """Return the averaged model's scores, summed over the processes' shares of the images."""
     share = trainer.processes.share(len(labels))
     mine, n = labels[share], len(labels)
     sums = torch.zeros(2, dtype=torch.float64, device=trainer.device)
     if len(mine):
         scores = score(trainer.ema.model, images[share], mine)
-        figures = [scores.accuracy * len(mine), scores.loss * (len(mine) / n)]
-        sums += torch.tensor(figures, dtype=torch.float64, device=trainer.device)
+        own = [scores.accuracy * len(mine), scores.loss * (len(mine) / n)]
+        sums += torch.tensor(own, dtype=torch.float64, device=trainer.device)
     correct, loss = trainer.processes.sum(sums).tolist()
     return Scores(accuracy=round(correct) / n, loss=loss)
 

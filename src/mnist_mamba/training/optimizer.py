@@ -1,4 +1,4 @@
-"""The optimizers, what they decay, and the learning rate's schedule."""
+"""Optimizers, weight decay, and the learning rate schedule."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ _NO_DECAY = ("A_log", "A_b_log", "a_log", "a_b_log", "pos_embed")
 
 
 class ParameterKinds(NamedTuple):
-    """A model's parameters by how they are optimised, each kind in the model's order."""
+    """A model's parameters by kind of optimisation, each kind in the model's order."""
 
     matrices: list[nn.Parameter]
-    """Between stem and head: those that Muon takes, if it is chosen."""
+    """Matrices between stem and head, which Muon optimises if it is chosen."""
     decayed: list[nn.Parameter]
     """The other matrices and filters."""
-    spared: list[nn.Parameter]
-    """A, D, norms, biases and positions, which do not decay."""
+    no_decay: list[nn.Parameter]
+    """A, D, norms, biases and positions."""
 
 
 def split_parameters(model: nn.Module) -> ParameterKinds:
-    """Each parameter in one kind; those that need no gradient in none."""
+    """Return the parameters that need a gradient, by kind."""
     kinds = ParameterKinds([], [], [])
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         if parameter.dim() < 2 or name.rsplit(".", 1)[-1] in _NO_DECAY:
-            kinds.spared.append(parameter)
+            kinds.no_decay.append(parameter)
         elif "layers" in name.split(".") and parameter.dim() == 2:
             kinds.matrices.append(parameter)
         else:
@@ -42,13 +42,13 @@ def split_parameters(model: nn.Module) -> ParameterKinds:
 
 
 class Optimizers:
-    """AdamW, or Muon and AdamW, over the kinds of `split_parameters`, each in one vector.
+    """AdamW, or Muon and AdamW, each kind of parameters in one vector.
 
     Muon's updates are scaled to the size of AdamW's, so that one rate and one weight decay serve
     both (arXiv 2502.16982).
 
     Args:
-        kinds: of the model's parameters; matrices, decayed, spared.
+        kinds: matrices, decayed and no_decay of `split_parameters`.
         config: which optimizers, and their settings.
     """
 
@@ -62,7 +62,7 @@ class Optimizers:
         self._matrices: list[nn.Parameter] = []
         self.all: list[torch.optim.Optimizer] = []
         if config.optimizer == "muon":
-            # Views of the vector, as the model's own are.
+            # Views of the vector, like the model's own parameters.
             self._matrices = [nn.Parameter(matrix.detach()) for matrix in kinds[0].parameters]
             muon = torch.optim.Muon(
                 self._matrices,
@@ -76,13 +76,13 @@ class Optimizers:
         self.all.append(torch.optim.AdamW(groups, lr=config.lr, betas=betas, fused=True))
 
     def set_lr(self, lr: float) -> None:
-        """The rate of the next step."""
+        """Set the learning rate of the next step."""
         for optimizer in self.all:
             for group in optimizer.param_groups:
                 group["lr"] = lr
 
     def step(self, gradient: Tensor) -> None:
-        """One step; gradient (number of elements): that of all kinds, one after the other."""
+        """Take one step; gradient (number of elements) holds the kinds' gradients in order."""
         parts = gradient.split([kind.vector.numel() for kind in self._kinds])
         for kind, part in zip(self._kinds, parts, strict=True):
             kind.vector.grad = part
@@ -94,21 +94,24 @@ class Optimizers:
             optimizer.step()
 
     def state_dict(self) -> list[dict[str, Any]]:
-        """Of each optimizer. The tensors are the live ones, not copies."""
+        """Return each optimizer's state. The tensors are the live ones, not copies."""
         return [optimizer.state_dict() for optimizer in self.all]
 
     def load_state_dict(self, states: list[dict[str, Any]]) -> None:
-        """Go on from a `state_dict` of the same kinds and config.
+        """Continue from a `state_dict` of the same kinds and config.
 
         Raises:
-            ValueError: a state of others.
+            ValueError: a state of other kinds or optimizers.
         """
         for optimizer, state in zip(self.all, states, strict=True):
             optimizer.load_state_dict(state)
 
 
 def learning_rate(step: int, total_steps: int, config: TrainConfig) -> float:
-    """The rate of a step in 0..total_steps-1: linear warm-up, then a cosine to lr * lr_end."""
+    """Return the rate of a step in 0..total_steps-1.
+
+    It rises linearly to lr during the warm-up, then falls along a cosine to lr * lr_end.
+    """
     warmup_steps = math.ceil(config.warmup * total_steps)
     if step < warmup_steps:
         return config.lr * (step + 1) / warmup_steps

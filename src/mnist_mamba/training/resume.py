@@ -1,4 +1,4 @@
-"""The file from which a training that was stopped goes on."""
+"""The file from which an interrupted training resumes."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ _DIGEST = hashlib.sha256
 
 
 class ResumeError(ValueError):
-    """A file that no training can go on from; the message says why and what to do."""
+    """A file from which no training can resume; the message says why and what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SavedTraining:
-    """A training's state, with what it had made by then."""
+    """A training's state, with the results so far."""
 
     key: str
-    """Names the run: the same for the same model, data, settings and code."""
+    """Key of the run: the same for the same model, data, settings and code."""
     state: TrainingState
     points: list[CurvePoint]
-    """Of the learning curves, one for each epoch that has ended."""
+    """Points of the learning curves, one per finished epoch."""
     best_checkpoint: bytes
-    """The best epoch's file; empty before the first has ended."""
+    """Bytes of the best epoch's checkpoint; empty before the first epoch's end."""
 
 
 def save_training(path: Path, saved: SavedTraining) -> None:
@@ -42,7 +42,7 @@ def save_training(path: Path, saved: SavedTraining) -> None:
         "key": saved.key,
         "state": state,
         "points": saved.points,
-        # Not as bytes, which weights_only does not read when there are none.
+        # As text, because weights_only cannot read empty bytes.
         "best_checkpoint": saved.best_checkpoint.decode("latin-1"),
     }
     buffer = io.BytesIO()
@@ -52,22 +52,26 @@ def save_training(path: Path, saved: SavedTraining) -> None:
 
 
 def parse_training(data: bytes, name: Path) -> SavedTraining:
-    """What `save_training` wrote, on the CPU; nothing in it is run. `name` is for the errors.
+    """Parse what `save_training` wrote, on the CPU, without running any code in it.
+
+    Args:
+        data: the file's bytes.
+        name: the file's path, for error messages.
 
     Raises:
-        ResumeError: something else, or damaged.
+        ResumeError: not such a file, or damaged.
     """
     start = len(MAGIC) + _DIGEST().digest_size
     if not data.startswith(MAGIC):
         raise _error(name, f"begins with {data[: len(MAGIC)]!r}, expected {MAGIC!r}")
     digest, body = data[len(MAGIC) : start], data[start:]
     if _DIGEST(body).digest() != digest:
-        raise _error(name, f"is damaged: its {len(data)} bytes do not have the SHA-256 in it")
+        raise _error(name, f"is damaged: its {len(data)} bytes do not match their SHA-256")
     try:
         content = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
         return _parse(content)
-    except Exception as error:  # whatever the bytes lead torch's parsers to
-        raise _error(name, f"does not hold what was expected: {error!r}") from error
+    except Exception as error:  # damaged bytes raise many kinds of errors in torch's parsers
+        raise _error(name, f"does not hold a training's state: {error!r}") from error
 
 
 _FIELDS = dataclasses.fields(TrainingState)
@@ -83,6 +87,4 @@ def _parse(content: Any) -> SavedTraining:
 
 
 def _error(name: Path, problem: str) -> ResumeError:
-    return ResumeError(
-        f"{name} {problem}; delete it or leave --resume away, and training starts anew"
-    )
+    return ResumeError(f"{name} {problem}; delete it, or omit --resume to start from scratch")

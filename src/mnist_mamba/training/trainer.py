@@ -1,10 +1,8 @@
-"""What changes while a model is trained, and the step that changes it."""
+"""The state of a training, and the step that changes it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -23,22 +21,14 @@ class NonFiniteError(ArithmeticError):
     """A NaN or infinite loss or gradient; the weights are those from before the step."""
 
 
-def sam_images(start: int, stride: int) -> slice:
-    """Which images of a share that begins at `start` of a batch are every stride-th of the batch.
-
-    So they are the same for any number of processes.
-    """
-    return slice(-start % stride, None, stride)
-
-
 class Trainer:
-    """A model, the average of its weights and its optimizers.
+    """A model, the moving average of its weights, and its optimizers.
 
     Args:
         model: trained in place, and moved to the device.
-        config: how.
-        device: torch's name of it.
-        processes: those that train the same model, each on its share of every batch.
+        config: optimizers, loss and averaging.
+        device: torch's name of the device.
+        processes: the processes that train this model, each on its share of every batch.
     """
 
     def __init__(
@@ -59,23 +49,31 @@ class Trainer:
     def step(
         self, pixels: Tensor, labels: Tensor, lr: float, batch: int | None = None
     ) -> tuple[float, int]:
-        """One optimisation step; its loss, and how many images were right before it.
+        """Take one optimisation step.
 
-        pixels (n, height, width) in [0, 1], labels (n,) int64, both on the CPU: all of the batch
-        or, in one of several processes, its share of the `batch` images. n may then be 0; loss
-        and hits are those of the whole batch.
+        Args:
+            pixels: (n, height, width) in [0, 1], on the CPU: the whole batch or, in one of several
+                processes, its share. n may then be 0.
+            labels: (n,) int64, on the CPU.
+            lr: learning rate of this step.
+            batch: number of images in the whole batch; None if this is all of it.
+
+        Returns:
+            Mean loss of the whole batch, and how many of its images were classified correctly
+            before the step.
 
         Raises:
             NonFiniteError: the loss or the gradient's norm is NaN or infinite.
         """
         self.optimizers.set_lr(lr)
         pixels, labels = pixels.to(self.device), labels.to(self.device)
-        n = len(labels) if batch is None else batch
-        with self._uphill(pixels, labels, n):
-            gradient, figures = self._gradient(pixels, labels, n)
-        self._gather_statistics(len(labels) / n)
+        part = len(labels) / (len(labels) if batch is None else batch)
+        for kind in self._kinds:
+            kind.clear_gradients()
+        gradient, sums = self._gather_gradients(self.backward(pixels, labels, part))
+        self._gather_statistics(part)
         norm = self._clip(gradient)
-        loss, hits, norm_value = torch.cat([figures, norm[None]]).tolist()
+        loss, hits, norm_value = torch.cat([sums, norm[None]]).tolist()
         # Before the weights move: NaN in one gradient would be NaN in every weight.
         for name, value in (("loss", loss), ("norm of the gradient", norm_value)):
             if not math.isfinite(value):
@@ -84,83 +82,58 @@ class Trainer:
         self.ema.update(self._weights, self._statistics)
         return loss, int(hits)
 
-    @contextmanager
-    def _uphill(self, pixels: Tensor, labels: Tensor, batch: int) -> Iterator[None]:
-        """While it lasts the weights are `sam_rho` away, where the loss rises fastest.
+    def backward(self, pixels: Tensor, labels: Tensor, part: float) -> Tensor:
+        """Add a share's gradients of the batch's mean loss to the parameters' gradients.
 
-        A gradient from there leads to flat minima (SAM, Foret et al. 2021, arXiv 2010.01412). Every
-        `sam_stride`-th image of the batch says which way is up, which costs a part of a step.
+        Args:
+            pixels: (n, height, width) in [0, 1], on the device; n may be 0.
+            labels: (n,) int64, on the device.
+            part: n as a fraction of the batch.
+
+        Returns:
+            (2,) the share's part of the mean loss, and its number of correct images.
         """
-        if not self.config.sam_rho:
-            yield
-            return
-        stride = self.config.sam_stride
-        chosen = sam_images(self.processes.share(batch).start, stride)
-        statistics = [statistic.clone() for statistic in self._statistics]
-        gradient, _ = self._gradient(pixels[chosen], labels[chosen], math.ceil(batch / stride))
-        for statistic, before in zip(self._statistics, statistics, strict=True):
-            statistic.copy_(before)
-        home = [weights.detach().clone() for weights in self._weights]
-        way = gradient * (self.config.sam_rho / (torch.linalg.vector_norm(gradient) + 1e-12))
-        with torch.no_grad():
-            parts = way.split([weights.numel() for weights in home])
-            for weights, part in zip(self._weights, parts, strict=True):
-                weights.add_(part)
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                for weights, before in zip(self._weights, home, strict=True):
-                    weights.copy_(before)
-
-    def _gradient(self, pixels: Tensor, labels: Tensor, batch: int) -> tuple[Tensor, Tensor]:
-        """The gradient of a batch's mean loss, of which these images are a part; loss and hits."""
-        for kind in self._kinds:
-            kind.clear_gradients()
-        return self._gather_gradients(self._backward(pixels, labels, len(labels) / batch))
-
-    def _backward(self, pixels: Tensor, labels: Tensor, part: float) -> Tensor:
-        """Gradients of these images' part of the batch's mean loss; that part, and their hits."""
         if len(labels) == 0:
             return torch.zeros(2, device=self.device)
         logits = self.model.member_logits(pixels)
         smoothing = self.config.label_smoothing
-        # Each member's own loss, and their mean: that of their mean would let them lean on others.
+        # The mean of the members' losses. With the loss of their mean logits, a member could rely
+        # on the others.
         targets = labels.expand(len(logits), -1).flatten()
         loss = F.cross_entropy(logits.flatten(0, 1), targets, label_smoothing=smoothing) * part
         loss.backward()
         hits = (logits.detach().mean(dim=0).argmax(dim=1) == labels).sum()
         return torch.stack([loss.detach(), hits.to(loss.dtype)])
 
-    def _gather_gradients(self, figures: Tensor) -> tuple[Tensor, Tensor]:
-        """The gradients as one vector, and `figures`, both summed over the processes.
+    def _gather_gradients(self, sums: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the gradients as one vector, and `sums`, both summed over the processes.
 
-        Not DistributedDataParallel: it averages over processes as if their shares were equal and
-        wants a backward pass of each, while a share may be smaller, or empty. With gradients of
-        half a megabyte, one message after the backward pass costs little.
+        DistributedDataParallel would not do: it averages over processes as if their shares were
+        equal, and needs a backward pass in each, while a share may be smaller or empty. The
+        gradients take half a megabyte, so one message after the backward pass costs little.
         """
         parts = [gradient for kind in self._kinds for gradient in kind.gradients()]
-        total = self.processes.sum(torch.cat([*parts, figures]))
-        return total[: -len(figures)], total[-len(figures) :]
+        total = self.processes.sum(torch.cat([*parts, sums]))
+        return total[: -len(sums)], total[-len(sums) :]
 
     def _gather_statistics(self, part: float) -> None:
-        """Give all processes the mean of their batch norms' statistics, weighted by their shares.
+        """Average the batch norms' statistics over the processes, weighted by their shares.
 
-        A norm sees the images of its own process alone.
+        A batch norm sees only the images of its own process.
         """
         if self.processes.size > 1:
             for statistic in self._statistics:
                 self.processes.sum(statistic.mul_(part))
 
     def _clip(self, gradient: Tensor) -> Tensor:
-        """Scale the gradient down to the largest norm allowed; its norm before that."""
+        """Scale the gradient down to `clip_norm`; return its norm before that."""
         norm: Tensor = torch.linalg.vector_norm(gradient)
         if self.config.clip_norm:
             gradient.mul_((self.config.clip_norm / (norm + 1e-6)).clamp(max=1))
         return norm
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a later step depends on. The tensors are the live ones, not copies."""
+        """Return all that a later step depends on. The tensors are the live ones, not copies."""
         return {
             "model": self.model.state_dict(),
             "ema": self.ema.state_dict(),
@@ -168,7 +141,7 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a `state_dict` of the same model and config.
+        """Continue from a `state_dict` of the same model and config.
 
         Raises:
             KeyError, ValueError, RuntimeError: a state of another model.

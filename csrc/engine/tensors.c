@@ -1,0 +1,199 @@
+#include "tensors.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "crc32.h"
+#include "error.h"
+#include "finite.h"
+#include "header.h"
+
+_Static_assert(sizeof(float) == 4, "model files hold IEEE 754 binary32");
+
+/* ---- the walk ---------------------------------------------------------------------------- */
+
+/* A walk over the tensors in file order. Without a base it measures the file, with one it sets the
+ * pointers, so that size and layout cannot disagree. */
+struct walk {
+    const float *base;   /* the first tensor, or NULL to measure only */
+    uint64_t floats;     /* passed so far, with padding */
+    uint64_t parameters; /* passed so far, without padding */
+    bool overflow;       /* floats is too small */
+    /* Where the walk is, for messages. */
+    bool in_ensemble;
+    int member, layer, scan; /* layer is -1 outside the layers */
+    char bad_tensor[64];     /* the first tensor with a NaN or infinity, or "" */
+    uint64_t bad_index;      /* its first such float, in file order */
+};
+
+static uint64_t checked_multiply(struct walk *walk, uint64_t a, uint64_t b)
+{
+    if (b != 0 && a > UINT64_MAX / b) {
+        walk->overflow = true;
+        return 0;
+    }
+    return a * b;
+}
+
+static void checked_advance(struct walk *walk, uint64_t floats)
+{
+    /* The file's size in bytes must fit, too: leave room for the factor and the header. */
+    if (floats > UINT64_MAX / 8 - walk->floats)
+        walk->overflow = true;
+    else
+        walk->floats += floats;
+}
+
+static void find_not_finite(struct walk *walk, const char *name, const float *data, uint64_t n)
+{
+    uint32_t any = 0; /* no early exit, so that the loop is vectorised: most files are good */
+    for (uint64_t i = 0; i < n; i++)
+        any |= !mamba_is_finite(data[i]);
+    if (!any || walk->bad_tensor[0])
+        return;
+    /* Bounded, because a mapped file may have changed since. */
+    while (walk->bad_index + 1 < n && mamba_is_finite(data[walk->bad_index]))
+        walk->bad_index++;
+    char *text = walk->bad_tensor;
+    size_t used = 0;
+    if (walk->in_ensemble)
+        used = (size_t)snprintf(text, sizeof walk->bad_tensor, "members.%d.", walk->member);
+    if (walk->layer >= 0)
+        used += (size_t)snprintf(text + used, sizeof walk->bad_tensor - used, "layers.%d.",
+                                 walk->layer);
+    /* Tensors of the second scan are called conv1d_b.weight, x_proj_b, ... */
+    const size_t head = strcspn(name, ".");
+    const char *scan = walk->scan ? "_b" : "";
+    snprintf(text + used, sizeof walk->bad_tensor - used, "%.*s%s%s", (int)head, name, scan,
+             name + head);
+}
+
+static const float *pass(struct walk *walk, const char *name, uint64_t padded, uint64_t parameters)
+{
+    const float *tensor = walk->base ? walk->base + walk->floats : NULL;
+    if (tensor)
+        find_not_finite(walk, name, tensor, padded);
+    checked_advance(walk, padded);
+    walk->parameters += parameters;
+    return tensor;
+}
+
+/* T(rows, n), V(n) and P(out, in) of format.md. */
+static const float *table(struct walk *walk, const char *name, uint64_t rows, uint64_t n)
+{
+    return pass(walk, name, checked_multiply(walk, rows, mamba_pad(n)), rows * n);
+}
+
+static const float *vector(struct walk *walk, const char *name, uint64_t n)
+{
+    return table(walk, name, 1, n);
+}
+
+static const float *panels(struct walk *walk, const char *name, uint64_t out, uint64_t in)
+{
+    return pass(walk, name, checked_multiply(walk, mamba_pad(out), in), out * in);
+}
+
+/* ---- the tensors ------------------------------------------------------------------------- */
+
+static void walk_stem(struct walk *walk, const struct mamba_info *info,
+                      struct member_weights *member)
+{
+    const uint64_t d_model = info->d_model;
+    if (info->stem == STEM_PATCH) {
+        const uint64_t pixels = (uint64_t)info->patch_height * info->patch_width;
+        member->stem_weight = panels(walk, "stem.weight", d_model, pixels);
+        member->stem_bias = vector(walk, "stem.bias", d_model);
+    }
+    struct stem_conv convs[MAX_STEM_CONVS];
+    const size_t n = mamba_stem_convs(info, convs);
+    for (size_t i = 0; i < n; i++) {
+        /* Arrays, not pointers: those need relocations, which make ./mamba larger. */
+        static const char weights[][18] = {"stem.conv1.weight", "stem.conv2.weight",
+                                           "stem.conv3.weight"};
+        static const char biases[][16] = {"stem.conv1.bias", "stem.conv2.bias", "stem.conv3.bias"};
+        const uint64_t inputs = 9 * (uint64_t)convs[i].in;
+        member->stem_convs[i].weight = panels(walk, weights[i], convs[i].out, inputs);
+        member->stem_convs[i].bias = vector(walk, biases[i], convs[i].out);
+    }
+    member->pos_embed = info->pos_embed ? table(walk, "pos_embed", info->length, d_model) : NULL;
+}
+
+static void walk_scan(struct walk *walk, const struct mamba_info *info, struct scan_weights *scan)
+{
+    const uint64_t d_inner = info->d_inner, d_state = info->d_state;
+    scan->conv_weight = table(walk, "conv1d.weight", info->d_conv, d_inner);
+    scan->conv_bias = vector(walk, "conv1d.bias", d_inner);
+    scan->x_proj = panels(walk, "x_proj", info->dt_rank + 2 * d_state, d_inner);
+    scan->dt_weight = panels(walk, "dt_proj.weight", d_inner, info->dt_rank);
+    scan->dt_bias = vector(walk, "dt_proj.bias", d_inner);
+    scan->a = table(walk, "A", info->tied_a ? 1 : d_state, d_inner);
+    scan->d = vector(walk, "D", d_inner);
+}
+
+static void walk_member(struct walk *walk, const struct mamba_info *info,
+                        struct member_weights *member)
+{
+    const uint64_t d_model = info->d_model, d_inner = info->d_inner;
+    walk->layer = -1;
+    walk_stem(walk, info, member);
+    for (walk->layer = 0; walk->layer < (int)info->n_layers; walk->layer++) {
+        struct layer_weights *layer = &member->layers[walk->layer];
+        if (info->local_conv) {
+            layer->local_conv_weight = table(walk, "local.weight", 9, d_model);
+            layer->local_conv_bias = vector(walk, "local.bias", d_model);
+        }
+        layer->in_proj[0].weight = panels(walk, "in_proj.x", d_inner, d_model);
+        layer->in_proj[1].weight = panels(walk, "in_proj.z", d_inner, d_model);
+        for (walk->scan = 0; walk->scan < (int)mamba_scans_per_layer(info); walk->scan++)
+            walk_scan(walk, info, &layer->scan[walk->scan]);
+        walk->scan = 0;
+        layer->out_proj = panels(walk, "out_proj", d_model, d_inner);
+    }
+    walk->layer = -1;
+    member->head_weight = panels(walk, "head.weight", info->n_classes, d_model);
+    member->head_bias = vector(walk, "head.bias", info->n_classes);
+}
+
+static void walk_tensors(struct walk *walk, struct mamba_model *model)
+{
+    const struct mamba_info *info = &model->info;
+    walk->in_ensemble = info->members > 1;
+    for (walk->member = 0; walk->member < (int)info->members; walk->member++)
+        walk_member(walk, info, &model->members[walk->member]);
+}
+
+/* ---- checks ------------------------------------------------------------------------------ */
+
+mamba_status mamba_check_tensors(struct mamba_model *model, const char *path, mamba_error *error)
+{
+    struct file_bytes *file = &model->file;
+    struct walk measure = {0};
+    walk_tensors(&measure, model);
+    uint64_t expected = HEADER_BYTES + measure.floats * sizeof(float);
+    if (measure.overflow)
+        return mamba_fail(error, MAMBA_ERR_MODEL, path,
+                          "dims: the file size that follows overflows");
+    if (file->size != expected)
+        return mamba_fail(error, MAMBA_ERR_MODEL, path,
+                          "file size: got %zu bytes, expected the %llu that follow from its dims",
+                          file->size, (unsigned long long)expected);
+    model->info.parameters = measure.parameters;
+    mamba_status status = mamba_file_rest(file, path, error);
+    if (status != MAMBA_OK)
+        return status;
+
+    uint32_t crc = mamba_crc32(file->data + CHECKED_FROM, file->size - CHECKED_FROM);
+    if (crc != model->info.crc32)
+        return mamba_fail(error, MAMBA_ERR_MODEL, path,
+                          "crc32: got %08X from its bytes, expected %08X (damaged file?)", crc,
+                          model->info.crc32);
+
+    struct walk place = {.base = (const float *)(const void *)(file->data + HEADER_BYTES)};
+    walk_tensors(&place, model);
+    if (place.bad_tensor[0])
+        return mamba_fail(error, MAMBA_ERR_MODEL, path,
+                          "tensor %s: float %llu: got a NaN or infinity, expected a number",
+                          place.bad_tensor, (unsigned long long)place.bad_index);
+    return MAMBA_OK;
+}

@@ -1,0 +1,11 @@
+/* The tensors of a model file: docs/format.md, "Tensors". */
+#ifndef MAMBA_ENGINE_TENSORS_H
+#define MAMBA_ENGINE_TENSORS_H
+
+#include "model.h"
+
+/* Checks what follows the header of model->file: size, checksum, finite weights. Sets the pointers
+ * to all weights, and info.parameters. */
+mamba_status mamba_check_tensors(struct mamba_model *model, const char *path, mamba_error *error);
+
+#endif

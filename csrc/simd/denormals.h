@@ -1,0 +1,69 @@
+/* Denormal numbers counted as zero while a kernel runs.
+ *
+ *     const uint64_t saved = denormals_off();
+ *     ...
+ *     denormals_restore(saved);
+ *
+ * A decaying state ends in denormals (the engine's on a black image), where many processors are a
+ * hundred times slower. Such values are below 1.2e-38: no result can tell. The mode belongs to the
+ * thread, and its caller gets it back. */
+#ifndef MAMBA_SIMD_DENORMALS_H
+#define MAMBA_SIMD_DENORMALS_H
+
+#include <stdint.h>
+
+/* Keeps the compiler from moving loads and stores across a change of the mode. */
+#if defined(__GNUC__)
+#define MAMBA_COMPILER_BARRIER() __asm__ volatile("" ::: "memory")
+#else
+#define MAMBA_COMPILER_BARRIER() ((void)0)
+#endif
+
+#if defined(__SSE__)
+#include <xmmintrin.h>
+
+static inline uint64_t denormals_off(void)
+{
+    enum { FLUSH_TO_ZERO = 0x8000, DENORMALS_ARE_ZERO = 0x0040 };
+    unsigned saved = _mm_getcsr();
+    _mm_setcsr(saved | FLUSH_TO_ZERO | DENORMALS_ARE_ZERO);
+    MAMBA_COMPILER_BARRIER();
+    return saved;
+}
+
+static inline void denormals_restore(uint64_t saved)
+{
+    MAMBA_COMPILER_BARRIER();
+    _mm_setcsr((unsigned)saved);
+}
+
+#elif defined(__aarch64__)
+
+static inline uint64_t denormals_off(void)
+{
+    const uint64_t flush_to_zero = UINT64_C(1) << 24;
+    uint64_t saved;
+    __asm__ volatile("mrs %0, fpcr" : "=r"(saved));
+    __asm__ volatile("msr fpcr, %0" : : "r"(saved | flush_to_zero) : "memory");
+    return saved;
+}
+
+static inline void denormals_restore(uint64_t saved)
+{
+    __asm__ volatile("msr fpcr, %0" : : "r"(saved) : "memory");
+}
+
+#else /* correct, only slower */
+
+static inline uint64_t denormals_off(void)
+{
+    return 0;
+}
+
+static inline void denormals_restore(uint64_t saved)
+{
+    (void)saved;
+}
+
+#endif
+#endif

@@ -1,0 +1,227 @@
+"""The choice of the scan's backend and instruction set, and what a user is told about it."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from mnist_mamba import scan
+from mnist_mamba.c_build import CACHE_VARIABLE
+from mnist_mamba.scan import (
+    ScanBackendError,
+    available_backends,
+    c_library,
+    choose,
+    cpu,
+    mamba_ssm,
+    selective_scan,
+    triton_scan,
+)
+from mnist_mamba.scan.reference import selective_scan_reference
+from tests.library.scan_cases import WORKING_ISAS, make_inputs
+
+
+@pytest.fixture
+def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Forget what earlier tests found out and warned of, and forget again afterwards."""
+
+    def forget() -> None:
+        memos = (
+            c_library._load,
+            mamba_ssm._interface,
+            mamba_ssm.check_kernel,
+            scan._warn_once,
+            scan._log_once,
+        )
+        for memo in memos:
+            memo.cache_clear()
+
+    forget()
+    yield
+    monkeypatch.undo()
+    forget()
+
+
+def test_auto_takes_the_kernel_on_the_cpu(fresh: None, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="mnist_mamba.scan")
+    assert choose("auto", "cpu") == "cpu"
+    assert choose("auto", torch.device("cpu")) == "cpu"
+    assert choose("reference", "cuda") == "reference"
+    assert caplog.text.count("backend cpu") == 1
+    assert available_backends()[:2] == ("reference", "cpu")
+
+
+def test_an_unknown_backend_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match="got 'tpu', expected one of auto, reference, cpu, triton, cuda"
+    ):
+        choose("tpu", "cpu")
+
+
+def test_a_backend_for_tensors_on_another_device(fresh: None) -> None:
+    with pytest.raises(ScanBackendError, match="needs tensors on the CPU, got tensors on cuda"):
+        choose("cpu", "cuda:0")
+    with pytest.raises(ScanBackendError, match="needs CUDA tensors, got tensors on cpu"):
+        choose("cuda", "cpu")
+    with pytest.raises(ScanBackendError, match="needs CUDA tensors, got tensors on cpu"):
+        mamba_ssm.selective_scan_cuda(**make_inputs(1, 2, 2, 3))
+
+
+def test_without_a_compiler_auto_warns_once_and_takes_the_reference(
+    fresh: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv("CC", "/nonexistent/cc")
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
+    inputs = make_inputs(2, 3, 2, 4)
+    for _ in range(3):
+        out = selective_scan(**inputs)
+    assert torch.equal(out, selective_scan_reference(**inputs))
+    warnings = [r for r in caplog.records if r.levelno == logging.WARNING]
+    assert len(warnings) == 1
+    assert "/nonexistent/cc" in warnings[0].getMessage()
+    assert "reference" in warnings[0].getMessage()
+    assert available_backends() == ("reference",)
+    with pytest.raises(ScanBackendError, match=r"'/nonexistent/cc'.*set CC"):
+        selective_scan(**inputs, backend="cpu")
+    with pytest.raises(ScanBackendError, match="cannot be built"):
+        cpu.selective_scan_cpu(**inputs)
+
+
+# mamba-ssm, for which a stand-in is imported: no test machine has a GPU and the package.
+
+INTERFACE = "mamba_ssm.ops.selective_scan_interface"
+WORKING = """
+from mnist_mamba.scan.reference import selective_scan_reference as selective_scan_fn
+selective_scan_cuda = object()
+"""
+WRONG_OUTPUT = """
+from mnist_mamba.scan.reference import selective_scan_reference
+def selective_scan_fn(**inputs): return 1.01 * selective_scan_reference(**inputs)
+selective_scan_cuda = object()
+"""
+WRONG_GRADIENT = """
+from mnist_mamba.scan.reference import selective_scan_reference
+def selective_scan_fn(**inputs):
+    skip = inputs["A"].sum()
+    return selective_scan_reference(**inputs) + (skip - skip.detach())
+selective_scan_cuda = object()
+"""
+FLOAT32_PARAMETERS = """
+import torch
+from mnist_mamba.scan.reference import selective_scan_reference
+def selective_scan_fn(u, delta, A, B, C, D, z, delta_bias, delta_softplus):
+    assert A.dtype == D.dtype == delta_bias.dtype == torch.float32
+    assert u.dtype == z.dtype == torch.bfloat16
+    return selective_scan_reference(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
+selective_scan_cuda = object()
+"""
+
+
+def install_mamba_ssm(monkeypatch: pytest.MonkeyPatch, folder: Path, interface: str | None) -> None:
+    """Make Python import this source as mamba-ssm's interface, or nothing; hide Triton."""
+    monkeypatch.setattr(triton_scan, "why_unavailable", lambda device: "Triton is hidden")
+    package = folder / "mamba_ssm" / "ops"
+    package.mkdir(parents=True)
+    (package / "selective_scan_interface.py").write_text(interface or "", encoding="utf-8")
+    monkeypatch.syspath_prepend(folder)
+    for name in ("mamba_ssm", "mamba_ssm.ops", INTERFACE):
+        monkeypatch.setitem(sys.modules, name, None)  # restored afterwards
+        if interface is not None:
+            del sys.modules[name]
+
+
+@pytest.mark.parametrize(
+    ("interface", "message"),
+    [
+        (None, r"cannot be imported \(ModuleNotFoundError: .*pip install"),
+        ("raise RuntimeError('no driver')", r"cannot be imported \(RuntimeError: no driver\)"),
+        ("selective_scan_cuda = None", r"without its CUDA kernel.*pip install"),
+        ("", r"without its CUDA kernel"),
+    ],
+    ids=["absent", "broken", "pure", "older"],
+)
+def test_without_mamba_ssm(
+    fresh: None,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+    interface: str | None,
+    message: str,
+) -> None:
+    install_mamba_ssm(monkeypatch, tmp_path, interface)
+    with pytest.raises(ScanBackendError, match=message):
+        choose("cuda", "cuda")
+    assert [choose("auto", "cuda") for _ in range(3)] == ["reference"] * 3
+    assert len([r for r in caplog.records if r.levelno == logging.WARNING]) == 1
+
+
+@pytest.mark.parametrize(
+    ("interface", "message"),
+    [
+        (WORKING, None),
+        (WRONG_OUTPUT, "wrong output"),
+        (WRONG_GRADIENT, "wrong gradient of A"),
+        ("def selective_scan_fn(**_): 1 / 0\nselective_scan_cuda = 1", "fails.*ZeroDivisionError"),
+    ],
+    ids=["working", "output", "gradient", "failing"],
+)
+def test_a_mamba_ssm_that_computes_something_else_is_refused(
+    fresh: None,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    interface: str,
+    message: str | None,
+) -> None:
+    """Its kernel is checked on the CPU, since there may be no GPU, but chosen for a GPU."""
+    install_mamba_ssm(monkeypatch, tmp_path, interface)
+    found = mamba_ssm.check_kernel(torch.device("cpu"))
+    monkeypatch.setattr(mamba_ssm, "check_kernel", lambda device: found)
+    if message is None:
+        assert choose("auto", "cuda") == choose("cuda", "cuda:0") == "cuda"
+    else:
+        assert choose("auto", "cuda") == "reference"
+        with pytest.raises(ScanBackendError, match=message):
+            choose("cuda", "cuda")
+
+
+def test_mamba_ssm_gets_float32_parameters(
+    fresh: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    install_mamba_ssm(monkeypatch, tmp_path, FLOAT32_PARAMETERS)
+    monkeypatch.setattr(mamba_ssm, "why_unavailable", lambda device: None)
+    inputs = {name: value.bfloat16() for name, value in make_inputs(1, 2, 2, 3).items()}
+    out = mamba_ssm.selective_scan_cuda(**inputs, delta_softplus=True)
+    assert out.dtype == torch.bfloat16
+
+
+def test_inputs_that_mamba_ssm_does_not_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mamba_ssm, "why_unavailable", lambda device: None)
+    with pytest.raises(ScanBackendError, match="d_state <= 256, got 257"):
+        mamba_ssm.selective_scan_cuda(**make_inputs(1, 1, 257, 2))
+    with pytest.raises(ScanBackendError, match="no float64"):
+        mamba_ssm.selective_scan_cuda(**make_inputs(1, 2, 2, 3, torch.float64))
+
+
+# Instruction sets
+
+
+def test_the_best_instruction_set_is_taken() -> None:
+    assert c_library.isa() == WORKING_ISAS[-1]
+
+
+def test_an_unusable_instruction_set_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    missing = next(isa for isa in c_library.ISAS if isa not in WORKING_ISAS)
+    for wanted in (missing, "sse9"):
+        monkeypatch.setenv(c_library.ISA_VARIABLE, wanted)
+        with pytest.raises(ScanBackendError, match=f"MAMBA_ISA={wanted}: expected one .*scalar"):
+            c_library.isa()
