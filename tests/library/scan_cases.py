@@ -1,4 +1,4 @@
-"""What the tests of the selective scan share: random inputs, comparisons, instruction sets."""
+"""Shared by the tests of the selective scan: random inputs, comparisons, instruction sets."""
 
 from __future__ import annotations
 
