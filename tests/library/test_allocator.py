@@ -23,7 +23,7 @@ from pathlib import Path
 from mnist_mamba.training.allocator import prepare_memory
 
 def huge() -> int:
-    text = Path("/proc/self/smaps_rollup").read_text()
+    text = Path("/proc/self/smaps_rollup").read_text(encoding="ascii")
     return int(re.search(r"AnonHugePages: +(\\d+) kB", text)[1])
 
 prepare_memory()
