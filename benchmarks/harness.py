@@ -197,12 +197,12 @@ def _status_mb(field: str) -> float:
 
 
 def machine() -> dict[str, str | float]:
-    """Where and of what the figures are: Git revision, processor, load before the start."""
+    """Return Git revision, processor and the load average at the start."""
     return {"git": git_revision(), "cpu": cpu_name(), "load_1m": round(os.getloadavg()[0], 2)}
 
 
 def git_revision(folder: Path = ROOT) -> str:
-    """The commit, with "-dirty" where tracked files differ from it; "unknown" outside Git."""
+    """Return the commit, with "-dirty" if tracked files differ; "unknown" outside Git."""
     words = ("describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
     try:
         return git(*words, folder=folder).strip()

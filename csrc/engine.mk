@@ -30,7 +30,8 @@ ENGINE_COMMAND_SOURCES := $(sort $(wildcard csrc/engine/cli/*.c))
 # -Wl,-z,noseparate-code: segments need not begin on a page each.
 # -fno-asynchronous-unwind-tables: nothing here is unwound.
 # -fPIC -fvisibility=hidden: the same objects make the command and the library, which exports only
-#   its API. -fno-plt: calls of libc load the address instead of jumping to a stub. Both are smaller.
+#   its API.
+# -fno-plt: calls of libc load the address instead of jumping to a stub, which is smaller.
 ENGINE_FLAGS := -std=c11 $(WARNINGS) -Werror $(ENGINE_MATH) \
     -fno-asynchronous-unwind-tables -fPIC -fno-plt -fvisibility=hidden \
     -ffunction-sections -fdata-sections -Icsrc/include -Icsrc/engine \
@@ -93,10 +94,12 @@ engine_source_flags = $(if $(filter plain omp,$(1)),$(TUNE_$(call engine_kernel,
 # $(call engine_objects,FOLDER,SOURCES)
 engine_objects = $(patsubst csrc/%.c,$(1)/obj/%.o,$(2))
 # $(call engine_compile,VARIANT,SOURCE) and $(call engine_link,VARIANT): the start of a command.
-engine_compile = $(CC) $(ENGINE_FLAGS) $(ENGINE_CFLAGS_$(1)) $(call engine_source_flags,$(1),$(2)) $(CPPFLAGS)
+engine_compile = $(CC) $(ENGINE_FLAGS) $(ENGINE_CFLAGS_$(1)) \
+    $(call engine_source_flags,$(1),$(2)) $(CPPFLAGS)
 engine_link = $(CC) $(ENGINE_CFLAGS_$(1)) $(ENGINE_LDFLAGS) $(LDFLAGS)
-# $(call engine_commands,VARIANT): all that decides what a variant is made of.
-engine_commands = $(foreach source,$(ENGINE_LIBRARY_SOURCES),$(call engine_compile,$(1),$(source))) $(call engine_link,$(1))
+# $(call engine_commands,VARIANT): compiler and flags of all sources, to compare with the last build.
+engine_commands = $(foreach source,$(ENGINE_LIBRARY_SOURCES),$(call engine_compile,$(1),$(source))) \
+    $(call engine_link,$(1))
 
 # $(eval $(call engine_variant,VARIANT,FOLDER)): the rules of one variant.
 define engine_variant
@@ -126,7 +129,7 @@ endef
 $(foreach variant,plain omp debug fast,$(eval $(call engine_variant,$(variant),$(BUILD)/$(variant))))
 $(eval $(call engine_variant,dvc,$(OUT)))
 
-# $(call engine_install,FOLDER): replace ./mamba in one step, so that one that runs is not disturbed.
+# $(call engine_install,FOLDER): replace ./mamba in one step, which does not disturb a running one.
 engine_install = cp $(1)/mamba .mamba.$@.tmp && mv -f .mamba.$@.tmp mamba
 
 ##@ Engine
@@ -143,7 +146,7 @@ debug: $(BUILD)/debug/mamba $(BUILD)/debug/libmamba.so ## build ./mamba with Add
 
 fast: $(BUILD)/fast/mamba $(BUILD)/fast/libmamba.so ## build ./mamba with -Ofast for this machine only; not for releases
 	@$(call engine_install,$(BUILD)/fast)
-	@echo "./mamba was built with -Ofast -march=native: no test holds its results, and no release uses it"
+	@echo "./mamba was built with -Ofast -march=native: not tested, not for releases"
 
 dvc-engine: $(OUT)/mamba $(OUT)/libmamba.so
 

@@ -1,12 +1,12 @@
-# The C tests: of the engine, of the training kernels, and the fuzzers. The root Makefile includes this;
-# alone: `make -f csrc/tests.mk TARGET` from the root.
+# The C tests: of the engine, of the training kernels, and the fuzzers. The root Makefile includes
+# this file. On its own: `make -f csrc/tests.mk TARGET` from the root of the repository.
 #
-#   test-c          all that needs gcc alone: plain, OpenMP, sanitizers, what fuzzers start from
-#   test-cross      for other processors, run by qemu-user
-#   test-valgrind   under valgrind
-#   fuzz            SECONDS of random bytes for each reader of files, or RUNS of them
+#   test-c          everything that needs only gcc: plain, OpenMP, sanitizers, the fuzzers' seeds
+#   test-cross      the tests for other processors, run by qemu-user
+#   test-valgrind   the tests under valgrind
+#   fuzz            SECONDS of random bytes for each reader of files, or RUNS inputs
 #
-# RUN is a program that runs the tests; BUILD, CC and CFLAGS as in csrc/engine.mk.
+# RUN is a program that runs the tests. BUILD, CC and CFLAGS are as in csrc/engine.mk.
 
 include csrc/engine.mk
 
@@ -16,11 +16,12 @@ RUN :=
 
 # ---- the engine ----
 
-ENGINE_TESTS := test_allocation test_kernels test_model test_hostile test_threads test_idx test_forward \
-    test_golden
-ENGINE_TEST_SUPPORT := $(filter-out csrc/engine/cli/main.c,$(ENGINE_COMMAND_SOURCES)) csrc/tests/engine/tiny_model.c
+ENGINE_TESTS := test_allocation test_kernels test_model test_hostile test_threads test_idx \
+    test_forward test_golden
+ENGINE_TEST_SUPPORT := $(filter-out csrc/engine/cli/main.c,$(ENGINE_COMMAND_SOURCES)) \
+    csrc/tests/engine/tiny_model.c
 
-# $(call engine_tests,NAME,FOLDER), after engine_variant
+# $(eval $(call engine_tests,VARIANT,FOLDER)), after engine_variant.
 define engine_tests
 $(2)/obj/tests/%.o: private CPPFLAGS += -Icsrc/tests
 
@@ -40,7 +41,7 @@ endef
 
 $(foreach variant,plain omp debug,$(eval $(call engine_tests,$(variant),$(BUILD)/$(variant))))
 
-# The oracle itself, which no machine with vectors would take.
+# The scalar kernels, which no machine with vectors would choose by itself.
 test-c-scalar: $(BUILD)/plain/tests/test_forward $(BUILD)/plain/tests/test_golden
 	@for test in $^; do echo "== $$test (scalar)"; MAMBA_ISA=scalar $(RUN) $$test || exit 1; done
 
@@ -48,7 +49,7 @@ ENGINE_CFLAGS_tsan = -O1 -g -fsanitize=thread
 $(eval $(call engine_variant,tsan,$(BUILD)/tsan))
 $(eval $(call engine_tests,tsan,$(BUILD)/tsan))
 
-# ThreadSanitizer wants addresses where newer kernels' randomisation does not put them.
+# ThreadSanitizer does not work with the address randomisation of newer kernels.
 test-tsan: $(BUILD)/tsan/tests/test_threads
 	@echo "== $<"; $(shell setarch -R true 2>/dev/null && echo setarch -R) $<
 
@@ -56,8 +57,8 @@ test-c: test-c-plain test-c-scalar test-c-omp test-c-debug test-tsan fuzz-seeds 
 
 # ---- the training kernels ----
 
-# Python builds the training kernels for itself (src/mnist_mamba/scan/c_library.py). These builds are
-# for their tests, with OpenMP and with sanitizers.
+# Python builds the training kernels for itself (src/mnist_mamba/scan/c_library.py). These builds
+# are for their tests, with OpenMP and with sanitizers.
 SCAN_FLAGS := -std=c11 $(WARNINGS) -Werror -Icsrc/scan -Icsrc/simd -Icsrc/tests $(SCAN_MATH)
 SCAN_CFLAGS_omp := -O3 -fopenmp
 SCAN_CFLAGS_debug := -O1 -g $(SANITIZE)
@@ -90,12 +91,12 @@ $(foreach variant,omp debug,$(eval $(call scan_variant,$(variant))))
 # ---- fuzzing: csrc/fuzz ----
 
 SECONDS := 60
-RUNS := # so many inputs instead
+RUNS := # number of inputs, instead of SECONDS
 FUZZ_TARGETS := model input idx
 FUZZ_SEEDS_model := csrc/tests/golden csrc/fuzz/seeds/model
 FUZZ_SEEDS_input := csrc/fuzz/seeds/input
 FUZZ_SEEDS_idx := csrc/fuzz/seeds/idx
-# The code under test reports where it is: to libFuzzer if CC is clang, else to mutator.c.
+# The code under test reports its coverage to libFuzzer if CC is clang, else to mutator.c.
 ifneq ($(IS_GCC),)
 FUZZ_COVERAGE := -fsanitize-coverage=trace-pc
 FUZZ_MAIN := $(BUILD)/fuzz/mutator.o
@@ -117,22 +118,26 @@ $(BUILD)/fuzz/fuzz_%: $(BUILD)/fuzz/obj/fuzz/%.o $(FUZZ_MAIN) \
 
 FUZZERS := $(addprefix $(BUILD)/fuzz/fuzz_,$(FUZZ_TARGETS))
 
-# Each seed, and each input that once was a finding, runs once.
+# Run each seed once, among them inputs that once were findings.
 fuzz-seeds: $(FUZZERS)
 	@for target in $(FUZZ_TARGETS); do echo "== fuzz_$$target: its seeds"; done
 	@$(foreach target,$(FUZZ_TARGETS),$(BUILD)/fuzz/fuzz_$(target) $(if $(FUZZ_LINK),-runs=0) $(FUZZ_SEEDS_$(target)) &&) true
 
-# With clang's libFuzzer where there is one, unless CC was chosen.
+# Use clang's libFuzzer where there is one, unless CC is set.
 ifeq ($(origin CC),default)
 FUZZ_PROBE := int LLVMFuzzerTestOneInput(const char *d, unsigned long n) { return d && n > 9; }
 find_fuzzer = $(shell echo '$(FUZZ_PROBE)' | clang -fsanitize=fuzzer -x c - -o /dev/null 2>/dev/null && \
     echo CC=clang BUILD=$(BUILD)/clang)
 endif
 
-fuzz: ## mutate files for each reader (model, input, IDX) for SECONDS (60) or RUNS
+fuzz: ## try random bytes on each reader of files, for SECONDS (60) or RUNS inputs
 	+@$(MAKE) -f csrc/tests.mk fuzz-run SECONDS=$(SECONDS) RUNS=$(RUNS) $(find_fuzzer)
 
-FUZZ_LIMIT = $(if $(FUZZ_LINK),$(if $(RUNS),-runs=$(RUNS),-max_total_time=$(SECONDS)),$(if $(RUNS),--runs $(RUNS),--seconds $(SECONDS)))
+ifdef FUZZ_LINK
+FUZZ_LIMIT = $(if $(RUNS),-runs=$(RUNS),-max_total_time=$(SECONDS))
+else
+FUZZ_LIMIT = $(if $(RUNS),--runs $(RUNS),--seconds $(SECONDS))
+endif
 fuzz-run: $(FUZZERS)
 	@$(foreach target,$(FUZZ_TARGETS),echo "== fuzz_$(target), $(or $(RUNS),$(SECONDS) s)" && $(BUILD)/fuzz/fuzz_$(target) $(FUZZ_LIMIT) \
 	    $(if $(FUZZ_LINK),-artifact_prefix=$(BUILD)/fuzz/ $$(mkdir -p $(BUILD)/fuzz/corpus_$(target); echo $(BUILD)/fuzz/corpus_$(target))) \
@@ -140,20 +145,20 @@ fuzz-run: $(FUZZERS)
 
 # ---- other processors, other checkers ----
 
-# NAME:compiler's prefix:qemu's name. armhf is a 32-bit machine, s390x a big-endian one.
+# NAME:compiler prefix:name of qemu. armhf is a 32-bit machine, s390x a big-endian one.
 CROSS := aarch64:aarch64-linux-gnu:aarch64 armhf:arm-linux-gnueabihf:arm
 CROSS_NAMES := $(foreach target,$(CROSS),$(firstword $(subst :, ,$(target))))
 cross_compiler = $(word 2,$(subst :, ,$(filter $(1):%,$(CROSS) s390x:s390x-linux-gnu:s390x)))
 cross_qemu = qemu-$(word 3,$(subst :, ,$(filter $(1):%,$(CROSS) s390x:s390x-linux-gnu:s390x)))
 
-# $(call cross_check,NAME): the two tools are there, or the recipe says what to install.
+# $(call cross_check,NAME): check that both tools are there, or say what to install.
 cross_check = @for tool in $(call cross_compiler,$(1))-gcc $(call cross_qemu,$(1)); do \
-    command -v $$tool >/dev/null || { echo "error: $$tool is not there; on Debian:" \
+    command -v $$tool >/dev/null || { echo "error: $$tool not found; on Debian, run" \
     "apt-get install qemu-user gcc-$(call cross_compiler,$(1))" >&2; exit 1; }; done
 cross_make = $(MAKE) -f csrc/tests.mk CC=$(call cross_compiler,$(1))-gcc BUILD=build/$(1) \
     RUN="$(call cross_qemu,$(1)) -L /usr/$(call cross_compiler,$(1))"
 
-test-cross: $(addprefix test-cross-,$(CROSS_NAMES) s390x) ## run the C tests for arm64, 32-bit arm and big-endian s390x under qemu
+test-cross: $(addprefix test-cross-,$(CROSS_NAMES) s390x) ## run the C tests on arm64, 32-bit arm and a big-endian machine, with qemu-user
 
 $(addprefix test-cross-,$(CROSS_NAMES)): test-cross-%:
 	$(call cross_check,$*)
@@ -163,7 +168,7 @@ test-cross-s390x:
 	$(call cross_check,s390x)
 	+@$(call cross_make,s390x) test-big-endian
 
-# Model files are little-endian and used in place: a big-endian machine must say so.
+# A big-endian machine must refuse models: they are little-endian, and used in place.
 test-big-endian: $(BUILD)/plain/mamba $(BUILD)/plain/tests/test_idx
 	@echo "== $(BUILD)/plain/tests/test_idx"; $(RUN) $(BUILD)/plain/tests/test_idx
 	@echo "== a big-endian machine refuses models"
@@ -171,12 +176,13 @@ test-big-endian: $(BUILD)/plain/mamba $(BUILD)/plain/tests/test_idx
 	    message=$$($(RUN) $(BUILD)/plain/mamba $$command 2>&1); code=$$?; echo "$$message"; \
 	    [ $$code -eq 4 ] && case "$$message" in *"byte order"*) ;; *) false;; esac || exit 1; done
 
-# valgrind knows no AVX-512: the kernels are those for AVX2. test_allocation has a malloc of its own, and
-# test_kernels goes through millions of floats for each function: test_forward runs the same code.
+# valgrind has no AVX-512, so the AVX2 kernels run. Left out are test_allocation, which replaces
+# malloc, and test_kernels, which runs each function on millions of floats (test_forward runs the
+# same code).
 VALGRIND := valgrind -q --leak-check=full --error-exitcode=9
 VALGRIND_TESTS := test_model test_hostile test_threads test_idx test_forward test_golden
 test-valgrind: $(addprefix $(BUILD)/plain/tests/,$(VALGRIND_TESTS)) $(BUILD)/plain/mamba ## run the C tests under valgrind
-	@command -v valgrind >/dev/null || { echo "error: valgrind is not there: install it" >&2; exit 1; }
+	@command -v valgrind >/dev/null || { echo "error: valgrind not found: install it" >&2; exit 1; }
 	@for test in $(addprefix $(BUILD)/plain/tests/,$(VALGRIND_TESTS)) "$(BUILD)/plain/mamba models/mnist_mamba.bin models/example_input.bin"; do \
 	    echo "== $$test"; $(VALGRIND) $$test || exit 1; done
 	@echo "== csrc/tests/engine/test_cli.sh"

@@ -1,4 +1,4 @@
-/* Any bytes as IDX images, and as IDX labels. Every pixel and label of what opens is read. */
+/* Reads any bytes as IDX images and as IDX labels. If they open, every pixel and label is read. */
 #include "cli/idx.h"
 #include "target.h"
 

@@ -1,5 +1,6 @@
-/* Any bytes as the input of `./mamba MODEL INPUT`: refused, or classified with finite logits. Two
- * bytes choose the image's sides, the others are the file; what fits the model is run. */
+/* Reads any bytes as the input of `./mamba MODEL INPUT`: they are refused, or give finite logits.
+ * The first two bytes choose the image's size, the others are the file. An image that fits the
+ * model is run. */
 #include "cli/idx.h"
 #include "finite.h"
 #include "target.h"
@@ -8,7 +9,7 @@ static const char MODEL[] = "csrc/tests/golden/patch_tied.bin";
 
 static void classify(const float *pixels)
 {
-    static mamba_context *context; /* kept: opening the model would be all that is measured */
+    static mamba_context *context; /* kept, because opening a model takes longer than running it */
     static mamba_model *model;
     static void *arena;
     float logits[256];
@@ -36,7 +37,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     mamba_status status = mamba_raw_image_check(&image, height, width, "input", &error);
     if (status != MAMBA_OK)
         check_error(status, &error, MAMBA_ERR_INPUT);
-    else if (height == 8 && width == 8) /* as the model has them */
+    else if (height == 8 && width == 8) /* the model's size */
         classify(image.pixels);
     free(bytes);
     return 0;

@@ -1,11 +1,11 @@
-/* Any bytes as a model file: as they are, and with the checksum made right again, so that it hides
- * no check from the fuzzer. What opens is run. */
+/* Reads any bytes as a model file: as they are, and with a corrected checksum, so that it hides no
+ * other check from the fuzzer. A model that opens is run. */
 #include "crc32.h"
 #include "finite.h"
 #include "target.h"
 
 enum { CRC_AT = 12, CHECKED_FROM = 16 };
-enum { MAX_WORK = 1 << 18 }; /* above that, a run is left out: nothing new in it, only time */
+enum { MAX_WORK = 1 << 18 }; /* larger models are not run: they take time and reach nothing new */
 
 static void run(const mamba_model *model)
 {

@@ -1,12 +1,12 @@
-/* A main for a fuzz target where there is no libFuzzer: mutates inputs in one process, and keeps
- * those that reach code which none before has reached (gcc's -fsanitize-coverage=trace-pc).
+/* A main for a fuzz target where there is no libFuzzer. It mutates inputs in one process, and keeps
+ * inputs that reach new code (gcc's -fsanitize-coverage=trace-pc).
  *
- *     TARGET FILE|FOLDER...              runs each file once
- *     TARGET --seconds N FILE|FOLDER...  then mutates them for so long
- *     TARGET --runs N FILE|FOLDER...     or until N inputs have run; --seed S for the same again
+ *     TARGET FILE|FOLDER...              run each file once
+ *     TARGET --seconds N FILE|FOLDER...  then mutate them for N seconds
+ *     TARGET --runs N FILE|FOLDER...     or until N inputs have run; --seed S repeats a run
  *
- * An input that ends the process, or takes over 20 seconds, is left as crash.bin in the folder
- * where the target runs. This file itself is compiled without coverage. */
+ * An input that ends the process, or takes more than 20 seconds, is written to crash.bin in the
+ * current folder. This file itself is compiled without coverage. */
 #define _POSIX_C_SOURCE 200809L
 #define _FILE_OFFSET_BITS 64
 
@@ -24,7 +24,7 @@ void __sanitizer_cov_trace_pc(void);
 void __sanitizer_set_death_callback(void (*callback)(void));
 const char *__ubsan_default_options(void);
 
-/* A finding of UBSan ends in SIGABRT, as one of the target itself does: then the input is kept. */
+/* Makes UBSan abort, as the target does, so that the input is written. */
 __attribute__((visibility("default"))) const char *__ubsan_default_options(void)
 {
     return "abort_on_error=1:print_stacktrace=1";
@@ -39,15 +39,15 @@ struct input {
 
 static struct input inputs[MAX_INPUTS];
 static size_t n_inputs;
-static uint8_t current[MAX_SIZE]; /* what runs now */
+static uint8_t current[MAX_SIZE]; /* the input that runs now */
 static size_t current_size;
 static uint64_t executions, random_state;
 static bool seen[PLACES], anything_new;
 
-/* gcc calls it in every block of the code under test. */
+/* gcc inserts a call into every basic block of the code under test. */
 void __sanitizer_cov_trace_pc(void)
 {
-    /* Counted from the target's entry, so that it is the same wherever the program is loaded. */
+    /* Relative to the target's entry point, so that it does not depend on the load address. */
     const uintptr_t pc =
         (uintptr_t)__builtin_return_address(0) - (uintptr_t)&LLVMFuzzerTestOneInput;
     bool *place = &seen[(pc ^ pc >> 16) % PLACES];
@@ -100,7 +100,7 @@ static uint64_t below(uint64_t n)
     return n ? random_state % n : 0;
 }
 
-/* What breaks arithmetic on sizes, and floats. */
+/* Values that break arithmetic on sizes and floats. */
 static const uint32_t INTERESTING[] = {
     0,          1,          2,          3,          15,         16,         17,         255,
     256,        257,        4095,       4096,       4097,       8192,       8193,       65535,
@@ -112,7 +112,7 @@ static void put_number(void)
     uint32_t value = INTERESTING[below(sizeof INTERESTING / sizeof *INTERESTING)];
     if (current_size < sizeof value)
         return;
-    /* Most fields lie in the beginning, at multiples of four. */
+    /* Most fields are near the beginning, at multiples of four. */
     const size_t reach = below(4) ? (current_size < 128 ? current_size : 128) : current_size;
     const size_t at = below(reach / 4) * 4;
     uint32_t old;
@@ -143,7 +143,7 @@ static void resize(void)
     current_size = size;
 }
 
-/* The rest comes from another input. */
+/* Replaces the end by that of another input. */
 static void splice(void)
 {
     const struct input *other = &inputs[below(n_inputs)];
@@ -252,7 +252,7 @@ static void fuzz(double seconds, uint64_t runs)
                 keep_current();
         }
     } while (executions < runs || now() - start < seconds);
-    printf("%" PRIu64 " executions in %.0f s, %zu of them reached something new, none failed\n",
+    printf("%" PRIu64 " executions in %.0f s, %zu of them reached new code, none failed\n",
            executions, now() - start, n_inputs - seeds);
 }
 
@@ -280,7 +280,7 @@ int main(int argc, char **argv)
             run_path(argv[i]);
     }
     if (n_inputs == 0) {
-        fprintf(stderr, "%s: no input: name files, or folders of .bin files\n", argv[0]);
+        fprintf(stderr, "%s: no input: expected files, or folders of .bin files\n", argv[0]);
         return 2;
     }
     if (seconds > 0 || runs > 0)

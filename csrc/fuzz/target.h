@@ -1,6 +1,6 @@
-/* What the fuzz targets share. Each file defines libFuzzer's entry; mutator.c is a main for it
- * where there is no libFuzzer. A target ends the process with abort() if something is wrong that no
- * sanitizer would see. */
+/* Helpers of the fuzz targets. Each target defines libFuzzer's entry point; mutator.c is a main for
+ * it where there is no libFuzzer. A target calls abort() if something is wrong that no sanitizer
+ * sees. */
 #ifndef MAMBA_FUZZ_TARGET_H
 #define MAMBA_FUZZ_TARGET_H
 
@@ -12,7 +12,7 @@
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
-/* A copy that ends where its memory ends, so that ASan sees a read behind it. Never NULL. */
+/* Returns a copy that ends where its memory ends, so that ASan sees a read past it. Never NULL. */
 static inline uint8_t *exact_copy(const uint8_t *data, size_t size)
 {
     uint8_t *copy = malloc(size ? size : 1);
@@ -22,7 +22,7 @@ static inline uint8_t *exact_copy(const uint8_t *data, size_t size)
     return copy;
 }
 
-/* An error says what was wrong, what was got and what was expected. */
+/* Checks that an error has the allowed status and says what was got and what was expected. */
 static inline void check_error(mamba_status status, const mamba_error *error, mamba_status allowed)
 {
     if (status != allowed || error->status != status || !strstr(error->message, "got") ||

@@ -1,4 +1,4 @@
-/* libmamba: a small Mamba image classifier, run from one model file. C11, no dependencies.
+/* libmamba: runs a small Mamba image classifier from one model file. C11, no dependencies.
  *
  *     struct mamba_error error;
  *     mamba_model *model;
@@ -9,14 +9,14 @@
  *     mamba_context *context;
  *     if (mamba_context_init(&context, model, arena, bytes, &error) != MAMBA_OK)
  *         return complain(error.message);
- *     float logits[10];                          // n_classes of them: mamba_model_info(model)
- *     mamba_forward(context, pixels, logits);    // as often as wanted: nothing is allocated
+ *     float logits[10];                          // mamba_model_info(model)->n_classes
+ *     mamba_forward(context, pixels, logits);    // any number of times; allocates nothing
  *     free(arena);
  *     mamba_model_close(model);
  *
- * A model never changes after it was opened and is shared freely between threads. A context is
- * one thread's scratch memory: it lives in an arena that the caller owns, holds no resource, and
- * ends when the caller frees the arena. A model must outlive its contexts.
+ * A model does not change after it was opened, and threads may share it. A context is the scratch
+ * memory of one thread: it lives in an arena that the caller owns, holds no resource, and ends when
+ * the caller frees the arena. A model must outlive its contexts.
  *
  * The library neither prints nor exits. Every `error` argument may be NULL. */
 #ifndef MAMBA_H
@@ -38,23 +38,23 @@ extern "C" {
 typedef struct mamba_model mamba_model;
 typedef struct mamba_context mamba_context;
 
-/* Also the exit codes of the `mamba` command. */
+/* Status of a call, and exit code of the `mamba` command. */
 typedef enum mamba_status {
     MAMBA_OK = 0,
-    MAMBA_ERR_ARGUMENT = 2, /* the caller's mistake; for the command: its usage */
+    MAMBA_ERR_ARGUMENT = 2, /* the caller's mistake; of the command: wrong usage */
     MAMBA_ERR_IO = 3,       /* a file could not be opened, read or written */
-    MAMBA_ERR_MODEL = 4,    /* the model file is not one, is damaged, or its logits overflow */
+    MAMBA_ERR_MODEL = 4,    /* not a model file, a damaged one, or its logits overflow */
     MAMBA_ERR_INPUT = 5, /* an input, image or label file is malformed or does not fit the model */
-    MAMBA_ERR_MEMORY = 6 /* memory ran out, or would not be addressable */
+    MAMBA_ERR_MEMORY = 6 /* out of memory, or more than can be addressed */
 } mamba_status;
 
-/* What went wrong: the file, the field, what was got, what was expected. */
+/* What went wrong: the file, the field, what was got and what was expected. */
 typedef struct mamba_error {
     mamba_status status;
     char message[256]; /* zero-terminated */
 } mamba_error;
 
-/* The header of a model file (docs/format.md says what each field means), and what follows
+/* The header of a model file (docs/format.md says what each field means), and values that follow
  * from it. */
 typedef struct mamba_info {
     uint32_t height, width, channels, n_classes;
@@ -65,71 +65,71 @@ typedef struct mamba_info {
     uint32_t pool;      /* 0 mean, 1 last */
     uint32_t tied_a, pos_embed, local_conv;
     uint32_t members; /* models whose logits are averaged */
-    uint32_t length;  /* tokens of an image */
+    uint32_t length;  /* tokens per image */
     float norm_eps, pixel_mean, pixel_std;
-    uint64_t parameters; /* floats of all tensors, padding not counted */
+    uint64_t parameters; /* floats of all tensors, without padding */
     uint64_t file_bytes;
     uint32_t version, crc32;
 } mamba_info;
 
-/* The library's version, "major.minor.patch". Static: never freed. */
+/* Returns the library's version, "major.minor.patch". The string is static. */
 MAMBA_API const char *mamba_version(void);
 
-/* Maps and checks the model file `path`. On MAMBA_OK, *out belongs to the caller, who ends it
- * with mamba_model_close; on any error *out is NULL. The file stays mapped while the model is open:
- * replace a model file by renaming a new one over it, never by writing into it. Whoever writes into
- * it changes the model behind its checks; whoever shortens it makes the next access end the process
- * with SIGBUS. Where others may do that, use mamba_model_read. */
+/* Maps and checks the model file `path`. On MAMBA_OK, the caller owns *out and ends it with
+ * mamba_model_close; on any error *out is NULL. The file stays mapped while the model is open:
+ * replace a model file by renaming a new one over it, never by writing into it. A write changes the
+ * model after its checks; if the file is shortened, the next access ends the process with SIGBUS.
+ * Where others may do that, use mamba_model_read. */
 MAMBA_API mamba_status mamba_model_open(mamba_model **out, const char *path, mamba_error *error);
 
-/* The same from a copy in memory of the file's size: what happens to the file later does not
- * matter. */
+/* Opens a model like mamba_model_open, but copies the file: later changes to it do not matter. */
 MAMBA_API mamba_status mamba_model_read(mamba_model **out, const char *path, mamba_error *error);
 
-/* The same from the `size` bytes of a model file that the caller has in memory, aligned for a
- * float. They are used in place, and must neither change nor go away while the model is open. */
+/* Opens a model like mamba_model_open from the `size` bytes of a model file in memory, aligned for
+ * a float. They are used in place: they must stay and not change while the model is open. */
 MAMBA_API mamba_status mamba_model_from_bytes(mamba_model **out, const void *bytes, size_t size,
                                               mamba_error *error);
 
-/* Ends a model; NULL is fine. No context of it may be used afterwards. */
+/* Ends a model; `model` may be NULL. Its contexts must not be used afterwards. */
 MAMBA_API void mamba_model_close(mamba_model *model);
 
-/* The model's dims. The struct belongs to the model and lives as long. */
+/* Returns the model's dims, which live as long as the model. */
 MAMBA_API const mamba_info *mamba_model_info(const mamba_model *model);
 
-/* The instruction set whose kernels run the model: "avx512", "avx2", "neon" or "scalar". It is the
- * fastest that works here, or what the environment variable MAMBA_ISA named when the model was
- * opened. Bits differ between them, by rounding. Static: never freed. */
+/* Returns the instruction set of the kernels that run the model: "avx512", "avx2", "neon" or
+ * "scalar". It is the fastest one that works here, or the one that the environment variable
+ * MAMBA_ISA named when the model was opened. Results differ between them by rounding. The string is
+ * static. */
 MAMBA_API const char *mamba_model_isa(const mamba_model *model);
 
-/* How many bytes the arena of one context needs, at whatever address it begins. */
+/* Returns the bytes that the arena of one context needs, at any alignment. */
 MAMBA_API size_t mamba_context_bytes(const mamba_model *model);
 
-/* Sets up a context inside the caller's arena. *out points into the arena and is never freed
- * itself. The memory need not be aligned or cleared. */
+/* Sets up a context in the caller's arena, which need not be aligned or cleared. *out points into
+ * the arena: do not free it. */
 MAMBA_API mamba_status mamba_context_init(mamba_context **out, const mamba_model *model,
                                           void *arena, size_t arena_bytes, mamba_error *error);
 
-/* Classifies one image. `pixels` [height, width] are not checked to be in 0..1. `logits`
- * [n_classes] is overwritten. Denormal numbers count as zero while this runs (the processor's flag
- * is set and put back), so that a black image costs the same as a digit.
- * Returns MAMBA_ERR_ARGUMENT for a NULL argument, MAMBA_ERR_MODEL if a logit came out as NaN or
- * infinity (finite weights may overflow; so may pixels that are not in 0..1), else MAMBA_OK. */
+/* Classifies one image: sets `logits` [n_classes]. `pixels` [height, width] should be in 0..1,
+ * which is not checked. Denormal numbers count as zero while this runs (the processor's flag is
+ * set, and restored afterwards), so that a black image takes no longer than a digit. Returns
+ * MAMBA_ERR_ARGUMENT for a NULL argument, MAMBA_ERR_MODEL if a logit is NaN or infinity (finite
+ * weights can overflow, and so can pixels outside 0..1), else MAMBA_OK. */
 MAMBA_API mamba_status mamba_forward(mamba_context *context, const float *pixels, float *logits);
 
-/* The same for pixels [height, width] in 0..255: exactly mamba_forward on pixel / 255.0f. */
+/* Classifies pixels [height, width] in 0..255, exactly as mamba_forward does pixel / 255.0f. */
 MAMBA_API mamba_status mamba_forward_u8(mamba_context *context, const uint8_t *pixels,
                                         float *logits);
 
-/* The arena that mamba_forward_batch needs; 0 if `threads` is not in 1..1024 or the size would
- * not fit a size_t. */
+/* Returns the bytes of the arena that mamba_forward_batch needs; 0 if `threads` is not in 1..1024
+ * or the size does not fit a size_t. */
 MAMBA_API size_t mamba_batch_bytes(const mamba_model *model, int threads);
 
 /* Classifies `images` [n, height, width] into `logits` [n, n_classes], on up to `threads` threads
- * when built with OpenMP, else one by one. The bits of a logit depend on its image alone, never on
- * n or `threads`. The arena is scratch memory of the caller's; two calls that run at the same
- * time need two arenas. All images are classified, also where an error names the first one whose
- * logits are not finite. */
+ * if built with OpenMP, else on one. The bits of a logit depend on its image alone, never on n or
+ * `threads`. The arena is scratch memory of the caller; two calls that run at the same time need
+ * two arenas. If the logits of an image are not finite, the error names the first such image, and
+ * all images are classified nevertheless. */
 MAMBA_API mamba_status mamba_forward_batch(const mamba_model *model, void *arena,
                                            size_t arena_bytes, int threads, const float *images,
                                            size_t n, float *logits, mamba_error *error);
@@ -138,25 +138,35 @@ MAMBA_API mamba_status mamba_forward_batch_u8(const mamba_model *model, void *ar
                                               const uint8_t *images, size_t n, float *logits,
                                               mamba_error *error);
 
-/* How many threads a batch can use here: 1 when built without OpenMP. */
+/* Returns how many threads a batch can use here: 1 if built without OpenMP. */
 MAMBA_API int mamba_max_threads(void);
 
-/* Softmax of `logits` [n] into `probabilities` [n]; the two may be the same array. */
+/* Writes the softmax of `logits` [n] to `probabilities` [n], which may be the same array. */
 MAMBA_API void mamba_softmax(const float *logits, float *probabilities, size_t n);
 
-/* Called after each stage of a forward pass with its result: `data` [rows, cols], consecutive
- * rows row_stride floats apart, valid during the call only. Row t is token t in image order, also
- * of scans that run backwards; inside a cross layer that goes column by column, up to its scan, it
- * is token t of that order. `layer` is -1 outside the layers. Names, in order: "tokens"; for
- * each layer "in_proj.x", "in_proj.z", for its scan "conv" (after SiLU), "x_proj", "delta" (after
- * softplus), "scan" (after D and the gate), the same with the suffix "_b" for the second scan of a
- * bidirectional layer, "residual"; "pooled" (before norm_f's weight, which is part of the head);
- * "logits". Of an ensemble: all of that for each member in turn; its logits are its own. */
+/* A function that is called after each stage of a forward pass with its result: `data` [rows,
+ * cols], consecutive rows row_stride floats apart, valid only during the call. Row t is token t in
+ * image order, also of scans that run backwards. Only inside the column layers of cross, up to the
+ * scan, rows are in column order. `layer` is -1 outside the layers. Names, in order:
+ *
+ *     "tokens"
+ *     for each layer:
+ *         "local"                     with local_conv
+ *         "in_proj.x", "in_proj.z"
+ *         "conv"                      after SiLU
+ *         "x_proj"
+ *         "delta"                     after softplus
+ *         "scan"                      after D and the gate
+ *         "conv_b" ... "scan_b"       the second scan of a bidirectional layer
+ *         "residual"
+ *     "pooled"                        before norm_f's weight, which is part of the head
+ *     "logits"
+ *
+ * An ensemble repeats all of it for each member, with the member's own logits. */
 typedef void (*mamba_trace)(void *user, const char *name, int layer, const float *data, size_t rows,
                             size_t cols, size_t row_stride);
 
-/* Sets the context's trace; NULL switches it off. `user` is handed through and stays the
- * caller's. */
+/* Sets the context's trace, or removes it if `trace` is NULL. `user` is passed on to it. */
 MAMBA_API void mamba_set_trace(mamba_context *context, mamba_trace trace, void *user);
 
 #ifdef __cplusplus

@@ -1,4 +1,4 @@
-/* A test is a sequence of CHECKs; main ends with `return check_summary();`. */
+/* A test is a sequence of CHECKs. main ends with `return check_summary();`. */
 #ifndef MAMBA_TESTS_CHECK_H
 #define MAMBA_TESTS_CHECK_H
 
@@ -8,7 +8,7 @@
 
 static int checks_passed, checks_failed;
 
-/* CHECK(condition, "what was got", ...): a failure is printed and the test goes on. */
+/* CHECK(condition, "what was got", ...) prints a failure and goes on; returns the condition. */
 #define CHECK(condition, ...) check_that((condition), __FILE__, __LINE__, #condition, __VA_ARGS__)
 
 __attribute__((format(printf, 5, 6))) static bool

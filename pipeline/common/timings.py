@@ -1,4 +1,4 @@
-"""Timings for people: names of implementations, rounded values, ratios."""
+"""How timings are shown: names of implementations, rounded values, ratios."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ IMPLEMENTATIONS = {
     "transformers": "transformers",
     "transformers_kept": "transformers, our memory settings",
 }
-"""Names for readers, by the names in the metrics files."""
+"""Names to show, by the names in the metrics files."""
 
 
 def format_value(value: float) -> str:

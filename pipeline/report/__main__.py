@@ -42,13 +42,10 @@ def make_page(params: Params) -> str:
 
 
 def _context(params: Params, files: dict[str, Any]) -> TemplateContext:
-    scores, seeds, study, study_speed = (
-        files[name] for name in ("eval", "seeds", "study", "study_speed")
-    )
-    speed = study_speed["us_per_image"] if study_speed else {}
+    scores, seeds, study = files["eval"], files["seeds"], files["study"]
     return {
-        **{name: content for name, content in files.items() if name not in ("study", "curves")},
         "files": SOURCES,
+        "data": files,
         "dataset": DATASETS[params.data.dataset],
         "interval": published.interval(scores["correct"], scores["n_test"]),
         "confidence": published.CONFIDENCE,
@@ -57,10 +54,7 @@ def _context(params: Params, files: dict[str, Any]) -> TemplateContext:
         "units": UNITS,
         "seeds_chart": charts.seed_strips(seeds) if seeds else None,
         "seeds_progress": results.progress("seeds", seeds or {}),
-        "study_params": study and study["params"],
-        "study": study and results.study(study["runs"], speed),
-        "study_us": speed,
-        "study_progress": study and results.progress("study", study["runs"]),
+        "study": study and results.study(study["runs"], files["study_speed"]),
         "lineage": lineage.lineage(files["lock"], params),
         "label_smoothing": params.train.label_smoothing,
         "data_info": _data_info(dvc_lock.outputs(files["lock"])),

@@ -11,7 +11,7 @@ import matplotlib as mpl
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from pipeline.common.plots import MUTED, RIGHT, plot_tradeoff
 
@@ -19,7 +19,7 @@ WIDTH = 3.6
 """Width of a chart (inches): little more than a phone's, so that its text stays readable there."""
 INK, GRID, SECOND = "#1d1f22", "#dedad2", "#5a5f66"
 CSS = {RIGHT: "--ours", MUTED: "--other", INK: "--ink", GRID: "--rule", SECOND: "--soft"}
-"""Variables of style.css that replace the colours, so that charts follow light and dark mode."""
+"""CSS variables that replace the colours in the SVG, so that charts follow light and dark mode."""
 STYLE = {
     "svg.fonttype": "none",
     "text.parse_math": False,
@@ -53,16 +53,17 @@ def short(value: float, _position: int | None = None) -> str:
 
 
 def learning_curve(title: str, lines: Mapping[str, Sequence[float]], percentage: bool) -> Markup:
-    """Return lines over the epochs; the scale is logarithmic where all values are above 0."""
+    """Return lines over the epochs; the scale is logarithmic if values span a factor of 10."""
     with mpl.rc_context(STYLE):
         figure, axes = _chart(WIDTH, 2.5)
         form = percent if percentage else short
         for colour, (name, values) in zip((RIGHT, SECOND), lines.items(), strict=False):
             label = f"{name}, at the end {form(values[-1])}"
             axes.plot(range(1, len(values) + 1), values, color=colour, label=label)
-        if min(value for values in lines.values() for value in values) > 0:
+        shown = [value for values in lines.values() for value in values]
+        if max(shown) > 10 * min(shown) > 0:
             axes.set_yscale("log")
-            axes.yaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 3)))
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
             axes.yaxis.set_minor_formatter(NullFormatter())
         axes.yaxis.set_major_formatter(FuncFormatter(form))
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
@@ -109,7 +110,7 @@ def tradeoff(
             for run, us in speed.items()
             if run in accuracies
         }
-        return to_svg(figure, "accuracy against cost", titles)
+        return to_svg(figure, "accuracy against time", titles)
 
 
 def _chart(width: float, height: float) -> tuple[Figure, Axes]:
@@ -122,12 +123,12 @@ def _chart(width: float, height: float) -> tuple[Figure, Axes]:
 
 
 def to_svg(figure: Figure, label: str, titles: Mapping[str, str] | None = None) -> Markup:
-    """Return a figure as an SVG element to stand in a page next to others.
+    """Return a figure as an SVG element for a page that has several.
 
     Args:
-        figure: drawn in the colours of CSS, which the page's variables replace.
-        label: what the chart shows, for readers who do not see it; also makes its ids its own.
-        titles: texts that a pointer brings up, by the artist's gid.
+        figure: the chart; its colours in CSS become the page's variables.
+        label: a description for screen readers; different labels keep the charts' ids apart.
+        titles: tooltips, by the artist's gid.
     """
     buffer = StringIO()
     with mpl.rc_context({"svg.hashsalt": label}):
@@ -142,7 +143,7 @@ def to_svg(figure: Figure, label: str, titles: Mapping[str, str] | None = None) 
         del svg.attrib[name]
     svg.attrib |= {"class": "chart", "role": "img", "aria-label": label}
     for group in svg.iter(f"{{{SVG}}}g"):
-        # Other charts of the page have groups of the same names.
+        # The groups' ids repeat from chart to chart.
         if title := (titles or {}).get(group.attrib.pop("id", "")):
             group.insert(0, ET.Element(f"{{{SVG}}}title"))
             group[0].text = title

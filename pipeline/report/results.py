@@ -51,7 +51,11 @@ def curves(epochs: Sequence[Metrics]) -> TemplateContext:
             "Cross-entropy": charts.learning_curve("Cross-entropy", losses, percentage=False),
             "Learning rate": charts.learning_curve("Learning rate", {"rate": rates}, False),
         },
-        "columns": [*(f"{name} error" for name in splits), *(f"{name} loss" for name in splits)],
+        "columns": [
+            "epoch",
+            *(f"{name} {metric}" for metric in ("error", "loss") for name in splits),
+            "learning rate",
+        ],
         "rows": list(zip(*errors.values(), *losses.values(), rates, strict=True)),
     }
 
@@ -69,20 +73,19 @@ def progress(name: str, runs: Mapping[str, Metrics]) -> TemplateContext | None:
     return {"done": sum(done.values()), "total": total, "missing": missing}
 
 
-def study(runs: Mapping[str, Metrics], speed: Mapping[str, Metrics]) -> TemplateContext:
-    """Return the runs, the most accurate first, and the Pareto front of accuracy and cost."""
+def study(runs: Mapping[str, Metrics], speed: Mapping[str, Any] | None) -> TemplateContext:
+    """Return the runs, the most accurate first, and the Pareto front of accuracy and time."""
+    us = speed["us_per_image"] if speed else {}
     accuracies = {name: run["val_accuracy"] for name, run in runs.items()}
     front = pareto_front(
-        {
-            name: (us["b100"], runs[name]["val_accuracy"]["mean"])
-            for name, us in speed.items()
-            if name in runs
-        }
+        {name: (us[name]["b100"], accuracies[name]["mean"]) for name in us.keys() & runs.keys()}
     )
     return {
+        "us": us,
         "front": front,
-        "chart": charts.tradeoff(accuracies, speed, front, front | {"base"}) if front else None,
+        "chart": charts.tradeoff(accuracies, us, front, front | {"base"}) if front else None,
         "runs": sorted(runs.items(), key=lambda item: (-item[1]["val_accuracy"]["mean"], item[0])),
+        "progress": progress("study", runs),
     }
 
 

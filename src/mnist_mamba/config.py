@@ -77,7 +77,7 @@ LIMITS = {
     "pixel_std": Range(1e-6, 1e6),
     "members": whole(1, 64),
 }
-"""What the model file allows (docs/format.md); `engine.format` reads files by the same table."""
+"""Ranges of the model file's fields (docs/format.md); `engine.format` checks files by them."""
 MAX_LENGTH = 65536
 """Largest number of tokens per image that the model file allows."""
 MAX_ACTIVATIONS = 2**24
@@ -103,23 +103,21 @@ def stem_convs(stem: Stem, stem_width: int, d_model: int) -> list[tuple[int, int
 
 
 def oversized_activations(
-    *,
-    stem: Stem,
-    height: int,
-    width: int,
-    length: int,
-    stem_width: int,
-    d_model: int,
-    d_inner: int,
-    d_state: int,
-    dt_rank: int,
+    stem: Stem, length: int, dims: Mapping[str, int]
 ) -> tuple[str, str] | None:
-    """Return the first activation array above MAX_ACTIVATIONS: its columns' name, and its size."""
+    """Return the first activation array above MAX_ACTIVATIONS: its columns' name, and its size.
+
+    Args:
+        stem: the kind of stem.
+        length: number of tokens per image.
+        dims: the model file's dimensions by name.
+    """
+    height, width, stem_width = dims["height"], dims["width"], dims["stem_width"]
     quarter = math.ceil(height / 2) * math.ceil(width / 2)
     arrays = {
-        "d_model": (length, d_model),
-        "d_inner": (length, d_inner),
-        "dt_rank + 2 d_state": (length, dt_rank + 2 * d_state),
+        "d_model": (length, dims["d_model"]),
+        "d_inner": (length, dims["d_inner"]),
+        "dt_rank + 2 d_state": (length, dims["dt_rank"] + 2 * dims["d_state"]),
         "stem_width": (quarter, 0 if stem == "patch" else stem_width),
         "half of stem_width": (height * width, math.ceil(stem_width / 2) * (stem == "conv3")),
     }
@@ -241,18 +239,8 @@ class ModelConfig(ModelChoices):
                 f"{stem} makes {self.length} tokens of an image of {image}: "
                 f"expected up to {MAX_LENGTH}"
             )
-        found = oversized_activations(
-            stem=self.stem,
-            height=self.height,
-            width=self.width,
-            length=self.length,
-            stem_width=self.stem_width,
-            d_model=self.d_model,
-            d_inner=self.d_inner,
-            d_state=self.d_state,
-            dt_rank=self.resolved_dt_rank,
-        )
-        if found:
+        dims = {name: getattr(self, name) for name in LIMITS} | {"dt_rank": self.resolved_dt_rank}
+        if found := oversized_activations(self.stem, self.length, dims):
             name, size = found
             raise ConfigError(f"{name} = {size}: expected up to {MAX_ACTIVATIONS} in all")
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mnist_mamba.atomic_write import write_bytes
-from mnist_mamba.config import ModelConfig
+from mnist_mamba.config import LIMITS, ModelConfig
 from mnist_mamba.engine.format import (
     DIRECTIONS,
     FLAG_LOCAL_CONV,
@@ -24,7 +24,7 @@ from mnist_mamba.engine.format import (
     encode,
     member_tensor,
 )
-from mnist_mamba.model import Classifier, ConvStem, MambaClassifier
+from mnist_mamba.model import Block, Classifier, ConvStem, MambaClassifier
 
 
 def write_model(path: Path, model: Classifier) -> None:
@@ -58,27 +58,16 @@ def header_of(config: ModelConfig) -> Header:
     patch = config.patch if config.stem == "patch" else (0, 0)
     flags = FLAG_TIED_A * (config.a == "tied") + FLAG_POS_EMBED * config.pos_embed
     flags += FLAG_LOCAL_CONV * config.local_conv
-    return {
+    same = {name: getattr(config, name) for name in LIMITS if name not in ("dt_rank", "members")}
+    return same | {
         "flags": flags,
-        "height": config.height,
-        "width": config.width,
-        "channels": config.channels,
-        "n_classes": config.n_classes,
         "stem": STEMS.index(config.stem),
         "patch_height": patch[0],
         "patch_width": patch[1],
         "stem_width": 0 if config.stem == "patch" else config.stem_width,
-        "d_model": config.d_model,
-        "n_layers": config.n_layers,
-        "d_state": config.d_state,
-        "d_conv": config.d_conv,
-        "d_inner": config.d_inner,
         "dt_rank": config.resolved_dt_rank,
         "direction": DIRECTIONS.index(config.direction),
         "pool": POOLS.index(config.pool),
-        "norm_eps": config.norm_eps,
-        "pixel_mean": config.pixel_mean,
-        "pixel_std": config.pixel_std,
         "more_members": config.members - 1,
     }
 
@@ -97,42 +86,45 @@ def folded_tensors(model: Classifier) -> dict[str, Array]:
     }
 
 
+def _float64(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().double() for name, value in module.state_dict().items()}
+
+
 def _member_tensors(model: MambaClassifier) -> dict[str, Array]:
     """Return one classifier's float32 values by their names in the file."""
-    state = {name: value.detach().cpu().double() for name, value in model.state_dict().items()}
-    config = model.config
+    state = _float64(model)
     folded: dict[str, Tensor] = {}
-    if config.stem == "patch":
-        folded["stem.weight"] = state["stem.linear.weight"]
-        folded["stem.bias"] = state["stem.linear.bias"]
-    elif isinstance(model.stem, ConvStem):
+    if isinstance(model.stem, ConvStem):
         for i in range(1, model.stem.n_convs + 1):
             weight, bias = model.stem.folded(i)
             folded[f"stem.conv{i}.weight"] = weight.permute(0, 2, 3, 1).flatten(1)
             folded[f"stem.conv{i}.bias"] = bias
-    if config.pos_embed:
+    else:
+        folded["stem.weight"] = state["stem.linear.weight"]
+        folded["stem.bias"] = state["stem.linear.bias"]
+    if model.config.pos_embed:
         folded["pos_embed"] = state["pos_embed"]
     for i, block in enumerate(model.blocks):
-        mixer = block.mixer
-        if block.local is not None:
-            taps, bias = block.local.folded()
-            folded[f"layers.{i}.local.weight"], folded[f"layers.{i}.local.bias"] = taps, bias
-        source, target = f"layers.{i}.mixer", f"layers.{i}"
-        in_proj = state[f"{source}.in_proj.weight"] * state[f"layers.{i}.norm.weight"]
-        folded[f"{target}.in_proj.x"], folded[f"{target}.in_proj.z"] = in_proj.chunk(2)
-        for suffix in mixer.suffixes:
-            taps = state[f"{source}.conv1d{suffix}.weight"].squeeze(1)
-            folded[f"{target}.conv1d{suffix}.weight"] = taps.T
-            folded[f"{target}.conv1d{suffix}.bias"] = state[f"{source}.conv1d{suffix}.bias"]
-            folded[f"{target}.x_proj{suffix}"] = state[f"{source}.x_proj{suffix}.weight"]
-            folded[f"{target}.dt_proj{suffix}.weight"] = state[f"{source}.dt_proj{suffix}.weight"]
-            folded[f"{target}.dt_proj{suffix}.bias"] = state[f"{source}.dt_proj{suffix}.bias"]
-            log = state[f"{source}.{mixer.a_name(suffix)}"]
-            A = -torch.exp(log) * math.log2(math.e)
-            folded[f"{target}.A{suffix}"] = A.squeeze(1) if mixer.tied else A.T
-            folded[f"{target}.D{suffix}"] = state[f"{source}.D{suffix}"]
-        scans = len(mixer.suffixes)
-        folded[f"{target}.out_proj"] = state[f"{source}.out_proj.weight"] / scans
+        folded |= {f"layers.{i}.{name}": value for name, value in _block_tensors(block).items()}
     folded["head.weight"] = state["head.weight"] * state["norm_f.weight"]
     folded["head.bias"] = state["head.bias"]
     return {name: value.numpy().astype(np.float32) for name, value in folded.items()}
+
+
+def _block_tensors(block: Block) -> dict[str, Tensor]:
+    """Return one layer's float64 values by their names in the file, without the layer's prefix."""
+    folded: dict[str, Tensor] = {}
+    if block.local is not None:
+        folded["local.weight"], folded["local.bias"] = block.local.folded()
+    mixer, state = block.mixer, _float64(block.mixer)
+    in_proj = state["in_proj.weight"] * _float64(block.norm)["weight"]
+    folded["in_proj.x"], folded["in_proj.z"] = in_proj.chunk(2)
+    for suffix in mixer.suffixes:
+        folded[f"conv1d{suffix}.weight"] = state[f"conv1d{suffix}.weight"].squeeze(1).T
+        folded[f"x_proj{suffix}"] = state[f"x_proj{suffix}.weight"]
+        A = -torch.exp(state[mixer.a_name(suffix)]) * math.log2(math.e)
+        folded[f"A{suffix}"] = A.squeeze(1) if mixer.tied else A.T
+        for name in ("conv1d{}.bias", "dt_proj{}.weight", "dt_proj{}.bias", "D{}"):
+            folded[name.format(suffix)] = state[name.format(suffix)]
+    folded["out_proj"] = state["out_proj.weight"] / len(mixer.suffixes)
+    return folded

@@ -26,7 +26,7 @@ from tests.pipeline.imports import ROOT
 from tests.pipeline.project import copy_project, run_module
 
 TIMES = "\N{MULTIPLICATION SIGN}"
-BLOCKS = {"p", "li", "dt", "dd", "tr", "th", "td", "caption", "figcaption", "h1", "h2", "h3"}
+BLOCKS = {"p", "li", "dt", "dd", "tr", "th", "td", "caption", "figcaption", "h1", "h2", "h3", "h4"}
 VOID = {"meta", "link", "img", "br", "hr"}
 NAMES = ["ant", "bee", "cow", "dog"]
 HOSTILE = "<script>alert('x')</script>&\"<img src=x onerror=alert(1)>"
@@ -34,12 +34,12 @@ REQUIRED = [source.path for source in SOURCES.values() if source.required]
 
 
 class Page(HTMLParser):
-    """Elements of a page, with their attributes and texts; fails where they are not nested."""
+    """Elements of a page with their attributes, and texts; fails where tags are not nested."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
         self.elements: list[tuple[str, dict[str, str]]] = []
-        self.texts: dict[str, str] = {"": ""}
+        self.texts: dict[str, str] = {}
         """Text of each element that has an id, and of the whole page."""
         self.open: list[tuple[str, str]] = []
         self.feed(text)
@@ -57,8 +57,7 @@ class Page(HTMLParser):
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.handle_starttag(tag, attrs)
-        if tag not in VOID:
-            self.open.pop()
+        self.open.pop()
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open, f"</{tag}> closes nothing"
@@ -194,6 +193,9 @@ def test_sections_show_their_metrics(committed: Page) -> None:
     for run in metrics("seeds").values():
         for value in (run["mean"], *run["test_accuracy"]):
             assert f"{value:.2%}" in committed.section("seeds")
+    study, us = metrics("study")["runs"]["base"], metrics("study_speed")["us_per_image"]["base"]
+    tooltip = f"base: {study['val_accuracy']['mean']:.2%}, {us['b100']:.4g} µs"
+    assert tooltip in committed.section("study")
     for row in metrics("eval")["robustness"].values():
         for strength, accuracy in row.items():
             assert f"{strength} {accuracy:.1%}" in committed.section("robustness")
@@ -203,7 +205,7 @@ def test_the_confusion_matrix_counts_the_predictions(committed: Page) -> None:
     with (ROOT / "plots/predictions.csv").open(newline="", encoding="utf-8") as file:
         counts = Counter((row["label"], row["predicted"]) for row in csv.DictReader(file))
     wrong = {pair: n for pair, n in counts.items() if pair[0] != pair[1]}
-    assert committed.section("mistakes").startswith(f"{sum(wrong.values())} mistakes")
+    assert f" {sum(wrong.values())} mistakes, " in committed.section("mistakes")
     (label, predicted), n = max(wrong.items(), key=lambda item: item[1])
     assert f"{label} read as {predicted} ({n}{TIMES})" in committed.section("confusion")
     assert f"{len(wrong)} pairs" in committed.section("confusion")

@@ -1,7 +1,7 @@
 /* The files that the command reads apart from the model: images and labels as IDX files (MNIST's
  * format), and one image as raw floats. Pixels and labels are used in place. */
-#ifndef MAMBA_ENGINE_IDX_H
-#define MAMBA_ENGINE_IDX_H
+#ifndef MAMBA_CLI_IDX_H
+#define MAMBA_CLI_IDX_H
 
 #include "file_bytes.h"
 

@@ -1,5 +1,5 @@
-/* This program's own malloc: one that ends it shows that nothing is allocated while an image runs,
- * and one that fails, at each call in turn, that running out of memory is an error like another. */
+/* Replaces malloc: it aborts while an image runs, to show that nothing is allocated then, and it
+ * fails at each call in turn, to show that running out of memory is an error like any other. */
 #define _POSIX_C_SOURCE 200809L
 
 #include <fcntl.h>
@@ -11,7 +11,7 @@
 
 #if defined(__GLIBC__) && !defined(__SANITIZE_ADDRESS__)
 
-/* glibc's own names of what is replaced here. */
+/* glibc's own names of the functions that are replaced here. */
 void *__libc_malloc(size_t size);
 void *__libc_calloc(size_t n, size_t size);
 void *__libc_realloc(void *memory, size_t size);
@@ -19,10 +19,10 @@ void *__libc_memalign(size_t alignment, size_t size);
 void __libc_free(void *memory);
 
 static volatile bool forbidden, seen;
-static volatile int fails_after = -1; /* calls until the one that fails; -1: never */
+static volatile int fails_after = -1; /* calls before the one that fails; -1: none fails */
 static volatile bool failed;
 
-/* Whether this call may go on. */
+/* Returns whether this call may succeed. */
 static bool note(void)
 {
     seen = true;
@@ -34,7 +34,7 @@ static bool note(void)
     return false;
 }
 
-static volatile int live; /* blocks that are allocated and not freed */
+static volatile int live; /* allocated blocks */
 
 static void *counted(void *memory)
 {
@@ -90,7 +90,7 @@ static void test_model(const char *path)
         status = mamba_forward(context, image, logits);
     if (status == MAMBA_OK)
         status = mamba_forward_u8(context, image_u8, logits);
-#if !defined(_OPENMP) /* its run-time library allocates the team of threads */
+#if !defined(_OPENMP) /* whose run-time library allocates its threads */
     if (status == MAMBA_OK)
         status = mamba_forward_batch(model, arena, bytes, 1, image, 1, logits, &error);
 #endif
@@ -103,7 +103,7 @@ static void test_model(const char *path)
     mamba_model_close(model);
 }
 
-/* Runs a command with its output thrown away; the first allocation after `fails_after` fails. */
+/* Runs a command and discards its output. The allocation after `fails_after` others fails. */
 static mamba_status run_quietly(mamba_status (*command)(const struct options *, mamba_error *),
                                 const struct options *options, mamba_error *error)
 {
@@ -122,7 +122,7 @@ static mamba_status run_quietly(mamba_status (*command)(const struct options *, 
     return status;
 }
 
-/* The lowest descriptor that is free. */
+/* Returns the lowest free descriptor. */
 static int next_descriptor(void)
 {
     const int next = dup(STDOUT_FILENO);
@@ -138,7 +138,7 @@ static void test_every_failure(const char *name,
 {
     int failures = 0;
     mamba_error ignored;
-    run_quietly(command, &options, &ignored); /* streams keep their buffers from now on */
+    run_quietly(command, &options, &ignored); /* so that the streams have their buffers */
     do {
         mamba_error error = {MAMBA_OK, ""};
         failed = false;
@@ -214,13 +214,13 @@ static void test_commands(const char *model_path)
 int main(void)
 {
     void *volatile memory = malloc(1);
-    CHECK(seen, "malloc is not this program's own: nothing below would be noticed");
+    CHECK(seen, "malloc is not replaced: nothing below would be noticed");
     free(memory);
     test_model("csrc/tests/golden/conv_alternate.bin");
     test_model("csrc/tests/golden/patch_bidirectional_tied.bin");
     test_model("csrc/tests/golden/wide_panels.bin");
     test_commands("csrc/tests/golden/patch_tied.bin");
-    test_commands("csrc/tests/golden/pixels_last.bin"); /* its first product is folded */
+    test_commands("csrc/tests/golden/pixels_last.bin"); /* its first in_proj is folded */
     return check_summary();
 }
 

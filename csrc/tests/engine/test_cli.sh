@@ -1,6 +1,7 @@
 #!/bin/sh
-# The command: exit codes, what goes to which stream, files that are written completely or not at all.
-#   sh csrc/tests/test_cli.sh MAMBA        from the root of the repository; $RUN MAMBA if RUN is set
+# The command: its exit codes, its output streams, and files that are written completely or not at
+# all.
+#   sh csrc/tests/engine/test_cli.sh MAMBA     from the root of the repository; runs $RUN MAMBA
 mamba=$(realpath "$1")
 model=$(ls "$PWD"/csrc/tests/golden/*.bin | head -n 1)
 folder=$(mktemp -d) || exit 1
@@ -22,7 +23,7 @@ check() {
     fi
 }
 
-# expect CODE ARGUMENTS...: runs mamba; an error must leave stdout empty and say something
+# expect CODE ARGUMENTS...: runs mamba; an error must leave stdout empty and print a message
 expect() {
     code=$1
     shift
@@ -35,7 +36,7 @@ expect() {
     fi
 }
 
-# says TEXT: the last error message holds it
+# says TEXT: checks that the last error message contains it
 says() {
     check "the message holds '$1'" grep -q -e "$1" err
 }
@@ -92,7 +93,7 @@ check "median" grep -q '"median_us":[0-9.]*,.*"load_us":' out
 expect 0 "$model" input.bin --no-mmap
 expect 0 info --no-mmap "$model"
 expect 0 eval "$model" images.idx labels.idx --no-mmap
-# A file of the kernel's that cannot be mapped, and when it is copied has fewer bytes than it says.
+# This file of the kernel cannot be mapped, and a copy has fewer bytes than its size says.
 shrunk=/sys/kernel/mm/transparent_hugepage/enabled
 if [ -r $shrunk ]; then
     cp "$model" model.bin
@@ -147,7 +148,7 @@ says "label 1: got $classes"
 expect 5 eval "$model" small.idx labels.idx
 says "image size"
 
-# Instruction sets; the tests' own one is put back.
+# Instruction sets. MAMBA_ISA is restored afterwards.
 isa=${MAMBA_ISA-}
 export MAMBA_ISA=mmx
 expect 2 "$model" input.bin
@@ -157,7 +158,7 @@ expect 0 info "$model"
 MAMBA_ISA=$isa
 [ -n "$isa" ] || unset MAMBA_ISA
 
-# With little more memory than it takes to start. Sanitizers and qemu need more than is tried.
+# With little more memory than a start needs. Sanitizers and qemu need more than this tries.
 limit=2000
 until (ulimit -v $limit && "$mamba" --version) >out 2>err || [ $limit -gt 50000 ]; do
     limit=$((limit + 1000))
@@ -168,7 +169,7 @@ if [ -z "$RUN" ] && [ $limit -le 50000 ]; then
     says "memory"
 fi
 
-# full ARGUMENTS...: stdout on a full disk
+# full ARGUMENTS...: runs mamba with stdout on a full disk
 full() {
     $RUN "$mamba" "$@" >/dev/full 2>err
     check "a full disk is noticed: $*" [ $? -eq 3 ]

@@ -1,5 +1,5 @@
-/* The forward pass against a second one that is written in double precision, straight from the
- * paper and docs/format.md, with none of the engine's code; and the promises of mamba.h. */
+/* Compares the forward pass with a second one, written in double precision straight from the paper
+ * and docs/format.md, with none of the engine's code. Also checks the promises of mamba.h. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,7 +12,7 @@
 
 /* ---- the reference ------------------------------------------------------------------------- */
 
-/* All its arrays, given back at once. */
+/* Memory of all its arrays, freed at once. */
 static double pool_memory[1 << 21];
 static size_t pool_used;
 
@@ -26,7 +26,7 @@ static double *array(size_t n)
     return result;
 }
 
-/* Reads tensors in file order into plain arrays without padding. */
+/* Reads tensors in file order, into plain arrays without padding. */
 struct reader {
     const uint8_t *at;
 };
@@ -122,7 +122,7 @@ static double *transposed(const double *x, size_t rows, size_t columns, size_t n
     return y;
 }
 
-/* [ceil(h/stride) * ceil(w/stride), out] from in [h, w, channels], the next weights in the file. */
+/* Returns [ceil(h/stride) * ceil(w/stride), out] for in [h, w, channels]; reads the weights. */
 static double *conv_3x3(struct reader *reader, const double *in, size_t h, size_t w,
                         size_t channels, size_t out, size_t stride)
 {
@@ -189,7 +189,7 @@ static double *reference_tokens(struct reader *reader, const mamba_info *m, cons
     return tokens;
 }
 
-/* One scan, first token first: y [length, d_inner] from xs and z of the same shape. */
+/* One scan, first token first: returns y [length, d_inner] for xs and z of the same shape. */
 static double *reference_scan(struct reader *reader, const mamba_info *m, const double *xs,
                               const double *z)
 {
@@ -199,28 +199,28 @@ static double *reference_scan(struct reader *reader, const mamba_info *m, const 
     double *dt_bias = read_table(reader, 1, Di);
     double *A = read_table(reader, m->tied_a ? 1 : N, Di), *D = read_table(reader, 1, Di);
 
-    double *c = array(L * Di), *y = array(L * Di), *dt = array(L * R);
+    double *u = array(L * Di), *y = array(L * Di), *dt = array(L * R);
     for (size_t t = 0; t < L; t++)
         for (size_t d = 0; d < Di; d++) {
             double sum = conv_bias[d];
             for (size_t k = 0; k < K; k++)
                 if (t + k + 1 >= K)
                     sum += conv_weight[k * Di + d] * xs[(t + k + 1 - K) * Di + d];
-            c[t * Di + d] = silu(sum);
+            u[t * Di + d] = silu(sum);
         }
-    double *dbc = linear(c, x_proj, NULL, L, Di, R + 2 * N);
+    double *dbc = linear(u, x_proj, NULL, L, Di, R + 2 * N);
     for (size_t t = 0; t < L; t++)
         memcpy(dt + t * R, dbc + t * (R + 2 * N), R * sizeof *dt);
     double *delta = linear(dt, dt_weight, dt_bias, L, R, Di);
     for (size_t d = 0; d < Di; d++) {
         double *h = array(N);
         for (size_t t = 0; t < L; t++) {
-            const double step = softplus(delta[t * Di + d]), u = c[t * Di + d];
+            const double step = softplus(delta[t * Di + d]), input = u[t * Di + d];
             const double *B = dbc + t * (R + 2 * N) + R, *C = B + N;
-            double sum = D[d] * u;
+            double sum = D[d] * input;
             for (size_t n = 0; n < N; n++) {
                 double a = m->tied_a ? (double)(n + 1) * A[d] : A[n * Di + d];
-                h[n] = exp2(step * a) * h[n] + step * u * B[n];
+                h[n] = exp2(step * a) * h[n] + step * input * B[n];
                 sum += C[n] * h[n];
             }
             y[t * Di + d] = sum * silu(z[t * Di + d]);
@@ -229,7 +229,7 @@ static double *reference_scan(struct reader *reader, const mamba_info *m, const 
     return y;
 }
 
-/* A 3x3 convolution of each channel of x [rows, columns, n], the next weights in the file. */
+/* A 3x3 convolution of each channel of x [rows, columns, n]; reads the weights. */
 static double *reference_local(struct reader *reader, const double *x, size_t rows, size_t columns,
                                size_t n)
 {
@@ -259,8 +259,10 @@ static void reference_layer(struct reader *reader, const mamba_info *m, double *
     if (m->local_conv)
         memcpy(x, reference_local(reader, x, rows, L / rows, Dm), L * Dm * sizeof *x);
     double *weight_x = read_matrix(reader, Di, Dm), *weight_z = read_matrix(reader, Di, Dm);
-    double *u = rms(columns ? transposed(x, rows, L / rows, Dm) : x, L, Dm, (double)m->norm_eps);
-    double *xs = linear(u, weight_x, NULL, L, Dm, Di), *z = linear(u, weight_z, NULL, L, Dm, Di);
+    double *hidden =
+        rms(columns ? transposed(x, rows, L / rows, Dm) : x, L, Dm, (double)m->norm_eps);
+    double *xs = linear(hidden, weight_x, NULL, L, Dm, Di);
+    double *z = linear(hidden, weight_z, NULL, L, Dm, Di);
     double *y = array(L * Di);
     for (int scan = 0; scan < (m->direction == 2 ? 2 : 1); scan++) {
         const bool reverse = scan == 1 || (m->direction == 1 && layer % 2 == 1) ||
@@ -277,7 +279,7 @@ static void reference_layer(struct reader *reader, const mamba_info *m, double *
         x[i] += out[i];
 }
 
-/* logits [n_classes] of the member whose tensors come next, for normalised pixels. */
+/* Returns logits [n_classes] of the member whose tensors come next, for normalised pixels. */
 static double *reference_member(struct reader *reader, const mamba_info *m, const double *image)
 {
     const size_t L = m->length, Dm = m->d_model;
@@ -294,7 +296,7 @@ static double *reference_member(struct reader *reader, const mamba_info *m, cons
     return linear(q, head, bias, 1, Dm, m->n_classes);
 }
 
-/* logits [n_classes] for pixels [height, width]. */
+/* Returns logits [n_classes] for pixels [height, width]. */
 static double *reference(const struct tiny_model *tiny, const float *pixels)
 {
     const mamba_info *m = &tiny->dims;
@@ -305,9 +307,9 @@ static double *reference(const struct tiny_model *tiny, const float *pixels)
     for (size_t i = 0; i < n; i++)
         image[i] = ((double)pixels[i] - (double)m->pixel_mean) / (double)m->pixel_std;
     for (size_t member = 0; member < m->members; member++) {
-        const double *its = reference_member(&reader, m, image);
+        const double *member_logits = reference_member(&reader, m, image);
         for (size_t i = 0; i < m->n_classes; i++)
-            logits[i] += its[i] / m->members;
+            logits[i] += member_logits[i] / m->members;
     }
     CHECK(reader.at == tiny->bytes + tiny->size, "the reference read another size");
     return logits;
@@ -334,14 +336,14 @@ static void forward_once(const mamba_model *model, const float *pixels, float *l
 {
     const size_t bytes = mamba_context_bytes(model);
     void *arena = must(malloc(bytes));
-    memset(arena, 0xFF, bytes); /* NaNs: nothing may be read before it was written */
+    memset(arena, 0xFF, bytes); /* NaN: a read before the first write shows */
     mamba_context *context;
     CHECK(mamba_context_init(&context, model, arena, bytes, NULL) == MAMBA_OK, "init");
     CHECK(mamba_forward(context, pixels, logits) == MAMBA_OK, "forward");
     free(arena);
 }
 
-/* Dims that change with `i`, odd ones among them, for architecture number i of 96. */
+/* Returns dims for architecture `i` of 96: they vary with i, and some are odd. */
 static mamba_info varied(uint32_t i)
 {
     static const uint32_t states[] = {1, 8, 16}, inners[] = {3, 16, 29, 40, 64};
@@ -364,7 +366,8 @@ static mamba_info varied(uint32_t i)
     dims.d_state = states[i % 3];
     dims.d_inner = inners[i % 5];
     dims.d_model = models[i / 2 % 6];
-    /* A norm of one value is all but its sign: near 0 it makes 1 / sqrt(eps) of a rounding. */
+    /* The norm of a single value is nearly its sign: near 0 it enlarges rounding to 1 / sqrt(eps).
+     */
     dims.norm_eps = dims.d_model == 1 ? 0.1f : dims.norm_eps;
     dims.dt_rank = 1 + i % 4;
     dims.n_classes = classes[i / 5 % 3];
@@ -401,13 +404,13 @@ static void test_against_reference(void)
     for (uint32_t i = 0; i < 96; i++)
         for (uint32_t round = 0; round < 3; round++)
             compare_with_reference(varied(i), i + 96 * round);
-    mamba_info wide = varied(0); /* limits that the small ones do not touch */
+    mamba_info wide = varied(0); /* limits that the small models do not reach */
     wide.d_conv = 16;
     wide.d_state = 256;
     wide.n_classes = 256;
     wide.dt_rank = 20;
     compare_with_reference(wide, 1000);
-    mamba_info large = varied(2); /* its fold would take more memory than it may: none is made */
+    mamba_info large = varied(2); /* too large to be folded */
     large.n_layers = 1;
     large.local_conv = 0;
     large.patch_height = large.patch_width = 1;
@@ -416,7 +419,7 @@ static void test_against_reference(void)
     compare_with_reference(large, 1001);
 }
 
-/* Batches of every size on every number of threads give the bits of single calls. */
+/* A batch of any size on any number of threads gives the bits of single calls. */
 static void test_batches(unsigned number)
 {
     enum { N = 11 };
@@ -454,7 +457,7 @@ static void test_batches(unsigned number)
     tiny_free(&tiny);
 }
 
-/* An arena may begin anywhere; exactly the promised bytes are enough (the sanitizers watch). */
+/* An arena may begin anywhere, and the promised bytes are enough (the sanitizers watch). */
 static void test_arena(void)
 {
     mamba_info dims = varied(21);
@@ -521,7 +524,7 @@ static void test_arguments(void)
 }
 
 #if defined(__SSE__)
-/* Called from inside a pass. */
+/* A trace, called from inside a pass. */
 static void check_mode(void *calls, const char *name, int layer, const float *data, size_t rows,
                        size_t cols, size_t row_stride)
 {
@@ -532,7 +535,7 @@ static void check_mode(void *calls, const char *name, int layer, const float *da
     (void)data, (void)rows, (void)cols, (void)row_stride;
 }
 
-/* Denormals are zero during a pass, and the caller's floating point mode is back after it. */
+/* Denormals are zero during a pass, which restores the caller's floating-point mode. */
 static void test_denormals(void)
 {
     const unsigned original = _mm_getcsr();
@@ -557,14 +560,14 @@ static void test_denormals(void)
     const unsigned before = _mm_getcsr() & control_bits;
     mamba_forward(context, black, logits);
     CHECK((_mm_getcsr() & control_bits) == before, "MXCSR is %X, was %X", _mm_getcsr(), before);
-    CHECK(calls == 17, "%d trace calls", calls); /* 3, and 7 a layer */
+    CHECK(calls == 17, "%d trace calls", calls); /* 3, and 7 per layer */
     free(arena);
     mamba_model_close(model);
     tiny_free(&tiny);
 }
 #endif
 
-/* Pixels of a legal model can still drive every activation function to its ends. */
+/* Pixels of a valid model can still drive every activation function to its limits. */
 static void test_extremes(void)
 {
     mamba_info dims = varied(16);

@@ -1,9 +1,9 @@
-/* Replays what PyTorch computed (tests/golden.py wrote it), tensor by tensor: a difference names
- * the first stage that is wrong.
+/* Compares every stage with what PyTorch computed (tests/tools/golden.py wrote it), so that the
+ * first failure names the stage that is wrong.
  *
- * A .golden file, little-endian: "MNGOLD1\n", u32 number of records; each record: u32 length of
- * the name, the name, i32 layer, u32 rows, u32 cols, rows * cols float32. The first one is "input",
- * the image; the others are the trace of mamba.h in its order. */
+ * A .golden file, little-endian: "MNGOLD1\n", u32 number of records, then for each record u32
+ * length of the name, the name, i32 layer, u32 rows, u32 cols and rows * cols float32. The first
+ * record is "input", the image; the others are the trace of mamba.h, in its order. */
 #define _POSIX_C_SOURCE 200809L
 #define _FILE_OFFSET_BITS 64 /* else a 32-bit machine may not list a folder */
 
@@ -16,8 +16,8 @@
 #include "file_bytes.h"
 #include "mamba.h"
 
-static const double TOLERANCE = 2e-6; /* of a difference, relative to its tensor, in the L2 norm */
-static const double FLOOR = 1e-7;     /* and so much in root mean square is always allowed */
+static const double TOLERANCE = 2e-6; /* L2 norm of a difference, relative to its tensor */
+static const double FLOOR = 1e-7;     /* root mean square that is always allowed */
 
 struct record {
     char name[32];
@@ -26,11 +26,11 @@ struct record {
     const uint8_t *values; /* [rows, cols] float32, unaligned */
 };
 
-/* The golden file while the trace walks through it. */
+/* A golden file and how far the trace has come in it. */
 struct replay {
     const char *name;
     const uint8_t *at, *end;
-    uint32_t left; /* records not yet read */
+    uint32_t left; /* records to be read */
     double worst;  /* largest relative difference so far */
     char worst_name[32];
 };
@@ -151,7 +151,7 @@ static void replay_pair(const char *folder, const char *name)
     mamba_model_close(model);
 }
 
-/* The name without `suffix`, in `out` [size]; false if it ends otherwise. */
+/* Copies the name without `suffix` to `out` [size]; returns false if it does not end so. */
 static bool stem_of(char *out, size_t size, const char *name, const char *suffix)
 {
     const size_t length = strlen(name), tail = strlen(suffix);

@@ -1,6 +1,6 @@
-/* Any bytes as a model: refused with a reason, or answered with finite numbers or an error; never a
- * byte read outside. Every sweep runs twice: as is, where the checksum refuses nearly everything,
- * and sealed again, so that each check behind it is reached. */
+/* Any bytes as a model are refused with a reason, or give finite logits or an error, and no byte
+ * outside them is read. Every sweep runs twice: as it is, where the checksum refuses nearly
+ * everything, and with a corrected checksum, so that every later check is reached. */
 #define _DEFAULT_SOURCE
 #define _FILE_OFFSET_BITS 64
 
@@ -17,7 +17,7 @@
 #include "file_bytes.h"
 #include "tiny_model.h"
 
-/* Bytes whose last one is the last of a page, before a page that cannot be read. */
+/* Bytes that end at the end of a page, before a page that cannot be read. */
 struct guarded {
     uint8_t *map, *bytes;
     size_t map_size, size;
@@ -41,14 +41,14 @@ static void end_guard(struct guarded *guarded)
     munmap(guarded->map, guarded->map_size);
 }
 
-/* tiny_seal, fast: the sweeps seal a hundred thousand times. test_model holds mamba_crc32 to it. */
+/* A fast tiny_seal, for a hundred thousand calls. test_model compares mamba_crc32 with it. */
 static void seal(uint8_t *bytes, size_t size)
 {
     const uint32_t crc = mamba_crc32(bytes + TINY_FLAGS, size - TINY_FLAGS);
     memcpy(bytes + TINY_CRC, &crc, sizeof crc);
 }
 
-/* One image through a model that opened: a status, and finite logits if it is MAMBA_OK. */
+/* Runs one image; checks that the logits are finite if the status is MAMBA_OK. */
 static mamba_status answer(const mamba_model *model)
 {
     const mamba_info *info = mamba_model_info(model);
@@ -71,7 +71,7 @@ static mamba_status answer(const mamba_model *model)
     return status;
 }
 
-/* Opens bytes that something was done to; on success also runs them. */
+/* Opens damaged bytes and, if they open, runs them. */
 static mamba_status try_bytes(const uint8_t *bytes, size_t size, const char *what)
 {
     mamba_model *model;
@@ -83,13 +83,13 @@ static mamba_status try_bytes(const uint8_t *bytes, size_t size, const char *wha
     } else {
         CHECK(status == MAMBA_ERR_MODEL && error.status == status, "%s: %d", what, status);
         CHECK(strstr(error.message, "got") && strstr(error.message, "expected"),
-              "%s: says neither what was got nor what was expected: %s", what, error.message);
+              "%s: does not say what was got and what was expected: %s", what, error.message);
     }
     mamba_model_close(model);
     return status;
 }
 
-/* The header's bits of any model, all bits of a small one. */
+/* Flips each bit of the first `limit` bytes. */
 static void test_every_bit(mamba_info dims, size_t limit)
 {
     struct tiny_model tiny = tiny_build(dims, 21);
@@ -113,7 +113,7 @@ static void test_every_bit(mamba_info dims, size_t limit)
     }
     printf("%zu sealed flips answered, %zu refused, of which %zu in the weights\n", answered,
            refused, overflowed);
-    CHECK(answered > 0 && refused > 0, "one of both never happens");
+    CHECK(answered > 0 && refused > 0, "all were answered, or all were refused");
     end_guard(&guarded);
     tiny_free(&tiny);
 }
@@ -128,8 +128,9 @@ static void expect_too_short(const uint8_t *bytes, size_t size)
     mamba_model_close(model);
 }
 
-/* Cut off behind any byte, as it is and sealed again: the size alone must say no. Before a guard
- * page where floats can begin there, else in memory of just that size, for ASan. */
+/* Cuts the file off after any byte, as it is and sealed again: the check of the size must refuse
+ * it. The bytes end at a guard page where the alignment of floats allows it, else at the end of
+ * their memory, for ASan. */
 static void test_truncations(void)
 {
     struct tiny_model tiny = tiny_build(tiny_dims(), 22);
@@ -155,7 +156,7 @@ static void test_truncations(void)
     tiny_free(&tiny);
 }
 
-/* Each instruction set on every architecture, with the guard behind the last weight. */
+/* Each instruction set on every architecture, with a guard page after the last weight. */
 static void test_guard_page(void)
 {
     const char *const names[] = {"scalar", "avx2", "avx512", "neon"};
@@ -171,7 +172,7 @@ static void test_guard_page(void)
             dims.stem = i / 16 % 3;
             dims.patch_height = dims.patch_width = 0;
             dims.stem_width = 3;
-        } else if (i % 2) { /* fewer pixels than d_model: the first product is folded */
+        } else if (i % 2) { /* fewer pixels than d_model: the first in_proj is folded */
             dims.patch_height = 1;
         }
         struct tiny_model tiny = tiny_build(dims, i);
@@ -189,8 +190,7 @@ static void test_guard_page(void)
     }
 }
 
-/* Dims that are allowed one by one, and together demand more memory than a file of their size has
- * any use for. */
+/* Each dim is allowed, but together they demand more memory than docs/format.md allows. */
 static void test_activations(void)
 {
     const struct {
@@ -221,7 +221,8 @@ static void test_activations(void)
     tiny_free(&tiny);
 }
 
-/* The same of the conv stems, whose first convolution has the most places; `widest` is allowed. */
+/* The same for the conv stems, whose first convolution has the most outputs. `widest` is the
+ * largest stem_width that is allowed. */
 static void test_stem_activations(uint32_t stem, uint32_t widest, const char *field)
 {
     mamba_info dims = tiny_dims();
@@ -243,7 +244,7 @@ static void test_stem_activations(uint32_t stem, uint32_t widest, const char *fi
     }
 }
 
-/* Weights that are finite and whose sums are not. */
+/* The weights are finite, but their sums are not. */
 static void test_overflow(void)
 {
     struct tiny_model tiny = tiny_build(tiny_dims(), 24);
@@ -269,7 +270,7 @@ static void test_overflow(void)
     tiny_free(&tiny);
 }
 
-/* A copy does not care what becomes of its file; bytes must be where floats can be. */
+/* A copy does not change with its file; borrowed bytes must be aligned. */
 static void test_access(void)
 {
     struct tiny_model tiny = tiny_build(tiny_dims(), 25);
@@ -290,7 +291,7 @@ static void test_access(void)
     tiny_free(&tiny);
 }
 
-/* A copy of a file that shrinks before it is complete. */
+/* A file shrinks before its copy is complete. */
 static void test_shrinking(void)
 {
     struct tiny_model tiny = tiny_build(tiny_dims(), 27);
@@ -308,8 +309,7 @@ static void test_shrinking(void)
     tiny_free(&tiny);
 }
 
-/* A file as large as file systems have them (it is all holes): refused for its size before a copy
- * of it takes memory or time. */
+/* A huge file (all holes) is refused for its size before a copy takes memory or time. */
 static void test_large_copy(void)
 {
     struct tiny_model tiny = tiny_build(tiny_dims(), 28);
@@ -324,7 +324,8 @@ static void test_large_copy(void)
     tiny_free(&tiny);
 }
 
-/* The most that the dims of a model can demand of one thread: docs/format.md limits each array. */
+/* The most memory that the dims of a model can demand per thread, with the limits of
+ * docs/format.md. */
 static void test_memory_of_a_context(void)
 {
     mamba_info dims = tiny_dims();
@@ -369,14 +370,14 @@ static void *replace(void *argument)
     return NULL;
 }
 
-/* While another thread renames large and small files over the path, each opening sees one of them,
- * never the size of one and the bytes of the other. */
+/* While another thread renames large and small files over the path, each call opens one of them,
+ * never the size of one with the bytes of the other. */
 static void test_replacing(void)
 {
     mamba_info large = tiny_dims();
     large.d_inner = 70;
     struct tiny_model models[2] = {tiny_build(tiny_dims(), 30), tiny_build(large, 31)};
-    const char *path = tiny_path(); /* once: it is one thread's */
+    const char *path = tiny_path(); /* once: its memory is static */
     struct replacer replacer = {.models = models, .path = path};
     pthread_t thread;
     tiny_write(path, models[0].bytes, models[0].size);

@@ -12,7 +12,7 @@
 
 enum { IMAGES, LABELS, RAW };
 
-/* Reads `bytes` as a file of one kind; raw images are 2 x 3. */
+/* Reads `bytes` as a file of one kind. Raw images are 2 x 3. */
 static mamba_status read_with(enum file_access access, int kind, const void *bytes, size_t size,
                               mamba_error *error)
 {
@@ -31,12 +31,13 @@ static mamba_status read_with(enum file_access access, int kind, const void *byt
     return status;
 }
 
-/* Mapped and copied: the same. */
+/* Reads `bytes` mapped and copied, which must give the same. */
 static mamba_status read_as(int kind, const void *bytes, size_t size, mamba_error *error)
 {
     mamba_error copied = {MAMBA_OK, ""};
     mamba_status status = read_with(FILE_MAPPED, kind, bytes, size, error);
-    CHECK(read_with(FILE_COPIED, kind, bytes, size, &copied) == status, "a copy is another file");
+    CHECK(read_with(FILE_COPIED, kind, bytes, size, &copied) == status,
+          "a copy gives another status");
     CHECK(status == MAMBA_OK || strcmp(copied.message, error->message) == 0, "%s, but copied: %s",
           error->message, copied.message);
     return status;
@@ -82,7 +83,8 @@ static void test_images(void)
         memset(bad + 4 + 4 * dim, 0xFF, 4);
         expect_refused(IMAGES, bad, sizeof good, dim ? "dim" : "file size");
     }
-    memset(bad + 4, 0xFF, 12); /* 2^96 pixels: the product must not wrap to what is there */
+    memset(bad + 4, 0xFF,
+           12); /* 2^96 pixels: the product must not wrap around to the size of the file */
     expect_refused(IMAGES, bad, sizeof good, "dim");
 }
 
@@ -128,7 +130,7 @@ static void test_raw(void)
     }
 }
 
-/* Files as large as file systems have them: no copy is begun. */
+/* Huge files are refused before a copy begins. */
 static void test_large_copies(void)
 {
     const uint8_t heads[][16] = {[IMAGES] = {0, 0, 8, 3, 0, 0, 0, 2, 0, 0, 0, 1, 0, 0, 0, 3},

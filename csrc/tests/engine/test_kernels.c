@@ -1,5 +1,6 @@
-/* Every instruction set's kernels that work here against the scalar ones, over random shapes with
- * odd tails, and the elementary functions against libm in double over all magnitudes. */
+/* Compares the kernels of every instruction set that works here with the scalar ones, on random
+ * shapes with odd tails, and the elementary functions with libm in double precision, over all
+ * magnitudes. */
 #include "check.h"
 #include "kernels/kernels.h"
 
@@ -26,7 +27,7 @@ static size_t pad(size_t n)
     return (n + PAD - 1) / PAD * PAD;
 }
 
-/* Exactly `count` floats, so that ASan sees an overrun, on a cache line as in a file or arena. */
+/* Returns exactly `count` floats, so that ASan sees an overrun, aligned as in a file or arena. */
 static float *random_floats(size_t count, double low, double high)
 {
     float *data = aligned_alloc(64, (count * sizeof(float) + 63) / 64 * 64);
@@ -45,7 +46,7 @@ static double distance(const float *got, const float *wanted, size_t count)
     return norm > 0 ? sqrt(difference / norm) : sqrt(difference);
 }
 
-/* Sums round differently: fused, and in another order. */
+/* Sums may be fused and in another order. */
 static const double TOLERANCE = 1e-6;
 
 static void check_close(const struct mamba_kernels *kernels, const char *what, const float *got,
@@ -72,13 +73,13 @@ static float *magnitudes(const float *data, size_t count)
     return result;
 }
 
-/* What a product's sums begin with. */
-enum start { NOTHING, BIAS, ROWS, RESULT, STARTS };
+/* The bias of a product: none, one for all rows, one per row, y itself. */
+enum bias_kind { NO_BIAS, ONE_BIAS, BIAS_ROWS, BIAS_IN_Y, BIAS_KINDS };
 
 static void multiply(const struct mamba_kernels *kernels, const struct shape *s, float *y,
-                     const float *x, const float *weight, const float *start, enum start kind)
+                     const float *x, const float *weight, const float *bias, enum bias_kind kind)
 {
-    const float *const biases[] = {NULL, start, start, y};
+    const float *const biases[] = {NULL, bias, bias, y};
     kernels->matmul(&(struct product){
         .y = y,
         .y_stride = s->y_stride,
@@ -86,46 +87,46 @@ static void multiply(const struct mamba_kernels *kernels, const struct shape *s,
         .x_stride = s->x_stride,
         .weight = weight,
         .bias = biases[kind],
-        .bias_stride = kind == BIAS ? 0 : s->y_stride,
+        .bias_stride = kind == ONE_BIAS ? 0 : s->y_stride,
         .rows = s->rows,
         .in = s->in,
         .out = s->out,
     });
 }
 
-/* Each row's bits are the same by itself. */
+/* A row alone gives the same bits. */
 static void check_rows_alone(const struct mamba_kernels *kernels, const struct shape *s,
-                             const float *x, const float *weight, const float *start,
-                             enum start kind, const float *together)
+                             const float *x, const float *weight, const float *bias,
+                             enum bias_kind kind, const float *together)
 {
     struct shape one = *s;
     one.rows = 1;
     float *y = random_floats(s->y_stride, -1, 1);
     for (size_t r = 0; r < s->rows; r++) {
-        const float *own = kind == BIAS ? start : start + r * s->y_stride;
-        memcpy(y, own, pad(s->out) * sizeof *y);
-        multiply(kernels, &one, y, x + r * s->x_stride, weight, own, kind);
+        const float *row_bias = kind == ONE_BIAS ? bias : bias + r * s->y_stride;
+        memcpy(y, row_bias, pad(s->out) * sizeof *y);
+        multiply(kernels, &one, y, x + r * s->x_stride, weight, row_bias, kind);
         CHECK(memcmp(y, together + r * s->y_stride, s->out * sizeof *y) == 0,
               "%s: row %zu of %zu differs by itself", kernels->name, r, s->rows);
     }
     free(y);
 }
 
-/* One product: each sum of n terms may be off by n half ulps of the sum of their magnitudes. */
+/* Each sum of n terms may be off by n half ulps of the sum of their magnitudes. */
 static void test_product(const struct mamba_kernels *kernels, const struct shape *s,
-                         enum start kind)
+                         enum bias_kind kind)
 {
     const size_t size = s->rows * s->y_stride, x_size = s->rows * s->x_stride;
     float *x = random_floats(x_size, -1, 1), *weight = random_floats(pad(s->out) * s->in, -1, 1);
-    float *start = random_floats(size, -1, 1);
+    float *bias = random_floats(size, -1, 1);
     float *arrays[] = {random_floats(size, 0, 0), random_floats(size, 0, 0),
-                       magnitudes(start, size),   magnitudes(start, size),
+                       magnitudes(bias, size),    magnitudes(bias, size),
                        magnitudes(x, x_size),     magnitudes(weight, pad(s->out) * s->in)};
     float *got = arrays[0], *wanted = arrays[1], *scale = arrays[2];
-    memcpy(got, start, size * sizeof *got);
-    memcpy(wanted, start, size * sizeof *got);
-    multiply(kernels, s, got, x, weight, start, kind);
-    multiply(&mamba_kernels_scalar, s, wanted, x, weight, start, kind);
+    memcpy(got, bias, size * sizeof *got);
+    memcpy(wanted, bias, size * sizeof *got);
+    multiply(kernels, s, got, x, weight, bias, kind);
+    multiply(&mamba_kernels_scalar, s, wanted, x, weight, bias, kind);
     multiply(&mamba_kernels_scalar, s, scale, arrays[4], arrays[5], arrays[3], kind);
     double worst = 0;
     for (size_t i = 0; i < size; i++) {
@@ -133,15 +134,16 @@ static void test_product(const struct mamba_kernels *kernels, const struct shape
             worst = fmax(worst, fabs((double)got[i] - wanted[i]) / scale[i]);
     }
     CHECK(worst <= 6e-8 * (double)(s->in + 2),
-          "%s: %zu x %zu x %zu, start %d: off by %g of its terms", kernels->name, s->rows, s->in,
+          "%s: %zu x %zu x %zu, bias %d: off by %g of its terms", kernels->name, s->rows, s->in,
           s->out, kind, worst);
-    check_rows_alone(kernels, s, x, weight, start, kind, got);
+    check_rows_alone(kernels, s, x, weight, bias, kind, got);
     for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++)
         free(arrays[i]);
-    free(x), free(weight), free(start);
+    free(x), free(weight), free(bias);
 }
 
-/* Every third one has a last panel of few outputs and whole fours of inputs, as x_proj has. */
+/* Every third product has few outputs in its last panel and a multiple of four inputs, as x_proj.
+ */
 static void test_products(const struct mamba_kernels *kernels)
 {
     for (int i = 0; i < 400; i++) {
@@ -152,7 +154,7 @@ static void test_products(const struct mamba_kernels *kernels)
         }
         s.x_stride = pad(s.in) + PAD * between(0, 1);
         s.y_stride = pad(s.out) + PAD * between(0, 1);
-        test_product(kernels, &s, (enum start)between(0, STARTS - 1));
+        test_product(kernels, &s, (enum bias_kind)between(0, BIAS_KINDS - 1));
     }
 }
 
@@ -161,7 +163,8 @@ static void test_norm(const struct mamba_kernels *kernels)
     for (int i = 0; i < 100; i++) {
         const size_t rows = between(1, 20), n = between(1, 70), stride = pad(n);
         const size_t x_stride = stride * between(1, 3);
-        float *x = random_floats(rows * x_stride, -1, 1); /* padding that must not count, too */
+        float *x =
+            random_floats(rows * x_stride, -1, 1); /* padding included, which must not count */
         float *got = random_floats(rows, -1, 1), *wanted = random_floats(rows, -1, 1);
         kernels->rms_scale(got, x, x_stride, rows, n, 1e-5f);
         mamba_kernels_scalar.rms_scale(wanted, x, x_stride, rows, n, 1e-5f);
@@ -170,7 +173,7 @@ static void test_norm(const struct mamba_kernels *kernels)
     }
 }
 
-/* Products alone, so the bits are C's own, in place and not. */
+/* A single product has one possible result, in place or not. */
 static void test_scale_rows(const struct mamba_kernels *kernels)
 {
     for (int i = 0; i < 50; i++) {
@@ -233,7 +236,7 @@ static void test_weighted_sum(const struct mamba_kernels *kernels)
     }
 }
 
-/* One rounding: the same bits everywhere. */
+/* A single sum has one possible result. */
 static void test_add(const struct mamba_kernels *kernels)
 {
     for (int i = 0; i < 50; i++) {
@@ -248,7 +251,7 @@ static void test_add(const struct mamba_kernels *kernels)
     }
 }
 
-/* delta reaches from next to nothing to where every state is forgotten at once. */
+/* delta ranges from almost 0 to where a step forgets every state. */
 static void test_scans(const struct mamba_kernels *kernels)
 {
     for (int i = 0; i < 200; i++) {
@@ -286,7 +289,7 @@ static double exact_softplus(double x)
     return x > 700 ? x : log1p(exp(x));
 }
 
-/* Distance to the next float beyond `value`; that of the smallest normal float for what is below.
+/* Returns the distance from `value` to the next float, at least that of the smallest normal float.
  */
 static double ulp(double value)
 {
@@ -295,16 +298,16 @@ static double ulp(double value)
     return ldexp(1, exponent - 24);
 }
 
-/* Both functions rest on e^x for negative x, whose argument x log2(e) is off by the rounding of the
- * product and of the constant: at most 1.25 |x| ulp of the result; 4 for everything else. Below
- * -87, where e^x comes to its end at the smallest normal float, they are off by |x| times that. */
+/* Returns the allowed error. Both functions use e^x for negative x, whose argument x log2(e) has
+ * the rounding of the product and of the constant: at most 1.25 |x| ulp of the result, and 4 for
+ * everything else. Below -87, where e^x reaches the smallest normal float, |x| times that. */
 static double allowed(double x, double exact)
 {
     return x < -87 ? 0x1p-126 * fmax(1, fabs(x)) : (4 + 1.25 * fmax(0, -x)) * ulp(exact);
 }
 
-/* Every 997th float there is, NaN and infinity apart: the largest error as a part of what is
- * allowed. */
+/* Returns the largest error relative to the allowed one, over every 997th float except NaN and
+ * infinity. */
 static double largest_error(void (*function)(float *, size_t), double (*exact)(double))
 {
     double largest = 0;
@@ -332,14 +335,14 @@ static void test_functions(const struct mamba_kernels *kernels)
 {
     const double silu = largest_error(kernels->silu, exact_silu);
     const double softplus = largest_error(kernels->softplus, exact_softplus);
-    printf("%s: of the ulps allowed, silu takes %.2f, softplus %.2f\n", kernels->name, silu,
-           softplus);
+    printf("%s: largest error relative to the allowed one: silu %.2f, softplus %.2f\n",
+           kernels->name, silu, softplus);
     CHECK(silu <= 1, "%s: silu is off by %g times what is allowed", kernels->name, silu);
     CHECK(softplus <= 1, "%s: softplus is off by %g times what is allowed", kernels->name,
           softplus);
 }
 
-/* What is not a number stays so, and infinity does not become one. */
+/* NaN stays NaN, and infinity does not become NaN. */
 static void test_special_values(const struct mamba_kernels *kernels)
 {
     float silu[PAD] = {NAN, INFINITY, 1e30f}, softplus[PAD] = {NAN, INFINITY, -INFINITY, 1e30f};
@@ -353,8 +356,8 @@ static void test_special_values(const struct mamba_kernels *kernels)
 int main(void)
 {
     const char *const names[] = {"scalar", "neon", "avx2", "avx512"};
-    CHECK(mamba_choose_kernels("mmx") == NULL, "an unknown instruction set is chosen");
-    CHECK(mamba_choose_kernels(NULL) != NULL, "none is chosen");
+    CHECK(mamba_choose_kernels("mmx") == NULL, "an unknown instruction set was chosen");
+    CHECK(mamba_choose_kernels(NULL) != NULL, "none was chosen");
 #if defined(__aarch64__)
     CHECK(mamba_choose_kernels(NULL) == mamba_choose_kernels("neon"), "arm64 without NEON");
 #endif

@@ -1,4 +1,4 @@
-/* The loader: accepts what format.md describes, refuses everything else and says why. */
+/* The loader accepts what docs/format.md describes, refuses everything else, and says why. */
 #define _POSIX_C_SOURCE 200809L
 
 #include <math.h>
@@ -11,7 +11,7 @@
 #include "crc32.h"
 #include "tiny_model.h"
 
-/* `tiny` must be refused with a message that holds `field`. */
+/* Checks that `tiny` is refused with a message that contains `field`. */
 static void expect_refused(const struct tiny_model *tiny, const char *field)
 {
     mamba_model *model;
@@ -226,7 +226,7 @@ static void test_reserved(void)
     tiny_free(&tiny);
 }
 
-/* Dims that are allowed one by one, and together demand a length or a size that is not there. */
+/* Each dim is allowed, but together they demand too long a sequence, or another size. */
 static void test_huge_claims(void)
 {
     struct tiny_model tiny = tiny_build(tiny_dims(), 9);
@@ -265,7 +265,7 @@ static void test_not_finite_weights(void)
     tiny_free(&tiny);
 }
 
-/* Of an ensemble, the message names the member; its table of tensors is as long as it says. */
+/* A message names the member of an ensemble; each member has tensors of its own. */
 static void test_ensembles(void)
 {
     mamba_info dims = tiny_dims();
@@ -331,7 +331,7 @@ static void test_crc(void)
     struct tiny_model tiny = tiny_build(tiny_dims(), 12);
     CHECK(mamba_crc32(tiny.bytes + TINY_FLAGS, tiny.size - TINY_FLAGS) ==
               tiny_get_u32(&tiny, TINY_CRC),
-          "another one than the tests' own");
+          "differs from tiny_seal's");
     tiny_free(&tiny);
     CHECK(mamba_crc32(text + 9, 43) == 0x414FA339u, "longer than a slice, unaligned");
 }

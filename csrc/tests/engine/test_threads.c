@@ -1,5 +1,6 @@
-/* Two contexts on two threads share one model: the same bits as one alone, and no race (build/tsan
- * runs this under ThreadSanitizer). POSIX threads, since libgomp shows races of its own there. */
+/* Two contexts on two threads share one model: the bits are those of one thread, and there is no
+ * race (build/tsan runs this under ThreadSanitizer, with POSIX threads, because libgomp has races
+ * of its own there). */
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>

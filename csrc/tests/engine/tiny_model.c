@@ -73,7 +73,7 @@ static void append_table(struct writer *writer, size_t rows, size_t n, float cen
             append_float(writer, i < n ? center + spread * tiny_random(&writer->random) : 0.0f);
 }
 
-/* P(out, in), scaled so that outputs are of the size of inputs. */
+/* P(out, in), scaled so that outputs are as large as inputs. */
 static void append_panels(struct writer *writer, size_t out, size_t in)
 {
     const float spread = 1.7f / sqrtf((float)in);
@@ -89,7 +89,7 @@ static void append_header(struct writer *writer, const mamba_info *dims)
     static const uint8_t magic[8] = {0x89, 0x4D, 0x41, 0x4D, 0x42, 0x41, 0x0D, 0x0A};
     const uint32_t fields[] = {
         1,
-        0, /* crc32: sealed later */
+        0, /* crc32: tiny_seal sets it */
         dims->tied_a | dims->pos_embed << 1 | dims->local_conv << 2,
         dims->height,
         dims->width,
@@ -202,7 +202,7 @@ void tiny_put_f32(struct tiny_model *tiny, size_t offset, float value)
     memcpy(tiny->bytes + offset, &value, sizeof value);
 }
 
-/* The CRC bit by bit, as it is defined. */
+/* Computes the CRC bit by bit, as it is defined. */
 void tiny_seal(struct tiny_model *tiny)
 {
     uint32_t crc = 0xFFFFFFFFu;

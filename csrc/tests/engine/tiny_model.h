@@ -1,5 +1,5 @@
-/* Small random model files, written by docs/format.md alone: shares no code with the engine's
- * loader, so that the two check each other. */
+/* Small random model files, written as docs/format.md says, without any code of the engine's
+ * loader: the two check each other. */
 #ifndef MAMBA_TESTS_TINY_MODEL_H
 #define MAMBA_TESTS_TINY_MODEL_H
 
@@ -14,10 +14,11 @@ struct tiny_model {
 /* Offsets in the header, for tests that damage it. */
 enum { TINY_CRC = 12, TINY_FLAGS = 16, TINY_HEADER = 256 };
 
-/* A patch model of 4x6 pixels: a start from which a test changes what it is about. */
+/* Returns the dims of a patch model of 4x6 pixels, of which a test changes what it needs. */
 mamba_info tiny_dims(void);
 
-/* dims.length and what follows from the file need not be set. End it with tiny_free. */
+/* Builds a model file; fields that follow from the others need not be set. End it with tiny_free.
+ */
 struct tiny_model tiny_build(mamba_info dims, uint32_t seed);
 void tiny_free(struct tiny_model *tiny);
 
@@ -25,17 +26,17 @@ uint32_t tiny_get_u32(const struct tiny_model *tiny, size_t offset);
 void tiny_put_u32(struct tiny_model *tiny, size_t offset, uint32_t value);
 void tiny_put_f32(struct tiny_model *tiny, size_t offset, float value);
 
-/* Makes the checksum right again. */
+/* Corrects the checksum. */
 void tiny_seal(struct tiny_model *tiny);
 
-/* A name in the system's folder for temporary files, of this process alone; static memory. */
+/* Returns the name of a temporary file of this process, in static memory. */
 const char *tiny_path(void);
 void tiny_write(const char *path, const void *bytes, size_t size);
 
-/* Writes, opens and removes: the mapping stays. */
+/* Writes the file, opens it and removes it: the mapping stays. */
 mamba_status tiny_open(mamba_model **out, const struct tiny_model *tiny, mamba_error *error);
 
-/* Uniform in -1..1, the same everywhere. */
+/* Returns a uniform number in -1..1, the same everywhere. */
 float tiny_random(uint32_t *state);
 
 #endif

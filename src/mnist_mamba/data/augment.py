@@ -62,14 +62,8 @@ def augment(
 def smooth(noise: Tensor, height: int, width: int, scale: float) -> Tensor:
     """Interpolate noise at evenly spaced knots over an image with a Gaussian.
 
-    Args:
-        noise: (n, 2, knots, knots), independent and standard normal.
-        height: rows of the image.
-        width: columns of the image.
-        scale: standard deviation of the Gaussian as a fraction of the sides.
-
-    Returns:
-        (n, height, width, 2), each value standard normal.
+    noise (n, 2, knots, knots), independent and standard normal, to (n, height, width, 2), each
+    value standard normal. scale is the Gaussian's standard deviation as a fraction of the sides.
     """
     rows, columns = (_gaussian(n, noise.shape[-1], scale).to(noise) for n in (height, width))
     shifts: Tensor = rows @ noise @ columns.T

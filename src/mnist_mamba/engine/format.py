@@ -320,9 +320,6 @@ def _check_fit(header: Header) -> None:
     length = sequence_length(header)
     if length > MAX_LENGTH:
         raise FormatError(f"sequence length: got {length}, expected at most {MAX_LENGTH}")
-    names = ("height", "width", "stem_width", "d_model", "d_inner", "d_state", "dt_rank")
-    dims = {name: header[name] for name in names}
-    found = oversized_activations(stem=_stem(header), length=length, **dims)
-    if found:
+    if found := oversized_activations(_stem(header), length, header):
         name, size = found
         raise FormatError(f"{name}: got {size}, expected up to {MAX_ACTIVATIONS} in all")

@@ -163,8 +163,8 @@ class MambaMixer(nn.Module):
     def runs_fused(self, hidden: Tensor, norm: nn.Module | None = None) -> bool:
         """Whether `fused` may replace the modules: CPU, one dtype, and no module was changed.
 
-        If a module was replaced, hooked or given a bias, torch must run it. This check runs at
-        every step, with Python out of the caches, so it is kept short.
+        If a module was replaced, hooked or given a bias, torch must run it. The check runs in
+        every layer at every step, so it is kept short.
         """
         return (
             hidden.dtype in _FUSED_DTYPES

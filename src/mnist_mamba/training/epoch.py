@@ -61,7 +61,7 @@ class EpochReport:
     """On augmented images, while the weights moved."""
     val_loss: float | None
     val_accuracy: float | None
-    """Of the averaged weights; None without validation images."""
+    """Scores of the averaged weights; None without validation images."""
     images_per_s: float
     """Training images per second of training, evaluation excluded."""
     seconds: EpochSeconds

@@ -83,15 +83,13 @@ class Trainer:
         return loss, int(hits)
 
     def backward(self, pixels: Tensor, labels: Tensor, part: float) -> Tensor:
-        """Add a share's gradients of the batch's mean loss to the parameters' gradients.
+        """Backpropagate a share's part of the batch's mean loss.
 
-        Args:
-            pixels: (n, height, width) in [0, 1], on the device; n may be 0.
-            labels: (n,) int64, on the device.
-            part: n as a fraction of the batch.
+        pixels (n, height, width) and labels (n,) are on the device, and n may be 0; `part` is n as
+        a fraction of the batch.
 
         Returns:
-            (2,) the share's part of the mean loss, and its number of correct images.
+            (2,): that part of the loss, and the number of images classified correctly.
         """
         if len(labels) == 0:
             return torch.zeros(2, device=self.device)
