@@ -184,21 +184,17 @@ def check_consistent(read: Reader, here: list[Prediction] | None) -> None:
             different size.
     """
     found = read_metrics(read, ["eval", "train"])
-    pairs = [("train.parameters", found.get("train.parameters"), "eval.model.parameters")]
-    expected = {"eval.model.parameters": found.get("eval.model.parameters")}
+    expected = {"train.parameters": (found.get("eval.model.parameters"), "eval.model.parameters")}
     if here:
         correct = sum(label == predicted for label, predicted in here)
         counted = {"correct": correct, "n_test": len(here), "accuracy": correct / len(here)}
-        expected |= {f"{paths.PREDICTIONS} ({name})": value for name, value in counted.items()}
-        pairs += [
-            (f"eval.{name}", found.get(f"eval.{name}"), f"{paths.PREDICTIONS} ({name})")
-            for name in counted
-        ]
-    for name, value, other in pairs:
-        if value is not None and expected[other] is not None and value != expected[other]:
+        for name, count in counted.items():
+            expected[f"eval.{name}"] = (count, f"its value in {paths.PREDICTIONS}")
+    for name, (value, source) in expected.items():
+        if None not in (value, found.get(name)) and found[name] != value:
             raise NoVerdictError(
-                f"{name} = {value} in metrics/, but {other} = {expected[other]}: the results are "
-                "of different runs; run `make repro`"
+                f"{name} = {found[name]} in metrics/, but {source} = {value}: the results are of "
+                "different runs; run `make repro`"
             )
 
 
