@@ -20,11 +20,19 @@ double now_seconds(void)
     return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
 }
 
-mamba_status open_model(mamba_model **out, const struct options *options, mamba_error *error)
+mamba_status run_command(command_function command, const struct options *options,
+                         mamba_error *error)
 {
+    mamba_model *model;
     const char *path = options->positional[0];
-    return options->access == FILE_COPIED ? mamba_model_read(out, path, error)
-                                          : mamba_model_open(out, path, error);
+    const double start = now_seconds();
+    mamba_status status = options->access == FILE_COPIED ? mamba_model_read(&model, path, error)
+                                                         : mamba_model_open(&model, path, error);
+    const struct job job = {options, model, now_seconds() - start};
+    if (status == MAMBA_OK)
+        status = command(&job, error);
+    mamba_model_close(model);
+    return status;
 }
 
 size_t argmax(const float *logits, size_t n)

@@ -69,16 +69,12 @@ static void print_table(const mamba_info *info)
     printf("%-13s %08" PRIx32 "\n", "crc32", info->crc32);
 }
 
-mamba_status command_info(const struct options *options, mamba_error *error)
+mamba_status command_info(const struct job *job, mamba_error *error)
 {
-    mamba_model *model;
-    mamba_status status = open_model(&model, options, error);
-    if (status != MAMBA_OK)
-        return status;
-    if (options->json)
-        print_json(mamba_model_info(model));
+    (void)error;
+    if (job->options->json)
+        print_json(mamba_model_info(job->model));
     else
-        print_table(mamba_model_info(model));
-    mamba_model_close(model);
+        print_table(mamba_model_info(job->model));
     return MAMBA_OK;
 }

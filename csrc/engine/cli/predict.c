@@ -47,36 +47,30 @@ static mamba_status classify(const mamba_model *model, const float *pixels, floa
     return status;
 }
 
-static mamba_status predict(const mamba_model *model, const float *pixels, bool json,
-                            mamba_error *error)
+static mamba_status predict(const struct job *job, const float *pixels, mamba_error *error)
 {
-    const size_t n = mamba_model_info(model)->n_classes;
+    const size_t n = mamba_model_info(job->model)->n_classes;
     float logits[MAX_CLASSES], probabilities[MAX_CLASSES];
-    mamba_status status = classify(model, pixels, logits, error);
+    mamba_status status = classify(job->model, pixels, logits, error);
     if (status != MAMBA_OK)
         return status;
     const size_t class = argmax(logits, n);
     mamba_softmax(logits, probabilities, n);
-    if (json)
+    if (job->options->json)
         print_json(class, probabilities, logits, n);
     else
         print_table(class, probabilities, n);
     return MAMBA_OK;
 }
 
-mamba_status command_predict(const struct options *options, mamba_error *error)
+mamba_status command_predict(const struct job *job, mamba_error *error)
 {
-    mamba_model *model;
-    mamba_status status = open_model(&model, options, error);
-    if (status != MAMBA_OK)
-        return status;
-    const mamba_info *info = mamba_model_info(model);
+    const mamba_info *info = mamba_model_info(job->model);
     struct raw_image image;
-    status = mamba_raw_image_open(&image, options->positional[1], info->height, info->width,
-                                  options->access, error);
+    mamba_status status = mamba_raw_image_open(&image, job->options->positional[1], info->height,
+                                               info->width, job->options->access, error);
     if (status == MAMBA_OK)
-        status = predict(model, image.pixels, options->json, error);
+        status = predict(job, image.pixels, error);
     mamba_file_close(&image.file);
-    mamba_model_close(model);
     return status;
 }
