@@ -152,7 +152,7 @@ static void run_layer(struct mamba_context *context, int index)
     const size_t length = model->info.length, d_model = model->info.d_model;
     const size_t d_inner = model->info.d_inner;
     const bool by_columns = model->info.direction == DIRECTION_CROSS && index % 2 == 1;
-    const size_t columns = by_columns ? length / mamba_grid_rows(&model->info) : 1;
+    const size_t columns = by_columns ? mamba_grid_columns(&model->info) : 1;
 
     if (model->info.local_conv) {
         mamba_local_conv(context, layer);
