@@ -5,8 +5,8 @@
 #include "error.h"
 #include "idx.h"
 
-static mamba_status check_set(const struct job *job, const struct idx_images *images,
-                              const struct idx_labels *labels, mamba_error *error)
+static mamba_status check_set(const struct job *job, const struct idx *images,
+                              const struct idx *labels, mamba_error *error)
 {
     const struct options *options = job->options;
     const mamba_info *info = mamba_model_info(job->model);
@@ -19,21 +19,21 @@ static mamba_status check_set(const struct job *job, const struct idx_images *im
                           "labels: got %zu, expected one for each of %zu images", labels->n,
                           images->n);
     for (size_t i = 0; i < labels->n; i++) {
-        if (labels->labels[i] >= info->n_classes)
+        if (labels->data[i] >= info->n_classes)
             return mamba_fail(error, MAMBA_ERR_INPUT, options->positional[2],
-                              "label %zu: got %u, expected 0..%u", i, labels->labels[i],
+                              "label %zu: got %u, expected 0..%u", i, labels->data[i],
                               info->n_classes - 1);
     }
     return MAMBA_OK;
 }
 
 /* Prints the accuracy of logits [n, n_classes]. */
-static void report(const struct job *job, const float *logits, const struct idx_labels *labels)
+static void report(const struct job *job, const float *logits, const struct idx *labels)
 {
     const size_t n = labels->n, n_classes = mamba_model_info(job->model)->n_classes;
     size_t correct = 0;
     for (size_t i = 0; i < n; i++)
-        correct += argmax(logits + i * n_classes, n_classes) == labels->labels[i];
+        correct += argmax(logits + i * n_classes, n_classes) == labels->data[i];
     const double accuracy = (double)correct / (double)n;
     if (job->options->json)
         printf("{\"n\":%zu,\"correct\":%zu,\"accuracy\":%.9g}\n", n, correct, accuracy);
@@ -41,8 +41,8 @@ static void report(const struct job *job, const float *logits, const struct idx_
         printf("accuracy %.4f (%zu of %zu)\n", accuracy, correct, n);
 }
 
-static mamba_status evaluate(const struct job *job, const struct idx_images *images,
-                             const struct idx_labels *labels, mamba_error *error)
+static mamba_status evaluate(const struct job *job, const struct idx *images,
+                             const struct idx *labels, mamba_error *error)
 {
     mamba_status status = check_set(job, images, labels, error);
     if (status != MAMBA_OK)
@@ -56,7 +56,7 @@ static mamba_status evaluate(const struct job *job, const struct idx_images *ima
     float *logits = calloc(n, n_classes * sizeof *logits); /* checks the product for overflow */
     const double start = now_seconds();
     if (arena && logits)
-        status = mamba_forward_batch_u8(job->model, arena, arena_bytes, threads, images->pixels, n,
+        status = mamba_forward_batch_u8(job->model, arena, arena_bytes, threads, images->data, n,
                                         logits, error);
     else
         status = mamba_fail(error, MAMBA_ERR_MEMORY, NULL,
@@ -78,12 +78,12 @@ static mamba_status evaluate(const struct job *job, const struct idx_images *ima
 mamba_status command_eval(const struct job *job, mamba_error *error)
 {
     const struct options *options = job->options;
-    struct idx_images images;
-    struct idx_labels labels = {0};
+    struct idx images, labels = {0};
     mamba_status status =
-        mamba_idx_images_open(&images, options->positional[1], options->access, error);
+        mamba_idx_open(&images, options->positional[1], IDX_IMAGES, options->access, error);
     if (status == MAMBA_OK)
-        status = mamba_idx_labels_open(&labels, options->positional[2], options->access, error);
+        status =
+            mamba_idx_open(&labels, options->positional[2], IDX_LABELS, options->access, error);
     if (status == MAMBA_OK)
         status = evaluate(job, &images, &labels, error);
     mamba_file_close(&labels.file);

@@ -66,11 +66,13 @@ static mamba_status predict(const struct job *job, const float *pixels, mamba_er
 mamba_status command_predict(const struct job *job, mamba_error *error)
 {
     const mamba_info *info = mamba_model_info(job->model);
-    struct raw_image image;
-    mamba_status status = mamba_raw_image_open(&image, job->options->positional[1], info->height,
-                                               info->width, job->options->access, error);
+    const char *path = job->options->positional[1];
+    struct file_bytes image;
+    mamba_status status = mamba_file_open(&image, path, job->options->access, error);
     if (status == MAMBA_OK)
-        status = predict(job, image.pixels, error);
-    mamba_file_close(&image.file);
+        status = mamba_raw_image_check(&image, path, info->height, info->width, error);
+    if (status == MAMBA_OK)
+        status = predict(job, (const float *)(const void *)image.data, error);
+    mamba_file_close(&image);
     return status;
 }
