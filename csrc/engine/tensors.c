@@ -13,36 +13,18 @@ _Static_assert(sizeof(float) == 4, "model files hold IEEE 754 binary32");
 /* ---- the walk ---------------------------------------------------------------------------- */
 
 /* A walk over the tensors in file order. Without a base it measures the file, with one it sets the
- * pointers, so that size and layout cannot disagree. */
+ * pointers, so that size and layout cannot disagree. header.c limits the dims: a tensor has up to
+ * 2^35 floats and a file fewer than 2^45, so 64 bits cannot overflow. */
 struct walk {
     const float *base;   /* the first tensor, or NULL to measure only */
     uint64_t floats;     /* passed so far, with padding */
     uint64_t parameters; /* passed so far, without padding */
-    bool overflow;       /* floats is too small */
     /* Where the walk is, for messages. */
     bool in_ensemble;
     int member, layer, scan; /* layer is -1 outside the layers */
     char bad_tensor[64];     /* the first tensor with a NaN or infinity, or "" */
     uint64_t bad_index;      /* its first such float, in file order */
 };
-
-static uint64_t checked_multiply(struct walk *walk, uint64_t a, uint64_t b)
-{
-    if (b != 0 && a > UINT64_MAX / b) {
-        walk->overflow = true;
-        return 0;
-    }
-    return a * b;
-}
-
-static void checked_advance(struct walk *walk, uint64_t floats)
-{
-    /* The file's size in bytes must fit, too: leave room for the factor and the header. */
-    if (floats > UINT64_MAX / 8 - walk->floats)
-        walk->overflow = true;
-    else
-        walk->floats += floats;
-}
 
 static void find_not_finite(struct walk *walk, const char *name, const float *data, uint64_t n)
 {
@@ -73,7 +55,7 @@ static const float *pass(struct walk *walk, const char *name, uint64_t padded, u
     const float *tensor = walk->base ? walk->base + walk->floats : NULL;
     if (tensor)
         find_not_finite(walk, name, tensor, padded);
-    checked_advance(walk, padded);
+    walk->floats += padded;
     walk->parameters += parameters;
     return tensor;
 }
@@ -81,7 +63,7 @@ static const float *pass(struct walk *walk, const char *name, uint64_t padded, u
 /* T(rows, n) and V(n) of format.md. */
 static const float *table(struct walk *walk, const char *name, uint64_t rows, uint64_t n)
 {
-    return pass(walk, name, checked_multiply(walk, rows, mamba_pad(n)), rows * n);
+    return pass(walk, name, rows * mamba_pad(n), rows * n);
 }
 
 static const float *vector(struct walk *walk, const char *name, uint64_t n)
@@ -94,7 +76,7 @@ static struct linear linear(struct walk *walk, const char *weight, const char *b
                             uint64_t in)
 {
     struct linear result = {.in = (size_t)in, .out = (size_t)out};
-    result.weight = pass(walk, weight, checked_multiply(walk, mamba_pad(out), in), out * in);
+    result.weight = pass(walk, weight, mamba_pad(out) * in, out * in);
     result.bias = bias ? vector(walk, bias, out) : NULL;
     return result;
 }
@@ -172,9 +154,6 @@ mamba_status mamba_check_tensors(struct mamba_model *model, const char *path, ma
     struct walk measure = {0};
     walk_tensors(&measure, model);
     uint64_t expected = HEADER_BYTES + measure.floats * sizeof(float);
-    if (measure.overflow)
-        return mamba_fail(error, MAMBA_ERR_MODEL, path,
-                          "dims: the file size that follows overflows");
     if (file->size != expected)
         return mamba_fail(error, MAMBA_ERR_MODEL, path,
                           "file size: got %zu bytes, expected the %llu that follow from its dims",
