@@ -35,23 +35,17 @@ static void print_table(size_t class, const float *probabilities, size_t n)
     }
 }
 
-static mamba_status classify(const mamba_model *model, const float *pixels, float *logits,
-                             mamba_error *error)
-{
-    const size_t bytes = mamba_batch_bytes(model, 1);
-    void *arena = malloc(bytes);
-    if (!arena)
-        return mamba_fail(error, MAMBA_ERR_MEMORY, NULL, "no memory for %zu bytes", bytes);
-    mamba_status status = mamba_forward_batch(model, arena, bytes, 1, pixels, 1, logits, error);
-    free(arena);
-    return status;
-}
-
 static mamba_status predict(const struct job *job, const float *pixels, mamba_error *error)
 {
     const size_t n = mamba_model_info(job->model)->n_classes;
+    const size_t bytes = mamba_batch_bytes(job->model, 1);
     float logits[MAX_CLASSES], probabilities[MAX_CLASSES];
-    mamba_status status = classify(job->model, pixels, logits, error);
+    void *arena = malloc(bytes);
+    if (!arena)
+        return mamba_fail(error, MAMBA_ERR_MEMORY, NULL, "no memory for %zu bytes", bytes);
+    mamba_status status =
+        mamba_forward_batch(job->model, arena, bytes, 1, pixels, 1, logits, error);
+    free(arena);
     if (status != MAMBA_OK)
         return status;
     const size_t class = argmax(logits, n);
