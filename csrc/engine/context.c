@@ -73,17 +73,14 @@ static void reserve_arrays(struct reserve *reserve, struct mamba_context *contex
 }
 
 /* The arena holds the struct, padded to whole cache lines, and then the arrays. */
-static size_t header_bytes(void)
-{
-    return (sizeof(struct mamba_context) + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
-}
+enum { STRUCT_BYTES = (sizeof(struct mamba_context) + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT };
 
 size_t mamba_context_bytes(const mamba_model *model)
 {
     struct mamba_context unused;
     struct reserve measure = {0};
     reserve_arrays(&measure, &unused, &model->info);
-    uint64_t bytes = (ALIGNMENT - 1) + header_bytes() + measure.floats * sizeof(float);
+    uint64_t bytes = (ALIGNMENT - 1) + STRUCT_BYTES + measure.floats * sizeof(float);
     return bytes <= SIZE_MAX / 2 ? (size_t)bytes : 0; /* a ptrdiff_t must hold it */
 }
 
@@ -105,7 +102,7 @@ mamba_status mamba_context_init(mamba_context **out, const mamba_model *model, v
     char *aligned = (char *)arena + skip;
     struct mamba_context *context = (struct mamba_context *)(void *)aligned;
     *context = (struct mamba_context){.model = model};
-    struct reserve place = {.base = (float *)(void *)(aligned + header_bytes())};
+    struct reserve place = {.base = (float *)(void *)(aligned + STRUCT_BYTES)};
     reserve_arrays(&place, context, &model->info);
     *out = context;
     return MAMBA_OK;

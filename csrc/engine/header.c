@@ -63,20 +63,6 @@ static mamba_status check_identity(const struct file_bytes *file, const char *pa
     return MAMBA_OK;
 }
 
-static mamba_status read_flags(struct mamba_info *info, const uint8_t *header, const char *path,
-                               mamba_error *error)
-{
-    const uint32_t flags = get_u32(header + FLAGS_AT);
-    if (flags & ~(uint32_t)FLAGS_KNOWN)
-        return mamba_fail(error, MAMBA_ERR_MODEL, path,
-                          "flags: got 0x%X, expected only bits of 0x%X", flags,
-                          (unsigned)FLAGS_KNOWN);
-    info->tied_a = (flags & FLAG_TIED_A) != 0;
-    info->pos_embed = (flags & FLAG_POS_EMBED) != 0;
-    info->local_conv = (flags & FLAG_LOCAL_CONV) != 0;
-    return MAMBA_OK;
-}
-
 /* A field of whole numbers. */
 struct field {
     char name[13];
@@ -208,13 +194,20 @@ mamba_status mamba_check_header(struct mamba_info *info, const struct file_bytes
     mamba_status status = check_identity(file, path, error);
     if (status != MAMBA_OK)
         return status;
+    const uint32_t flags = get_u32(header + FLAGS_AT);
+    if (flags & ~(uint32_t)FLAGS_KNOWN)
+        return mamba_fail(error, MAMBA_ERR_MODEL, path,
+                          "flags: got 0x%X, expected only bits of 0x%X", flags,
+                          (unsigned)FLAGS_KNOWN);
     *info = (struct mamba_info){
         .version = VERSION,
         .crc32 = get_u32(header + CRC_AT),
+        .tied_a = (flags & FLAG_TIED_A) != 0,
+        .pos_embed = (flags & FLAG_POS_EMBED) != 0,
+        .local_conv = (flags & FLAG_LOCAL_CONV) != 0,
         .file_bytes = file->size,
     };
-    if ((status = read_flags(info, header, path, error)) != MAMBA_OK ||
-        (status = read_fields(info, header, path, error)) != MAMBA_OK ||
+    if ((status = read_fields(info, header, path, error)) != MAMBA_OK ||
         (status = set_length(info, path, error)) != MAMBA_OK ||
         (status = check_activations(info, path, error)) != MAMBA_OK ||
         (status = read_floats(info, header, path, error)) != MAMBA_OK)

@@ -10,22 +10,17 @@
 /* ---- the patch stem ---------------------------------------------------------------------- */
 
 /* im2col [length, patch_height * patch_width] = all patches, each flattened row by row. */
-static void gather_patches(float *im2col, size_t stride, const float *image,
-                           const struct mamba_info *info)
-{
-    const size_t height = info->patch_height, width = info->patch_width;
-    const size_t columns = info->width / width;
-    for (size_t top = 0; top < info->height; top += height, im2col += columns * stride)
-        for (size_t row = 0; row < height; row++, image += info->width)
-            mamba_copy_rows(im2col + row * width, stride, image, width, width, columns);
-}
-
 static void patch_stem(struct mamba_context *context)
 {
     const struct mamba_model *model = context->model;
     const struct mamba_info *info = &model->info;
-    const size_t stride = mamba_im2col_stride(info->patch_height * info->patch_width);
-    gather_patches(context->im2col, stride, context->image, info);
+    const size_t height = info->patch_height, width = info->patch_width;
+    const size_t columns = info->width / width, stride = mamba_im2col_stride(height * width);
+    const float *image = context->image;
+    float *im2col = context->im2col;
+    for (size_t top = 0; top < info->height; top += height, im2col += columns * stride)
+        for (size_t row = 0; row < height; row++, image += info->width)
+            mamba_copy_rows(im2col + row * width, stride, image, width, width, columns);
     model->kernels->matmul(context->x, context->d_model, context->im2col, stride, info->length,
                            &context->member->patch_stem);
 }
@@ -74,15 +69,6 @@ static void gather_3x3(float *im2col, size_t im2col_stride, struct feature_map i
                             stride * in.channels, run, width);
 }
 
-/* Rows of `out` = pixels [rows * width, channels]. */
-static void put_rows(struct feature_map out, size_t first_row, size_t rows, const float *pixels,
-                     size_t pixel_stride)
-{
-    for (size_t y = first_row; y < first_row + rows; y++, pixels += out.width * pixel_stride)
-        mamba_copy_rows(map_row(out, y + 1) + out.channels, out.channels, pixels, pixel_stride,
-                        out.channels, out.width);
-}
-
 /* out = bias + the 3x3 convolution of `in`, some rows at a time. With `tokens`, out.data is the
  * array of tokens [height * width, channels], which has no border. */
 static void conv_3x3(struct mamba_context *context, struct feature_map out, struct feature_map in,
@@ -97,8 +83,9 @@ static void conv_3x3(struct mamba_context *context, struct feature_map out, stru
         float *result = tokens ? out.data + y * out.width * out_stride : context->conv_output;
         context->model->kernels->matmul(result, out_stride, context->im2col, im2col_stride,
                                         rows * out.width, weights);
-        if (!tokens)
-            put_rows(out, y, rows, result, out_stride);
+        for (size_t r = 0; !tokens && r < rows; r++, result += out.width * out_stride)
+            mamba_copy_rows(map_row(out, y + r + 1) + out.channels, out.channels, result,
+                            out_stride, out.channels, out.width);
     }
 }
 
