@@ -36,18 +36,15 @@ static void find_not_finite(struct walk *walk, const char *name, const float *da
     /* Bounded, because a mapped file may have changed since. */
     while (walk->bad_index + 1 < n && mamba_is_finite(data[walk->bad_index]))
         walk->bad_index++;
-    char *text = walk->bad_tensor;
-    size_t used = 0;
+    char member[24] = "", layer[24] = "";
     if (walk->in_ensemble)
-        used = (size_t)snprintf(text, sizeof walk->bad_tensor, "members.%d.", walk->member);
+        snprintf(member, sizeof member, "members.%d.", walk->member);
     if (walk->layer >= 0)
-        used += (size_t)snprintf(text + used, sizeof walk->bad_tensor - used, "layers.%d.",
-                                 walk->layer);
+        snprintf(layer, sizeof layer, "layers.%d.", walk->layer);
     /* Tensors of the second scan are called conv1d_b.weight, x_proj_b, ... */
-    const size_t head = strcspn(name, ".");
-    const char *scan = walk->scan ? "_b" : "";
-    snprintf(text + used, sizeof walk->bad_tensor - used, "%.*s%s%s", (int)head, name, scan,
-             name + head);
+    const int head = (int)strcspn(name, ".");
+    snprintf(walk->bad_tensor, sizeof walk->bad_tensor, "%s%s%.*s%s%s", member, layer, head, name,
+             walk->scan ? "_b" : "", name + head);
 }
 
 static const float *pass(struct walk *walk, const char *name, uint64_t padded, uint64_t parameters)
