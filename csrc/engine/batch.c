@@ -13,16 +13,8 @@
 struct images {
     const float *f32;  /* [n, pixels] */
     const uint8_t *u8; /* [n, pixels] */
-    size_t n, pixels;
+    size_t n;
 };
-
-static mamba_status classify_one(mamba_context *context, const struct images *images, size_t i,
-                                 float *logits)
-{
-    if (images->f32)
-        return mamba_forward(context, images->f32 + i * images->pixels, logits);
-    return mamba_forward_u8(context, images->u8 + i * images->pixels, logits);
-}
 
 int mamba_max_threads(void)
 {
@@ -79,7 +71,7 @@ static mamba_status run_batch(const mamba_model *model, void *arena, size_t aren
     if (status != MAMBA_OK)
         return status;
     const size_t slice = mamba_context_bytes(model), n_classes = model->info.n_classes;
-    images.pixels = (size_t)model->info.height * model->info.width;
+    const size_t pixels = (size_t)model->info.height * model->info.width;
     size_t bad = SIZE_MAX; /* first image whose logits are not finite */
 #ifdef _OPENMP
 #pragma omp parallel num_threads(threads) reduction(min : bad)
@@ -94,9 +86,14 @@ static mamba_status run_batch(const mamba_model *model, void *arena, size_t aren
 #ifdef _OPENMP
 #pragma omp for schedule(dynamic, 4)
 #endif
-        for (size_t i = 0; i < images.n; i++)
-            if (classify_one(context, &images, i, logits + i * n_classes) != MAMBA_OK && i < bad)
+        for (size_t i = 0; i < images.n; i++) {
+            float *out = logits + i * n_classes;
+            const mamba_status one = images.f32
+                                         ? mamba_forward(context, images.f32 + i * pixels, out)
+                                         : mamba_forward_u8(context, images.u8 + i * pixels, out);
+            if (one != MAMBA_OK && i < bad)
                 bad = i;
+        }
     }
     if (bad != SIZE_MAX)
         return mamba_fail(error, MAMBA_ERR_MODEL, NULL,

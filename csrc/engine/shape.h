@@ -3,6 +3,7 @@
 #ifndef MAMBA_ENGINE_SHAPE_H
 #define MAMBA_ENGINE_SHAPE_H
 
+#include "copy.h"
 #include "kernels/kernels.h"
 #include "mamba.h"
 
@@ -58,10 +59,16 @@ static inline uint32_t mamba_grid_columns(const struct mamba_info *info)
 
 /* Floats of a feature map of the conv stems (stem.c): with a border around it and room for a copy's
  * last step, in whole vectors. */
-size_t mamba_feature_map_floats(uint64_t height, uint64_t width, uint64_t channels);
+static inline size_t mamba_feature_map_floats(uint64_t height, uint64_t width, uint64_t channels)
+{
+    return (size_t)mamba_pad((height + 2) * (width + 2) * channels + COPY_STEP - 1);
+}
 
 /* Floats from one row of an im2col matrix to the next, for `inputs` values per output. */
-size_t mamba_im2col_stride(uint64_t inputs);
+static inline size_t mamba_im2col_stride(uint64_t inputs)
+{
+    return (size_t)mamba_pad(inputs + COPY_STEP - 1);
+}
 
 /* Rows of a feature map, `width` outputs each, that one matrix product of a conv stem computes:
  * few, so that their im2col matrix stays in the cache, yet enough to fill the kernels' tiles. The
