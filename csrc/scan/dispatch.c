@@ -57,15 +57,15 @@ const struct scan_kernels *mamba_scan_kernels_for(enum scan_type type, enum scan
     }
 }
 
-struct work_plan mamba_scan_work_plan(ptrdiff_t lanes, ptrdiff_t batch, ptrdiff_t channels,
-                                      ptrdiff_t length)
+struct work_plan mamba_scan_work_plan(ptrdiff_t lanes, const struct scan_dims *dims)
 {
+    const ptrdiff_t length = dims->length;
     struct work_plan plan;
-    plan.lane_blocks = (channels + lanes - 1) / lanes;
+    plan.lane_blocks = (dims->channels + lanes - 1) / lanes;
     plan.chunks = (length + MAX_CHUNK - 1) / MAX_CHUNK;
     plan.chunk = (length + plan.chunks - 1) / plan.chunks; /* all about equally long */
     plan.chunks = (length + plan.chunk - 1) / plan.chunk;
-    plan.batch_groups = min_size(batch, MAX_TASKS);
+    plan.batch_groups = min_size(dims->batch, MAX_TASKS);
     plan.lane_ranges = min_size(plan.lane_blocks, MAX_TASKS / plan.batch_groups);
     return plan;
 }
