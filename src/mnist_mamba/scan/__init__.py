@@ -133,13 +133,15 @@ def _first_on(device: torch.device, why_not: Callable[[str], str | None] = lambd
             return name
         reasons.append(reason)
     because = "; ".join(reasons)
-    _warn_once(f"selective scan on {device}: using the slow reference, because {because}")
+    _log_once(
+        logging.WARNING, f"selective scan on {device}: using the slow reference, because {because}"
+    )
     return "reference"
 
 
 def _log_choice(name: str, device: torch.device) -> None:
     detail = f", {c_library.isa()}" if name == "cpu" else ""
-    _log_once(f"selective scan on {device}: backend {name}{detail}")
+    _log_once(logging.INFO, f"selective scan on {device}: backend {name}{detail}")
 
 
 def available_backends() -> tuple[str, ...]:
@@ -176,10 +178,5 @@ def _why_unavailable(name: str, device: torch.device) -> str | None:
 
 
 @functools.lru_cache(maxsize=64)
-def _warn_once(message: str) -> None:
-    logger.warning("%s", message)
-
-
-@functools.lru_cache(maxsize=64)
-def _log_once(message: str) -> None:
-    logger.info("%s", message)
+def _log_once(level: int, message: str) -> None:
+    logger.log(level, "%s", message)
