@@ -198,9 +198,7 @@ def scan_forward(
     library = load()
     dims = _scan_dims(library, inputs, delta_softplus)
     workspace = _bytes(library.mamba_scan_workspace_bytes(dims))
-    checkpoints = None
-    if keep_checkpoints:
-        checkpoints = _bytes(library.mamba_scan_checkpoint_bytes(dims))
+    checkpoints = _bytes(library.mamba_scan_checkpoint_bytes(dims)) if keep_checkpoints else None
     library.mamba_scan_forward(
         ctypes.byref(dims),
         ctypes.byref(_scan_tensors(inputs)),
