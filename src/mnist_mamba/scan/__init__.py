@@ -150,11 +150,8 @@ def available_backends() -> tuple[str, ...]:
     The first call builds the C kernel and, on a machine with a GPU, checks mamba-ssm's kernel.
     """
     names = ["reference"]
-    if _why_unavailable("cpu", torch.device("cpu")) is None:
-        names.append("cpu")
-    if torch.cuda.is_available():
-        device = torch.device("cuda")
-        names += [name for name in SCANS["cuda"] if _why_unavailable(name, device) is None]
+    for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+        names += [n for n in SCANS[device] if _why_unavailable(n, torch.device(device)) is None]
     return tuple(names)
 
 

@@ -114,7 +114,6 @@ def _load() -> ctypes.CDLL | str:
         return str(error)
     library.mamba_scan_isa_works.argtypes = [ctypes.c_int]
     library.mamba_scan_isa_works.restype = ctypes.c_bool
-    library.mamba_scan_best_isa.argtypes = []
     for name, dims in (
         ("mamba_scan_checkpoint", _ScanDims),
         ("mamba_scan_workspace", _ScanDims),
@@ -162,12 +161,12 @@ def isa() -> str:
     Raises:
         ScanBackendError: the kernels cannot be built, or $MAMBA_ISA does not work here.
     """
-    return ISAS[isa_number(load())]
+    return ISAS[isa_number()]
 
 
-def isa_number(library: ctypes.CDLL) -> int:
+def isa_number() -> int:
     """Return the instruction set in use as the value of the C enum; see `isa`."""
-    return _isa_number(library, os.environ.get(ISA_VARIABLE, ""))
+    return _isa_number(load(), os.environ.get(ISA_VARIABLE, ""))
 
 
 @functools.lru_cache
@@ -196,7 +195,7 @@ def scan_forward(
         keep_checkpoints: whether a backward pass will follow.
     """
     library = load()
-    dims = _scan_dims(library, inputs, delta_softplus)
+    dims = _scan_dims(inputs, delta_softplus)
     workspace = _bytes(library.mamba_scan_workspace_bytes(dims))
     checkpoints = _bytes(library.mamba_scan_checkpoint_bytes(dims)) if keep_checkpoints else None
     library.mamba_scan_forward(
@@ -218,7 +217,7 @@ def scan_backward(
 ) -> None:
     """Run the backward scan into `grads`, which have the names and shapes of `inputs`."""
     library = load()
-    dims = _scan_dims(library, inputs, delta_softplus)
+    dims = _scan_dims(inputs, delta_softplus)
     workspace = _bytes(library.mamba_scan_workspace_bytes(dims))
     library.mamba_scan_backward(
         ctypes.byref(dims),
@@ -261,16 +260,15 @@ def block_plan(
             )
         if weight is not None and not weight.is_cpu:
             raise ValueError(f"{name}: got device {weight.device}, expected cpu")
-    library = load()
     return _block_plan(
-        library,
+        load(),
         hidden.shape,
         tuple(None if weight is None else weight.shape for weight in weights),
         reverse,
         norm_eps,
         torch.get_num_threads(),
         _TYPE[hidden.dtype],
-        isa_number(library),
+        isa_number(),
     )
 
 
@@ -336,7 +334,7 @@ def _threads(updates: int, at_most: int) -> int:
     return min(at_most, 1 + updates // _UPDATES_PER_THREAD)
 
 
-def _scan_dims(library: ctypes.CDLL, inputs: OptionalTensors, delta_softplus: bool) -> _ScanDims:
+def _scan_dims(inputs: OptionalTensors, delta_softplus: bool) -> _ScanDims:
     u = _given(inputs["u"])
     batch, channels, length = u.shape
     states = _given(inputs["A"]).shape[1]
@@ -349,7 +347,7 @@ def _scan_dims(library: ctypes.CDLL, inputs: OptionalTensors, delta_softplus: bo
         threads=_threads(batch * channels * length * states, torch.get_num_threads()),
         delta_softplus=delta_softplus,
         type=_TYPE[u.dtype],
-        isa=isa_number(library),
+        isa=isa_number(),
     )
 
 
@@ -413,9 +411,7 @@ def _weight_shapes(dims: _BlockDims) -> list[Shape]:
 
 
 def _tensor3(tensor: Tensor | None) -> _Tensor3:
-    if tensor is None:
-        return _Tensor3(None, (ctypes.c_ssize_t * 3)(0, 0, 0))
-    return _Tensor3(tensor.data_ptr(), (ctypes.c_ssize_t * 3)(*tensor.stride()))
+    return _Tensor3() if tensor is None else _Tensor3(tensor.data_ptr(), tensor.stride())
 
 
 def _pointer(tensor: Tensor | None) -> int | None:
