@@ -65,7 +65,6 @@ class Trainer:
         Raises:
             NonFiniteError: the loss or the gradient's norm is NaN or infinite.
         """
-        self.optimizers.set_lr(lr)
         pixels, labels = pixels.to(self.device), labels.to(self.device)
         part = len(labels) / (len(labels) if batch is None else batch)
         for kind in self._kinds:
@@ -78,7 +77,7 @@ class Trainer:
         for name, value in (("loss", loss), ("norm of the gradient", norm_value)):
             if not math.isfinite(value):
                 raise NonFiniteError(f"the {name} is {value}")
-        self.optimizers.step(gradient)
+        self.optimizers.step(gradient, lr)
         self.ema.update(self._weights, self._statistics)
         return loss, int(hits)
 
