@@ -103,15 +103,15 @@ def build_library(
         NativeBuildError: no compiler, a compile error, a missing source or an unusable cache.
     """
     compiler = _compiler_command()
-    version = _compiler_version(compiler)
     flags = (*cflags, "-fopenmp")
     special = file_cflags or {}
-    key = _build_key(compiler, version, flags, special, sources, include_dirs)
+    key = _build_key(compiler, flags, special, sources, include_dirs)
     folder = _cache_dir()
     library = folder / f"{name}-{key[:24]}{_LIBRARY_SUFFIX}"
     if library.is_file():
         return library
-    supported = _supported_flags(compiler, flags)
+    # The key has the dropped flags too: which ones a compiler lacks follows from its version.
+    supported = [f for f in flags if f not in _OPTIONAL_FLAGS or _flag_works(compiler, f)]
     compile_ = [*compiler, *supported, *(f"-I{folder}" for folder in include_dirs), "-fPIC"]
     logger.info("building %s: %s", library.name, shlex.join((*compiler, *supported)))
     with tempfile.TemporaryDirectory(prefix="mnist_mamba-") as scratch:
@@ -145,17 +145,8 @@ def _compiler_version(compiler: tuple[str, ...]) -> str:
     return _run([*compiler, "--version"]).stdout
 
 
-def _supported_flags(compiler: tuple[str, ...], flags: Sequence[str]) -> tuple[str, ...]:
-    """Drop the optional flags with which this compiler cannot build a library.
-
-    The cache key keeps them: what is dropped follows from the compiler's version, also in the key.
-    """
-    return tuple(
-        flag for flag in flags if flag not in _OPTIONAL_FLAGS or _flag_works(compiler, flag)
-    )
-
-
 def _flag_works(compiler: tuple[str, ...], flag: str) -> bool:
+    """Whether this compiler can build a library with the flag."""
     with tempfile.TemporaryDirectory(prefix="mnist_mamba-") as folder:
         source = Path(folder) / "probe.c"
         source.write_text("int probe(void);\nint probe(void) { return 0; }\n", encoding="utf-8")
@@ -170,7 +161,6 @@ def _flag_works(compiler: tuple[str, ...], flag: str) -> bool:
 
 def _build_key(
     compiler: tuple[str, ...],
-    version: str,
     flags: Sequence[str],
     file_flags: Mapping[str, Sequence[str]],
     sources: Sequence[Path],
@@ -183,7 +173,7 @@ def _build_key(
             digest.update(len(field).to_bytes(8, "little"))
             digest.update(field)
 
-    add(platform.machine().encode(), version.encode())
+    add(platform.machine().encode(), _compiler_version(compiler).encode())
     add(*(part.encode() for part in (*compiler, "", *flags)))
     if "-march=native" in flags:
         add(_processor().encode())
