@@ -226,9 +226,6 @@ class ModelConfig(ModelChoices):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_ranges(self, _DATA_RANGES)
-        self._check_fit()
-
-    def _check_fit(self) -> None:
         image = f"{self.height} x {self.width} pixels"
         patch = f"patch = {list(self.patch)}"
         if self.stem == "patch" and (self.height % self.patch[0] or self.width % self.patch[1]):

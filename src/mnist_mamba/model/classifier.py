@@ -91,13 +91,9 @@ def scan_order(direction: Direction, layer: int) -> ScanOrder:
     Cross repeats the four orders of VMamba's cross-scan (Liu et al. 2024), one per layer: rows,
     columns, rows backwards, columns backwards.
     """
-    match direction:
-        case "alternate":
-            return ScanOrder(columns=False, reverse=layer % 2 == 1)
-        case "cross":
-            return ScanOrder(columns=layer % 2 == 1, reverse=layer % 4 >= 2)
-        case _:
-            return ScanOrder(columns=False, reverse=False)
+    if direction == "cross":
+        return ScanOrder(columns=layer % 2 == 1, reverse=layer % 4 >= 2)
+    return ScanOrder(columns=False, reverse=direction == "alternate" and layer % 2 == 1)
 
 
 class LocalConv(nn.Module):
