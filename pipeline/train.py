@@ -238,20 +238,18 @@ def write_epochs(
     Raises:
         TrainingError: the training diverged; the message names the last good checkpoint.
     """
-    if saved is None:
-        files.start()
-    else:
-        files.resume(saved)
-        # The database may be new, or may have missed points; it does not store a point twice.
-        for point in files.points:
-            log_point(point)
+    files.start(saved)
+    # The database may be new, or may have missed points; it does not store a point twice.
+    for point in files.points:
+        log_point(point)
     try:
         for report in reports:
             files.write_epoch(report)
             log_point(report.curve_point())
             log_epoch(report, epochs)
     except TrainingError as error:
-        raise TrainingError(f"{error}. Last good checkpoint: {files.last_good}") from error
+        good = next((path for path in (files.last, files.best) if path.is_file()), "none")
+        raise TrainingError(f"{error}. Last good checkpoint: {good}") from error
     files.finish()
 
 
