@@ -84,8 +84,7 @@ def main(options: argparse.Namespace) -> int:
         flatten({**once, "us_per_image": us}) for once, us in zip(counted, timed, strict=True)
     )
     verdicts = judge(rules.speed, base, here)
-    page = gate.render_page(f"Speed against {options.base}", verdicts, [])
-    return gate.publish_page(page, verdicts, options.output)
+    return gate.publish(f"Speed against {options.base}", verdicts, options.output)
 
 
 if __name__ == "__main__":
