@@ -90,10 +90,8 @@ def check(metrics: dict[str, Any], report: dict[str, Any], params: Params) -> No
     Raises:
         ParityError: logits differ too much, predictions differ, or the report's count is wrong.
     """
-    difference, ceiling = (
-        metrics["parity"]["max_abs_logit_diff"],
-        params.evaluate.max_abs_logit_diff,
-    )
+    difference = metrics["parity"]["max_abs_logit_diff"]
+    ceiling = params.evaluate.max_abs_logit_diff
     if not difference <= ceiling:
         raise ParityError(
             f"the C engine's logits differ from PyTorch's by up to {difference:.3g}, expected up "

@@ -80,8 +80,7 @@ def draw_predictions(
         bars.set_yticks([])
         bars.set_xticks(classes if len(classes) <= 12 else [])
         bars.tick_params(labelsize=6, length=0, pad=1)
-        for side in ("top", "left", "right"):
-            bars.spines[side].set_visible(False)
+        bars.spines[["top", "left", "right"]].set_visible(False)
     _save(path, figure)
 
 
