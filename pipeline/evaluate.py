@@ -34,11 +34,7 @@ class ParityError(RuntimeError):
 
 
 def engine_logits(images: Path, labels: Path) -> tuple[NDArray[np.float32], dict[str, Any]]:
-    """Return the logits [n, n_classes] of `mamba eval` and its report.
-
-    Raises:
-        RuntimeError: the engine failed; the message contains its own.
-    """
+    """Return the logits [n, n_classes] of `mamba eval` and its report."""
     with tempfile.TemporaryDirectory() as scratch:
         logits = Path(scratch) / "logits.f32"
         report = run_engine("eval", paths.MODEL, images, labels, "--logits", logits)

@@ -106,7 +106,6 @@ def base_fingerprints(base: str) -> dict[str, Any]:
     That code reads its own params and series, and this work tree's prepared data.
 
     Raises:
-        GitError: no such revision.
         RekeyError: the revision's code failed.
     """
     with tempfile.TemporaryDirectory(prefix="rekey-") as scratch:

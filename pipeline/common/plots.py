@@ -1,4 +1,7 @@
-"""Plots of predictions, mistakes, calibration, robustness, and accuracy against cost."""
+"""Plots of predictions, mistakes, calibration, robustness, and accuracy against cost.
+
+Each `draw_` function writes a PNG to `path`.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +21,11 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
 Images = NDArray[np.uint8]
+"""[n, height, width]."""
 Labels = NDArray[np.uint8]
+"""[n]."""
 Probabilities = NDArray[np.floating[Any]]
+"""[n, n_classes], the C engine's."""
 
 RIGHT, WRONG, MUTED = "#1a7f4b", "#c0392b", "#b8bec7"
 """Colours of all plots, and of the report in light mode."""
@@ -39,15 +45,7 @@ def _save(path: Path, figure: Any) -> None:
 def draw_predictions(
     path: Path, images: Images, labels: Labels, probabilities: Probabilities, columns: int = 8
 ) -> None:
-    """Draw the first image of each class and the least certain ones, each with its probabilities.
-
-    Args:
-        path: the PNG to write.
-        images: (n, height, width), uint8.
-        labels: (n,).
-        probabilities: (n, n_classes), the C engine's.
-        columns: images per row; there are two rows.
-    """
+    """Draw two rows: the first image of each class and the least certain, with probabilities."""
     firsts = [int(np.flatnonzero(labels == label)[0]) for label in np.unique(labels)]
     least_certain = np.argsort(probabilities.max(axis=1), kind="stable")
     shown = (firsts + [int(i) for i in least_certain if i not in firsts])[: 2 * columns]
@@ -87,10 +85,7 @@ def draw_predictions(
 def draw_misclassified(
     path: Path, images: Images, labels: Labels, probabilities: Probabilities, columns: int = 10
 ) -> None:
-    """Draw the misclassified images, the most confident mistakes first, at most 60.
-
-    Args: as of `draw_predictions`, but as many rows as needed.
-    """
+    """Draw the misclassified images, the most confident mistakes first, at most 60."""
     predictions = probabilities.argmax(axis=1)
     wrong = np.flatnonzero(predictions != labels)
     wrong = wrong[np.argsort(-probabilities[wrong].max(axis=1), kind="stable")]
@@ -109,14 +104,7 @@ def draw_misclassified(
 
 
 def draw_reliability(path: Path, probabilities: Probabilities, labels: Labels, bins: int) -> None:
-    """Draw a reliability diagram: accuracy against confidence, with a confidence histogram.
-
-    Args:
-        path: the PNG to write.
-        probabilities: (n, n_classes).
-        labels: (n,).
-        bins: number of confidence bins of equal width.
-    """
+    """Draw a reliability diagram: accuracy against confidence, with a confidence histogram."""
     found = confidence_bins(probabilities, labels, bins)
     filled = found.size > 0
     x = found.confidence[filled] / found.size[filled]

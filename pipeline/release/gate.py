@@ -199,11 +199,7 @@ def check_consistent(read: Reader, here: list[Prediction] | None) -> None:
 
 
 def judge_all(rules: GateRules, base: str) -> list[Verdict]:
-    """Return all verdicts on the work tree compared with a revision.
-
-    Raises:
-        NoVerdictError: the two cannot be compared.
-    """
+    """Return all verdicts on the work tree compared with a revision."""
     read_base = in_revision(resolve(base))
     files = sorted({name.split(".")[0] for name in rules.metrics})
     with naming_side("the work tree"):

@@ -72,11 +72,7 @@ def interval(correct: int, n: int) -> tuple[float, float]:
 
 
 def model_card(params: Params, root: Path = Path()) -> str:
-    """Return models/README.md of the params, metrics and lock in `root`.
-
-    Raises:
-        FileNotFoundError: one of these files is missing.
-    """
+    """Return models/README.md of the params, metrics and lock in `root`."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         undefined=StrictUndefined,
@@ -103,11 +99,6 @@ def prepare(params: Params) -> dict[Path, bytes]:
 
     Returns:
         The contents of all files that a promotion changes, by their paths.
-
-    Raises:
-        ValueError: the README lacks the table's marks, or a metrics file is not JSON.
-        KeyError: a metrics file lacks a figure.
-        OSError: a file is missing.
     """
     with tempfile.TemporaryDirectory() as scratch:
         example = Path(scratch) / EXAMPLE.name

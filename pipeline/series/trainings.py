@@ -85,11 +85,7 @@ def load_series(name: str, file: Path = SERIES_FILE) -> Series:
 
 
 def trainings(series: Series, params: Params) -> list[Training]:
-    """Return all trainings of a series: each run with the first seed, then with the second, ...
-
-    Raises:
-        ParamsError: a change of a param that does not exist, or to an unsuitable value.
-    """
+    """Return all trainings of a series: each run with the first seed, then with the second, ..."""
     found = []
     for seed in series.seeds:
         for name, own in series.runs.items():

@@ -186,9 +186,6 @@ def register(params: Params, name: str, alias: str) -> str:
 
     Returns:
         The model's version; a model that is registered already keeps its version.
-
-    Raises:
-        TrackingError: there is no such model, or MLflow did not store it.
     """
     model = logged_model(params)
     with tracking.mlflow_errors():
