@@ -146,8 +146,7 @@ def _sweep(client: MlflowClient, experiment: str, baseline: str) -> str:
         tags = {SWEEP_TAG: baseline, COMMIT_TAG: baseline, "mlflow.note.content": note}
         run = client.create_run(experiment, run_name=f"from {baseline[:7]}", tags=tags)
         client.set_terminated(run.info.run_id)
-    run_id: str = run.info.run_id
-    return run_id
+    return str(run.info.run_id)
 
 
 def log_points(client: MlflowClient, run_id: str, points: Sequence[CurvePoint]) -> None:
