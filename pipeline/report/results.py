@@ -1,4 +1,4 @@
-"""What the report derives from the metrics: mistakes, confusion, charts, comparisons."""
+"""Confusion, charts and comparisons that the report derives from the metrics."""
 
 from __future__ import annotations
 

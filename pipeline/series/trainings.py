@@ -120,7 +120,7 @@ def train(training: Training) -> dict[str, Any]:
 
 
 def _metrics(folder: Path) -> dict[str, Any]:
-    """Return the metrics of the epochs so far, which are written after the checkpoint."""
+    """Return the metrics of the epochs so far, written after each checkpoint, or nothing."""
     file, metrics = folder / "metrics.json", {}
     if file.is_file() and (folder / "last.pth").is_file():
         metrics = json.loads(file.read_text(encoding="utf-8"))
