@@ -38,7 +38,7 @@ def run(*words: str | Path) -> str:
         NoVerdictError: the command is not installed or failed; the message ends with its output.
     """
     try:
-        done = subprocess.run(list(map(str, words)), capture_output=True, text=True)
+        done = subprocess.run(words, capture_output=True, text=True)
     except FileNotFoundError as error:
         raise NoVerdictError(f"{words[0]} not found: install it") from error
     if done.returncode:
