@@ -134,7 +134,6 @@ def draw_robustness(path: Path, accuracy: float, table: Mapping[str, Mapping[str
     """Draw the accuracy on changed test images; a line marks the accuracy on unchanged ones.
 
     Args:
-        path: the PNG to write.
         accuracy: fraction of unchanged images classified correctly.
         table: the same fraction by kind of change, then by strength.
     """
@@ -166,7 +165,6 @@ def draw_tradeoff(
     """Draw the accuracy of a series' runs against the time that their models take in the C engine.
 
     Args:
-        path: the PNG to write.
         accuracies: mean and standard deviation (or None), by run.
         speed: microseconds per image, by run and load.
         split: the images that the accuracy was measured on, for the axis.
