@@ -108,17 +108,14 @@ def read_metrics(read: Reader, names: Iterable[str]) -> Metrics:
     return found
 
 
-def read_predictions(read: Reader) -> list[Prediction] | None:
-    """Return labels and predictions of the test images in order, or None without a file.
+def read_predictions(read: Reader) -> list[Prediction]:
+    """Return labels and predictions of the test images in order, or none without a file.
 
     Raises:
         NoVerdictError: the file has another format.
     """
     try:
-        text = read(paths.PREDICTIONS)
-        if text is None:
-            return None
-        rows = csv.DictReader(io.StringIO(text))
+        rows = csv.DictReader(io.StringIO(read(paths.PREDICTIONS) or ""))
         return [(int(row["label"]), int(row["predicted"])) for row in rows]
     except (KeyError, TypeError, ValueError, csv.Error) as error:
         raise NoVerdictError(
@@ -127,9 +124,7 @@ def read_predictions(read: Reader) -> list[Prediction] | None:
         ) from error
 
 
-def judge_accuracy(
-    rule: AccuracyRule, base: list[Prediction] | None, here: list[Prediction] | None
-) -> Verdict:
+def judge_accuracy(rule: AccuracyRule, base: list[Prediction], here: list[Prediction]) -> Verdict:
     """Return the verdict on accuracy, comparing the predictions image by image.
 
     Only images that exactly one of the two classifies correctly count (McNemar's exact test). If
@@ -176,7 +171,7 @@ def mcnemar(base: list[Prediction], here: list[Prediction]) -> tuple[int, int, f
     return lost, won, float(p)
 
 
-def check_consistent(read: Reader, here: list[Prediction] | None) -> None:
+def check_consistent(read: Reader, here: list[Prediction]) -> None:
     """Check that the results are of one run.
 
     Raises:

@@ -45,24 +45,21 @@ def results_table(metrics: Path) -> str:
     for name, parameters, accuracy, timing, target in rows:
         timed = "" if timing is None else f"{timing:,.0f}"
         lines.append(f"| {name} | {parameters:,} | {accuracy} | {timed} | `make {target}` |")
-    return "\n".join([*lines, "", *_shipped_model(scores, train)]) + "\n"
+    parity = scores["parity"]
+    validated = f"{train['val']['accuracy']:.2%}" if "val" in train else "(no images)"
+    lines += [
+        "",
+        f"The first row is the shipped file: {scores['model']['file_bytes']:,} bytes, validation",
+        f"accuracy {validated}. On the test images, {parity['prediction_mismatches']} predictions",
+        f"differ from PyTorch's, and no logit by more than {parity['max_abs_logit_diff']:.1e}.",
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def _read_all(metrics: Path) -> dict[str, Any]:
     return {
         file.stem: json.loads(file.read_text(encoding="utf-8")) for file in metrics.glob("*.json")
     }
-
-
-def _shipped_model(scores: dict[str, Any], train: dict[str, Any]) -> list[str]:
-    """Return the lines about the shipped file."""
-    parity = scores["parity"]
-    validated = f"{train['val']['accuracy']:.2%}" if "val" in train else "(no images)"
-    return [
-        f"The first row is the shipped file: {scores['model']['file_bytes']:,} bytes, validation",
-        f"accuracy {validated}. On the test images, {parity['prediction_mismatches']} predictions",
-        f"differ from PyTorch's, and no logit by more than {parity['max_abs_logit_diff']:.1e}.",
-    ]
 
 
 def interval(correct: int, n: int) -> tuple[float, float]:
