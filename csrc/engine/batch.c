@@ -24,6 +24,16 @@ static mamba_status classify_one(mamba_context *context, const struct images *im
     return mamba_forward_u8(context, images->u8 + i * images->pixels, logits);
 }
 
+int mamba_max_threads(void)
+{
+#ifdef _OPENMP
+    const int threads = omp_get_max_threads();
+    return threads > MAX_THREADS ? MAX_THREADS : threads;
+#else
+    return 1;
+#endif
+}
+
 size_t mamba_batch_bytes(const mamba_model *model, int threads)
 {
     size_t slice = mamba_context_bytes(model); /* with room for its own alignment */

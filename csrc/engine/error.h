@@ -5,15 +5,9 @@
 
 #include "mamba.h"
 
-#if defined(__GNUC__)
-#define MAMBA_PRINTF(text, first) __attribute__((format(printf, text, first)))
-#else
-#define MAMBA_PRINTF(text, first)
-#endif
-
 /* Writes "path: message" (just "message" if path is NULL) into *error, which may be NULL, and
  * returns `status`. */
 mamba_status mamba_fail(mamba_error *error, mamba_status status, const char *path,
-                        const char *format, ...) MAMBA_PRINTF(4, 5);
+                        const char *format, ...) __attribute__((format(printf, 4, 5)));
 
 #endif

@@ -16,16 +16,6 @@
 
 #include "error.h"
 
-static mamba_status map(struct file_bytes *out, int fd, const char *path, mamba_error *error)
-{
-    void *data = mmap(NULL, out->size, PROT_READ, MAP_PRIVATE, fd, 0);
-    if (data == MAP_FAILED)
-        return mamba_fail(error, errno == ENOMEM ? MAMBA_ERR_MEMORY : MAMBA_ERR_IO, path,
-                          "cannot map: %s", strerror(errno));
-    out->data = data;
-    return MAMBA_OK;
-}
-
 /* Reads a copy up to its first `wanted` bytes. */
 static mamba_status copy(struct file_bytes *file, size_t wanted, int fd, const char *path,
                          mamba_error *error)
@@ -63,9 +53,15 @@ static mamba_status open_descriptor(struct file_bytes *out, int fd, const char *
     out->size = (size_t)status.st_size;
     if (out->size == 0) /* mmap refuses it; the caller's check of the size has a better message */
         return MAMBA_OK;
-    if (out->access == FILE_MAPPED)
-        return map(out, fd, path, error);
-    return copy(out, out->size < FILE_HEAD_BYTES ? out->size : FILE_HEAD_BYTES, fd, path, error);
+    if (out->access == FILE_COPIED)
+        return copy(out, out->size < FILE_HEAD_BYTES ? out->size : FILE_HEAD_BYTES, fd, path,
+                    error);
+    void *data = mmap(NULL, out->size, PROT_READ, MAP_PRIVATE, fd, 0);
+    if (data == MAP_FAILED)
+        return mamba_fail(error, errno == ENOMEM ? MAMBA_ERR_MEMORY : MAMBA_ERR_IO, path,
+                          "cannot map: %s", strerror(errno));
+    out->data = data;
+    return MAMBA_OK;
 }
 
 mamba_status mamba_file_open(struct file_bytes *out, const char *path, enum file_access access,

@@ -21,44 +21,34 @@ static void gather_rows(float *rows, const struct mamba_model *model,
 {
     float *bias = rows + n.pixels * n.d_model;
     for (size_t o = 0; o < n.d_model; o += PAD)
-        mamba_copy_rows(rows + o, n.d_model, member->stem_weight + o * n.pixels, PAD, PAD,
+        mamba_copy_rows(rows + o, n.d_model, member->patch_stem.weight + o * n.pixels, PAD, PAD,
                         n.pixels);
-    mamba_copy_rows(bias, n.d_model, member->stem_bias, 0, n.d_model, n.bias_rows);
+    mamba_copy_rows(bias, n.d_model, member->patch_stem.bias, 0, n.d_model, n.bias_rows);
     if (member->pos_embed)
         model->kernels->add(bias, member->pos_embed, n.bias_rows * n.d_model);
 }
 
 /* Multiplies the rows into `folded`: W as P(d_inner, pixels), panel by panel, then the bias as
  * T(bias_rows, d_inner). */
-static struct projection fold(float *folded, const struct mamba_model *model, const float *rows,
-                              const float *in_proj, struct sizes n)
+static struct linear fold(float *folded, const struct mamba_model *model, const float *rows,
+                          const float *in_proj, struct sizes n)
 {
+    const struct mamba_kernels *kernels = model->kernels;
     const size_t in = model->info.d_model;
     float *bias = folded + n.d_inner * n.pixels;
-    struct product panel = {
-        .y_stride = PAD,
-        .x = rows,
-        .x_stride = n.d_model,
-        .rows = n.pixels,
-        .in = in,
-        .out = PAD,
-    };
     for (size_t o = 0; o < n.d_inner; o += PAD) {
-        panel.y = folded + o * n.pixels;
-        panel.weight = in_proj + o * in;
-        model->kernels->matmul(&panel);
+        const struct linear panel = {.weight = in_proj + o * in, .in = in, .out = PAD};
+        kernels->matmul(folded + o * n.pixels, PAD, rows, n.d_model, n.pixels, &panel);
     }
-    model->kernels->matmul(&(struct product){
-        .y = bias,
-        .y_stride = n.d_inner,
-        .x = rows + n.pixels * n.d_model,
-        .x_stride = n.d_model,
-        .weight = in_proj,
-        .rows = n.bias_rows,
-        .in = in,
-        .out = n.d_inner,
-    });
-    return (struct projection){folded, bias, n.bias_rows > 1 ? n.d_inner : 0};
+    const struct linear all = {.weight = in_proj, .in = in, .out = n.d_inner};
+    kernels->matmul(bias, n.d_inner, rows + n.pixels * n.d_model, n.d_model, n.bias_rows, &all);
+    return (struct linear){
+        .weight = folded,
+        .bias = bias,
+        .bias_stride = n.bias_rows > 1 ? n.d_inner : 0,
+        .in = n.pixels,
+        .out = model->info.d_inner,
+    };
 }
 
 bool mamba_fold(struct mamba_model *model)
@@ -81,7 +71,7 @@ bool mamba_fold(struct mamba_model *model)
     float *folded = model->folds, *gathered = model->folds + all_folds;
     const uint64_t saved = denormals_off();
     for (size_t i = 0; i < info->members; i++) {
-        struct projection *in_proj = model->members[i].layers[0].in_proj;
+        struct linear *in_proj = model->members[i].layers[0].in_proj;
         gather_rows(gathered, model, &model->members[i], n);
         for (int part = 0; part < 2; part++) {
             in_proj[part] = fold(folded, model, gathered, in_proj[part].weight, n);

@@ -46,29 +46,10 @@ static void mix_sequence(struct mamba_context *context, float *y, const struct s
                        sequence);
     trace_rows(context, names[0], layer, context->u, length, info->d_inner, d_inner);
 
-    kernels->matmul(&(struct product){
-        .y = context->x_dbc,
-        .y_stride = x_width,
-        .x = context->u,
-        .x_stride = d_inner,
-        .weight = scan->x_proj,
-        .rows = length,
-        .in = info->d_inner,
-        .out = dt_rank + 2 * d_state,
-    });
-    trace_rows(context, names[1], layer, context->x_dbc, length, dt_rank + 2 * d_state, x_width);
+    kernels->matmul(context->x_dbc, x_width, context->u, d_inner, length, &scan->x_proj);
+    trace_rows(context, names[1], layer, context->x_dbc, length, scan->x_proj.out, x_width);
 
-    kernels->matmul(&(struct product){
-        .y = context->delta,
-        .y_stride = d_inner,
-        .x = context->x_dbc,
-        .x_stride = x_width,
-        .weight = scan->dt_weight,
-        .bias = scan->dt_bias,
-        .rows = length,
-        .in = dt_rank,
-        .out = info->d_inner,
-    });
+    kernels->matmul(context->delta, d_inner, context->x_dbc, x_width, length, &scan->dt_proj);
     kernels->softplus(context->delta, length * d_inner);
     trace_rows(context, names[2], layer, context->delta, length, info->d_inner, d_inner);
 
@@ -145,31 +126,19 @@ static void project(struct mamba_context *context, const struct layer_weights *l
     const struct mamba_info *info = &context->model->info;
     const struct mamba_kernels *kernels = context->model->kernels;
     const size_t length = info->length, stride = context->d_inner;
-    struct product product = {
-        .y_stride = stride,
-        .x = context->hidden,
-        .x_stride = context->d_model,
-        .rows = length,
-        .in = info->d_model,
-        .out = info->d_inner,
-    };
+    const float *x = context->hidden;
+    size_t x_stride = context->d_model;
     if (folded) {
-        product.in = info->patch_height * info->patch_width;
-        product.x = context->im2col;
-        product.x_stride = mamba_im2col_stride(product.in);
+        x = context->im2col;
+        x_stride = mamba_im2col_stride(layer->in_proj[0].in);
         kernels->rms_scale(context->scale, context->x, context->d_model, length, info->d_model,
                            info->norm_eps);
     } else {
         normalise_columns(context, columns);
     }
     for (int i = 0; i < 2; i++) {
-        const struct projection *part = &layer->in_proj[i];
         float *out = i == 0 ? context->xs : context->z;
-        product.y = out;
-        product.weight = part->weight;
-        product.bias = part->bias;
-        product.bias_stride = part->bias_stride;
-        kernels->matmul(&product);
+        kernels->matmul(out, stride, x, x_stride, length, &layer->in_proj[i]);
         if (folded)
             kernels->scale_rows(out, stride, out, stride, context->scale, length, stride);
     }
@@ -183,7 +152,7 @@ static void run_layer(struct mamba_context *context, int index)
     const size_t length = model->info.length, d_model = model->info.d_model;
     const size_t d_inner = model->info.d_inner;
     const bool by_columns = model->info.direction == DIRECTION_CROSS && index % 2 == 1;
-    const size_t columns = by_columns ? length / mamba_grid_rows(&model->info) : 1;
+    const size_t columns = by_columns ? mamba_grid_columns(&model->info) : 1;
 
     if (model->info.local_conv) {
         mamba_local_conv(context, layer);
@@ -193,18 +162,11 @@ static void run_layer(struct mamba_context *context, int index)
     trace_rows(context, "in_proj.x", index, context->xs, length, d_inner, context->d_inner);
     trace_rows(context, "in_proj.z", index, context->z, length, d_inner, context->d_inner);
     mix(context, layer, index);
-    model->kernels->matmul(&(struct product){
-        .y = context->x,
-        .y_stride = context->d_model,
-        .x = in_image_order(context, columns),
-        .x_stride = context->d_inner,
-        .weight = layer->out_proj,
-        .bias = context->x,
-        .bias_stride = context->d_model,
-        .rows = length,
-        .in = d_inner,
-        .out = d_model,
-    });
+    struct linear out_proj = layer->out_proj;
+    out_proj.bias = context->x;
+    out_proj.bias_stride = context->d_model;
+    model->kernels->matmul(context->x, context->d_model, in_image_order(context, columns),
+                           context->d_inner, length, &out_proj);
     trace_rows(context, "residual", index, context->x, length, d_model, context->d_model);
 }
 
@@ -227,18 +189,10 @@ static void pool(struct mamba_context *context)
 static void classify(struct mamba_context *context)
 {
     const struct mamba_info *info = &context->model->info;
-    const struct member_weights *member = context->member;
-    context->model->kernels->matmul(&(struct product){
-        .y = context->logits,
-        .x = context->pooled,
-        .weight = member->head_weight,
-        .bias = member->head_bias,
-        .rows = 1,
-        .in = info->d_model,
-        .out = info->n_classes,
-    });
-    trace_rows(context, "logits", -1, context->logits, 1, info->n_classes,
-               (size_t)mamba_pad(info->n_classes));
+    const size_t stride = (size_t)mamba_pad(info->n_classes);
+    context->model->kernels->matmul(context->logits, stride, context->pooled, context->d_model, 1,
+                                    &context->member->head);
+    trace_rows(context, "logits", -1, context->logits, 1, info->n_classes, stride);
 }
 
 /* ---- the ensemble ------------------------------------------------------------------------ */

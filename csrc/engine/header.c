@@ -15,16 +15,8 @@ static const uint8_t MAGIC[8] = {0x89, 'M', 'A', 'M', 'B', 'A', '\r', '\n'};
 enum { VERSION = 1, MAX_LENGTH = 65536 };
 enum { MAX_ACTIVATIONS = 1 << 24 }; /* floats of one array */
 
-/* Offsets of fields, in bytes; FIELDS below has those of the whole numbers. */
-enum {
-    VERSION_AT = 8,
-    CRC_AT = 12,
-    FLAGS_AT = 16,
-    NORM_EPS_AT = 84,
-    PIXEL_MEAN_AT = 88,
-    PIXEL_STD_AT = 92,
-    RESERVED_FROM = 100
-};
+/* Offsets in bytes; the other fields' are in the tables below. */
+enum { VERSION_AT = 8, CRC_AT = 12, FLAGS_AT = 16, RESERVED_FROM = 100 };
 enum {
     FLAG_TIED_A = 1u << 0,
     FLAG_POS_EMBED = 1u << 1,
@@ -35,13 +27,6 @@ enum {
 static uint32_t get_u32(const uint8_t *data)
 {
     uint32_t value;
-    memcpy(&value, data, sizeof value);
-    return value;
-}
-
-static float get_f32(const uint8_t *data)
-{
-    float value;
     memcpy(&value, data, sizeof value);
     return value;
 }
@@ -144,19 +129,16 @@ static mamba_status read_fields(struct mamba_info *info, const uint8_t *header, 
 /* Sets info->length. The dims are in range, so no product here can overflow. */
 static mamba_status set_length(struct mamba_info *info, const char *path, mamba_error *error)
 {
-    if (info->stem != STEM_PATCH) {
-        info->length = mamba_grid_rows(info) * mamba_conv_side(mamba_conv_side(info->width, 2), 2);
-    } else {
-        if (info->height % info->patch_height != 0)
-            return mamba_fail(error, MAMBA_ERR_MODEL, path,
-                              "patch_height: got %u, expected a divisor of height %u",
-                              info->patch_height, info->height);
-        if (info->width % info->patch_width != 0)
-            return mamba_fail(error, MAMBA_ERR_MODEL, path,
-                              "patch_width: got %u, expected a divisor of width %u",
-                              info->patch_width, info->width);
-        info->length = (info->height / info->patch_height) * (info->width / info->patch_width);
-    }
+    const bool patch = info->stem == STEM_PATCH;
+    if (patch && info->height % info->patch_height != 0)
+        return mamba_fail(error, MAMBA_ERR_MODEL, path,
+                          "patch_height: got %u, expected a divisor of height %u",
+                          info->patch_height, info->height);
+    if (patch && info->width % info->patch_width != 0)
+        return mamba_fail(error, MAMBA_ERR_MODEL, path,
+                          "patch_width: got %u, expected a divisor of width %u", info->patch_width,
+                          info->width);
+    info->length = mamba_grid_rows(info) * mamba_grid_columns(info);
     if (info->length > MAX_LENGTH)
         return mamba_fail(error, MAMBA_ERR_MODEL, path,
                           "sequence length: got %u tokens, expected up to %d", info->length,
@@ -195,33 +177,26 @@ static mamba_status check_activations(const struct mamba_info *info, const char 
     return MAMBA_OK;
 }
 
-static mamba_status check_floats(const struct mamba_info *info, const char *path,
-                                 mamba_error *error)
+static mamba_status read_floats(struct mamba_info *info, const uint8_t *header, const char *path,
+                                mamba_error *error)
 {
     const struct {
         const char *name;
-        float got, min, max;
+        size_t offset; /* in the file */
+        float *out, min, max;
     } fields[] = {
-        {"norm_eps", info->norm_eps, FLT_TRUE_MIN, 0.1f}, /* above 0 */
-        {"pixel_mean", info->pixel_mean, 0.0f, 1.0f},
-        {"pixel_std", info->pixel_std, 1e-6f, 1e6f},
+        {"norm_eps", 84, &info->norm_eps, FLT_TRUE_MIN, 0.1f}, /* above 0 */
+        {"pixel_mean", 88, &info->pixel_mean, 0.0f, 1.0f},
+        {"pixel_std", 92, &info->pixel_std, 1e-6f, 1e6f},
     };
     for (size_t i = 0; i < sizeof fields / sizeof *fields; i++) {
-        const float got = fields[i].got;
+        float got;
+        memcpy(&got, header + fields[i].offset, sizeof got);
         if (!mamba_is_finite(got) || got < fields[i].min || got > fields[i].max)
             return mamba_fail(error, MAMBA_ERR_MODEL, path, "%s: got %.9g, expected %.9g..%.9g",
                               fields[i].name, (double)got, (double)fields[i].min,
                               (double)fields[i].max);
-    }
-    return MAMBA_OK;
-}
-
-static mamba_status check_reserved(const uint8_t *header, const char *path, mamba_error *error)
-{
-    for (size_t i = RESERVED_FROM; i < HEADER_BYTES; i++) {
-        if (header[i] != 0)
-            return mamba_fail(error, MAMBA_ERR_MODEL, path, "reserved byte %zu: got %u, expected 0",
-                              i, header[i]);
+        *fields[i].out = got;
     }
     return MAMBA_OK;
 }
@@ -236,16 +211,17 @@ mamba_status mamba_check_header(struct mamba_info *info, const struct file_bytes
     *info = (struct mamba_info){
         .version = VERSION,
         .crc32 = get_u32(header + CRC_AT),
-        .norm_eps = get_f32(header + NORM_EPS_AT),
-        .pixel_mean = get_f32(header + PIXEL_MEAN_AT),
-        .pixel_std = get_f32(header + PIXEL_STD_AT),
         .file_bytes = file->size,
     };
     if ((status = read_flags(info, header, path, error)) != MAMBA_OK ||
         (status = read_fields(info, header, path, error)) != MAMBA_OK ||
         (status = set_length(info, path, error)) != MAMBA_OK ||
         (status = check_activations(info, path, error)) != MAMBA_OK ||
-        (status = check_floats(info, path, error)) != MAMBA_OK)
+        (status = read_floats(info, header, path, error)) != MAMBA_OK)
         return status;
-    return check_reserved(header, path, error);
+    for (size_t i = RESERVED_FROM; i < HEADER_BYTES; i++)
+        if (header[i] != 0)
+            return mamba_fail(error, MAMBA_ERR_MODEL, path, "reserved byte %zu: got %u, expected 0",
+                              i, header[i]);
+    return MAMBA_OK;
 }

@@ -30,7 +30,7 @@ static size_t taps_at(struct tap taps[9], const struct grid *grid, const float *
 void mamba_local_conv(struct mamba_context *context, const struct layer_weights *layer)
 {
     const struct mamba_info *info = &context->model->info;
-    const uint32_t rows = mamba_grid_rows(info), columns = info->length / rows;
+    const uint32_t rows = mamba_grid_rows(info), columns = mamba_grid_columns(info);
     const struct grid grid = {context->x, rows, columns, context->d_model};
     float *convolved = context->hidden, *out = convolved;
     for (uint32_t row = 0; row < rows; row++) {

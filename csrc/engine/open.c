@@ -7,26 +7,19 @@
 #include "header.h"
 #include "tensors.h"
 
-static mamba_status choose_kernels(struct mamba_model *model, mamba_error *error)
-{
-    const char *wanted = getenv("MAMBA_ISA");
-    model->kernels = mamba_choose_kernels(wanted);
-    if (model->kernels)
-        return MAMBA_OK;
-    return mamba_fail(error, MAMBA_ERR_ARGUMENT, NULL,
-                      "MAMBA_ISA: got %.60s, expected scalar, neon, avx2 or avx512, and one that "
-                      "this processor has",
-                      wanted);
-}
-
 /* Checks what follows the header of model->file, and gets the model ready to run. */
 static mamba_status load(struct mamba_model *model, const char *path, mamba_error *error)
 {
     mamba_status status = mamba_check_tensors(model, path, error);
-    if (status == MAMBA_OK)
-        status = choose_kernels(model, error);
     if (status != MAMBA_OK)
         return status;
+    const char *wanted = getenv("MAMBA_ISA");
+    model->kernels = mamba_choose_kernels(wanted);
+    if (!model->kernels)
+        return mamba_fail(error, MAMBA_ERR_ARGUMENT, NULL,
+                          "MAMBA_ISA: got %.60s, expected scalar, neon, avx2 or avx512, and one "
+                          "that this processor has",
+                          wanted);
     if (mamba_context_bytes(model) == 0)
         return mamba_fail(error, MAMBA_ERR_MEMORY, path,
                           "its activations do not fit this machine's address space");

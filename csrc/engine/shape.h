@@ -43,11 +43,17 @@ static inline uint32_t mamba_conv_side(uint32_t side, uint32_t stride)
     return (side + stride - 1) / stride;
 }
 
-/* Rows of the grid of tokens that the stem makes of an image. */
+/* The grid of tokens that the stem makes of an image. */
 static inline uint32_t mamba_grid_rows(const struct mamba_info *info)
 {
     return info->stem == STEM_PATCH ? info->height / info->patch_height
                                     : mamba_conv_side(mamba_conv_side(info->height, 2), 2);
+}
+
+static inline uint32_t mamba_grid_columns(const struct mamba_info *info)
+{
+    return info->stem == STEM_PATCH ? info->width / info->patch_width
+                                    : mamba_conv_side(mamba_conv_side(info->width, 2), 2);
 }
 
 /* Floats of a feature map of the conv stems (stem.c): with a border around it and room for a copy's

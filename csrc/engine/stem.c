@@ -24,20 +24,10 @@ static void patch_stem(struct mamba_context *context)
 {
     const struct mamba_model *model = context->model;
     const struct mamba_info *info = &model->info;
-    const uint32_t pixels = info->patch_height * info->patch_width;
-    const size_t stride = mamba_im2col_stride(pixels);
+    const size_t stride = mamba_im2col_stride(info->patch_height * info->patch_width);
     gather_patches(context->im2col, stride, context->image, info);
-    model->kernels->matmul(&(struct product){
-        .y = context->x,
-        .y_stride = context->d_model,
-        .x = context->im2col,
-        .x_stride = stride,
-        .weight = context->member->stem_weight,
-        .bias = context->member->stem_bias,
-        .rows = info->length,
-        .in = pixels,
-        .out = info->d_model,
-    });
+    model->kernels->matmul(context->x, context->d_model, context->im2col, stride, info->length,
+                           &context->member->patch_stem);
 }
 
 /* ---- conv stems -------------------------------------------------------------------------- */
@@ -96,26 +86,17 @@ static void put_rows(struct feature_map out, size_t first_row, size_t rows, cons
 /* out = bias + the 3x3 convolution of `in`, some rows at a time. With `tokens`, out.data is the
  * array of tokens [height * width, channels], which has no border. */
 static void conv_3x3(struct mamba_context *context, struct feature_map out, struct feature_map in,
-                     struct stem_conv_weights weights, size_t stride, bool tokens)
+                     const struct linear *weights, size_t stride, bool tokens)
 {
-    const size_t inputs = 9 * in.channels, im2col_stride = mamba_im2col_stride(inputs);
+    const size_t im2col_stride = mamba_im2col_stride(weights->in);
     const size_t out_stride = (size_t)mamba_pad(out.channels), at_once = mamba_conv_rows(out.width);
     size_t rows;
     for (size_t y = 0; y < out.height; y += rows) {
         rows = out.height - y < 2 * at_once ? out.height - y : at_once;
         gather_3x3(context->im2col, im2col_stride, in, stride, y, rows, out.width);
         float *result = tokens ? out.data + y * out.width * out_stride : context->conv_output;
-        context->model->kernels->matmul(&(struct product){
-            .y = result,
-            .y_stride = out_stride,
-            .x = context->im2col,
-            .x_stride = im2col_stride,
-            .weight = weights.weight,
-            .bias = weights.bias,
-            .rows = rows * out.width,
-            .in = inputs,
-            .out = out.channels,
-        });
+        context->model->kernels->matmul(result, out_stride, context->im2col, im2col_stride,
+                                        rows * out.width, weights);
         if (!tokens)
             put_rows(out, y, rows, result, out_stride);
     }
@@ -143,7 +124,7 @@ static void conv_stem(struct mamba_context *context)
             .width = mamba_conv_side((uint32_t)in.width, convs[i].stride),
             .channels = convs[i].out,
         };
-        conv_3x3(context, out, in, context->member->stem_convs[i], convs[i].stride, last);
+        conv_3x3(context, out, in, &context->member->stem_convs[i], convs[i].stride, last);
         if (!last)
             model->kernels->silu(out.data, clear_border(out));
         in = out;

@@ -13,36 +13,18 @@ _Static_assert(sizeof(float) == 4, "model files hold IEEE 754 binary32");
 /* ---- the walk ---------------------------------------------------------------------------- */
 
 /* A walk over the tensors in file order. Without a base it measures the file, with one it sets the
- * pointers, so that size and layout cannot disagree. */
+ * pointers, so that size and layout cannot disagree. header.c limits the dims: a tensor has up to
+ * 2^35 floats and a file fewer than 2^45, so 64 bits cannot overflow. */
 struct walk {
     const float *base;   /* the first tensor, or NULL to measure only */
     uint64_t floats;     /* passed so far, with padding */
     uint64_t parameters; /* passed so far, without padding */
-    bool overflow;       /* floats is too small */
     /* Where the walk is, for messages. */
     bool in_ensemble;
     int member, layer, scan; /* layer is -1 outside the layers */
     char bad_tensor[64];     /* the first tensor with a NaN or infinity, or "" */
     uint64_t bad_index;      /* its first such float, in file order */
 };
-
-static uint64_t checked_multiply(struct walk *walk, uint64_t a, uint64_t b)
-{
-    if (b != 0 && a > UINT64_MAX / b) {
-        walk->overflow = true;
-        return 0;
-    }
-    return a * b;
-}
-
-static void checked_advance(struct walk *walk, uint64_t floats)
-{
-    /* The file's size in bytes must fit, too: leave room for the factor and the header. */
-    if (floats > UINT64_MAX / 8 - walk->floats)
-        walk->overflow = true;
-    else
-        walk->floats += floats;
-}
 
 static void find_not_finite(struct walk *walk, const char *name, const float *data, uint64_t n)
 {
@@ -73,15 +55,15 @@ static const float *pass(struct walk *walk, const char *name, uint64_t padded, u
     const float *tensor = walk->base ? walk->base + walk->floats : NULL;
     if (tensor)
         find_not_finite(walk, name, tensor, padded);
-    checked_advance(walk, padded);
+    walk->floats += padded;
     walk->parameters += parameters;
     return tensor;
 }
 
-/* T(rows, n), V(n) and P(out, in) of format.md. */
+/* T(rows, n) and V(n) of format.md. */
 static const float *table(struct walk *walk, const char *name, uint64_t rows, uint64_t n)
 {
-    return pass(walk, name, checked_multiply(walk, rows, mamba_pad(n)), rows * n);
+    return pass(walk, name, rows * mamba_pad(n), rows * n);
 }
 
 static const float *vector(struct walk *walk, const char *name, uint64_t n)
@@ -89,9 +71,14 @@ static const float *vector(struct walk *walk, const char *name, uint64_t n)
     return table(walk, name, 1, n);
 }
 
-static const float *panels(struct walk *walk, const char *name, uint64_t out, uint64_t in)
+/* A matrix P(out, in) and, unless `bias` is NULL, its V(out). */
+static struct linear linear(struct walk *walk, const char *weight, const char *bias, uint64_t out,
+                            uint64_t in)
 {
-    return pass(walk, name, checked_multiply(walk, mamba_pad(out), in), out * in);
+    struct linear result = {.in = (size_t)in, .out = (size_t)out};
+    result.weight = pass(walk, weight, mamba_pad(out) * in, out * in);
+    result.bias = bias ? vector(walk, bias, out) : NULL;
+    return result;
 }
 
 /* ---- the tensors ------------------------------------------------------------------------- */
@@ -102,8 +89,7 @@ static void walk_stem(struct walk *walk, const struct mamba_info *info,
     const uint64_t d_model = info->d_model;
     if (info->stem == STEM_PATCH) {
         const uint64_t pixels = (uint64_t)info->patch_height * info->patch_width;
-        member->stem_weight = panels(walk, "stem.weight", d_model, pixels);
-        member->stem_bias = vector(walk, "stem.bias", d_model);
+        member->patch_stem = linear(walk, "stem.weight", "stem.bias", d_model, pixels);
     }
     struct stem_conv convs[MAX_STEM_CONVS];
     const size_t n = mamba_stem_convs(info, convs);
@@ -112,9 +98,8 @@ static void walk_stem(struct walk *walk, const struct mamba_info *info,
         static const char weights[][18] = {"stem.conv1.weight", "stem.conv2.weight",
                                            "stem.conv3.weight"};
         static const char biases[][16] = {"stem.conv1.bias", "stem.conv2.bias", "stem.conv3.bias"};
-        const uint64_t inputs = 9 * (uint64_t)convs[i].in;
-        member->stem_convs[i].weight = panels(walk, weights[i], convs[i].out, inputs);
-        member->stem_convs[i].bias = vector(walk, biases[i], convs[i].out);
+        member->stem_convs[i] =
+            linear(walk, weights[i], biases[i], convs[i].out, 9 * (uint64_t)convs[i].in);
     }
     member->pos_embed = info->pos_embed ? table(walk, "pos_embed", info->length, d_model) : NULL;
 }
@@ -124,9 +109,8 @@ static void walk_scan(struct walk *walk, const struct mamba_info *info, struct s
     const uint64_t d_inner = info->d_inner, d_state = info->d_state;
     scan->conv_weight = table(walk, "conv1d.weight", info->d_conv, d_inner);
     scan->conv_bias = vector(walk, "conv1d.bias", d_inner);
-    scan->x_proj = panels(walk, "x_proj", info->dt_rank + 2 * d_state, d_inner);
-    scan->dt_weight = panels(walk, "dt_proj.weight", d_inner, info->dt_rank);
-    scan->dt_bias = vector(walk, "dt_proj.bias", d_inner);
+    scan->x_proj = linear(walk, "x_proj", NULL, info->dt_rank + 2 * d_state, d_inner);
+    scan->dt_proj = linear(walk, "dt_proj.weight", "dt_proj.bias", d_inner, info->dt_rank);
     scan->a = table(walk, "A", info->tied_a ? 1 : d_state, d_inner);
     scan->d = vector(walk, "D", d_inner);
 }
@@ -143,16 +127,15 @@ static void walk_member(struct walk *walk, const struct mamba_info *info,
             layer->local_conv_weight = table(walk, "local.weight", 9, d_model);
             layer->local_conv_bias = vector(walk, "local.bias", d_model);
         }
-        layer->in_proj[0].weight = panels(walk, "in_proj.x", d_inner, d_model);
-        layer->in_proj[1].weight = panels(walk, "in_proj.z", d_inner, d_model);
+        layer->in_proj[0] = linear(walk, "in_proj.x", NULL, d_inner, d_model);
+        layer->in_proj[1] = linear(walk, "in_proj.z", NULL, d_inner, d_model);
         for (walk->scan = 0; walk->scan < (int)mamba_scans_per_layer(info); walk->scan++)
             walk_scan(walk, info, &layer->scan[walk->scan]);
         walk->scan = 0;
-        layer->out_proj = panels(walk, "out_proj", d_model, d_inner);
+        layer->out_proj = linear(walk, "out_proj", NULL, d_model, d_inner);
     }
     walk->layer = -1;
-    member->head_weight = panels(walk, "head.weight", info->n_classes, d_model);
-    member->head_bias = vector(walk, "head.bias", info->n_classes);
+    member->head = linear(walk, "head.weight", "head.bias", info->n_classes, d_model);
 }
 
 static void walk_tensors(struct walk *walk, struct mamba_model *model)
@@ -171,9 +154,6 @@ mamba_status mamba_check_tensors(struct mamba_model *model, const char *path, ma
     struct walk measure = {0};
     walk_tensors(&measure, model);
     uint64_t expected = HEADER_BYTES + measure.floats * sizeof(float);
-    if (measure.overflow)
-        return mamba_fail(error, MAMBA_ERR_MODEL, path,
-                          "dims: the file size that follows overflows");
     if (file->size != expected)
         return mamba_fail(error, MAMBA_ERR_MODEL, path,
                           "file size: got %zu bytes, expected the %llu that follow from its dims",

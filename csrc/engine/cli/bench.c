@@ -5,8 +5,7 @@
 #include "commands.h"
 #include "error.h"
 
-enum { DISTINCT = 64 };      /* batches that calls cycle through */
-enum { DEFAULT_ROUNDS = 5 }; /* the result is their median */
+enum { DISTINCT = 64 }; /* batches that calls cycle through */
 enum { MIN_CALLS = 5, MAX_CALLS = 10000 };
 static const double ROUND_SECONDS = 0.2;
 
@@ -99,51 +98,45 @@ static double quantile_us(const double *sorted, size_t n, double fraction)
     return 1e6 * sorted[index];
 }
 
-static void report(struct bench *bench, double load_seconds, bool json)
+static void report(struct bench *bench, const struct job *job)
 {
     const size_t rounds = (size_t)bench->rounds, calls = rounds * bench->calls;
     qsort(bench->round_times, rounds, sizeof(double), ascending);
     qsort(bench->call_times, calls, sizeof(double), ascending);
     const char *format =
-        json ? "{\"batch\":%d,\"threads\":%d,\"rounds\":%d,\"calls\":%zu,\"median_us\":%.3f,"
-               "\"p50_us\":%.3f,\"p99_us\":%.3f,\"min_us\":%.3f,\"load_us\":%.1f,\"isa\":\"%s\"}\n"
-             : "batch %d, %d thread(s), %d rounds, %zu calls; microseconds per image:\n"
-               "median of rounds %10.3f\n"
-               "p50 of calls     %10.3f\n"
-               "p99 of calls     %10.3f\n"
-               "min of calls     %10.3f\n"
-               "loading          %10.1f (once: open, checksum, checks)\n"
-               "instruction set  %10s\n";
+        job->options->json
+            ? "{\"batch\":%d,\"threads\":%d,\"rounds\":%d,\"calls\":%zu,\"median_us\":%.3f,"
+              "\"p50_us\":%.3f,\"p99_us\":%.3f,\"min_us\":%.3f,\"load_us\":%.1f,\"isa\":\"%s\"}\n"
+            : "batch %d, %d thread(s), %d rounds, %zu calls; microseconds per image:\n"
+              "median of rounds %10.3f\n"
+              "p50 of calls     %10.3f\n"
+              "p99 of calls     %10.3f\n"
+              "min of calls     %10.3f\n"
+              "loading          %10.1f (once: open, checksum, checks)\n"
+              "instruction set  %10s\n";
     printf(format, bench->batch, bench->threads, bench->rounds, calls,
            quantile_us(bench->round_times, rounds, 0.5), quantile_us(bench->call_times, calls, 0.5),
            quantile_us(bench->call_times, calls, 0.99), quantile_us(bench->call_times, calls, 0.0),
-           1e6 * load_seconds, mamba_model_isa(bench->model));
+           1e6 * job->load_seconds, mamba_model_isa(bench->model));
 }
 
-mamba_status command_bench(const struct options *options, mamba_error *error)
+mamba_status command_bench(const struct job *job, mamba_error *error)
 {
-    mamba_model *model;
-    const double start = now_seconds();
-    mamba_status status = open_model(&model, options, error);
-    const double load_seconds = now_seconds() - start;
-    if (status != MAMBA_OK)
-        return status;
     struct bench bench = {
-        .model = model,
-        .batch = options->batch ? options->batch : 1,
-        .threads = choose_threads(options->threads, 1),
-        .rounds = options->rounds ? options->rounds : DEFAULT_ROUNDS,
+        .model = job->model,
+        .batch = job->options->batch,
+        .threads = choose_threads(job->options->threads, 1),
+        .rounds = job->options->rounds,
     };
-    status = prepare(&bench, error);
+    mamba_status status = prepare(&bench, error);
     if (status == MAMBA_OK) {
         measure(&bench);
-        report(&bench, load_seconds, options->json);
+        report(&bench, job);
     }
     free(bench.round_times);
     free(bench.call_times);
     free(bench.logits);
     free(bench.arena);
     free(bench.images);
-    mamba_model_close(model);
     return status;
 }

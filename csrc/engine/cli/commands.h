@@ -5,17 +5,27 @@
 
 #include "options.h"
 
-mamba_status command_predict(const struct options *options, mamba_error *error);
-mamba_status command_eval(const struct options *options, mamba_error *error);
-mamba_status command_info(const struct options *options, mamba_error *error);
-mamba_status command_bench(const struct options *options, mamba_error *error);
+/* What a command works on. */
+struct job {
+    const struct options *options;
+    const mamba_model *model; /* the first file of the command line */
+    double load_seconds;      /* of the model */
+};
+
+typedef mamba_status (*command_function)(const struct job *job, mamba_error *error);
+
+mamba_status command_predict(const struct job *job, mamba_error *error);
+mamba_status command_eval(const struct job *job, mamba_error *error);
+mamba_status command_info(const struct job *job, mamba_error *error);
+mamba_status command_bench(const struct job *job, mamba_error *error);
 
 /* common.c */
 
-double now_seconds(void); /* of a monotonic clock */
+/* Opens the model, runs the command and closes the model. */
+mamba_status run_command(command_function command, const struct options *options,
+                         mamba_error *error);
 
-/* Opens the first file of the command line. */
-mamba_status open_model(mamba_model **out, const struct options *options, mamba_error *error);
+double now_seconds(void); /* of a monotonic clock */
 
 /* Returns the index of the largest of logits [n]; of equal ones, the first. */
 size_t argmax(const float *logits, size_t n);

@@ -3,8 +3,8 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <time.h>
@@ -20,11 +20,19 @@ double now_seconds(void)
     return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
 }
 
-mamba_status open_model(mamba_model **out, const struct options *options, mamba_error *error)
+mamba_status run_command(command_function command, const struct options *options,
+                         mamba_error *error)
 {
+    mamba_model *model;
     const char *path = options->positional[0];
-    return options->access == FILE_COPIED ? mamba_model_read(out, path, error)
-                                          : mamba_model_open(out, path, error);
+    const double start = now_seconds();
+    mamba_status status = options->access == FILE_COPIED ? mamba_model_read(&model, path, error)
+                                                         : mamba_model_open(&model, path, error);
+    const struct job job = {options, model, now_seconds() - start};
+    if (status == MAMBA_OK)
+        status = command(&job, error);
+    mamba_model_close(model);
+    return status;
 }
 
 size_t argmax(const float *logits, size_t n)
@@ -45,56 +53,39 @@ int choose_threads(int wanted, int otherwise)
     return wanted ? wanted : otherwise;
 }
 
-static mamba_status write_all(int fd, const char *path, const void *data, size_t bytes,
-                              mamba_error *error)
+static bool write_and_close(int fd, const char *data, size_t bytes)
 {
-    const char *at = data;
-    while (bytes > 0) {
-        ssize_t written = write(fd, at, bytes);
-        if (written < 0 && errno == EINTR)
-            continue;
-        if (written < 0)
-            return mamba_fail(error, MAMBA_ERR_IO, path, "cannot write: %s", strerror(errno));
-        at += written;
-        bytes -= (size_t)written;
+    bool good = true;
+    while (good && bytes > 0) {
+        const ssize_t written = write(fd, data, bytes);
+        if (written < 0) {
+            good = errno == EINTR;
+        } else {
+            data += written;
+            bytes -= (size_t)written;
+        }
     }
-    if (fsync(fd) != 0)
-        return mamba_fail(error, MAMBA_ERR_IO, path, "cannot sync: %s", strerror(errno));
-    return MAMBA_OK;
-}
-
-/* Messages name `path`. */
-static mamba_status write_and_rename(const char *path, const char *temporary, const void *data,
-                                     size_t bytes, mamba_error *error)
-{
-    unlink(temporary); /* left by a killed process; O_EXCL follows no link planted since */
-    int fd = open(temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-    if (fd < 0)
-        return mamba_fail(error, MAMBA_ERR_IO, path, "cannot create: %s", strerror(errno));
-    mamba_status status = write_all(fd, path, data, bytes, error);
-    if (close(fd) != 0 && status == MAMBA_OK)
-        status = mamba_fail(error, MAMBA_ERR_IO, path, "cannot close: %s", strerror(errno));
-    if (status == MAMBA_OK && rename(temporary, path) != 0)
-        status = mamba_fail(error, MAMBA_ERR_IO, path, "cannot rename to it: %s", strerror(errno));
-    if (status != MAMBA_OK)
-        unlink(temporary);
-    return status;
+    good = good && fsync(fd) == 0;
+    return close(fd) == 0 && good;
 }
 
 mamba_status write_file(const char *path, const void *data, size_t bytes, mamba_error *error)
 {
     struct stat existing; /* a rename over /dev/null would replace the device */
     const bool exists = stat(path, &existing) == 0;
-    if (!exists && errno != ENOENT)
+    if (!exists && errno != ENOENT) /* also a path longer than PATH_MAX */
         return mamba_fail(error, MAMBA_ERR_IO, path, "cannot stat: %s", strerror(errno));
     if (exists && !S_ISREG(existing.st_mode))
         return mamba_fail(error, MAMBA_ERR_IO, path, "not a regular file");
-    size_t size = strlen(path) + 32;
-    char *temporary = malloc(size);
-    if (!temporary)
-        return mamba_fail(error, MAMBA_ERR_MEMORY, path, "no memory for a temporary name");
-    snprintf(temporary, size, "%s.tmp.%ld", path, (long)getpid());
-    mamba_status status = write_and_rename(path, temporary, data, bytes, error);
-    free(temporary);
-    return status;
+    char temporary[PATH_MAX + 32];
+    snprintf(temporary, sizeof temporary, "%s.tmp.%ld", path, (long)getpid());
+    unlink(temporary); /* left by a killed process; O_EXCL follows no link planted since */
+    const int fd = open(temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+    if (fd < 0)
+        return mamba_fail(error, MAMBA_ERR_IO, path, "cannot create: %s", strerror(errno));
+    if (write_and_close(fd, data, bytes) && rename(temporary, path) == 0)
+        return MAMBA_OK;
+    mamba_fail(error, MAMBA_ERR_IO, path, "cannot write: %s", strerror(errno));
+    unlink(temporary);
+    return MAMBA_ERR_IO;
 }

@@ -13,11 +13,9 @@ static uint32_t get_u32_big_endian(const uint8_t *data)
            (uint32_t)data[3];
 }
 
-/* Reads dims [rank] of an IDX file of bytes, checks that the file has the size that follows from
- * them, and reads the rest of a copy. */
-static mamba_status check_idx(struct file_bytes *file, uint32_t *dims, size_t rank,
-                              const char *path, mamba_error *error)
+mamba_status mamba_idx_check(struct idx *out, const char *path, size_t rank, mamba_error *error)
 {
+    struct file_bytes *file = &out->file;
     const size_t header = MAGIC_BYTES + rank * DIM_BYTES;
     if (file->size < header)
         return mamba_fail(error, MAMBA_ERR_INPUT, path,
@@ -29,8 +27,8 @@ static mamba_status check_idx(struct file_bytes *file, uint32_t *dims, size_t ra
                           "IDX magic: got 0x%08X, expected 0x%08X (bytes, %zu dim%s)%s", magic,
                           expected, rank, rank == 1 ? "" : "s",
                           magic >> 16 == 0x1F8B ? "; this is gzip: unpack it" : "");
-    uint64_t bytes = header; /* at most 2^32 * 4096 * 4096 beyond the header */
-    uint64_t product = 1;
+    uint32_t dims[IDX_IMAGES] = {1, 1, 1};
+    uint64_t product = 1; /* at most 2^32 * 4096 * 4096 */
     for (size_t i = 0; i < rank; i++) {
         dims[i] = get_u32_big_endian(file->data + MAGIC_BYTES + i * DIM_BYTES);
         uint32_t max = i == 0 ? UINT32_MAX : IDX_MAX_SIDE;
@@ -39,81 +37,39 @@ static mamba_status check_idx(struct file_bytes *file, uint32_t *dims, size_t ra
                               i, dims[i], max);
         product *= dims[i];
     }
-    bytes += product;
-    if (file->size != bytes)
+    if (file->size != header + product)
         return mamba_fail(error, MAMBA_ERR_INPUT, path,
                           "file size: got %zu bytes, expected the %llu that follow from its dims",
-                          file->size, (unsigned long long)bytes);
-    return mamba_file_rest(file, path, error);
+                          file->size, (unsigned long long)(header + product));
+    mamba_status status = mamba_file_rest(file, path, error);
+    if (status == MAMBA_OK)
+        *out = (struct idx){*file, file->data + header, dims[0], dims[1], dims[2]};
+    return status;
 }
 
-mamba_status mamba_idx_images_check(struct idx_images *images, const char *path, mamba_error *error)
+mamba_status mamba_idx_open(struct idx *out, const char *path, size_t rank, enum file_access access,
+                            mamba_error *error)
 {
-    enum { RANK = 3 };
-    uint32_t dims[RANK] = {0};
-    mamba_status status = check_idx(&images->file, dims, RANK, path, error);
-    if (status != MAMBA_OK)
-        return status;
-    images->n = dims[0];
-    images->height = dims[1];
-    images->width = dims[2];
-    images->pixels = images->file.data + MAGIC_BYTES + RANK * DIM_BYTES;
-    return MAMBA_OK;
+    *out = (struct idx){0};
+    mamba_status status = mamba_file_open(&out->file, path, access, error);
+    return status == MAMBA_OK ? mamba_idx_check(out, path, rank, error) : status;
 }
 
-mamba_status mamba_idx_labels_check(struct idx_labels *labels, const char *path, mamba_error *error)
-{
-    enum { RANK = 1 };
-    uint32_t dims[RANK] = {0};
-    mamba_status status = check_idx(&labels->file, dims, RANK, path, error);
-    if (status != MAMBA_OK)
-        return status;
-    labels->n = dims[0];
-    labels->labels = labels->file.data + MAGIC_BYTES + RANK * DIM_BYTES;
-    return MAMBA_OK;
-}
-
-mamba_status mamba_raw_image_check(struct raw_image *image, size_t height, size_t width,
-                                   const char *path, mamba_error *error)
+mamba_status mamba_raw_image_check(struct file_bytes *file, const char *path, size_t height,
+                                   size_t width, mamba_error *error)
 {
     const size_t n = height * width, bytes = n * sizeof(float);
-    if (image->file.size != bytes)
+    if (file->size != bytes)
         return mamba_fail(error, MAMBA_ERR_INPUT, path,
-                          "file size: got %zu bytes, expected %zu (%zu x %zu float32)",
-                          image->file.size, bytes, height, width);
-    mamba_status status = mamba_file_rest(&image->file, path, error);
+                          "file size: got %zu bytes, expected %zu (%zu x %zu float32)", file->size,
+                          bytes, height, width);
+    mamba_status status = mamba_file_rest(file, path, error);
     if (status != MAMBA_OK)
         return status;
-    const float *pixels = (const float *)(const void *)image->file.data;
-    for (size_t i = 0; i < n; i++) {
+    const float *pixels = (const float *)(const void *)file->data;
+    for (size_t i = 0; i < n; i++)
         if (!mamba_is_finite(pixels[i]) || pixels[i] < 0.0f || pixels[i] > 1.0f)
             return mamba_fail(error, MAMBA_ERR_INPUT, path,
                               "pixel %zu: got %g, expected a number in 0..1", i, (double)pixels[i]);
-    }
-    image->pixels = pixels;
     return MAMBA_OK;
-}
-
-mamba_status mamba_idx_images_open(struct idx_images *out, const char *path,
-                                   enum file_access access, mamba_error *error)
-{
-    *out = (struct idx_images){0};
-    mamba_status status = mamba_file_open(&out->file, path, access, error);
-    return status == MAMBA_OK ? mamba_idx_images_check(out, path, error) : status;
-}
-
-mamba_status mamba_idx_labels_open(struct idx_labels *out, const char *path,
-                                   enum file_access access, mamba_error *error)
-{
-    *out = (struct idx_labels){0};
-    mamba_status status = mamba_file_open(&out->file, path, access, error);
-    return status == MAMBA_OK ? mamba_idx_labels_check(out, path, error) : status;
-}
-
-mamba_status mamba_raw_image_open(struct raw_image *out, const char *path, size_t height,
-                                  size_t width, enum file_access access, mamba_error *error)
-{
-    *out = (struct raw_image){0};
-    mamba_status status = mamba_file_open(&out->file, path, access, error);
-    return status == MAMBA_OK ? mamba_raw_image_check(out, height, width, path, error) : status;
 }

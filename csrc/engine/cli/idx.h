@@ -7,37 +7,24 @@
 
 enum { IDX_MAX_SIDE = 4096 }; /* as in a model file */
 
-struct idx_images {
+/* An IDX file of images (rank 3) or labels (rank 1). */
+struct idx {
     struct file_bytes file;
-    const uint8_t *pixels; /* [n, height, width] */
-    size_t n, height, width;
+    const uint8_t *data;     /* [n, height, width] pixels, or [n] labels */
+    size_t n, height, width; /* labels: height and width are 1 */
 };
 
-struct idx_labels {
-    struct file_bytes file;
-    const uint8_t *labels; /* [n] */
-    size_t n;
-};
+enum { IDX_LABELS = 1, IDX_IMAGES = 3 }; /* ranks */
 
-struct raw_image {
-    struct file_bytes file;
-    const float *pixels; /* [height, width], each finite and in 0..1 */
-};
+/* Opens and checks `path`. Close out->file with mamba_file_close, after an error too. */
+mamba_status mamba_idx_open(struct idx *out, const char *path, size_t rank, enum file_access access,
+                            mamba_error *error);
 
-/* Each opens and checks `path`. Close out->file with mamba_file_close, after an error too. */
-mamba_status mamba_idx_images_open(struct idx_images *out, const char *path,
-                                   enum file_access access, mamba_error *error);
-mamba_status mamba_idx_labels_open(struct idx_labels *out, const char *path,
-                                   enum file_access access, mamba_error *error);
-mamba_status mamba_raw_image_open(struct raw_image *out, const char *path, size_t height,
-                                  size_t width, enum file_access access, mamba_error *error);
+/* Checks out->file, which is open already and which messages call `path`. Sets the rest of *out. */
+mamba_status mamba_idx_check(struct idx *out, const char *path, size_t rank, mamba_error *error);
 
-/* Each checks a `file` that is open already, which messages call `path`. */
-mamba_status mamba_idx_images_check(struct idx_images *images, const char *path,
-                                    mamba_error *error);
-mamba_status mamba_idx_labels_check(struct idx_labels *labels, const char *path,
-                                    mamba_error *error);
-mamba_status mamba_raw_image_check(struct raw_image *image, size_t height, size_t width,
-                                   const char *path, mamba_error *error);
+/* Checks that an open file is an image: float32 [height, width], each finite and in 0..1. */
+mamba_status mamba_raw_image_check(struct file_bytes *file, const char *path, size_t height,
+                                   size_t width, mamba_error *error);
 
 #endif

@@ -19,66 +19,29 @@ static void print_numbers(const mamba_info *info, const char *number_format)
         printf(number_format, names[i], values[i]);
 }
 
-static void print_flags(const mamba_info *info, const char *flag_format)
+mamba_status command_info(const struct job *job, mamba_error *error)
 {
-    static const char names[][11] = {"tied_a", "pos_embed", "local_conv"};
-    const uint32_t values[] = {info->tied_a, info->pos_embed, info->local_conv};
-    for (size_t i = 0; i < sizeof values / sizeof *values; i++)
-        printf(flag_format, names[i], values[i] ? "true" : "false");
-}
-
-static const char *stem_name(const mamba_info *info)
-{
-    static const char names[][6] = {"patch", "conv", "conv3"};
-    return names[info->stem];
-}
-
-static const char *direction_name(const mamba_info *info)
-{
-    static const char names[][14] = {"forward", "alternate", "bidirectional", "cross"};
-    return names[info->direction];
-}
-
-static const char *pool_name(const mamba_info *info)
-{
-    return info->pool ? "last" : "mean";
-}
-
-static void print_json(const mamba_info *info)
-{
-    printf("{");
-    print_numbers(info, "\"%s\":%" PRIu64 ",");
-    printf("\"stem\":\"%s\",\"direction\":\"%s\",\"pool\":\"%s\",", stem_name(info),
-           direction_name(info), pool_name(info));
-    print_flags(info, "\"%s\":%s,");
-    printf("\"norm_eps\":%.9g,\"pixel_mean\":%.9g,\"pixel_std\":%.9g,\"crc32\":\"%08" PRIx32
-           "\"}\n",
-           (double)info->norm_eps, (double)info->pixel_mean, (double)info->pixel_std, info->crc32);
-}
-
-static void print_table(const mamba_info *info)
-{
-    print_numbers(info, "%-13s %" PRIu64 "\n");
-    printf("%-13s %s\n", "stem", stem_name(info));
-    printf("%-13s %s\n", "direction", direction_name(info));
-    printf("%-13s %s\n", "pool", pool_name(info));
-    print_flags(info, "%-13s %s\n");
-    printf("%-13s %.9g\n", "norm_eps", (double)info->norm_eps);
-    printf("%-13s %.9g\n", "pixel_mean", (double)info->pixel_mean);
-    printf("%-13s %.9g\n", "pixel_std", (double)info->pixel_std);
-    printf("%-13s %08" PRIx32 "\n", "crc32", info->crc32);
-}
-
-mamba_status command_info(const struct options *options, mamba_error *error)
-{
-    mamba_model *model;
-    mamba_status status = open_model(&model, options, error);
-    if (status != MAMBA_OK)
-        return status;
-    if (options->json)
-        print_json(mamba_model_info(model));
-    else
-        print_table(mamba_model_info(model));
-    mamba_model_close(model);
+    static const char stems[][6] = {"patch", "conv", "conv3"};
+    static const char directions[][14] = {"forward", "alternate", "bidirectional", "cross"};
+    static const char pools[][5] = {"mean", "last"};
+    const mamba_info *info = mamba_model_info(job->model);
+    const bool json = job->options->json;
+    const char *text = json ? "\"%s\":\"%s\"," : "%-13s %s\n";
+    const char *flag = json ? "\"%s\":%s," : "%-13s %s\n";
+    const char *real = json ? "\"%s\":%.9g," : "%-13s %.9g\n";
+    (void)error;
+    if (json)
+        putchar('{');
+    print_numbers(info, json ? "\"%s\":%" PRIu64 "," : "%-13s %" PRIu64 "\n");
+    printf(text, "stem", stems[info->stem]);
+    printf(text, "direction", directions[info->direction]);
+    printf(text, "pool", pools[info->pool]);
+    printf(flag, "tied_a", info->tied_a ? "true" : "false");
+    printf(flag, "pos_embed", info->pos_embed ? "true" : "false");
+    printf(flag, "local_conv", info->local_conv ? "true" : "false");
+    printf(real, "norm_eps", (double)info->norm_eps);
+    printf(real, "pixel_mean", (double)info->pixel_mean);
+    printf(real, "pixel_std", (double)info->pixel_std);
+    printf(json ? "\"%s\":\"%08" PRIx32 "\"}\n" : "%-13s %08" PRIx32 "\n", "crc32", info->crc32);
     return MAMBA_OK;
 }

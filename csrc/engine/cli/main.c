@@ -28,7 +28,7 @@ static const char HELP[] =
 
 struct command {
     char name[8]; /* "" if no subcommand is named; an array, as in kernels.h */
-    mamba_status (*run)(const struct options *, mamba_error *);
+    command_function run;
     int n_positional, allowed;
 };
 
@@ -58,7 +58,7 @@ static mamba_status run(int argc, char **argv, mamba_error *error)
         fputs(HELP, stdout);
         return MAMBA_OK;
     }
-    return command->run(&options, error);
+    return run_command(command->run, &options, error);
 }
 
 int main(int argc, char **argv)

@@ -8,6 +8,7 @@
 #include "threads.h"
 
 enum { MAX_BATCH = 65536, MAX_ROUNDS = 1000 };
+enum { DEFAULT_BATCH = 1, DEFAULT_ROUNDS = 5 };
 
 static mamba_status parse_count(int *out, const char *option, const char *text, int max,
                                 mamba_error *error)
@@ -56,7 +57,7 @@ static mamba_status parse_valued(struct options *out, const char *option, const 
 mamba_status parse_options(struct options *out, int count, char *const *arguments, int n_positional,
                            int allowed, mamba_error *error)
 {
-    *out = (struct options){0};
+    *out = (struct options){.batch = DEFAULT_BATCH, .rounds = DEFAULT_ROUNDS};
     for (int i = 0; i < count; i++) {
         const char *argument = arguments[i];
         if (strcmp(argument, "--help") == 0 || strcmp(argument, "-h") == 0) {

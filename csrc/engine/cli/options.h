@@ -12,9 +12,10 @@ struct options {
     const char *positional[MAX_POSITIONAL];
     int n_positional;
     bool help, json;
-    enum file_access access;    /* of all files: copied with --no-mmap, else mapped */
-    const char *logits;         /* NULL if not given */
-    int threads, batch, rounds; /* 0 if not given */
+    enum file_access access; /* of all files: copied with --no-mmap, else mapped */
+    const char *logits;      /* NULL if not given */
+    int threads;             /* 0 if not given */
+    int batch, rounds;       /* of bench */
 };
 
 /* Options that a command may allow; all allow --json, --no-mmap and --help. */

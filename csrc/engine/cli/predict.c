@@ -35,48 +35,38 @@ static void print_table(size_t class, const float *probabilities, size_t n)
     }
 }
 
-static mamba_status classify(const mamba_model *model, const float *pixels, float *logits,
-                             mamba_error *error)
+static mamba_status predict(const struct job *job, const float *pixels, mamba_error *error)
 {
-    const size_t bytes = mamba_batch_bytes(model, 1);
+    const size_t n = mamba_model_info(job->model)->n_classes;
+    const size_t bytes = mamba_batch_bytes(job->model, 1);
+    float logits[MAX_CLASSES], probabilities[MAX_CLASSES];
     void *arena = malloc(bytes);
     if (!arena)
         return mamba_fail(error, MAMBA_ERR_MEMORY, NULL, "no memory for %zu bytes", bytes);
-    mamba_status status = mamba_forward_batch(model, arena, bytes, 1, pixels, 1, logits, error);
+    mamba_status status =
+        mamba_forward_batch(job->model, arena, bytes, 1, pixels, 1, logits, error);
     free(arena);
-    return status;
-}
-
-static mamba_status predict(const mamba_model *model, const float *pixels, bool json,
-                            mamba_error *error)
-{
-    const size_t n = mamba_model_info(model)->n_classes;
-    float logits[MAX_CLASSES], probabilities[MAX_CLASSES];
-    mamba_status status = classify(model, pixels, logits, error);
     if (status != MAMBA_OK)
         return status;
     const size_t class = argmax(logits, n);
     mamba_softmax(logits, probabilities, n);
-    if (json)
+    if (job->options->json)
         print_json(class, probabilities, logits, n);
     else
         print_table(class, probabilities, n);
     return MAMBA_OK;
 }
 
-mamba_status command_predict(const struct options *options, mamba_error *error)
+mamba_status command_predict(const struct job *job, mamba_error *error)
 {
-    mamba_model *model;
-    mamba_status status = open_model(&model, options, error);
-    if (status != MAMBA_OK)
-        return status;
-    const mamba_info *info = mamba_model_info(model);
-    struct raw_image image;
-    status = mamba_raw_image_open(&image, options->positional[1], info->height, info->width,
-                                  options->access, error);
+    const mamba_info *info = mamba_model_info(job->model);
+    const char *path = job->options->positional[1];
+    struct file_bytes image;
+    mamba_status status = mamba_file_open(&image, path, job->options->access, error);
     if (status == MAMBA_OK)
-        status = predict(model, image.pixels, options->json, error);
-    mamba_file_close(&image.file);
-    mamba_model_close(model);
+        status = mamba_raw_image_check(&image, path, info->height, info->width, error);
+    if (status == MAMBA_OK)
+        status = predict(job, (const float *)(const void *)image.data, error);
+    mamba_file_close(&image);
     return status;
 }

@@ -6,11 +6,6 @@
 
 #include "kernels.h"
 
-static bool always(void)
-{
-    return true;
-}
-
 #if defined(__x86_64__)
 /* Bits of CPUID and XGETBV: Intel's manual, volume 2. (__builtin_cpu_supports does the same with
  * 6 KB of code.) */
@@ -18,6 +13,7 @@ enum { ECX_FMA = 1 << 12, ECX_OSXSAVE = 1 << 27 };
 enum { EBX_AVX2 = 1 << 5, EBX_AVX512F = 1 << 16, EBX_AVX512DQ = 1 << 17 };
 enum { STATE_AVX = 0x06, STATE_AVX512 = 0xE6 }; /* registers that the operating system saves */
 
+/* Returns whether the processor has FMA and `features`, and the system saves `state`. */
 static bool has(unsigned features, unsigned state)
 {
     unsigned eax, ebx, ecx, edx, saved, high;
@@ -27,38 +23,23 @@ static bool has(unsigned features, unsigned state)
     return (saved & state) == state && __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) &&
            (ebx & features) == features;
 }
-
-static bool has_avx512(void)
-{
-    return has(EBX_AVX2 | EBX_AVX512F | EBX_AVX512DQ, STATE_AVX512);
-}
-
-static bool has_avx2(void)
-{
-    return has(EBX_AVX2, STATE_AVX);
-}
 #endif
 
-/* Fastest first. */
-static const struct {
-    const struct mamba_kernels *kernels;
-    bool (*works)(void);
-} SETS[] = {
-#if defined(__x86_64__)
-    {&mamba_kernels_avx512, has_avx512},
-    {&mamba_kernels_avx2, has_avx2},
-#elif defined(__aarch64__)
-    {&mamba_kernels_neon, always},
-#endif
-    {&mamba_kernels_scalar, always},
-};
+static bool allows(const char *wanted, const char *name)
+{
+    return !wanted || strcmp(wanted, name) == 0;
+}
 
 const struct mamba_kernels *mamba_choose_kernels(const char *wanted)
 {
-    for (size_t i = 0; i < sizeof SETS / sizeof *SETS; i++) {
-        const bool named = !wanted || strcmp(wanted, SETS[i].kernels->name) == 0;
-        if (named && SETS[i].works())
-            return SETS[i].kernels;
-    }
-    return NULL;
+#if defined(__x86_64__)
+    if (allows(wanted, "avx512") && has(EBX_AVX2 | EBX_AVX512F | EBX_AVX512DQ, STATE_AVX512))
+        return &mamba_kernels_avx512;
+    if (allows(wanted, "avx2") && has(EBX_AVX2, STATE_AVX))
+        return &mamba_kernels_avx2;
+#elif defined(__aarch64__)
+    if (allows(wanted, "neon"))
+        return &mamba_kernels_neon;
+#endif
+    return allows(wanted, "scalar") ? &mamba_kernels_scalar : NULL;
 }

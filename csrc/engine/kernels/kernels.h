@@ -19,15 +19,12 @@
 enum { PAD = 16 };      /* whole vectors of any instruction set, as in the file */
 enum { MAX_CONV = 16 }; /* largest d_conv */
 
-/* y = bias + W x, row by row. */
-struct product {
-    float *y;            /* [rows, out] */
-    const float *x;      /* [rows, in] */
+/* The weights of a linear map: bias + W x. */
+struct linear {
     const float *weight; /* P(out, in) */
-    const float *bias;   /* one V(out) per row; may be y itself; NULL for 0 */
-    size_t y_stride, x_stride;
-    size_t bias_stride; /* 0: the same bias for all rows */
-    size_t rows, in, out;
+    const float *bias;   /* one V(out) per row; NULL for 0, then bias_stride is 0 */
+    size_t bias_stride;  /* 0: the same bias for all rows */
+    size_t in, out;
 };
 
 /* One term of a weighted sum of rows. */
@@ -59,7 +56,9 @@ struct scan_inputs {
 struct mamba_kernels {
     char name[8]; /* an array: a pointer needs a relocation, which makes ./mamba larger */
 
-    void (*matmul)(const struct product *product);
+    /* y [rows, out] = bias + W x, row by row, for x [rows, in]. The bias may be y itself. */
+    void (*matmul)(float *y, size_t y_stride, const float *x, size_t x_stride, size_t rows,
+                   const struct linear *linear);
 
     /* scale [rows] = 1 / sqrt(mean(x^2) + eps) of the rows of x [rows, n]. */
     void (*rms_scale)(float *scale, const float *x, size_t x_stride, size_t rows, size_t n,

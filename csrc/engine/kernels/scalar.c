@@ -78,32 +78,26 @@ static inline void panel_times_rows(float sum[ROWS][PAD], const float *const x[R
 /* Panels outside, rows inside: a panel stays in the first-level cache while the rows pass. The last
  * few rows are computed next to copies of the last one, which are not stored: one code path gives
  * the same bits for any number of rows. */
-static void matmul(const struct product *product)
+static void matmul(float *y, size_t y_stride, const float *x, size_t x_stride, size_t rows,
+                   const struct linear *linear)
 {
     static const float zeros[PAD] = {0};
-    struct product p = *product; /* a copy: no store to y may change it */
-    if (!p.bias) {
-        p.bias = zeros;
-        p.bias_stride = 0;
-    }
-    for (size_t o = 0; o < p.out; o += PAD) {
-        for (size_t first = 0; first < p.rows; first += ROWS) {
-            const size_t count = p.rows - first < ROWS ? p.rows - first : ROWS;
-            const float *x[ROWS], *bias[ROWS];
+    const struct linear w = *linear; /* a copy: no store to y may change it */
+    for (size_t o = 0; o < w.out; o += PAD) {
+        const float *bias = w.bias ? w.bias + o : zeros;
+        for (size_t first = 0; first < rows; first += ROWS) {
+            const size_t count = rows - first < ROWS ? rows - first : ROWS;
+            const float *x_rows[ROWS], *bias_rows[ROWS];
             float sum[ROWS][PAD];
             for (size_t r = 0; r < ROWS; r++) {
                 const size_t row = first + (r < count ? r : count - 1);
-                x[r] = p.x + row * p.x_stride;
-                bias[r] = p.bias + row * p.bias_stride;
+                x_rows[r] = x + row * x_stride;
+                bias_rows[r] = bias + row * w.bias_stride;
             }
-            panel_times_rows(sum, x, bias, p.weight, p.in);
+            panel_times_rows(sum, x_rows, bias_rows, w.weight + o * w.in, w.in);
             for (size_t r = 0; r < count; r++)
-                memcpy(p.y + (first + r) * p.y_stride, sum[r], sizeof sum[r]);
+                memcpy(y + (first + r) * y_stride + o, sum[r], sizeof sum[r]);
         }
-        p.y += PAD;
-        p.weight += p.in * PAD;
-        if (p.bias != zeros)
-            p.bias += PAD;
     }
 }
 

@@ -104,8 +104,8 @@ static void test_model(const char *path)
 }
 
 /* Runs a command and discards its output. The allocation after `fails_after` others fails. */
-static mamba_status run_quietly(mamba_status (*command)(const struct options *, mamba_error *),
-                                const struct options *options, mamba_error *error)
+static mamba_status run_quietly(command_function command, const struct options *options,
+                                mamba_error *error)
 {
     fflush(stdout);
     const int kept = dup(STDOUT_FILENO), kept_error = dup(STDERR_FILENO);
@@ -113,7 +113,7 @@ static mamba_status run_quietly(mamba_status (*command)(const struct options *, 
     if (kept < 0 || kept_error < 0 || null < 0 || dup2(null, STDOUT_FILENO) < 0 ||
         dup2(null, STDERR_FILENO) < 0)
         abort();
-    mamba_status status = command(options, error);
+    mamba_status status = run_command(command, options, error);
     fails_after = -1;
     fflush(stdout);
     dup2(kept, STDOUT_FILENO);
@@ -132,9 +132,7 @@ static int next_descriptor(void)
     return next;
 }
 
-static void test_every_failure(const char *name,
-                               mamba_status (*command)(const struct options *, mamba_error *),
-                               struct options options)
+static void test_every_failure(const char *name, command_function command, struct options options)
 {
     int failures = 0;
     mamba_error ignored;

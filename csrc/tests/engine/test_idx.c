@@ -12,21 +12,30 @@
 
 enum { IMAGES, LABELS, RAW };
 
-/* Reads `bytes` as a file of one kind. Raw images are 2 x 3. */
+/* Opens, checks and closes a file of one kind. Raw images are 2 x 3. */
+static mamba_status open_as(int kind, const char *path, enum file_access access, mamba_error *error)
+{
+    struct idx idx = {0};
+    mamba_status status;
+    if (kind == RAW) {
+        status = mamba_file_open(&idx.file, path, access, error);
+        if (status == MAMBA_OK)
+            status = mamba_raw_image_check(&idx.file, path, 2, 3, error);
+    } else {
+        status =
+            mamba_idx_open(&idx, path, kind == IMAGES ? IDX_IMAGES : IDX_LABELS, access, error);
+    }
+    mamba_file_close(&idx.file);
+    return status;
+}
+
+/* Reads `bytes` as a file of one kind. */
 static mamba_status read_with(enum file_access access, int kind, const void *bytes, size_t size,
                               mamba_error *error)
 {
-    struct idx_images images = {0};
-    struct idx_labels labels = {0};
-    struct raw_image raw = {0};
     const char *path = tiny_path();
     tiny_write(path, bytes, size);
-    mamba_status status = kind == IMAGES   ? mamba_idx_images_open(&images, path, access, error)
-                          : kind == LABELS ? mamba_idx_labels_open(&labels, path, access, error)
-                                           : mamba_raw_image_open(&raw, path, 2, 3, access, error);
-    mamba_file_close(&images.file);
-    mamba_file_close(&labels.file);
-    mamba_file_close(&raw.file);
+    mamba_status status = open_as(kind, path, access, error);
     unlink(path);
     return status;
 }
@@ -54,12 +63,12 @@ static void expect_refused(int kind, const void *bytes, size_t size, const char 
 static void test_images(void)
 {
     const uint8_t good[] = {0, 0, 8, 3, 0, 0, 0, 2, 0, 0, 0, 1, 0, 0, 0, 3, 1, 2, 3, 4, 5, 6};
-    struct idx_images images;
+    struct idx images;
     tiny_write(tiny_path(), good, sizeof good);
-    CHECK(mamba_idx_images_open(&images, tiny_path(), FILE_MAPPED, NULL) == MAMBA_OK,
+    CHECK(mamba_idx_open(&images, tiny_path(), IDX_IMAGES, FILE_MAPPED, NULL) == MAMBA_OK,
           "good file refused");
     CHECK(images.n == 2 && images.height == 1 && images.width == 3, "dims");
-    CHECK(memcmp(images.pixels, good + 16, 6) == 0, "pixels");
+    CHECK(memcmp(images.data, good + 16, 6) == 0, "pixels");
     mamba_file_close(&images.file);
     unlink(tiny_path());
 
@@ -91,11 +100,11 @@ static void test_images(void)
 static void test_labels(void)
 {
     const uint8_t good[] = {0, 0, 8, 1, 0, 0, 0, 3, 7, 8, 9};
-    struct idx_labels labels;
+    struct idx labels;
     tiny_write(tiny_path(), good, sizeof good);
-    CHECK(mamba_idx_labels_open(&labels, tiny_path(), FILE_MAPPED, NULL) == MAMBA_OK,
+    CHECK(mamba_idx_open(&labels, tiny_path(), IDX_LABELS, FILE_MAPPED, NULL) == MAMBA_OK,
           "good file refused");
-    CHECK(labels.n == 3 && labels.labels[0] == 7 && labels.labels[2] == 9, "labels");
+    CHECK(labels.n == 3 && labels.data[0] == 7 && labels.data[2] == 9, "labels");
     mamba_file_close(&labels.file);
     unlink(tiny_path());
 
@@ -137,38 +146,23 @@ static void test_large_copies(void)
                                  [LABELS] = {0, 0, 8, 1, 0, 0, 0, 3},
                                  [RAW] = {0}};
     for (int kind = IMAGES; kind <= RAW; kind++) {
-        struct idx_images images = {0};
-        struct idx_labels labels = {0};
-        struct raw_image raw = {0};
         const char *path = tiny_path();
         mamba_error error = {MAMBA_OK, ""};
         tiny_write(path, heads[kind], sizeof heads[kind]);
         if (truncate(path, sizeof(size_t) > 4 ? (off_t)1 << 40 : (off_t)1 << 30) == 0) {
-            if (kind == IMAGES)
-                mamba_idx_images_open(&images, path, FILE_COPIED, &error);
-            else if (kind == LABELS)
-                mamba_idx_labels_open(&labels, path, FILE_COPIED, &error);
-            else
-                mamba_raw_image_open(&raw, path, 2, 3, FILE_COPIED, &error);
+            open_as(kind, path, FILE_COPIED, &error);
             CHECK(error.status == MAMBA_ERR_INPUT && strstr(error.message, "file size"),
                   "kind %d: %s", kind, error.message);
         }
-        mamba_file_close(&images.file);
-        mamba_file_close(&labels.file);
-        mamba_file_close(&raw.file);
         unlink(path);
     }
 }
 
 static void test_not_files(void)
 {
-    struct idx_images images;
-    struct raw_image raw;
-    CHECK(mamba_idx_images_open(&images, "/dev/null", FILE_MAPPED, NULL) == MAMBA_ERR_IO,
-          "a device");
-    CHECK(mamba_idx_images_open(&images, "/nonexistent", FILE_COPIED, NULL) == MAMBA_ERR_IO,
-          "missing");
-    CHECK(mamba_raw_image_open(&raw, "/tmp", 2, 3, FILE_COPIED, NULL) == MAMBA_ERR_IO, "a folder");
+    CHECK(open_as(IMAGES, "/dev/null", FILE_MAPPED, NULL) == MAMBA_ERR_IO, "a device");
+    CHECK(open_as(IMAGES, "/nonexistent", FILE_COPIED, NULL) == MAMBA_ERR_IO, "missing");
+    CHECK(open_as(RAW, "/tmp", FILE_COPIED, NULL) == MAMBA_ERR_IO, "a folder");
 }
 
 int main(void)

@@ -80,18 +80,14 @@ static void multiply(const struct mamba_kernels *kernels, const struct shape *s,
                      const float *x, const float *weight, const float *bias, enum bias_kind kind)
 {
     const float *const biases[] = {NULL, bias, bias, y};
-    kernels->matmul(&(struct product){
-        .y = y,
-        .y_stride = s->y_stride,
-        .x = x,
-        .x_stride = s->x_stride,
+    const struct linear linear = {
         .weight = weight,
         .bias = biases[kind],
-        .bias_stride = kind == ONE_BIAS ? 0 : s->y_stride,
-        .rows = s->rows,
+        .bias_stride = kind == ONE_BIAS || kind == NO_BIAS ? 0 : s->y_stride,
         .in = s->in,
         .out = s->out,
-    });
+    };
+    kernels->matmul(y, s->y_stride, x, s->x_stride, s->rows, &linear);
 }
 
 /* A row alone gives the same bits. */
