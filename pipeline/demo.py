@@ -65,11 +65,7 @@ def run_experiment(env: dict[str, str]) -> None:
 
 
 def result(path: str) -> Any:
-    """Return a JSON file of the current commit's demo.
-
-    Raises:
-        GitError: there is no such experiment.
-    """
+    """Return a JSON file of the current commit's demo."""
     head = git("rev-parse", "HEAD").strip()
     # DVC names an experiment's ref after the commit that it started from.
     return json.loads(git("show", f"refs/exps/{head[:2]}/{head[2:]}/{NAME}:{path}"))

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from pathlib import Path
 
-from mnist_mamba.data.idx import write_idx
 from mnist_mamba.data.sources import load_digits, load_idx, load_mnist
 from mnist_mamba.data.splits import LabelledImages
 from pipeline.common import command, paths
 from pipeline.common.params import Params, load_params
-
-logger = logging.getLogger(__name__)
+from pipeline.common.prepared_data import write_splits
 
 
 def fetch(params: Params) -> tuple[LabelledImages, LabelledImages]:
@@ -35,11 +32,7 @@ def main() -> None:
     train, test = fetch(params)
     # The size of a user's own images is known only now, and `train` would fail late.
     params.check_fit(*(params.data.size or train.images.shape[1:]))
-    paths.remove_data(paths.RAW, ("train", "test"))
-    for split, data in (("train", train), ("test", test)):
-        write_idx(paths.images(paths.RAW, split), data.images)
-        write_idx(paths.labels(paths.RAW, split), data.labels)
-        logger.info("%s: %d images of %d x %d", split, *data.images.shape)
+    write_splits(paths.RAW, {"train": train, "test": test})
 
 
 if __name__ == "__main__":

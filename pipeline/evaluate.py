@@ -34,11 +34,7 @@ class ParityError(RuntimeError):
 
 
 def engine_logits(images: Path, labels: Path) -> tuple[NDArray[np.float32], dict[str, Any]]:
-    """Return the logits [n, n_classes] of `mamba eval` and its report.
-
-    Raises:
-        RuntimeError: the engine failed; the message contains its own.
-    """
+    """Return the logits [n, n_classes] of `mamba eval` and its report."""
     with tempfile.TemporaryDirectory() as scratch:
         logits = Path(scratch) / "logits.f32"
         report = run_engine("eval", paths.MODEL, images, labels, "--logits", logits)
@@ -90,10 +86,8 @@ def check(metrics: dict[str, Any], report: dict[str, Any], params: Params) -> No
     Raises:
         ParityError: logits differ too much, predictions differ, or the report's count is wrong.
     """
-    difference, ceiling = (
-        metrics["parity"]["max_abs_logit_diff"],
-        params.evaluate.max_abs_logit_diff,
-    )
+    difference = metrics["parity"]["max_abs_logit_diff"]
+    ceiling = params.evaluate.max_abs_logit_diff
     if not difference <= ceiling:
         raise ParityError(
             f"the C engine's logits differ from PyTorch's by up to {difference:.3g}, expected up "

@@ -66,7 +66,6 @@ def export_image(split: str, index: int, output: Path) -> None:
 
     Raises:
         ValueError: the split has no image with this index.
-        FileNotFoundError: the data has not been prepared.
     """
     images, labels = read_split(paths.PREPARED, split, "prepare")
     if not 0 <= index < len(images):

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import logging
-
 from mnist_mamba.atomic_write import write_json
-from mnist_mamba.data.idx import write_idx
 from mnist_mamba.data.splits import LabelledImages, Splits, describe, resize, split
 from pipeline.common import command, paths
 from pipeline.common.params import DataParams, load_params
-from pipeline.common.prepared_data import read_split
-
-logger = logging.getLogger(__name__)
+from pipeline.common.prepared_data import read_split, write_splits
 
 
 def prepare(train: LabelledImages, test: LabelledImages, params: DataParams) -> Splits:
@@ -31,11 +26,7 @@ def main() -> None:
     splits = prepare(train, test, params.data)
     info = describe(splits)
     paths.DATA_INFO.unlink(missing_ok=True)
-    paths.remove_data(paths.PREPARED, splits._fields)
-    for name, data in splits._asdict().items():
-        write_idx(paths.images(paths.PREPARED, name), data.images)
-        write_idx(paths.labels(paths.PREPARED, name), data.labels)
-        logger.info("%s: %d images of %d x %d", name, *data.images.shape)
+    write_splits(paths.PREPARED, splits._asdict())
     write_json(paths.DATA_INFO, info)
 
 

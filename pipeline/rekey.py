@@ -25,7 +25,7 @@ from mnist_mamba.data.splits import LabelledImages
 from mnist_mamba.training.loop import train
 from pipeline.common import command, git, paths
 from pipeline.common.build_model import build_model
-from pipeline.common.params import Params, load_params
+from pipeline.common.params import ModelParams, Params, TrainParams, load_params
 from pipeline.common.prepared_data import read_info, read_training_data
 from pipeline.seeds import SCORED
 from pipeline.series.trainings import load_series, trainings
@@ -82,15 +82,15 @@ def fingerprints() -> dict[str, Any]:
     """
     params = load_params()
     found: dict[str, Any] = {}
-    known: dict[str, dict[str, str]] = {}
+    known: dict[tuple[ModelParams, TrainParams], dict[str, str]] = {}
     for series in SERIES:
         for training in trainings(load_series(series), params):
             run = found.setdefault(f"{series}/{training.name}", {"keys": {}})
             run["keys"][str(training.seed)] = training.key
             if CHECKS[0] in run:
                 continue  # another seed of the same configuration
-            values = training.params.model_dump(include={"model", "train"}, mode="json")
-            configuration = json.dumps(values | {"train": values["train"] | {"epochs": EPOCHS}})
+            short = dataclasses.replace(training.params.train, epochs=EPOCHS)
+            configuration = (training.params.model, short)
             if configuration not in known:
                 decays = (training.params.train.ema_decay, EMA_DECAY)
                 digests = [short_training(training.params, decay) for decay in decays]
@@ -106,7 +106,6 @@ def base_fingerprints(base: str) -> dict[str, Any]:
     That code reads its own params and series, and this work tree's prepared data.
 
     Raises:
-        GitError: no such revision.
         RekeyError: the revision's code failed.
     """
     with tempfile.TemporaryDirectory(prefix="rekey-") as scratch:

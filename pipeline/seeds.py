@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from typing import Any
 
-from mnist_mamba.atomic_write import write_json
 from pipeline.common import command, paths, plots
 from pipeline.common.generated_tables import TRAINING_DOC, write_table
 from pipeline.common.params import load_params
 from pipeline.common.run_engine import run_engine
 from pipeline.export import export_model
 from pipeline.series import trainings as series
-from pipeline.series.engine_speed import Speed, read_speed, time_series
+from pipeline.series.engine_speed import Speed, time_series
 
 logger = logging.getLogger(__name__)
 
@@ -75,19 +73,10 @@ def main() -> None:
     series.add_options(parser)
     arguments = parser.parse_args()
     name = arguments.series
-    results = paths.METRICS / f"{name}.json"
     wanted = series.trainings(series.load_series(name), load_params())
-    old = json.loads(results.read_text(encoding="utf-8")) if results.is_file() else {}
-
-    def write(records: series.Records) -> None:
-        write_json(results, summary(records))
-
-    records = series.run_missing(wanted, old, arguments, measure, write)
-    write(records)
-    content = summary(records)
-    if not arguments.no_timing:
-        time_series(name, wanted)
-    speed = read_speed(name)
+    results = paths.METRICS / f"{name}.json"
+    content = series.run_missing(wanted, results, arguments, measure, summary)
+    speed = time_series(name, wanted, arguments)
     plots.draw_tradeoff(paths.PLOTS / f"{name}.png", content, speed, "test", marked="default")
     write_table(TRAINING_DOC, name, table(content, speed))
     for run, result in content.items():

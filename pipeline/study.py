@@ -7,12 +7,11 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from mnist_mamba.atomic_write import write_json
 from pipeline.common import command, paths, plots
 from pipeline.common.generated_tables import TRAINING_DOC, write_table
 from pipeline.common.params import load_params
 from pipeline.series import trainings as series
-from pipeline.series.engine_speed import Speed, read_speed, time_series
+from pipeline.series.engine_speed import Speed, time_series
 
 logger = logging.getLogger(__name__)
 
@@ -77,17 +76,10 @@ def main() -> None:
     arguments = parser.parse_args()
     chosen = series.load_series(NAME)
     wanted = series.trainings(chosen, load_params())
-    old = json.loads(RESULTS.read_text(encoding="utf-8"))["runs"] if RESULTS.is_file() else {}
-
-    def write(records: series.Records) -> None:
-        write_json(RESULTS, summary(chosen, records))
-
-    records = series.run_missing(wanted, old, arguments, measure, write)
-    write(records)
-    content = summary(chosen, records)
-    if not arguments.no_timing:
-        time_series(NAME, wanted)
-    speed = read_speed(NAME)
+    content = series.run_missing(
+        wanted, RESULTS, arguments, measure, lambda records: summary(chosen, records)
+    )
+    speed = time_series(NAME, wanted, arguments)
     accuracies = {name: run["val_accuracy"] for name, run in content["runs"].items()}
     plots.draw_tradeoff(PLOT, accuracies, speed, "validation", marked="base")
     write_table(TRAINING_DOC, NAME, table(content, speed))

@@ -29,16 +29,9 @@ from pipeline.tracking.live import live_run
 
 logger = logging.getLogger(__name__)
 
-OPTIONS = {
-    "batch_size": "train.batch_size",
-    "epochs": "train.epochs",
-    "learning_rate": "train.lr",
-}
-"""Command-line options with a name of their own, and their keys in params.yaml."""
-
 
 def parse_arguments() -> argparse.Namespace:
-    """Return the command line's options; those that are not given are None."""
+    """Return the command line's options; params not given are None."""
     parser = command.parser(
         "Train a model on data/prepared. Options that are not given come from params.yaml. If any "
         "are given, metrics and curves are written next to the checkpoints and not to the "
@@ -52,9 +45,12 @@ def parse_arguments() -> argparse.Namespace:
             "dvc exp run -S train.epochs=20",
         ],
     )
-    parser.add_argument("--batch-size", type=int, help="images per step (train.batch_size)")
-    parser.add_argument("--epochs", type=int, help="passes over the images (train.epochs)")
-    parser.add_argument("--learning-rate", type=float, help="peak learning rate (train.lr)")
+    for option, kind, key, text in (
+        ("--batch-size", int, "train.batch_size", "images per step"),
+        ("--epochs", int, "train.epochs", "passes over the images"),
+        ("--learning-rate", float, "train.lr", "peak learning rate"),
+    ):
+        parser.add_argument(option, type=kind, dest=key, metavar="N", help=f"{text} ({key})")
     parser.add_argument(
         "--set",
         metavar="KEY=VALUE",
@@ -79,11 +75,8 @@ def parse_arguments() -> argparse.Namespace:
 
 def with_overrides(params: Params, arguments: argparse.Namespace) -> Params:
     """Return the params with the command line's values, checked like those of the file."""
-    changes = {
-        key: value
-        for name, key in OPTIONS.items()
-        if (value := getattr(arguments, name)) is not None
-    }
+    given = vars(arguments).items()
+    changes = {key: value for key, value in given if "." in key and value is not None}
     for word in arguments.set:
         key, equals, text = word.partition("=")
         if not equals:
@@ -238,20 +231,18 @@ def write_epochs(
     Raises:
         TrainingError: the training diverged; the message names the last good checkpoint.
     """
-    if saved is None:
-        files.start()
-    else:
-        files.resume(saved)
-        # The database may be new, or may have missed points; it does not store a point twice.
-        for point in files.points:
-            log_point(point)
+    files.start(saved)
+    # The database may be new, or may have missed points; it does not store a point twice.
+    for point in files.points:
+        log_point(point)
     try:
         for report in reports:
             files.write_epoch(report)
             log_point(report.curve_point())
             log_epoch(report, epochs)
     except TrainingError as error:
-        raise TrainingError(f"{error}. Last good checkpoint: {files.last_good}") from error
+        good = next((path for path in (files.last, files.best) if path.is_file()), "none")
+        raise TrainingError(f"{error}. Last good checkpoint: {good}") from error
     files.finish()
 
 

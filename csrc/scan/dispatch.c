@@ -9,23 +9,36 @@ enum {
     MAX_CHUNK = 64,
 };
 
-bool mamba_scan_isa_works(enum scan_isa isa)
+const struct scan_kernels *mamba_scan_kernels_for(enum scan_type type, enum scan_isa isa)
 {
+    if (type == SCAN_FLOAT64)
+        return &mamba_scan_kernels_double;
+    if (type != SCAN_FLOAT32)
+        return NULL;
     switch (isa) {
     case SCAN_ISA_SCALAR:
-        return true;
+        return &mamba_scan_kernels_scalar;
 #if defined(__x86_64__)
     case SCAN_ISA_AVX2:
-        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+        if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+            return &mamba_scan_kernels_avx2;
+        return NULL;
     case SCAN_ISA_AVX512:
-        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq");
+        if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq"))
+            return &mamba_scan_kernels_avx512;
+        return NULL;
 #elif defined(__aarch64__)
     case SCAN_ISA_NEON:
-        return true;
+        return &mamba_scan_kernels_neon;
 #endif
     default:
-        return false;
+        return NULL;
     }
+}
+
+bool mamba_scan_isa_works(enum scan_isa isa)
+{
+    return mamba_scan_kernels_for(SCAN_FLOAT32, isa) != NULL;
 }
 
 enum scan_isa mamba_scan_best_isa(void)
@@ -36,36 +49,15 @@ enum scan_isa mamba_scan_best_isa(void)
     return isa;
 }
 
-const struct scan_kernels *mamba_scan_kernels_for(enum scan_type type, enum scan_isa isa)
+struct work_plan mamba_scan_work_plan(ptrdiff_t lanes, const struct scan_dims *dims)
 {
-    if (type == SCAN_FLOAT64)
-        return &mamba_scan_kernels_double;
-    if (type != SCAN_FLOAT32 || !mamba_scan_isa_works(isa))
-        return NULL;
-    switch (isa) {
-#if defined(__x86_64__)
-    case SCAN_ISA_AVX2:
-        return &mamba_scan_kernels_avx2;
-    case SCAN_ISA_AVX512:
-        return &mamba_scan_kernels_avx512;
-#elif defined(__aarch64__)
-    case SCAN_ISA_NEON:
-        return &mamba_scan_kernels_neon;
-#endif
-    default:
-        return &mamba_scan_kernels_scalar;
-    }
-}
-
-struct work_plan mamba_scan_work_plan(ptrdiff_t lanes, ptrdiff_t batch, ptrdiff_t channels,
-                                      ptrdiff_t length)
-{
+    const ptrdiff_t length = dims->length;
     struct work_plan plan;
-    plan.lane_blocks = (channels + lanes - 1) / lanes;
+    plan.lane_blocks = (dims->channels + lanes - 1) / lanes;
     plan.chunks = (length + MAX_CHUNK - 1) / MAX_CHUNK;
     plan.chunk = (length + plan.chunks - 1) / plan.chunks; /* all about equally long */
     plan.chunks = (length + plan.chunk - 1) / plan.chunk;
-    plan.batch_groups = min_size(batch, MAX_TASKS);
+    plan.batch_groups = min_size(dims->batch, MAX_TASKS);
     plan.lane_ranges = min_size(plan.lane_blocks, MAX_TASKS / plan.batch_groups);
     return plan;
 }

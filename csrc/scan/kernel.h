@@ -36,18 +36,16 @@ struct work_plan {
     ptrdiff_t lane_ranges;
 };
 
-/* The kernels of one instruction set. Forward and backward share one layout of the workspace. Dims,
- * pointers and the plan have been checked. */
+/* The kernels of one instruction set. Forward and backward share one layout of the workspace. Dims
+ * and pointers have been checked. */
 struct scan_kernels {
-    ptrdiff_t lanes;
-    size_t (*scan_workspace_bytes)(const struct scan_dims *, const struct work_plan *);
-    size_t (*scan_checkpoint_bytes)(const struct scan_dims *, const struct work_plan *);
-    void (*scan_forward)(const struct scan_dims *, const struct work_plan *,
-                         const struct scan_inputs *, const struct scan_mutable_tensor *out,
-                         void *checkpoints, void *workspace);
-    void (*scan_backward)(const struct scan_dims *, const struct work_plan *,
-                          const struct scan_inputs *, const struct scan_tensor *grad_out,
-                          const void *checkpoints, const struct scan_gradients *, void *workspace);
+    size_t (*scan_workspace_bytes)(const struct scan_dims *);
+    size_t (*scan_checkpoint_bytes)(const struct scan_dims *);
+    void (*scan_forward)(const struct scan_dims *, const struct scan_inputs *,
+                         const struct scan_mutable_tensor *out, void *checkpoints, void *workspace);
+    void (*scan_backward)(const struct scan_dims *, const struct scan_inputs *,
+                          const struct scan_tensor *grad_out, const void *checkpoints,
+                          const struct scan_gradients *, void *workspace);
     size_t (*block_saved_bytes)(const struct block_dims *);
     size_t (*block_workspace_bytes)(const struct block_dims *);
     void (*block_forward)(const struct block_dims *, const struct block_weights *,
@@ -69,8 +67,7 @@ extern const struct scan_kernels mamba_scan_kernels_neon;
 /* NULL where this machine cannot run them or the type is unknown. */
 const struct scan_kernels *mamba_scan_kernels_for(enum scan_type type, enum scan_isa isa);
 
-struct work_plan mamba_scan_work_plan(ptrdiff_t lanes, ptrdiff_t batch, ptrdiff_t channels,
-                                      ptrdiff_t length);
+struct work_plan mamba_scan_work_plan(ptrdiff_t lanes, const struct scan_dims *dims);
 
 static inline ptrdiff_t min_size(ptrdiff_t a, ptrdiff_t b)
 {

@@ -3,24 +3,21 @@
 
 #include "kernel.h"
 
-static struct work_plan plan_for(const struct scan_dims *dims, const struct scan_kernels *kernels)
+static enum scan_status check_dims(const struct scan_dims *dims)
 {
-    return mamba_scan_work_plan(kernels->lanes, dims->batch, dims->channels, dims->length);
-}
-
-static bool dims_are_positive(const struct scan_dims *dims)
-{
-    return dims->batch >= 1 && dims->channels >= 1 && dims->length >= 1 && dims->states >= 1 &&
-           dims->rank >= 0 && dims->threads >= 1;
+    if (dims->batch < 1 || dims->channels < 1 || dims->length < 1 || dims->states < 1 ||
+        dims->rank < 0 || dims->threads < 1) {
+        return SCAN_ERROR_DIMS;
+    }
+    return mamba_scan_kernels_for(dims->type, dims->isa) ? SCAN_OK : SCAN_ERROR_ISA;
 }
 
 static enum scan_status check(const struct scan_dims *dims, const struct scan_inputs *inputs,
                               const void *workspace)
 {
-    if (!dims_are_positive(dims))
-        return SCAN_ERROR_DIMS;
-    if (!mamba_scan_kernels_for(dims->type, dims->isa))
-        return SCAN_ERROR_ISA;
+    const enum scan_status status = check_dims(dims);
+    if (status != SCAN_OK)
+        return status;
     if (!inputs->u.data || !inputs->delta.data || !inputs->B.data || !inputs->C.data ||
         !inputs->A || !workspace || (dims->rank > 0) != (inputs->W != NULL)) {
         return SCAN_ERROR_NULL;
@@ -42,20 +39,16 @@ static enum scan_status check_gradients(const struct scan_inputs *inputs,
 
 size_t mamba_scan_checkpoint_bytes(const struct scan_dims *dims)
 {
-    const struct scan_kernels *kernels = mamba_scan_kernels_for(dims->type, dims->isa);
-    if (!dims_are_positive(dims) || !kernels)
+    if (check_dims(dims) != SCAN_OK)
         return 0;
-    const struct work_plan plan = plan_for(dims, kernels);
-    return kernels->scan_checkpoint_bytes(dims, &plan);
+    return mamba_scan_kernels_for(dims->type, dims->isa)->scan_checkpoint_bytes(dims);
 }
 
 size_t mamba_scan_workspace_bytes(const struct scan_dims *dims)
 {
-    const struct scan_kernels *kernels = mamba_scan_kernels_for(dims->type, dims->isa);
-    if (!dims_are_positive(dims) || !kernels)
+    if (check_dims(dims) != SCAN_OK)
         return 0;
-    const struct work_plan plan = plan_for(dims, kernels);
-    return kernels->scan_workspace_bytes(dims, &plan);
+    return mamba_scan_kernels_for(dims->type, dims->isa)->scan_workspace_bytes(dims);
 }
 
 enum scan_status mamba_scan_forward(const struct scan_dims *dims, const struct scan_inputs *inputs,
@@ -67,9 +60,8 @@ enum scan_status mamba_scan_forward(const struct scan_dims *dims, const struct s
         return status;
     if (!out->data)
         return SCAN_ERROR_NULL;
-    const struct scan_kernels *kernels = mamba_scan_kernels_for(dims->type, dims->isa);
-    const struct work_plan plan = plan_for(dims, kernels);
-    kernels->scan_forward(dims, &plan, inputs, out, checkpoints, workspace);
+    mamba_scan_kernels_for(dims->type, dims->isa)
+        ->scan_forward(dims, inputs, out, checkpoints, workspace);
     return SCAN_OK;
 }
 
@@ -84,8 +76,7 @@ enum scan_status mamba_scan_backward(const struct scan_dims *dims, const struct 
         return SCAN_ERROR_NULL;
     if (check_gradients(inputs, grads) != SCAN_OK)
         return SCAN_ERROR_NULL;
-    const struct scan_kernels *kernels = mamba_scan_kernels_for(dims->type, dims->isa);
-    const struct work_plan plan = plan_for(dims, kernels);
-    kernels->scan_backward(dims, &plan, inputs, grad_out, checkpoints, grads, workspace);
+    mamba_scan_kernels_for(dims->type, dims->isa)
+        ->scan_backward(dims, inputs, grad_out, checkpoints, grads, workspace);
     return SCAN_OK;
 }

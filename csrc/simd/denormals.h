@@ -12,13 +12,7 @@
 
 #include <stdint.h>
 
-/* Keeps the compiler from moving loads and stores across a change of the mode. */
-#if defined(__GNUC__)
-#define MAMBA_COMPILER_BARRIER() __asm__ volatile("" ::: "memory")
-#else
-#define MAMBA_COMPILER_BARRIER() ((void)0)
-#endif
-
+/* The empty asm keeps the compiler from moving loads and stores across a change of the mode. */
 #if defined(__SSE__)
 #include <xmmintrin.h>
 
@@ -27,13 +21,13 @@ static inline uint64_t denormals_off(void)
     enum { FLUSH_TO_ZERO = 0x8000, DENORMALS_ARE_ZERO = 0x0040 };
     unsigned saved = _mm_getcsr();
     _mm_setcsr(saved | FLUSH_TO_ZERO | DENORMALS_ARE_ZERO);
-    MAMBA_COMPILER_BARRIER();
+    __asm__ volatile("" ::: "memory");
     return saved;
 }
 
 static inline void denormals_restore(uint64_t saved)
 {
-    MAMBA_COMPILER_BARRIER();
+    __asm__ volatile("" ::: "memory");
     _mm_setcsr((unsigned)saved);
 }
 

@@ -31,9 +31,6 @@ def content_key(params: Params, pipeline: Path = Path("dvc.yaml")) -> str:
 
     The hash does not use dvc.lock, which has no entry of a running stage. So `train` while it runs
     and `track` after it find the same run.
-
-    Raises:
-        ValueError: dvc.yaml has no stage `evaluate`.
     """
     values = params.model_dump(mode="json")
     content = {
@@ -66,18 +63,21 @@ def training_key(params: Params, pipeline: Path = Path("dvc.yaml")) -> str:
 def source_files(values: dict[str, Any], pipeline: Path = Path("dvc.yaml")) -> list[Path]:
     """Return the files that `evaluate` and all stages before it depend on and no stage makes."""
     stages: dict[str, Any] = yaml.safe_load(pipeline.read_text(encoding="utf-8"))["stages"]
-    if RESULT_STAGE not in stages:
-        raise ValueError(f"{pipeline} has no stage {RESULT_STAGE}")
-    maker = {_path(out): name for name, stage in stages.items() for out in _outputs(stage)}
-    needed, waiting, seen = set(), [RESULT_STAGE], {RESULT_STAGE}
+    maker = {
+        path: name
+        for name, stage in stages.items()
+        for kind in ("outs", "metrics", "plots")
+        for out in stage.get(kind, [])
+        for path in ([out] if isinstance(out, str) else out)
+    }
+    needed, waiting = set(), {RESULT_STAGE}
     while waiting:
         for dep in stages[waiting.pop()].get("deps", []):
             path = _fill(dep, values)
-            if path not in maker:
+            if path in maker:
+                waiting.add(maker[path])
+            else:
                 needed.add(Path(path))
-            elif maker[path] not in seen:
-                seen.add(maker[path])
-                waiting.append(maker[path])
     return sorted(file for path in needed for file in _files(path))
 
 
@@ -88,14 +88,6 @@ def _files(dep: str | Path) -> list[Path]:
         return [path]
     found = (file for file in path.rglob("*") if file.is_file())
     return sorted(file for file in found if "__pycache__" not in file.parts)
-
-
-def _outputs(stage: dict[str, Any]) -> list[Any]:
-    return [out for kind in ("outs", "metrics", "plots") for out in stage.get(kind, [])]
-
-
-def _path(out: str | dict[str, Any]) -> str:
-    return out if isinstance(out, str) else next(iter(out))
 
 
 def _fill(text: str, values: dict[str, Any]) -> str:

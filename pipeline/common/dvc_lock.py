@@ -10,17 +10,14 @@ import yaml
 
 LOCK = Path("dvc.lock")
 
-Lock = Mapping[str, Any]
-"""Content of a dvc.lock."""
 
-
-def read_lock(path: Path = LOCK) -> Lock:
+def read_lock(path: Path = LOCK) -> dict[str, Any]:
     """Return the content of a dvc.lock."""
-    lock: Lock = yaml.safe_load(path.read_text(encoding="utf-8"))
+    lock: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
     return lock
 
 
-def outputs(lock: Lock) -> dict[str, dict[str, Any]]:
+def outputs(lock: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Return each output's entry (path, md5, size) by its path."""
     return {
         out["path"]: out
@@ -30,7 +27,7 @@ def outputs(lock: Lock) -> dict[str, dict[str, Any]]:
     }
 
 
-def locked_params(lock: Lock) -> dict[str, Any]:
+def locked_params(lock: Mapping[str, Any]) -> dict[str, Any]:
     """Return the params and sections of params, by dotted key, that the stages last ran with."""
     return {
         name: value

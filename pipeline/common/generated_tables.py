@@ -19,20 +19,16 @@ def with_table(text: str, name: str, table: str) -> str:
         ValueError: the document does not have both marks once and in this order.
     """
     begin, end = rf"<!-- {re.escape(name)}: [^\n]* -->\n", rf"<!-- end of {re.escape(name)} -->"
-    parts = re.split(rf"({begin})(?:.*?)({end})", text, flags=re.DOTALL)
-    if len(parts) != 4:
+    pattern = re.compile(rf"({begin}).*?({end})", flags=re.DOTALL)
+    text, n = pattern.subn(lambda marks: marks[1] + table + marks[2], text)
+    if n != 1:
         raise ValueError(
-            f"the document has {len(parts) // 3} tables {name}, expected one between the lines "
+            f"the document has {n} tables {name}, expected one between the lines "
             f"<!-- {name}: COMMAND --> and <!-- end of {name} -->"
         )
-    before, first, last, rest = parts
-    return before + first + table + last + rest
+    return text
 
 
 def write_table(document: Path, name: str, table: str) -> None:
-    """Replace the table `name` in a file.
-
-    Raises:
-        ValueError: the file does not have the table's marks.
-    """
+    """Replace the table `name` in a file."""
     write_text(document, with_table(document.read_text(encoding="utf-8"), name, table))

@@ -12,11 +12,7 @@ class GitError(RuntimeError):
 
 
 def git(*words: str, folder: Path = Path()) -> str:
-    """Return what `git WORDS` prints.
-
-    Raises:
-        GitError: Git is not installed or refused.
-    """
+    """Return what `git WORDS` prints."""
     try:
         done = subprocess.run(
             ["git", *words], cwd=folder, capture_output=True, text=True, encoding="utf-8"
@@ -37,11 +33,7 @@ def head(folder: Path = Path()) -> str | None:
 
 
 def unpack_revision(revision: str, folder: Path) -> None:
-    """Write the files of a revision, without its history, to an existing folder.
-
-    Raises:
-        GitError: no such revision.
-    """
+    """Write the files of a revision, without its history, to an existing folder."""
     # A zip: Python before 3.11.4 unpacks a tar without a filter, and later versions ask for one.
     archive = folder / "revision.zip"
     git("archive", f"--output={archive.resolve()}", revision)

@@ -18,11 +18,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def look_up(values: Mapping[str, Any], key: str) -> Any:
-    """Return the value or the section at a dotted key.
-
-    Raises:
-        KeyError: no such key.
-    """
+    """Return the value or the section at a dotted key."""
     found: Any = values
     for name in key.split("."):
         if not isinstance(found, Mapping):

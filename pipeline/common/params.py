@@ -258,11 +258,7 @@ class _UniqueKeysLoader(yaml.SafeLoader):
 
 
 def load_params(path: Path = PARAMS_FILE) -> Params:
-    """Read and check params.yaml of the current folder.
-
-    Raises:
-        ParamsError: the file is missing, is not YAML, or holds a value that cannot be used.
-    """
+    """Read and check params.yaml of the current folder."""
     return load(Params, path)
 
 

@@ -1,6 +1,5 @@
 """Paths that the stages read and write, relative to the project's folder, as in dvc.yaml."""
 
-from collections.abc import Iterable
 from pathlib import Path
 
 RAW = Path("data/raw")
@@ -28,10 +27,3 @@ def images(folder: Path, split: str) -> Path:
 def labels(folder: Path, split: str) -> Path:
     """Return the path of a split's labels."""
     return folder / f"{split}-labels.idx"
-
-
-def remove_data(folder: Path, splits: Iterable[str]) -> None:
-    """Remove the splits' files, so that a killed stage does not leave a mix of old and new."""
-    for split in splits:
-        images(folder, split).unlink(missing_ok=True)
-        labels(folder, split).unlink(missing_ok=True)

@@ -1,4 +1,7 @@
-"""Plots of predictions, mistakes, calibration, robustness, and accuracy against cost."""
+"""Plots of predictions, mistakes, calibration, robustness, and accuracy against cost.
+
+Each `draw_` function writes a PNG to `path`.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +21,11 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
 Images = NDArray[np.uint8]
+"""[n, height, width]."""
 Labels = NDArray[np.uint8]
+"""[n]."""
 Probabilities = NDArray[np.floating[Any]]
+"""[n, n_classes], the C engine's."""
 
 RIGHT, WRONG, MUTED = "#1a7f4b", "#c0392b", "#b8bec7"
 """Colours of all plots, and of the report in light mode."""
@@ -39,15 +45,7 @@ def _save(path: Path, figure: Any) -> None:
 def draw_predictions(
     path: Path, images: Images, labels: Labels, probabilities: Probabilities, columns: int = 8
 ) -> None:
-    """Draw the first image of each class and the least certain ones, each with its probabilities.
-
-    Args:
-        path: the PNG to write.
-        images: (n, height, width), uint8.
-        labels: (n,).
-        probabilities: (n, n_classes), the C engine's.
-        columns: images per row; there are two rows.
-    """
+    """Draw two rows: the first image of each class and the least certain, with probabilities."""
     firsts = [int(np.flatnonzero(labels == label)[0]) for label in np.unique(labels)]
     least_certain = np.argsort(probabilities.max(axis=1), kind="stable")
     shown = (firsts + [int(i) for i in least_certain if i not in firsts])[: 2 * columns]
@@ -80,18 +78,14 @@ def draw_predictions(
         bars.set_yticks([])
         bars.set_xticks(classes if len(classes) <= 12 else [])
         bars.tick_params(labelsize=6, length=0, pad=1)
-        for side in ("top", "left", "right"):
-            bars.spines[side].set_visible(False)
+        bars.spines[["top", "left", "right"]].set_visible(False)
     _save(path, figure)
 
 
 def draw_misclassified(
     path: Path, images: Images, labels: Labels, probabilities: Probabilities, columns: int = 10
 ) -> None:
-    """Draw the misclassified images, the most confident mistakes first, at most 60.
-
-    Args: as of `draw_predictions`, but as many rows as needed.
-    """
+    """Draw the misclassified images, the most confident mistakes first, at most 60."""
     predictions = probabilities.argmax(axis=1)
     wrong = np.flatnonzero(predictions != labels)
     wrong = wrong[np.argsort(-probabilities[wrong].max(axis=1), kind="stable")]
@@ -110,14 +104,7 @@ def draw_misclassified(
 
 
 def draw_reliability(path: Path, probabilities: Probabilities, labels: Labels, bins: int) -> None:
-    """Draw a reliability diagram: accuracy against confidence, with a confidence histogram.
-
-    Args:
-        path: the PNG to write.
-        probabilities: (n, n_classes).
-        labels: (n,).
-        bins: number of confidence bins of equal width.
-    """
+    """Draw a reliability diagram: accuracy against confidence, with a confidence histogram."""
     found = confidence_bins(probabilities, labels, bins)
     filled = found.size > 0
     x = found.confidence[filled] / found.size[filled]
@@ -147,7 +134,6 @@ def draw_robustness(path: Path, accuracy: float, table: Mapping[str, Mapping[str
     """Draw the accuracy on changed test images; a line marks the accuracy on unchanged ones.
 
     Args:
-        path: the PNG to write.
         accuracy: fraction of unchanged images classified correctly.
         table: the same fraction by kind of change, then by strength.
     """
@@ -179,7 +165,6 @@ def draw_tradeoff(
     """Draw the accuracy of a series' runs against the time that their models take in the C engine.
 
     Args:
-        path: the PNG to write.
         accuracies: mean and standard deviation (or None), by run.
         speed: microseconds per image, by run and load.
         split: the images that the accuracy was measured on, for the axis.

@@ -1,14 +1,18 @@
-"""Reading the data that the stages `download` and `prepare` have written."""
+"""The data files that the stages `download` and `prepare` write."""
 
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mnist_mamba.data.idx import read_images, read_labels
+from mnist_mamba.data.idx import read_images, read_labels, write_idx
 from mnist_mamba.data.splits import DataError, LabelledImages
 from pipeline.common import paths
+
+logger = logging.getLogger(__name__)
 
 
 def read_info() -> dict[str, Any]:
@@ -49,6 +53,17 @@ def read_split(folder: Path, split: str, stage: str) -> LabelledImages:
             f"expected equal numbers; run `python -m pipeline.{stage}` again"
         )
     return data
+
+
+def write_splits(folder: Path, splits: Mapping[str, LabelledImages]) -> None:
+    """Replace the splits' files; a killed stage leaves no mix of old and new ones."""
+    for split in splits:
+        paths.images(folder, split).unlink(missing_ok=True)
+        paths.labels(folder, split).unlink(missing_ok=True)
+    for split, data in splits.items():
+        write_idx(paths.images(folder, split), data.images)
+        write_idx(paths.labels(folder, split), data.labels)
+        logger.info("%s: %d images of %d x %d", split, *data.images.shape)
 
 
 def read_training_data(on_val: bool) -> tuple[LabelledImages, LabelledImages | None]:

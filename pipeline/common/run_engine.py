@@ -41,6 +41,5 @@ def run_engine(*words: str | Path | int) -> dict[str, Any]:
 
 def bench_engine(batch: int, rounds: int, model: Path = paths.MODEL, threads: int = 1) -> Any:
     """Return the report of `mamba bench`: median_us (µs per image), load_us and more."""
-    options = {"--batch": batch, "--threads": threads, "--rounds": rounds}
-    words = [word for option in options.items() for word in option]
-    return run_engine("bench", model, *words)
+    options = ("--batch", batch, "--threads", threads, "--rounds", rounds)
+    return run_engine("bench", model, *options)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,6 @@ from mnist_mamba.training.checkpoint import Checkpoint, save_checkpoint
 from mnist_mamba.training.epoch import CurvePoint, EpochReport, TrainingState
 from mnist_mamba.training.resume import SavedTraining, save_training
 from pipeline.common import paths
-
-logger = logging.getLogger(__name__)
 
 
 class TrainingFiles:
@@ -35,19 +33,16 @@ class TrainingFiles:
         self.key, self.n_parameters = key, n_parameters
         self.points: list[CurvePoint] = []
         self.best_checkpoint = b""
-        self.last_good = "none, because no epoch was completed"
 
-    def start(self) -> None:
-        """Remove the checkpoints of an earlier training, which are not this one's."""
-        self.last.unlink(missing_ok=True)
-        self.best.unlink(missing_ok=True)
-
-    def resume(self, saved: SavedTraining) -> None:
-        """Continue from a saved state and write its best checkpoint, which DVC has deleted."""
+    def start(self, saved: SavedTraining | None) -> None:
+        """Continue from a saved state, or remove the checkpoints of an earlier training."""
+        if saved is None:
+            self.last.unlink(missing_ok=True)
+            self.best.unlink(missing_ok=True)
+            return
         self.points, self.best_checkpoint = saved.points, saved.best_checkpoint
-        if self.best_checkpoint:
+        if self.best_checkpoint:  # DVC has deleted the file
             write_bytes(self.best, self.best_checkpoint)
-            self.last_good = str(self.best)
 
     def write_epoch(self, report: EpochReport) -> None:
         """Write the checkpoints, and curves and metrics up to this epoch."""
@@ -58,7 +53,6 @@ class TrainingFiles:
             self.best_checkpoint = save_checkpoint(self.best, checkpoint)
         write_json(self.curves, self.points)
         write_json(self.metrics, self._summary())
-        self.last_good = str(self.last)
 
     def save_state(self, state: TrainingState) -> None:
         """Write the state from which the training can be resumed."""
@@ -88,13 +82,8 @@ class TrainingFiles:
         }
 
 
-def _best(points: list[CurvePoint]) -> CurvePoint:
+def _best(points: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     """Return the first of the best epochs on validation; without validation, the last epoch."""
-
-    def quality(point: CurvePoint) -> tuple[float, float]:
-        accuracy, loss = point["val_accuracy"], point["val_loss"]
-        if accuracy is None or loss is None:
-            return float(point["epoch"] or 0), 0.0
-        return accuracy, -loss
-
-    return max(points, key=quality)
+    if points[-1]["val_loss"] is None:
+        return points[-1]
+    return max(points, key=lambda point: (point["val_accuracy"], -point["val_loss"]))

@@ -108,17 +108,14 @@ def read_metrics(read: Reader, names: Iterable[str]) -> Metrics:
     return found
 
 
-def read_predictions(read: Reader) -> list[Prediction] | None:
-    """Return labels and predictions of the test images in order, or None without a file.
+def read_predictions(read: Reader) -> list[Prediction]:
+    """Return labels and predictions of the test images in order, or none without a file.
 
     Raises:
         NoVerdictError: the file has another format.
     """
     try:
-        text = read(paths.PREDICTIONS)
-        if text is None:
-            return None
-        rows = csv.DictReader(io.StringIO(text))
+        rows = csv.DictReader(io.StringIO(read(paths.PREDICTIONS) or ""))
         return [(int(row["label"]), int(row["predicted"])) for row in rows]
     except (KeyError, TypeError, ValueError, csv.Error) as error:
         raise NoVerdictError(
@@ -127,9 +124,7 @@ def read_predictions(read: Reader) -> list[Prediction] | None:
         ) from error
 
 
-def judge_accuracy(
-    rule: AccuracyRule, base: list[Prediction] | None, here: list[Prediction] | None
-) -> Verdict:
+def judge_accuracy(rule: AccuracyRule, base: list[Prediction], here: list[Prediction]) -> Verdict:
     """Return the verdict on accuracy, comparing the predictions image by image.
 
     Only images that exactly one of the two classifies correctly count (McNemar's exact test). If
@@ -140,25 +135,25 @@ def judge_accuracy(
     """
     accuracy = None if not here else sum(label == found for label, found in here) / len(here)
     before = None if not base else sum(label == found for label, found in base) / len(base)
-    row = {"name": "accuracy", "base": show(before), "here": show(accuracy)}
-    allowed = f"≥ {show(rule.floor)}, p ≥ {rule.significance:g}"
-    if here is None or accuracy is None:
+    problem, note = None, "new: the base lacks it"
+    if accuracy is None:
         problem = f"{paths.PREDICTIONS} is missing or empty: run `make repro` and commit it"
-        return Verdict(**row, allowed=allowed, problem=problem)
-    too_low = f"expected ≥ {show(rule.floor)}" if accuracy < rule.floor else None
-    if not base:
-        return Verdict(**row, allowed=allowed, problem=too_low, note="new: the base lacks it")
-    if [label for label, _ in base] != [label for label, _ in here]:
-        raise NoVerdictError(
-            f"the labels in {paths.PREDICTIONS} differ from the base's, so the test images do too: "
-            "commit the new results and compare later changes with that commit"
-        )
-    lost, won, p = mcnemar(base, here)
-    counts = f"{lost} lost, {won} won, p = {p:.2g}"
-    if too_low:
-        return Verdict(**row, allowed=allowed, problem=f"{too_low}; {counts}")
-    failed = p < rule.significance
-    return Verdict(**row, allowed=allowed, problem=counts if failed else None, note=counts)
+    elif accuracy < rule.floor:
+        problem = f"expected ≥ {show(rule.floor)}"
+    if base and here:
+        if [label for label, _ in base] != [label for label, _ in here]:
+            raise NoVerdictError(
+                f"the labels in {paths.PREDICTIONS} differ from the base's, so the test images do "
+                "too: commit the new results and compare later changes with that commit"
+            )
+        lost, won, p = mcnemar(base, here)
+        note = f"{lost} lost, {won} won, p = {p:.2g}"
+        if problem:
+            problem += f"; {note}"
+        elif p < rule.significance:
+            problem = note
+    allowed = f"≥ {show(rule.floor)}, p ≥ {rule.significance:g}"
+    return Verdict("accuracy", show(before), show(accuracy), allowed, problem, note)
 
 
 def mcnemar(base: list[Prediction], here: list[Prediction]) -> tuple[int, int, float]:
@@ -176,7 +171,7 @@ def mcnemar(base: list[Prediction], here: list[Prediction]) -> tuple[int, int, f
     return lost, won, float(p)
 
 
-def check_consistent(read: Reader, here: list[Prediction] | None) -> None:
+def check_consistent(read: Reader, here: list[Prediction]) -> None:
     """Check that the results are of one run.
 
     Raises:
@@ -199,11 +194,7 @@ def check_consistent(read: Reader, here: list[Prediction] | None) -> None:
 
 
 def judge_all(rules: GateRules, base: str) -> list[Verdict]:
-    """Return all verdicts on the work tree compared with a revision.
-
-    Raises:
-        NoVerdictError: the two cannot be compared.
-    """
+    """Return all verdicts on the work tree compared with a revision."""
     read_base = in_revision(resolve(base))
     files = sorted({name.split(".")[0] for name in rules.metrics})
     with naming_side("the work tree"):
@@ -232,35 +223,30 @@ def changed_rules(rules: GateRules, read_base: Reader) -> list[str]:
     return [f"`{name}`: {before.get(name)} → {now.get(name)}" for name in names]
 
 
-def render_page(title: str, verdicts: list[Verdict], remarks: list[str]) -> str:
-    """Return the gate's page: a verdict, the table, remarks."""
+def publish(
+    title: str, verdicts: list[Verdict], output: Path | None, remarks: Iterable[str] = ()
+) -> int:
+    """Print the page: outcome, table, remarks. Write it to `output` if given.
+
+    Returns:
+        The exit code.
+    """
     failed = sum(not verdict.passed for verdict in verdicts)
     outcome = f"{failed} of {len(verdicts)} metrics FAIL" if failed else "passes"
-    lines = [f"## {title}: {outcome}", "", markdown(verdicts), *remarks]
-    return "\n".join(lines) + ("\n" if remarks else "")
-
-
-def publish_page(page: str, verdicts: list[Verdict], output: Path | None) -> int:
-    """Print the page, write it to `output` if given, and return the exit code."""
+    page = "\n".join([f"## {title}: {outcome}", "", markdown(verdicts), *remarks]).rstrip() + "\n"
     print(page)
     if output is not None:
         write_text(output, page)
-    return command.PASS if all(verdict.passed for verdict in verdicts) else command.REGRESSION
-
-
-def compare(base: str) -> tuple[str, list[Verdict]]:
-    """Return the gate's page on this work tree compared with a revision, and its verdicts."""
-    rules = load_rules()
-    verdicts = judge_all(rules, base)
-    changed = changed_rules(rules, in_revision(resolve(base)))
-    remarks = [f"- rule changed: {rule}" for rule in changed]
-    return render_page(f"Gate against {base}", verdicts, remarks), verdicts
+    return command.REGRESSION if failed else command.PASS
 
 
 def main(options: argparse.Namespace) -> int:
     """Judge this work tree and print a table."""
-    page, verdicts = compare(options.base)
-    return publish_page(page, verdicts, options.output)
+    rules = load_rules()
+    verdicts = judge_all(rules, options.base)
+    changed = changed_rules(rules, in_revision(resolve(options.base)))
+    remarks = [f"- rule changed: {rule}" for rule in changed]
+    return publish(f"Gate against {options.base}", verdicts, options.output, remarks)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ def run(*words: str | Path) -> str:
         NoVerdictError: the command is not installed or failed; the message ends with its output.
     """
     try:
-        done = subprocess.run(list(map(str, words)), capture_output=True, text=True)
+        done = subprocess.run(words, capture_output=True, text=True)
     except FileNotFoundError as error:
         raise NoVerdictError(f"{words[0]} not found: install it") from error
     if done.returncode:
@@ -84,8 +84,7 @@ def main(options: argparse.Namespace) -> int:
         flatten({**once, "us_per_image": us}) for once, us in zip(counted, timed, strict=True)
     )
     verdicts = judge(rules.speed, base, here)
-    page = gate.render_page(f"Speed against {options.base}", verdicts, [])
-    return gate.publish_page(page, verdicts, options.output)
+    return gate.publish(f"Speed against {options.base}", verdicts, options.output)
 
 
 if __name__ == "__main__":

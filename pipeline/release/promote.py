@@ -11,6 +11,7 @@ import argparse
 import logging
 from pathlib import Path
 
+from mnist_mamba.atomic_write import write_bytes
 from pipeline.common import command, dvc_lock, paths
 from pipeline.common.content_key import file_md5
 from pipeline.common.nested import flatten
@@ -54,26 +55,21 @@ def check_of_one_run(params: Params) -> None:
             )
 
 
-def register(params: Params) -> None:
-    """Register the model in MLflow, unless tracking is disabled."""
-    if not params.tracking.enabled:
-        logger.info("tracking.enabled is false: the model is not registered in MLflow")
-        return
-    tracked_model.register(params, params.tracking.model_name, ALIAS)
-
-
 def main(options: argparse.Namespace) -> int:
     """Judge; if the gate passes, register the model and update the published files."""
     params = load_params()
     check_of_one_run(params)
-    page, verdicts = gate.compare(options.base)
-    code = gate.publish_page(page, verdicts, options.output)
+    code = gate.main(options)
     if code != command.PASS:
         logger.error("the gate fails: nothing is promoted")
         return code
-    update = published.prepare(params)
-    register(params)
-    update.write()
+    files = published.prepare(params)
+    if params.tracking.enabled:
+        tracked_model.register(params, params.tracking.model_name, ALIAS)
+    else:
+        logger.info("tracking.enabled is false: the model is not registered in MLflow")
+    for path, content in files.items():
+        write_bytes(path, content)
     logger.info("%s/ and the README's results are updated: review and commit", published.MODELS)
     return code
 

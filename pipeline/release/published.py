@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import tempfile
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from scipy.stats import binomtest
 
-from mnist_mamba.atomic_write import write_bytes
 from pipeline.common import dvc_lock, paths
 from pipeline.common.generated_tables import with_table
 from pipeline.common.params import Params
@@ -30,11 +28,7 @@ CONFIDENCE = 0.95
 
 def results_table(metrics: Path) -> str:
     """Return the README's results, generated from the files in the folder `metrics`."""
-    files = {
-        name: json.loads(path.read_text(encoding="utf-8"))
-        for name in ("eval", "train", "benchmark", "seeds", "seeds_speed")
-        if (path := metrics / f"{name}.json").is_file()
-    }
+    files = _read_all(metrics)
     scores, train, benchmark = (files[name] for name in ("eval", "train", "benchmark"))
     n_test, us = f"{scores['n_test']:,}", benchmark["us_per_image"]["engine"]["b1"]
     rows = [
@@ -51,18 +45,21 @@ def results_table(metrics: Path) -> str:
     for name, parameters, accuracy, timing, target in rows:
         timed = "" if timing is None else f"{timing:,.0f}"
         lines.append(f"| {name} | {parameters:,} | {accuracy} | {timed} | `make {target}` |")
-    return "\n".join([*lines, "", *_shipped_model(scores, train)]) + "\n"
-
-
-def _shipped_model(scores: dict[str, Any], train: dict[str, Any]) -> list[str]:
-    """Return the lines about the shipped file."""
     parity = scores["parity"]
     validated = f"{train['val']['accuracy']:.2%}" if "val" in train else "(no images)"
-    return [
+    lines += [
+        "",
         f"The first row is the shipped file: {scores['model']['file_bytes']:,} bytes, validation",
         f"accuracy {validated}. On the test images, {parity['prediction_mismatches']} predictions",
         f"differ from PyTorch's, and no logit by more than {parity['max_abs_logit_diff']:.1e}.",
     ]
+    return "\n".join(lines) + "\n"
+
+
+def _read_all(metrics: Path) -> dict[str, Any]:
+    return {
+        file.stem: json.loads(file.read_text(encoding="utf-8")) for file in metrics.glob("*.json")
+    }
 
 
 def interval(correct: int, n: int) -> tuple[float, float]:
@@ -72,11 +69,7 @@ def interval(correct: int, n: int) -> tuple[float, float]:
 
 
 def model_card(params: Params, root: Path = Path()) -> str:
-    """Return models/README.md of the params, metrics and lock in `root`.
-
-    Raises:
-        FileNotFoundError: one of these files is missing.
-    """
+    """Return models/README.md of the params, metrics and lock in `root`."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         undefined=StrictUndefined,
@@ -84,10 +77,7 @@ def model_card(params: Params, root: Path = Path()) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    metrics = {
-        file.stem: json.loads(file.read_text(encoding="utf-8"))
-        for file in sorted((root / paths.METRICS).glob("*.json"))
-    }
+    metrics = _read_all(root / paths.METRICS)
     scores = metrics["eval"]
     outputs = dvc_lock.outputs(dvc_lock.read_lock(root / dvc_lock.LOCK))
     return environment.get_template("model_card.md.j2").render(
@@ -101,36 +91,20 @@ def model_card(params: Params, root: Path = Path()) -> str:
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class Update:
-    """New contents of all files that a promotion changes, by their paths."""
-
-    contents: dict[Path, bytes]
-
-    def write(self) -> None:
-        """Write the files, each completely or not at all."""
-        for path, content in self.contents.items():
-            write_bytes(path, content)
-
-
-def prepare(params: Params) -> Update:
+def prepare(params: Params) -> dict[Path, bytes]:
     """Return the new model, example (the first test image), card and README; write nothing.
 
-    Raises:
-        ValueError: the README lacks the table's marks, or a metrics file is not JSON.
-        KeyError: a metrics file lacks a figure.
-        OSError: a file is missing.
+    Returns:
+        The contents of all files that a promotion changes, by their paths.
     """
     with tempfile.TemporaryDirectory() as scratch:
         example = Path(scratch) / EXAMPLE.name
         export_image("test", 0, example)
         image = example.read_bytes()
     readme = with_table(README.read_text(encoding="utf-8"), TABLE, results_table(paths.METRICS))
-    return Update(
-        {
-            MODELS / paths.MODEL.name: paths.MODEL.read_bytes(),
-            EXAMPLE: image,
-            CARD: model_card(params).encode(),
-            README: readme.encode(),
-        }
-    )
+    return {
+        MODELS / paths.MODEL.name: paths.MODEL.read_bytes(),
+        EXAMPLE: image,
+        CARD: model_card(params).encode(),
+        README: readme.encode(),
+    }

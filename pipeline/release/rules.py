@@ -60,11 +60,7 @@ class GateRules(Section):
 
 
 def load_rules(path: Path = GATE_FILE) -> GateRules:
-    """Read and check gate.yaml of the current folder.
-
-    Raises:
-        ParamsError: the file is missing, is not YAML, or holds a value that cannot be used.
-    """
+    """Read and check gate.yaml of the current folder."""
     return load(GateRules, path)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, UndefinedError
 
 from mnist_mamba.atomic_write import write_text
-from pipeline.common import command, dvc_lock, paths, timings
-from pipeline.common.content_key import file_md5
+from pipeline.common import command, timings
 from pipeline.common.params import Params, load_params
 from pipeline.common.plots import MUTED, RIGHT, UNITS, WRONG
 from pipeline.release import published
@@ -57,16 +55,8 @@ def _context(params: Params, files: dict[str, Any]) -> TemplateContext:
         "study": study and results.study(study["runs"], files["study_speed"]),
         "lineage": lineage.lineage(files["lock"], params),
         "label_smoothing": params.train.label_smoothing,
-        "data_info": _data_info(dvc_lock.outputs(files["lock"])),
         "colours": {"ours": RIGHT, "wrong": WRONG, "other": MUTED},
     }
-
-
-def _data_info(outputs: dict[str, dict[str, Any]]) -> Any:
-    """Return the prepared data's sizes; None if it is missing or differs from dvc.lock."""
-    path = paths.DATA_INFO
-    unchanged = path.is_file() and outputs.get(str(path), {}).get("md5") == file_md5(path)
-    return json.loads(path.read_text(encoding="utf-8")) if unchanged else None
 
 
 def _render(context: TemplateContext) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Container, Mapping, Sequence
 from io import StringIO
 from typing import Any
@@ -11,7 +12,7 @@ import matplotlib as mpl
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from pipeline.common.plots import MUTED, RIGHT, plot_tradeoff
 
@@ -42,12 +43,12 @@ ET.register_namespace("", SVG)
 ET.register_namespace("xlink", XLINK)
 
 
-def percent(value: float, _position: int | None = None) -> str:
+def percent(value: float, _position: float | None = None) -> str:
     """Format a fraction as a short percentage: 0.5%, 99.45%."""
     return f"{100 * value:.{2 if value < 0.1 else 4}g}%"
 
 
-def short(value: float, _position: int | None = None) -> str:
+def short(value: float, _position: float | None = None) -> str:
     """Format a value with at most two significant digits."""
     return f"{value:.2g}"
 
@@ -65,7 +66,7 @@ def learning_curve(title: str, lines: Mapping[str, Sequence[float]], percentage:
             axes.set_yscale("log")
             axes.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
             axes.yaxis.set_minor_formatter(NullFormatter())
-        axes.yaxis.set_major_formatter(FuncFormatter(form))
+        axes.yaxis.set_major_formatter(form)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.set_xlabel("epoch")
         axes.grid(axis="y")
@@ -89,7 +90,7 @@ def seed_strips(runs: Mapping[str, Mapping[str, Any]]) -> Markup:
         axes.set_yticks(range(len(runs)), list(runs))
         axes.invert_yaxis()
         axes.xaxis.set_major_locator(MaxNLocator(5))
-        axes.xaxis.set_major_formatter(FuncFormatter(percent))
+        axes.xaxis.set_major_formatter(percent)
         axes.grid(axis="x")
         return to_svg(figure, "test accuracy of each seed", titles)
 
@@ -135,7 +136,8 @@ def to_svg(figure: Figure, label: str, titles: Mapping[str, str] | None = None) 
         figure.savefig(
             buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type"))
         )
-    text = buffer.getvalue()
+    # The style would apply to the whole page.
+    text = re.sub("<style.*?</style>", "", buffer.getvalue(), flags=re.DOTALL)
     for colour, variable in CSS.items():
         text = text.replace(colour, f"var({variable})")
     svg = ET.fromstring(text)
@@ -147,9 +149,5 @@ def to_svg(figure: Figure, label: str, titles: Mapping[str, str] | None = None) 
         if title := (titles or {}).get(group.attrib.pop("id", "")):
             group.insert(0, ET.Element(f"{{{SVG}}}title"))
             group[0].text = title
-    for parent in list(svg.iter()):
-        for child in list(parent):
-            if child.tag in (f"{{{SVG}}}style", f"{{{SVG}}}metadata"):
-                parent.remove(child)
     # ElementTree escapes every text and attribute.
     return Markup(ET.tostring(svg, encoding="unicode"))

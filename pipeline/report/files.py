@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import functools
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,9 +46,11 @@ SOURCES = {
 
 
 class Metrics(dict[str, Any]):
-    """A JSON object whose missing keys are errors that name the file."""
+    """A JSON object of a file; a missing key is an error that names the file."""
 
-    source: Source
+    def __init__(self, source: Source, content: dict[str, Any]) -> None:
+        super().__init__(content)
+        self.source = source
 
     def __missing__(self, key: str) -> Any:
         raise ReportError(
@@ -75,31 +78,16 @@ def read_all() -> dict[str, Any]:
 
 def _read(source: Source) -> Any:
     if source.path.suffix == ".png":
-        return data_uri(source.path.read_bytes())
+        png = base64.b64encode(source.path.read_bytes()).decode()
+        return f"data:image/png;base64,{png}"
     text = source.path.read_text(encoding="utf-8")
     try:
         if source.path.suffix == ".csv":
             return list(csv.DictReader(text.splitlines()))
         if source.path.suffix == ".lock":
-            return _metrics(yaml.safe_load(text), source)
-        return _metrics(json.loads(text), source)
+            return yaml.safe_load(text)
+        return json.loads(text, object_hook=functools.partial(Metrics, source))
     except (ValueError, yaml.YAMLError) as error:
         raise ReportError(
             f"{source.path} cannot be read: {error}; run `{source.command}` to write it again"
         ) from error
-
-
-def _metrics(content: Any, source: Source) -> Any:
-    """Turn each JSON object in `content`, nested ones too, into Metrics."""
-    if isinstance(content, list):
-        return [_metrics(item, source) for item in content]
-    if isinstance(content, dict):
-        metrics = Metrics({key: _metrics(value, source) for key, value in content.items()})
-        metrics.source = source
-        return metrics
-    return content
-
-
-def data_uri(png: bytes) -> str:
-    """Return a PNG as an address that holds all of it."""
-    return "data:image/png;base64," + base64.b64encode(png).decode()

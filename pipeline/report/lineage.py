@@ -15,6 +15,7 @@ from pipeline.common.content_key import content_key, file_md5
 from pipeline.common.dvc_lock import outputs
 from pipeline.common.git import GitError, git
 from pipeline.common.params import Params
+from pipeline.common.prepared_data import read_info
 from pipeline.report.results import TemplateContext
 
 CONSTRAINTS = Path("constraints.txt")
@@ -33,8 +34,10 @@ def lineage(lock: Mapping[str, Any], params: Params) -> TemplateContext:
     recorded = None
     if paths.TRACKING_KEY.is_file():
         recorded = paths.TRACKING_KEY.read_text(encoding="utf-8").strip()
+    unchanged = [row["path"] for row in rows if row["here"] == "unchanged"]
     return {
         "outputs": rows,
+        "data_info": read_info() if str(paths.DATA_INFO) in unchanged else None,
         "data": [row for row in rows if Path(row["path"]).parent == paths.PREPARED],
         "model": next((row for row in rows if Path(row["path"]) == paths.MODEL), None),
         "content_key": key,
@@ -81,8 +84,6 @@ def git_state() -> TemplateContext | None:
 
 def _pinned() -> Iterator[tuple[str, str]]:
     if CONSTRAINTS.is_file():
-        pins = re.findall(
-            r"^([\w.-]+)==(\S+)", CONSTRAINTS.read_text(encoding="utf-8"), flags=re.MULTILINE
-        )
-        versions = {name.lower(): version for name, version in pins}
+        text = CONSTRAINTS.read_text(encoding="utf-8").lower()
+        versions = dict(re.findall(r"^([\w.-]+)==(\S+)", text, flags=re.MULTILINE))
         yield from ((name, versions[name]) for name in PINNED if name in versions)

@@ -1,4 +1,4 @@
-"""What the report derives from the metrics: mistakes, confusion, charts, comparisons."""
+"""Confusion, charts and comparisons that the report derives from the metrics."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from pipeline.common.timings import IMPLEMENTATIONS
 from pipeline.report import charts
 from pipeline.report.files import SOURCES, Metrics, ReportError
-from pipeline.series.trainings import SERIES_FILE, load_series
+from pipeline.series.trainings import load_series
 
 TemplateContext = dict[str, Any]
 
@@ -62,15 +62,13 @@ def curves(epochs: Sequence[Metrics]) -> TemplateContext:
 
 def progress(name: str, runs: Mapping[str, Metrics]) -> TemplateContext | None:
     """Return how many trainings of a series are done; None if all are."""
-    if not SERIES_FILE.is_file():
-        return None
     series = load_series(name)
     done = {run: len(runs[run]["trainings"]) if run in runs else 0 for run in series.runs}
-    total = len(series.seeds) * len(series.runs)
-    missing = [run for run, n in done.items() if n == 0]
-    if sum(done.values()) >= total:
+    n_done, total = sum(done.values()), len(series.seeds) * len(series.runs)
+    if n_done >= total:
         return None
-    return {"done": sum(done.values()), "total": total, "missing": missing}
+    missing = [run for run, n in done.items() if n == 0]
+    return {"done": n_done, "total": total, "missing": missing}
 
 
 def study(runs: Mapping[str, Metrics], speed: Mapping[str, Any] | None) -> TemplateContext:

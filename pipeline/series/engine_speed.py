@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import tempfile
 from collections.abc import Sequence
@@ -20,12 +21,18 @@ Speed = dict[str, dict[str, float]]
 """Microseconds per image by run and batch size (b1, b100)."""
 
 
-def time_series(series: str, wanted: Sequence[Training]) -> None:
+def time_series(series: str, wanted: Sequence[Training], arguments: argparse.Namespace) -> Speed:
     """Time a series' models, one after the other on one thread, and write the results file.
 
-    The models are untrained, because the weights do not change the time.
+    The models are untrained, because the weights do not change the time. With --no-timing, return
+    the recorded times, or none if the series was never timed.
     """
+    file = paths.METRICS / f"{series}_speed.json"
     speed: Speed = {}
+    if arguments.no_timing:
+        if file.is_file():
+            speed = json.loads(file.read_text(encoding="utf-8"))["us_per_image"]
+        return speed
     info = read_info()
     with tempfile.TemporaryDirectory() as scratch:
         model = Path(scratch) / "model.bin"
@@ -37,17 +44,5 @@ def time_series(series: str, wanted: Sequence[Training]) -> None:
                     f"b{batch}": bench_engine(batch, rounds, model)["median_us"]
                     for batch in BATCHES
                 }
-    write_json(_file(series), {"us_per_image": speed, "cpu": cpu_name()})
-
-
-def read_speed(series: str) -> Speed:
-    """Return the recorded times of a series; empty if it was never timed."""
-    file = _file(series)
-    if not file.is_file():
-        return {}
-    speed: Speed = json.loads(file.read_text(encoding="utf-8"))["us_per_image"]
+    write_json(file, {"us_per_image": speed, "cpu": cpu_name()})
     return speed
-
-
-def _file(series: str) -> Path:
-    return paths.METRICS / f"{series}_speed.json"

@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field
 from tqdm import tqdm
 
+from mnist_mamba.atomic_write import write_json
 from pipeline.common.content_key import training_key
 from pipeline.common.machine import usable_cores
-from pipeline.common.params import Params, ParamsError, Section
+from pipeline.common.params import Params, ParamsError, Section, parse
 
 logger = logging.getLogger(__name__)
 
@@ -80,20 +81,11 @@ def load_series(name: str, file: Path = SERIES_FILE) -> Series:
     content = yaml.safe_load(file.read_text(encoding="utf-8"))
     if not isinstance(content, dict) or name not in content:
         raise ParamsError(f"{file}: {name}: not found, expected a series of this name")
-    try:
-        return Series.model_validate(content[name])
-    except ValidationError as error:
-        problem = error.errors()[0]
-        key = ".".join(str(part) for part in (name, *problem["loc"]))
-        raise ParamsError(f"{file}: {key}: {problem['msg']}, got {problem['input']!r}") from error
+    return parse(Series, content[name], f"{file}: {name}")
 
 
 def trainings(series: Series, params: Params) -> list[Training]:
-    """Return all trainings of a series: each run with the first seed, then with the second, ...
-
-    Raises:
-        ParamsError: a change of a param that does not exist, or to an unsuitable value.
-    """
+    """Return all trainings of a series: each run with the first seed, then with the second, ..."""
     found = []
     for seed in series.seeds:
         for name, own in series.runs.items():
@@ -113,7 +105,8 @@ def train(training: Training) -> dict[str, Any]:
     """
     folder = training.folder
     folder.mkdir(parents=True, exist_ok=True)
-    if (metrics := _finished(training)) is not None:
+    metrics = _metrics(folder)
+    if metrics.get("epochs") == training.params.train.epochs:
         return metrics
     command = [sys.executable, "-m", "pipeline.train", "--resume", "--save-dir", str(folder)]
     for key, value in training.changes.items():
@@ -127,20 +120,11 @@ def train(training: Training) -> dict[str, Any]:
 
 
 def _metrics(folder: Path) -> dict[str, Any]:
-    metrics: dict[str, Any] = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    """Return the metrics of the epochs so far, written after each checkpoint, or nothing."""
+    file, metrics = folder / "metrics.json", {}
+    if file.is_file() and (folder / "last.pth").is_file():
+        metrics = json.loads(file.read_text(encoding="utf-8"))
     return metrics
-
-
-def _finished(training: Training) -> dict[str, Any] | None:
-    """Return the metrics of a completed training, else None.
-
-    An epoch's metrics are written after its checkpoint.
-    """
-    folder = training.folder
-    if not ((folder / "metrics.json").is_file() and (folder / "last.pth").is_file()):
-        return None
-    metrics = _metrics(folder)
-    return metrics if metrics["epochs"] == training.params.train.epochs else None
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -154,22 +138,22 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run_missing(
     wanted: Sequence[Training],
-    old: Mapping[str, Any],
+    results: Path,
     arguments: argparse.Namespace,
     measure: Callable[[Training], TrainingRecord],
-    write: Callable[[Records], None],
-) -> Records:
-    """Run the trainings whose records are missing, and write all records after each.
+    summary: Callable[[Records], dict[str, Any]],
+) -> dict[str, Any]:
+    """Run the trainings whose records are missing, and write the results file after each.
 
     Args:
         wanted: all trainings of the series.
-        old: the results file's runs by name, each with its records under "trainings".
+        results: a JSON file that has, for each run, its records under "trainings".
         arguments: the command line, with the options of `add_options`.
         measure: runs a training and returns its record without seed and key.
-        write: writes the results file.
+        summary: returns the results file's content, given the records of all runs that have any.
 
     Returns:
-        The records of all runs that have any.
+        The results file's content.
 
     Raises:
         RuntimeError: some trainings failed; the others have been run.
@@ -183,19 +167,26 @@ def run_missing(
         )
     keys = {training.key: training for training in wanted}
     records: Records = {name: [] for name in names}
-    for name, run in old.items():
+    old = json.loads(results.read_text(encoding="utf-8")) if results.is_file() else {}
+    for name, run in old.get("runs", old).items():  # study.json also has the common params
         records[name] = [record for record in run["trainings"] if record["key"] in keys]
     recorded = {record["key"] for run in records.values() for record in run}
     missing = [
         training for key, training in keys.items() if key not in recorded and training.name in only
     ]
     logger.info("%d of %d trainings are done, %d to do", len(recorded), len(wanted), len(missing))
+
+    def write() -> dict[str, Any]:
+        content = summary({name: run for name, run in records.items() if run})
+        write_json(results, content)
+        return content
+
     for training, measured in _run_all(missing, arguments.jobs, measure):
         run = records[training.name]
         run.append({"seed": training.seed, "key": training.key, **measured})
         run.sort(key=lambda record: int(record["seed"]))
-        write({name: run for name, run in records.items() if run})
-    return {name: run for name, run in records.items() if run}
+        write()
+    return write()
 
 
 def _run_all(

@@ -102,12 +102,8 @@ def project_lock() -> Iterator[None]:
         yield
 
 
-def find(client: MlflowClient, experiment: str, key: str) -> Run | None:
-    """Return the run with a content key, or None."""
-    return _find_by_tag(client, experiment, KEY_TAG, key)
-
-
-def _find_by_tag(client: MlflowClient, experiment: str, tag: str, value: str) -> Run | None:
+def find(client: MlflowClient, experiment: str, value: str, tag: str = KEY_TAG) -> Run | None:
+    """Return the run with this content key, or with this value of another tag, or None."""
     found = client.search_runs([experiment], f"tags.`{tag}` = '{value}'", max_results=1)
     return found[0] if found else None
 
@@ -141,7 +137,7 @@ def _origin(client: MlflowClient, experiment: str) -> dict[str, str]:
 
 def _sweep(client: MlflowClient, experiment: str, baseline: str) -> str:
     """Return the id of the parent run of all experiments that started from a commit."""
-    run = _find_by_tag(client, experiment, SWEEP_TAG, baseline)
+    run = find(client, experiment, baseline, SWEEP_TAG)
     if run is None:
         note = (
             f"The experiments that `dvc exp run` started from commit {baseline[:7]}: one child run "
@@ -150,28 +146,29 @@ def _sweep(client: MlflowClient, experiment: str, baseline: str) -> str:
         tags = {SWEEP_TAG: baseline, COMMIT_TAG: baseline, "mlflow.note.content": note}
         run = client.create_run(experiment, run_name=f"from {baseline[:7]}", tags=tags)
         client.set_terminated(run.info.run_id)
-    run_id: str = run.info.run_id
-    return run_id
+    return str(run.info.run_id)
 
 
 def log_points(client: MlflowClient, run_id: str, points: Sequence[CurvePoint]) -> None:
     """Log the points of the curves that the run lacks or has with another value."""
     from mlflow.entities import Metric
 
-    names = {name for point in points for name in point if name != EPOCH}
+    wanted = {
+        (f"curve/{name}", int(point[EPOCH] or 0)): float(value)
+        for point in points
+        for name, value in point.items()
+        if name != EPOCH and value is not None
+    }
     known = {
         (metric.key, metric.step): metric.value
-        for name in names
-        for metric in client.get_metric_history(run_id, f"curve/{name}")
+        for name in {name for name, _ in wanted}
+        for metric in client.get_metric_history(run_id, name)
     }
     now = int(time.time() * 1000)
     metrics = [
-        Metric(f"curve/{name}", float(value), now, int(point[EPOCH] or 0))
-        for point in points
-        for name, value in point.items()
-        if name != EPOCH
-        and value is not None
-        and known.get((f"curve/{name}", int(point[EPOCH] or 0))) != float(value)
+        Metric(name, value, now, epoch)
+        for (name, epoch), value in wanted.items()
+        if known.get((name, epoch)) != value
     ]
     if metrics:
         client.log_batch(run_id, metrics=metrics)

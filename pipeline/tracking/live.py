@@ -24,23 +24,26 @@ def live_run(params: Params, enabled: bool = True) -> Iterator[Callable[[CurvePo
 
     Yields a function that logs one point of the curves.
     """
-    live = _start(params) if enabled and params.tracking.enabled else None
+    live = None
+    if enabled and params.tracking.enabled:
+        with _only_warning("MLflow is not available, the training continues without it"):
+            live = _LiveRun(params)
+    status = "FAILED"
     try:
         yield live.log_point if live else lambda point: None
-    except BaseException:
+        status = "FINISHED"
+    finally:
         if live:
-            live.finish("FAILED")
-        raise
-    if live:
-        live.finish("FINISHED")
+            live.finish(status)
 
 
-def _start(params: Params) -> _LiveRun | None:
+@contextmanager
+def _only_warning(message: str) -> Iterator[None]:
+    """Log an error of the body as a warning."""
     try:
-        return _LiveRun(params)
+        yield
     except Exception as error:
-        logger.warning("MLflow is not available, the training continues without it: %s", error)
-        return None
+        logger.warning("%s: %s", message, error)
 
 
 class _LiveRun:
@@ -52,40 +55,32 @@ class _LiveRun:
         self._run_id = run.info.run_id
         self._client.update_run(self._run_id, status="RUNNING")
         self._client.set_tag(self._run_id, tracking.PROGRESS_TAG, "training alone")
-        self._monitor = _start_monitor(self._run_id, params.tracking.system_metrics)
+        self._monitor: SystemMetricsMonitor | None = None
+        if params.tracking.system_metrics:
+            with _only_warning("MLflow gets no system metrics"):
+                self._monitor = self._start_monitor(params.tracking.system_metrics)
 
     def log_point(self, point: CurvePoint) -> None:
-        try:
+        with _only_warning(f"MLflow did not store epoch {point[tracking.EPOCH]}"):
             tracking.log_points(self._client, self._run_id, [point])
-        except Exception as error:
-            logger.warning("MLflow did not store epoch %s: %s", point[tracking.EPOCH], error)
 
     def finish(self, status: str) -> None:
-        try:
+        with _only_warning("MLflow did not store the end of the run"):
             if self._monitor:
                 self._monitor.finish()
             self._client.set_terminated(self._run_id, status)
-        except Exception as error:
-            logger.warning("MLflow did not store the end of the run: %s", error)
 
-
-def _start_monitor(run_id: str, seconds: float) -> SystemMetricsMonitor | None:
-    """Start MLflow's thread that measures the machine at this interval; 0 starts none."""
-    if not seconds:
-        return None
-    try:
+    def _start_monitor(self, seconds: float) -> SystemMetricsMonitor:
+        """Start MLflow's thread that measures the machine at this interval."""
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
         # It logs its start, its end and each GPU that it does not find.
         logging.getLogger("mlflow.system_metrics").setLevel(logging.WARNING)
         monitor = SystemMetricsMonitor(
-            run_id,
+            self._run_id,
             sampling_interval=seconds,
             resume_logging=True,
             tracking_uri=tracking.tracking_uri(),
         )
         monitor.start()
         return monitor
-    except Exception as error:
-        logger.warning("MLflow gets no system metrics: %s", error)
-        return None

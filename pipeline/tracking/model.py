@@ -51,9 +51,8 @@ def log(client: MlflowClient, run: Run, params: Params) -> LoggedModel:
         OSError: a file of the model is missing; the stages before `track` write them.
     """
     bundle = _bundle_md5()
-    for known in _models(client, run):
-        if known.tags.get(BUNDLE_TAG) == bundle:
-            return known
+    if known := _find(client, run, bundle):
+        return known
     model = client.create_logged_model(
         run.info.experiment_id,
         name=params.tracking.model_name,
@@ -70,12 +69,17 @@ def log(client: MlflowClient, run: Run, params: Params) -> LoggedModel:
     return model
 
 
-def _models(client: MlflowClient, run: Run) -> list[LoggedModel]:
-    """Return the run's complete models, newest first."""
-    found = client.search_logged_models(
+def _find(client: MlflowClient, run: Run, bundle: str) -> LoggedModel | None:
+    """Return the run's newest complete model with this bundle, or None.
+
+    A run may have several models: the engine may change and change back.
+    """
+    for model in client.search_logged_models(
         [run.info.experiment_id], f"source_run_id = '{run.info.run_id}'"
-    )
-    return [model for model in found if str(model.status) == "READY"]
+    ):
+        if str(model.status) == "READY" and model.tags.get(BUNDLE_TAG) == bundle:
+            return model
+    return None
 
 
 def _bundle_md5() -> str:
@@ -168,15 +172,13 @@ def logged_model(params: Params) -> LoggedModel:
         client, experiment = tracking.connect(params)
         key = content_key(params)
         run = tracking.find(client, experiment, key)
-        known = _models(client, run) if run else []
-        # A run may have several models: the engine may change and change back.
-        models = [model for model in known if model.tags.get(BUNDLE_TAG) == bundle]
-        if not models:
+        model = _find(client, run, bundle) if run else None
+        if model is None:
             raise TrackingError(
                 f"experiment {params.tracking.experiment} in MLflow has no model with content key "
                 f"{key} and the present {paths.MODEL} and engine: run `make track`"
             )
-        return models[0]
+        return model
 
 
 def register(params: Params, name: str, alias: str) -> str:
@@ -184,9 +186,6 @@ def register(params: Params, name: str, alias: str) -> str:
 
     Returns:
         The model's version; a model that is registered already keeps its version.
-
-    Raises:
-        TrackingError: there is no such model, or MLflow did not store it.
     """
     model = logged_model(params)
     with tracking.mlflow_errors():

@@ -31,9 +31,6 @@ def upsert(params: Params) -> str:
 
     Returns:
         The content key, which is equal for equal contents.
-
-    Raises:
-        TrackingError: MLflow did not store the run; the results' files are complete.
     """
     key = content_key(params)
     with tracking.mlflow_errors():

@@ -17,11 +17,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from mnist_mamba.atomic_write import replacing
+
 logger = logging.getLogger(__name__)
 
 CACHE_VARIABLE = "MNIST_MAMBA_CACHE"
 _OPTIONAL_FLAGS = ("-fopenmp", "-march=native")
 _HEADER_SUFFIXES = (".h", ".inc")
+_LIBRARY_SUFFIX = ".dylib" if sys.platform == "darwin" else ".so"
 _STDERR_TAIL = 2000
 _COMPILE_TIMEOUT_S = 300
 
@@ -100,36 +103,32 @@ def build_library(
         NativeBuildError: no compiler, a compile error, a missing source or an unusable cache.
     """
     compiler = _compiler_command()
-    version = _compiler_version(compiler)
     flags = (*cflags, "-fopenmp")
-    special = {name: tuple(more) for name, more in (file_cflags or {}).items()}
-    key = _build_key(compiler, version, flags, special, sources, include_dirs)
+    special = file_cflags or {}
+    key = _build_key(compiler, flags, special, sources, include_dirs)
     folder = _cache_dir()
-    library = folder / f"{name}-{key[:24]}{_library_suffix()}"
+    library = folder / f"{name}-{key[:24]}{_LIBRARY_SUFFIX}"
     if library.is_file():
         return library
-    supported = _supported_flags(compiler, flags)
-    includes = tuple(f"-I{folder}" for folder in include_dirs)
+    # The key has the dropped flags too: which ones a compiler lacks follows from its version.
+    supported = [f for f in flags if f not in _OPTIONAL_FLAGS or _flag_works(compiler, f)]
+    compile_ = [*compiler, *supported, *(f"-I{folder}" for folder in include_dirs), "-fPIC"]
     logger.info("building %s: %s", library.name, shlex.join((*compiler, *supported)))
-    with tempfile.TemporaryDirectory(prefix="mnist_mamba-") as objects:
-
-        def compile_one(index: int) -> str:
-            source = sources[index]
-            target = str(Path(objects) / f"{index}.o")
-            more = special.get(source.name, ())
-            _run(
-                [*compiler, *supported, *more, *includes, "-fPIC", "-c", str(source), "-o", target]
-            )
-            return target
-
+    with tempfile.TemporaryDirectory(prefix="mnist_mamba-") as scratch:
+        objects = [str(Path(scratch) / f"{i}.o") for i in range(len(sources))]
+        commands = [
+            [*compile_, *special.get(source.name, ()), "-c", str(source), "-o", target]
+            for source, target in zip(sources, objects, strict=True)
+        ]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            files = list(pool.map(compile_one, range(len(sources))))
-        _link([*compiler, *supported], files, library)
+            list(pool.map(_run, commands))
+        try:
+            with replacing(library) as temporary:
+                # -lm comes after its users.
+                _run([*compiler, *supported, "-shared", "-o", str(temporary), *objects, "-lm"])
+        except OSError as error:
+            raise NativeBuildError(f"cannot store {library}: {error}") from error
     return library
-
-
-def _library_suffix() -> str:
-    return ".dylib" if sys.platform == "darwin" else ".so"
 
 
 def _compiler_command() -> tuple[str, ...]:
@@ -146,21 +145,12 @@ def _compiler_version(compiler: tuple[str, ...]) -> str:
     return _run([*compiler, "--version"]).stdout
 
 
-def _supported_flags(compiler: tuple[str, ...], flags: Sequence[str]) -> tuple[str, ...]:
-    """Drop the optional flags with which this compiler cannot build a library.
-
-    The cache key keeps them: what is dropped follows from the compiler's version, also in the key.
-    """
-    return tuple(
-        flag for flag in flags if flag not in _OPTIONAL_FLAGS or _flag_works(compiler, flag)
-    )
-
-
 def _flag_works(compiler: tuple[str, ...], flag: str) -> bool:
+    """Whether this compiler can build a library with the flag."""
     with tempfile.TemporaryDirectory(prefix="mnist_mamba-") as folder:
         source = Path(folder) / "probe.c"
         source.write_text("int probe(void);\nint probe(void) { return 0; }\n", encoding="utf-8")
-        output = Path(folder) / f"probe{_library_suffix()}"
+        output = Path(folder) / "probe.so"
         try:
             _run([*compiler, flag, "-shared", "-fPIC", str(source), "-o", str(output)])
         except NativeBuildError as error:
@@ -171,7 +161,6 @@ def _flag_works(compiler: tuple[str, ...], flag: str) -> bool:
 
 def _build_key(
     compiler: tuple[str, ...],
-    version: str,
     flags: Sequence[str],
     file_flags: Mapping[str, Sequence[str]],
     sources: Sequence[Path],
@@ -184,7 +173,7 @@ def _build_key(
             digest.update(len(field).to_bytes(8, "little"))
             digest.update(field)
 
-    add(platform.machine().encode(), version.encode())
+    add(platform.machine().encode(), _compiler_version(compiler).encode())
     add(*(part.encode() for part in (*compiler, "", *flags)))
     if "-march=native" in flags:
         add(_processor().encode())
@@ -265,28 +254,6 @@ def _private_temp_dir() -> Path:
             f"{folder} is not a private folder of this user (mode 0700); set {CACHE_VARIABLE}"
         )
     return folder
-
-
-def _link(command: Sequence[str], files: Sequence[str], library: Path) -> None:
-    """Link under a temporary name, then rename."""
-    try:
-        handle, temporary_name = tempfile.mkstemp(
-            prefix=f".{library.stem}-", suffix=library.suffix, dir=library.parent
-        )
-        os.close(handle)
-    except OSError as error:
-        raise NativeBuildError(f"cannot store {library}: {error}") from error
-    temporary = Path(temporary_name)
-    try:
-        _run([*command, "-shared", "-o", temporary_name, *files, "-lm"])  # -lm after its users
-        temporary.chmod(0o755)
-        with temporary.open("rb") as built:
-            os.fsync(built.fileno())
-        temporary.replace(library)
-    except OSError as error:
-        raise NativeBuildError(f"cannot store {library}: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:

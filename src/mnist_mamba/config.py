@@ -226,9 +226,6 @@ class ModelConfig(ModelChoices):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_ranges(self, _DATA_RANGES)
-        self._check_fit()
-
-    def _check_fit(self) -> None:
         image = f"{self.height} x {self.width} pixels"
         patch = f"patch = {list(self.patch)}"
         if self.stem == "patch" and (self.height % self.patch[0] or self.width % self.patch[1]):
@@ -278,7 +275,6 @@ class ModelConfig(ModelChoices):
         return cls(**values)
 
 
-_STEP_SIZE = Range(1e-8, 1e3)
 _DATA_RANGES = {
     name: LIMITS[name]
     for name in ("height", "width", "channels", "n_classes", "norm_eps", "pixel_mean", "pixel_std")
@@ -286,15 +282,8 @@ _DATA_RANGES = {
 _CHOICE_RANGES = {
     "expand": whole(1, 8),
     # dt_rank may be "auto", and is checked when it is resolved.
-    **{
-        name: limits
-        for name, limits in LIMITS.items()
-        if name not in _DATA_RANGES and name != "dt_rank"
-    },
-    "dt_min": _STEP_SIZE,
-    "dt_max": _STEP_SIZE,
-    "dt_init_floor": _STEP_SIZE,
-    "dt_scale": _STEP_SIZE,
+    **{name: LIMITS[name] for name in LIMITS if name not in (*_DATA_RANGES, "dt_rank")},
+    **dict.fromkeys(("dt_min", "dt_max", "dt_init_floor", "dt_scale"), Range(1e-8, 1e3)),
 }
 _MODEL_CHOICES = {
     "stem": Stem,

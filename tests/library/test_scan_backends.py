@@ -35,7 +35,6 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             c_library._load,
             mamba_ssm._interface,
             mamba_ssm.check_kernel,
-            scan._warn_once,
             scan._log_once,
         )
         for memo in memos:

@@ -375,11 +375,10 @@ def test_the_elementary_functions_are_accurate(isa: str, tmp_path: Path) -> None
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc is not installed")
 def test_the_kernel_compiles_without_a_warning() -> None:
     warnings = ["-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Wshadow", "-Werror"]
-    folder, *others = c_library.include_dirs()
-    warnings += [f"-I{other}" for other in others]
+    warnings += [f"-I{folder}" for folder in c_library.include_dirs()]
     for openmp in ([], ["-fopenmp"]):
-        for name in c_library.SOURCES:
-            more = isa_flags("kernel_{}.c").get(name, ())
-            command = ["gcc", "-std=c11", "-fsyntax-only", *openmp, *warnings, *more, folder / name]
+        for source in c_library.sources():
+            more = isa_flags("kernel_{}.c").get(source.name, ())
+            command = ["gcc", "-std=c11", "-fsyntax-only", *openmp, *warnings, *more, str(source)]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             assert done.returncode == 0, done.stderr

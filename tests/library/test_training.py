@@ -45,8 +45,8 @@ MODEL = ModelConfig(
 )
 NORMED = dataclasses.replace(MODEL, stem="conv", stem_width=4, stem_norm="batch", local_conv=True)
 ENSEMBLE = dataclasses.replace(NORMED, members=2)
-SHAPES = [MODEL, NORMED, ENSEMBLE]
-SHAPE_NAMES = ["patch", "batch_norms", "ensemble"]
+SHAPES = [MODEL, ENSEMBLE]
+SHAPE_NAMES = ["patch", "ensemble_with_batch_norms"]
 PLAIN = AugmentConfig(rotate=0, scale=0, shear=0, shift=0)
 
 
@@ -78,11 +78,11 @@ OPTIMIZERS: list[OptimizerName] = ["adamw", "muon"]
 def test_every_shape_and_optimizer_learns_the_bars(
     optimizer: OptimizerName, model: ModelConfig
 ) -> None:
-    config = TrainConfig(epochs=8, batch_size=16, optimizer=optimizer, lr=5e-3, augment=PLAIN)
+    config = TrainConfig(epochs=4, batch_size=16, optimizer=optimizer, lr=1e-2, augment=PLAIN)
     _, reports = run(config, model)
     assert reports[-1].val_accuracy >= 0.95
     assert reports[-1].train_loss < reports[0].train_loss
-    assert [report.epoch for report in reports] == list(range(1, 9))
+    assert [report.epoch for report in reports] == [1, 2, 3, 4]
 
 
 def test_the_seed_determines_the_weights_bit_for_bit() -> None:
@@ -164,7 +164,7 @@ def test_a_report_has_the_seconds_of_each_part_of_an_epoch() -> None:
     assert reports[0].seconds_left > reports[1].seconds_left == 0
 
 
-RESUMED = TrainConfig(epochs=3, batch_size=20, save_every=2)
+RESUMED = TrainConfig(epochs=2, batch_size=20, save_every=2)
 """Five steps per epoch, the last with 16 images."""
 
 
@@ -188,8 +188,8 @@ def test_the_progress_bar_shows_loss_accuracy_and_time_left(
 
 def saved_states(
     config: TrainConfig, path: Path, dims: ModelConfig = MODEL
-) -> tuple[list[bytes], Classifier]:
-    """Return every state file of an uninterrupted training, and its final model."""
+) -> tuple[list[bytes], Classifier, list[EpochReport]]:
+    """Return every state file of an uninterrupted training, its final model and its reports."""
     files: list[bytes] = []
 
     def save(state: TrainingState) -> None:
@@ -198,9 +198,8 @@ def saved_states(
 
     torch.manual_seed(0)
     model = build_classifier(dims, scan="reference")
-    for _ in train(model, bars(96, 1), bars(48, 2), config, progress=False, save=save):
-        pass
-    return files, model
+    reports = list(train(model, bars(96, 1), bars(48, 2), config, progress=False, save=save))
+    return files, model, reports
 
 
 @pytest.mark.parametrize("dims", SHAPES, ids=SHAPE_NAMES)
@@ -210,14 +209,10 @@ def test_a_training_resumed_anywhere_ends_with_the_same_bits(
 ) -> None:
     shrinking = AugmentConfig(elastic=0.05, hold=0.25, end=0.5)
     config = dataclasses.replace(RESUMED, optimizer=optimizer, augment=shrinking)
-    files, model = saved_states(config, tmp_path / "state", dims)
-    _, reports = run(config, dims)
+    files, model, reports = saved_states(config, tmp_path / "state", dims)
     states = [parse_training(data, tmp_path).state for data in files]
-    assert [(state.epoch, state.steps) for state in states] == [
-        *((1, 2), (1, 4), (2, 0)),
-        *((2, 2), (2, 4), (3, 0)),
-        *((3, 2), (3, 4)),
-    ]
+    saved = [(state.epoch, state.steps) for state in states]
+    assert saved == [(1, 2), (1, 4), (2, 0), (2, 2), (2, 4)]
     for state in states:
         torch.manual_seed(1)  # other initial weights must not matter
         again = build_classifier(dims, scan="reference")
@@ -232,9 +227,9 @@ def test_a_training_resumed_anywhere_ends_with_the_same_bits(
 
 
 def test_saving_states_changes_no_bit_of_the_weights(tmp_path: Path) -> None:
-    often, model = saved_states(dataclasses.replace(RESUMED, save_every=1), tmp_path / "a")
-    seldom, other = saved_states(dataclasses.replace(RESUMED, save_every=0), tmp_path / "b")
-    assert (len(often), len(seldom)) == (14, 2)
+    often, model, _ = saved_states(dataclasses.replace(RESUMED, save_every=1), tmp_path / "a")
+    seldom, other, _ = saved_states(dataclasses.replace(RESUMED, save_every=0), tmp_path / "b")
+    assert (len(often), len(seldom)) == (9, 1)
     for name, value in model.state_dict().items():
         assert torch.equal(value, other.state_dict()[name]), name
 
@@ -253,8 +248,7 @@ def test_a_saved_training_round_trips(tmp_path: Path) -> None:
 
 
 def test_a_damaged_training_state_is_refused(tmp_path: Path) -> None:
-    files, _ = saved_states(dataclasses.replace(RESUMED, epochs=1), tmp_path / "state")
-    good = files[0]
+    good = saved_states(dataclasses.replace(RESUMED, epochs=1), tmp_path / "state")[0][0]
     flipped = bytearray(good)
     flipped[-5000] ^= 1
     for data, message in (

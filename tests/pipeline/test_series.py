@@ -144,8 +144,8 @@ def test_errors_in_series_yaml_name_the_key(tmp_path: Path) -> None:
     file = tmp_path / "series.yaml"
     params = load_params(ROOT / "params.yaml")
     for content, words in (
-        ("study: {}", r"study\.params: Field required"),
-        ("study: {params: {}, seeds: [], runs: {a: {}}}", r"study\.seeds: .* at least 1"),
+        ("study: {}", "study: params: missing"),
+        ("study: {params: {}, seeds: [], runs: {a: {}}}", r"study: seeds: got \[\]; .* at least 1"),
         ("other: {}", "study: not found"),
         ("[]", "study: not found"),
     ):

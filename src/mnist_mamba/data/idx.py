@@ -58,13 +58,12 @@ def _read(path: Path, rank: int) -> Bytes:
             f"(IDX, unsigned bytes, {rank} dims)"
         )
     dims = struct.unpack(f">{rank}I", data[4:header])
+    shape = " x ".join(map(str, dims))
     if 0 in dims:
-        raise IdxError(f"{path}: dims: got {' x '.join(map(str, dims))}, expected none to be 0")
+        raise IdxError(f"{path}: dims: got {shape}, expected none to be 0")
     expected = header + math.prod(dims)
     if len(data) != expected:
-        raise IdxError(
-            f"{path}: got {len(data)} bytes, expected {expected} for {' x '.join(map(str, dims))}"
-        )
+        raise IdxError(f"{path}: got {len(data)} bytes, expected {expected} for {shape}")
     return np.frombuffer(data, dtype=np.uint8, offset=header).reshape(dims).copy()
 
 

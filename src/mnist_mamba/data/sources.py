@@ -31,21 +31,19 @@ def load_idx(folder: Path) -> tuple[LabelledImages, LabelledImages]:
     Raises:
         DataError: a file is missing or damaged, or numbers of images and labels differ.
     """
-    try:
-        found = {key: _find(folder, name) for key, name in IDX_NAMES.items()}
-        parts = tuple(
-            LabelledImages(
-                read_images(found[f"{part}_images"]), read_labels(found[f"{part}_labels"])
+    found = {key: _find(folder, name) for key, name in IDX_NAMES.items()}
+    parts = []
+    for part in ("train", "test"):
+        try:
+            images, labels = (
+                read_images(found[f"{part}_images"]),
+                read_labels(found[f"{part}_labels"]),
             )
-            for part in ("train", "test")
-        )
-    except IdxError as error:
-        raise DataError(str(error)) from error
-    for name, part in zip(("train", "test"), parts, strict=True):
-        if len(part.images) != len(part.labels):
-            raise DataError(
-                f"{folder}: {len(part.images)} {name} images but {len(part.labels)} labels"
-            )
+        except IdxError as error:
+            raise DataError(str(error)) from error
+        if len(images) != len(labels):
+            raise DataError(f"{folder}: {len(images)} {part} images but {len(labels)} labels")
+        parts.append(LabelledImages(images, labels))
     return parts[0], parts[1]
 
 

@@ -6,7 +6,6 @@ import ctypes
 import functools
 import os
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -169,12 +168,7 @@ class Engine:
     def __enter__(self) -> Engine:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def __del__(self) -> None:
@@ -202,13 +196,10 @@ def find_library(library: str | Path | None = None) -> Path:
             raise EngineError(3, f"{path} not found: expected a built libmamba")
         return path.resolve()
     csrc = csrc_dir()
-    sources = [
-        *sorted((csrc / "engine").glob("*.c")),
-        *sorted((csrc / "engine/kernels").glob("*.c")),
-    ]
+    folders = (csrc / "engine", csrc / "engine/kernels")
     return build_library(
         "mamba",
-        sources,
+        [source for folder in folders for source in sorted(folder.glob("*.c"))],
         include_dirs=[csrc / folder for folder in ("include", "engine", "simd")],
         # The floating-point flags of ./mamba, and so its bits.
         cflags=["-std=c11", "-O3", *shared_flags("ENGINE_MATH"), "-fvisibility=hidden"],

@@ -31,6 +31,7 @@ from mnist_mamba.config import (
 )
 
 Array = NDArray[np.float32]
+TensorKind = Literal["vector", "table", "panels"]
 
 MAGIC = b"\x89MAMBA\r\n"
 VERSION = 1
@@ -97,7 +98,7 @@ class TensorSpec:
     """One tensor of the file: V(n), T(rows, n) or P(out, in) of docs/format.md."""
 
     name: str
-    kind: Literal["vector", "table", "panels"]
+    kind: TensorKind
     shape: tuple[int, ...]
 
     @property
@@ -140,13 +141,8 @@ Header = dict[str, Any]
 def sequence_length(header: Header) -> int:
     """Return the number of tokens per image."""
     patch = header["patch_height"], header["patch_width"]
-    rows, columns = token_grid(_stem(header), header["height"], header["width"], patch)
+    rows, columns = token_grid(STEMS[header["stem"]], header["height"], header["width"], patch)
     return rows * columns
-
-
-def _stem(header: Header) -> Stem:
-    stem: Stem = STEMS[header["stem"]]
-    return stem
 
 
 def tensor_specs(header: Header) -> list[TensorSpec]:
@@ -171,45 +167,39 @@ def _member_specs(header: Header) -> list[TensorSpec]:
     d_state, dt_rank = header["d_state"], header["dt_rank"]
     specs: list[TensorSpec] = []
 
-    def vector(name: str, n: int) -> None:
-        specs.append(TensorSpec(name, "vector", (n,)))
+    def add(kind: TensorKind, name: str, *shape: int) -> None:
+        specs.append(TensorSpec(name, kind, shape))
 
-    def table(name: str, rows: int, n: int) -> None:
-        specs.append(TensorSpec(name, "table", (rows, n)))
-
-    def panels(name: str, out: int, inputs: int) -> None:
-        specs.append(TensorSpec(name, "panels", (out, inputs)))
-
-    if _stem(header) == "patch":
-        panels("stem.weight", d_model, header["patch_height"] * header["patch_width"])
-        vector("stem.bias", d_model)
-    convs = stem_convs(_stem(header), header["stem_width"], d_model)
+    if STEMS[header["stem"]] == "patch":
+        add("panels", "stem.weight", d_model, header["patch_height"] * header["patch_width"])
+        add("vector", "stem.bias", d_model)
+    convs = stem_convs(STEMS[header["stem"]], header["stem_width"], d_model)
     for i, (channels, out, _) in enumerate(convs, start=1):
-        panels(f"stem.conv{i}.weight", out, 9 * channels)
-        vector(f"stem.conv{i}.bias", out)
+        add("panels", f"stem.conv{i}.weight", out, 9 * channels)
+        add("vector", f"stem.conv{i}.bias", out)
     if header["flags"] & FLAG_POS_EMBED:
-        table("pos_embed", sequence_length(header), d_model)
+        add("table", "pos_embed", sequence_length(header), d_model)
     bidirectional = header["direction"] == DIRECTIONS.index("bidirectional")
     for i in range(header["n_layers"]):
         if header["flags"] & FLAG_LOCAL_CONV:
-            table(f"layers.{i}.local.weight", 9, d_model)
-            vector(f"layers.{i}.local.bias", d_model)
-        panels(f"layers.{i}.in_proj.x", d_inner, d_model)
-        panels(f"layers.{i}.in_proj.z", d_inner, d_model)
+            add("table", f"layers.{i}.local.weight", 9, d_model)
+            add("vector", f"layers.{i}.local.bias", d_model)
+        add("panels", f"layers.{i}.in_proj.x", d_inner, d_model)
+        add("panels", f"layers.{i}.in_proj.z", d_inner, d_model)
         for suffix in ("", "_b") if bidirectional else ("",):
-            table(f"layers.{i}.conv1d{suffix}.weight", header["d_conv"], d_inner)
-            vector(f"layers.{i}.conv1d{suffix}.bias", d_inner)
-            panels(f"layers.{i}.x_proj{suffix}", dt_rank + 2 * d_state, d_inner)
-            panels(f"layers.{i}.dt_proj{suffix}.weight", d_inner, dt_rank)
-            vector(f"layers.{i}.dt_proj{suffix}.bias", d_inner)
+            add("table", f"layers.{i}.conv1d{suffix}.weight", header["d_conv"], d_inner)
+            add("vector", f"layers.{i}.conv1d{suffix}.bias", d_inner)
+            add("panels", f"layers.{i}.x_proj{suffix}", dt_rank + 2 * d_state, d_inner)
+            add("panels", f"layers.{i}.dt_proj{suffix}.weight", d_inner, dt_rank)
+            add("vector", f"layers.{i}.dt_proj{suffix}.bias", d_inner)
             if header["flags"] & FLAG_TIED_A:
-                vector(f"layers.{i}.A{suffix}", d_inner)
+                add("vector", f"layers.{i}.A{suffix}", d_inner)
             else:
-                table(f"layers.{i}.A{suffix}", d_state, d_inner)
-            vector(f"layers.{i}.D{suffix}", d_inner)
-        panels(f"layers.{i}.out_proj", d_model, d_inner)
-    panels("head.weight", header["n_classes"], d_model)
-    vector("head.bias", header["n_classes"])
+                add("table", f"layers.{i}.A{suffix}", d_state, d_inner)
+            add("vector", f"layers.{i}.D{suffix}", d_inner)
+        add("panels", f"layers.{i}.out_proj", d_model, d_inner)
+    add("panels", "head.weight", header["n_classes"], d_model)
+    add("vector", "head.bias", header["n_classes"])
     return specs
 
 
@@ -302,7 +292,7 @@ def _limits(header: Header, field: Field) -> tuple[float, float]:
     """
     used = True
     if field.name in ("patch_height", "patch_width", "stem_width"):
-        used = (_stem(header) == "patch") == field.name.startswith("patch")
+        used = (STEMS[header["stem"]] == "patch") == field.name.startswith("patch")
     return field.limits if used else (0, 0)
 
 
@@ -312,7 +302,7 @@ def _check_range(header: Header, name: str, low: float, high: float) -> None:
 
 
 def _check_fit(header: Header) -> None:
-    if _stem(header) == "patch":
+    if STEMS[header["stem"]] == "patch":
         for side in ("height", "width"):
             patch, image = header[f"patch_{side}"], header[side]
             if image % patch:
@@ -320,6 +310,6 @@ def _check_fit(header: Header) -> None:
     length = sequence_length(header)
     if length > MAX_LENGTH:
         raise FormatError(f"sequence length: got {length}, expected at most {MAX_LENGTH}")
-    if found := oversized_activations(_stem(header), length, header):
+    if found := oversized_activations(STEMS[header["stem"]], length, header):
         name, size = found
         raise FormatError(f"{name}: got {size}, expected up to {MAX_ACTIVATIONS} in all")

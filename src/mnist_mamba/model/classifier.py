@@ -59,15 +59,15 @@ class ConvStem(nn.Module):
         """
         conv, norm = self.get_submodule(f"conv{i}"), self.get_submodule(f"norm{i}")
         assert isinstance(conv, nn.Conv2d)
-        weight = conv.weight.detach().cpu().double()
-        if not isinstance(norm, nn.BatchNorm2d):
-            assert conv.bias is not None
-            return weight, conv.bias.detach().cpu().double()
-        return _with_norm(weight, norm)
+        return _folded(conv, norm)
 
 
-def _with_norm(weight: Tensor, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Fold the norm after a convolution into its weight (out, in, 3, 3); return it and the bias."""
+def _folded(conv: nn.Conv2d, norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """Return a convolution's float64 weight and bias, with any batch norm after it folded."""
+    weight = conv.weight.detach().cpu().double()
+    if not isinstance(norm, nn.BatchNorm2d):
+        assert conv.bias is not None
+        return weight, conv.bias.detach().cpu().double()
     gain, shift, mean, var = (
         norm.state_dict()[name].cpu().double()
         for name in ("weight", "bias", "running_mean", "running_var")
@@ -91,13 +91,9 @@ def scan_order(direction: Direction, layer: int) -> ScanOrder:
     Cross repeats the four orders of VMamba's cross-scan (Liu et al. 2024), one per layer: rows,
     columns, rows backwards, columns backwards.
     """
-    match direction:
-        case "alternate":
-            return ScanOrder(columns=False, reverse=layer % 2 == 1)
-        case "cross":
-            return ScanOrder(columns=layer % 2 == 1, reverse=layer % 4 >= 2)
-        case _:
-            return ScanOrder(columns=False, reverse=False)
+    if direction == "cross":
+        return ScanOrder(columns=layer % 2 == 1, reverse=layer % 4 >= 2)
+    return ScanOrder(columns=False, reverse=direction == "alternate" and layer % 2 == 1)
 
 
 class LocalConv(nn.Module):
@@ -122,7 +118,7 @@ class LocalConv(nn.Module):
 
     def folded(self) -> tuple[Tensor, Tensor]:
         """Return taps (3 * 3, d_model) and bias (d_model,), float64, with the residual x folded."""
-        weight, bias = _with_norm(self.conv.weight.detach().cpu().double(), self.norm)
+        weight, bias = _folded(self.conv, self.norm)
         taps = weight.flatten(1).T.clone()
         taps[4] += 1
         return taps, bias

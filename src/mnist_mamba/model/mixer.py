@@ -66,9 +66,8 @@ class MambaMixer(nn.Module):
         self.scan_backend = scan
 
         self.in_proj = nn.Linear(d_model, 2 * self.d_inner, bias=False)
-        self._add_scan("", dt_min, dt_max, dt_init_floor, dt_scale)
-        if bidirectional:
-            self._add_scan("_b", dt_min, dt_max, dt_init_floor, dt_scale)
+        for suffix in self.suffixes:
+            self._add_scan(suffix, dt_min, dt_max, dt_init_floor, dt_scale)
         self.out_proj = nn.Linear(self.d_inner, d_model, bias=False)
 
     def _add_scan(
@@ -91,19 +90,14 @@ class MambaMixer(nn.Module):
         self.add_module(f"conv1d{suffix}", conv1d)
         self.add_module(f"x_proj{suffix}", nn.Linear(d_inner, dt_rank + 2 * d_state, bias=False))
         self.add_module(f"dt_proj{suffix}", dt_proj)
-        if self.tied:
-            self.register_parameter(self.a_name(suffix), nn.Parameter(torch.zeros(d_inner, 1)))
-        else:
-            states = torch.arange(1, d_state + 1, dtype=torch.float32)
-            a_log = torch.log(states).repeat(d_inner, 1)
-            self.register_parameter(self.a_name(suffix), nn.Parameter(a_log))
+        states = torch.arange(1, d_state + 1, dtype=torch.float32)
+        a_log = torch.zeros(d_inner, 1) if self.tied else torch.log(states).repeat(d_inner, 1)
+        self.register_parameter(self.a_name(suffix), nn.Parameter(a_log))
         self.register_parameter(f"D{suffix}", nn.Parameter(torch.ones(d_inner)))
 
     def a_name(self, suffix: str = "") -> str:
         """Return the name of one direction's A parameter."""
-        if self.tied:
-            return "a_b_log" if suffix else "a_log"
-        return "A_b_log" if suffix else "A_log"
+        return f"{'a' if self.tied else 'A'}{suffix}_log"
 
     def state_matrix(self, suffix: str = "") -> Tensor:
         """Return A (Di, N) of one direction, all negative, in the parameters' dtype."""
@@ -118,8 +112,7 @@ class MambaMixer(nn.Module):
         state = dict(self.state_dict())
         for suffix in self.suffixes if self.tied else ():
             del state[self.a_name(suffix)]
-            name = "A_b_log" if suffix else "A_log"
-            state[name] = torch.log(-self.state_matrix(suffix).detach())
+            state[f"A{suffix}_log"] = torch.log(-self.state_matrix(suffix).detach())
         return state
 
     @property

@@ -133,13 +133,15 @@ def _first_on(device: torch.device, why_not: Callable[[str], str | None] = lambd
             return name
         reasons.append(reason)
     because = "; ".join(reasons)
-    _warn_once(f"selective scan on {device}: using the slow reference, because {because}")
+    _log_once(
+        logging.WARNING, f"selective scan on {device}: using the slow reference, because {because}"
+    )
     return "reference"
 
 
 def _log_choice(name: str, device: torch.device) -> None:
     detail = f", {c_library.isa()}" if name == "cpu" else ""
-    _log_once(f"selective scan on {device}: backend {name}{detail}")
+    _log_once(logging.INFO, f"selective scan on {device}: backend {name}{detail}")
 
 
 def available_backends() -> tuple[str, ...]:
@@ -148,11 +150,8 @@ def available_backends() -> tuple[str, ...]:
     The first call builds the C kernel and, on a machine with a GPU, checks mamba-ssm's kernel.
     """
     names = ["reference"]
-    if _why_unavailable("cpu", torch.device("cpu")) is None:
-        names.append("cpu")
-    if torch.cuda.is_available():
-        device = torch.device("cuda")
-        names += [name for name in SCANS["cuda"] if _why_unavailable(name, device) is None]
+    for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+        names += [n for n in SCANS[device] if _why_unavailable(n, torch.device(device)) is None]
     return tuple(names)
 
 
@@ -176,10 +175,5 @@ def _why_unavailable(name: str, device: torch.device) -> str | None:
 
 
 @functools.lru_cache(maxsize=64)
-def _warn_once(message: str) -> None:
-    logger.warning("%s", message)
-
-
-@functools.lru_cache(maxsize=64)
-def _log_once(message: str) -> None:
-    logger.info("%s", message)
+def _log_once(level: int, message: str) -> None:
+    logger.log(level, "%s", message)

@@ -8,18 +8,12 @@ import os
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from mnist_mamba.c_build import (
-    NativeBuildError,
-    build_library,
-    csrc_dir,
-    isa_flags,
-    shared_flags,
-)
+from mnist_mamba.c_build import NativeBuildError, build_library, csrc_dir, isa_flags, shared_flags
 from mnist_mamba.scan.errors import ScanBackendError
 
 ISA_VARIABLE = "MAMBA_ISA"
@@ -27,17 +21,6 @@ ISA_VARIABLE = "MAMBA_ISA"
 
 ISAS = ("scalar", "neon", "avx2", "avx512")
 """Names of the instruction sets; the index is the value of the C enum."""
-
-SOURCES = (
-    "dispatch.c",
-    "selective_scan.c",
-    "mamba_block.c",
-    "kernel_scalar.c",
-    "kernel_double.c",
-    "kernel_neon.c",
-    "kernel_avx2.c",
-    "kernel_avx512.c",
-)
 
 _TYPE = {torch.float32: 0, torch.float64: 1}
 _STATUS = {
@@ -104,8 +87,12 @@ Shape = tuple[int, ...]
 def library_path() -> Path:
     """Return the path of the library, which is built unless the cache has it."""
     folders = include_dirs()
-    sources = [folders[0] / name for name in SOURCES]
-    return build_library("scan", sources, folders, cflags(), isa_flags("kernel_{}.c"))
+    return build_library("scan", sources(), folders, cflags(), isa_flags("kernel_{}.c"))
+
+
+def sources() -> list[Path]:
+    """Return the paths of the C files."""
+    return sorted((csrc_dir() / "scan").glob("*.c"))
 
 
 def cflags() -> tuple[str, ...]:
@@ -127,7 +114,6 @@ def _load() -> ctypes.CDLL | str:
         return str(error)
     library.mamba_scan_isa_works.argtypes = [ctypes.c_int]
     library.mamba_scan_isa_works.restype = ctypes.c_bool
-    library.mamba_scan_best_isa.argtypes = []
     for name, dims in (
         ("mamba_scan_checkpoint", _ScanDims),
         ("mamba_scan_workspace", _ScanDims),
@@ -142,17 +128,15 @@ def _load() -> ctypes.CDLL | str:
     library.mamba_scan_backward.argtypes = [void] * 6
     library.mamba_block_forward.argtypes = [void] * 6
     library.mamba_block_backward.argtypes = [void] * 8
+    for run in ("scan_forward", "scan_backward", "block_forward", "block_backward"):
+        getattr(library, f"mamba_{run}").errcheck = _check_status
     return library
 
 
 def why_unavailable() -> str | None:
     """Return None if the C kernels work here, else the reason why not."""
-    with _lock:
-        loaded = _load()
-    if isinstance(loaded, str):
-        return loaded
     try:
-        isa_number(loaded)
+        isa()
     except ScanBackendError as error:
         return str(error)
     return None
@@ -177,12 +161,12 @@ def isa() -> str:
     Raises:
         ScanBackendError: the kernels cannot be built, or $MAMBA_ISA does not work here.
     """
-    return ISAS[isa_number(load())]
+    return ISAS[isa_number()]
 
 
-def isa_number(library: ctypes.CDLL) -> int:
+def isa_number() -> int:
     """Return the instruction set in use as the value of the C enum; see `isa`."""
-    return _isa_number(library, os.environ.get(ISA_VARIABLE, ""))
+    return _isa_number(load(), os.environ.get(ISA_VARIABLE, ""))
 
 
 @functools.lru_cache
@@ -205,26 +189,22 @@ def scan_forward(
     Args:
         inputs: u, delta, z (batch, Di, length), B, C (batch, N, length), A (Di, N), D,
             delta_bias (Di). All have one dtype, float32 or float64; z, D and delta_bias may be
-            None. Sequences may be strided.
+            None. Sequences may be strided; A, D and delta_bias are contiguous.
         delta_softplus: whether to apply a softplus to delta + delta_bias.
         out: (batch, Di, length).
         keep_checkpoints: whether a backward pass will follow.
     """
     library = load()
-    inputs = _contiguous(inputs, "A", "D", "delta_bias")
-    dims = _scan_dims(library, inputs, delta_softplus)
+    dims = _scan_dims(inputs, delta_softplus)
     workspace = _bytes(library.mamba_scan_workspace_bytes(dims))
-    checkpoints = None
-    if keep_checkpoints:
-        checkpoints = _bytes(library.mamba_scan_checkpoint_bytes(dims))
-    status = library.mamba_scan_forward(
+    checkpoints = _bytes(library.mamba_scan_checkpoint_bytes(dims)) if keep_checkpoints else None
+    library.mamba_scan_forward(
         ctypes.byref(dims),
         ctypes.byref(_scan_tensors(inputs)),
         ctypes.byref(_tensor3(out)),
         _pointer(checkpoints),
         workspace.data_ptr(),
     )
-    _check(status)
     return checkpoints
 
 
@@ -237,10 +217,9 @@ def scan_backward(
 ) -> None:
     """Run the backward scan into `grads`, which have the names and shapes of `inputs`."""
     library = load()
-    inputs = _contiguous(inputs, "A", "D", "delta_bias")
-    dims = _scan_dims(library, inputs, delta_softplus)
+    dims = _scan_dims(inputs, delta_softplus)
     workspace = _bytes(library.mamba_scan_workspace_bytes(dims))
-    status = library.mamba_scan_backward(
+    library.mamba_scan_backward(
         ctypes.byref(dims),
         ctypes.byref(_scan_tensors(inputs)),
         ctypes.byref(_tensor3(grad_out)),
@@ -248,7 +227,6 @@ def scan_backward(
         ctypes.byref(_scan_tensors(grads)),
         workspace.data_ptr(),
     )
-    _check(status)
 
 
 class BlockPlan(NamedTuple):
@@ -275,19 +253,22 @@ def block_plan(
     Raises:
         TypeError, ValueError: a weight has the wrong dtype, shape or device.
     """
-    for i, weight in enumerate(weights):
-        if weight is not None and (weight.dtype != hidden.dtype or not weight.is_cpu):
-            _refuse_weight(weight, i, hidden.dtype)
-    library = load()
+    for name, weight in zip(_WEIGHTS, weights, strict=False):
+        if weight is not None and weight.dtype != hidden.dtype:
+            raise TypeError(
+                f"{name}: got dtype {weight.dtype}, expected {hidden.dtype} like hidden"
+            )
+        if weight is not None and not weight.is_cpu:
+            raise ValueError(f"{name}: got device {weight.device}, expected cpu")
     return _block_plan(
-        library,
+        load(),
         hidden.shape,
         tuple(None if weight is None else weight.shape for weight in weights),
         reverse,
         norm_eps,
         torch.get_num_threads(),
         _TYPE[hidden.dtype],
-        isa_number(library),
+        isa_number(),
     )
 
 
@@ -304,7 +285,7 @@ def block_forward(
     """
     workspace = _bytes(plan.workspace_bytes)
     saved = _bytes(plan.saved_bytes) if keep else None
-    status = load().mamba_block_forward(
+    load().mamba_block_forward(
         ctypes.byref(plan.dims),
         _block_pointers(weights),
         hidden.data_ptr(),
@@ -312,7 +293,6 @@ def block_forward(
         _pointer(saved),
         workspace.data_ptr(),
     )
-    _check(status)
     return saved
 
 
@@ -327,7 +307,7 @@ def block_backward(
 ) -> None:
     """Run the backward pass into `grad_hidden` and `grads`, which have the order of `weights`."""
     workspace = _bytes(plan.workspace_bytes)
-    status = load().mamba_block_backward(
+    load().mamba_block_backward(
         ctypes.byref(plan.dims),
         _block_pointers(weights),
         hidden.data_ptr(),
@@ -337,21 +317,11 @@ def block_backward(
         _block_pointers(grads),
         workspace.data_ptr(),
     )
-    _check(status)
 
 
 def _bytes(count: int) -> Tensor:
     """Return memory of at least one byte, so that it has an address; torch aligns it to 64."""
     return torch.empty(max(1, count), dtype=torch.uint8, device="cpu")
-
-
-def _contiguous(tensors: OptionalTensors, *names: str) -> dict[str, Tensor | None]:
-    """Return a copy in which these tensors, small parameters, are contiguous."""
-    result = dict(tensors)
-    for name in names:
-        tensor = result.get(name)
-        result[name] = None if tensor is None else tensor.contiguous()
-    return result
 
 
 def _given(tensor: Tensor | None) -> Tensor:
@@ -364,7 +334,7 @@ def _threads(updates: int, at_most: int) -> int:
     return min(at_most, 1 + updates // _UPDATES_PER_THREAD)
 
 
-def _scan_dims(library: ctypes.CDLL, inputs: OptionalTensors, delta_softplus: bool) -> _ScanDims:
+def _scan_dims(inputs: OptionalTensors, delta_softplus: bool) -> _ScanDims:
     u = _given(inputs["u"])
     batch, channels, length = u.shape
     states = _given(inputs["A"]).shape[1]
@@ -377,7 +347,7 @@ def _scan_dims(library: ctypes.CDLL, inputs: OptionalTensors, delta_softplus: bo
         threads=_threads(batch * channels * length * states, torch.get_num_threads()),
         delta_softplus=delta_softplus,
         type=_TYPE[u.dtype],
-        isa=isa_number(library),
+        isa=isa_number(),
     )
 
 
@@ -394,7 +364,7 @@ def _block_plan(
 ) -> BlockPlan:
     """Return the plan for these shapes, cached: each training step has the same few."""
     batch, length, d_model = hidden
-    conv_weight, _, x_proj, dt_proj, _, a_log, _ = map(_given_shape, weights[3:10])
+    conv_weight, _, x_proj, dt_proj, _, a_log, _ = (shape or () for shape in weights[3:10])
     channels, rank = dt_proj
     tied = a_log[1] == 1
     states = (x_proj[0] - rank) // 2 if tied else a_log[1]
@@ -440,21 +410,8 @@ def _weight_shapes(dims: _BlockDims) -> list[Shape]:
     return shared + int(dims.directions) * direction
 
 
-def _refuse_weight(weight: Tensor, index: int, dtype: torch.dtype) -> NoReturn:
-    name = _WEIGHTS[index]
-    if weight.dtype != dtype:
-        raise TypeError(f"{name}: got dtype {weight.dtype}, expected {dtype} like hidden")
-    raise ValueError(f"{name}: got device {weight.device}, expected cpu")
-
-
-def _given_shape(shape: Shape | None) -> Shape:
-    return () if shape is None else shape
-
-
 def _tensor3(tensor: Tensor | None) -> _Tensor3:
-    if tensor is None:
-        return _Tensor3(None, (ctypes.c_ssize_t * 3)(0, 0, 0))
-    return _Tensor3(tensor.data_ptr(), (ctypes.c_ssize_t * 3)(*tensor.stride()))
+    return _Tensor3() if tensor is None else _Tensor3(tensor.data_ptr(), tensor.stride())
 
 
 def _pointer(tensor: Tensor | None) -> int | None:
@@ -470,7 +427,8 @@ def _block_pointers(tensors: Sequence[Tensor | None]) -> ctypes.Array[ctypes.c_v
     return _BlockPointers(*map(_pointer, tensors))
 
 
-def _check(status: int) -> None:
+def _check_status(status: int, function: Any, arguments: tuple[Any, ...]) -> None:
+    """Raise if a C function returned an error: ctypes calls this after each of its calls."""
     if status != 0:
         reason = _STATUS.get(status, f"status {status}")
         raise RuntimeError(f"the C kernel of the scan refused its arguments: {reason}")

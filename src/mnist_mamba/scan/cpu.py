@@ -111,6 +111,7 @@ class _SelectiveScan(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
         *tensors, delta_softplus, keep = arguments
+        tensors = [t.contiguous() if t is not None and t.dim() < 3 else t for t in tensors]
         inputs = dict(zip(_SCAN_NAMES, tensors, strict=True))
         out = torch.empty_like(inputs["delta"])
         checkpoints = c_library.scan_forward(inputs, delta_softplus, out, keep)
@@ -124,10 +125,7 @@ class _SelectiveScan(torch.autograd.Function):
         *tensors, checkpoints = ctx.saved_tensors
         inputs = dict(zip(_SCAN_NAMES, tensors, strict=True))
         # empty_like gives an expanded input a gradient of its full size; autograd sums it.
-        grads = {
-            name: None if t is None else torch.empty_like(t) if t.dim() == 3 else _parameter_grad(t)
-            for name, t in inputs.items()
-        }
+        grads = {name: None if t is None else torch.empty_like(t) for name, t in inputs.items()}
         c_library.scan_backward(inputs, ctx.delta_softplus, grad_out, checkpoints, grads)
         needed = zip(_SCAN_NAMES, ctx.needs_input_grad, strict=False)
         return (*(grads[name] if need else None for name, need in needed), None, None)
@@ -156,11 +154,6 @@ class _MambaBlock(torch.autograd.Function):
             ctx.plan, hidden, weights, saved, grad_out.contiguous(), grad_hidden, grads
         )
         return (grad_hidden, None, None, None, *grads)
-
-
-def _parameter_grad(parameter: Tensor) -> Tensor:
-    """Return memory for a parameter's gradient, which the kernels write contiguously."""
-    return torch.empty_like(parameter, memory_format=torch.contiguous_format)
 
 
 def _refuse_second_derivatives() -> None:

@@ -88,8 +88,9 @@ class _SelectiveScan(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
-        u, delta, A, B, C, D, z, delta_bias, softplus, keep = arguments
-        inputs = (u, delta, A.contiguous(), B, C, _contiguous(D), z, _contiguous(delta_bias))
+        *tensors, softplus, keep = arguments
+        inputs = [t.contiguous() if t is not None and t.dim() < 3 else t for t in tensors]
+        u, _, A, *_ = inputs
         batch, channels, length = u.shape
         # The layout that out_proj reads.
         out: Tensor = u.new_empty(batch, length, channels)
@@ -130,10 +131,6 @@ class _SelectiveScan(torch.autograd.Function):
         )
 
 
-def _contiguous(parameter: Tensor | None) -> Tensor | None:
-    return None if parameter is None else parameter.contiguous()
-
-
 def _launch(
     name: str, inputs: Sequence[Any], outs: Sequence[Tensor], *strides: int, **switches: bool
 ) -> None:
@@ -142,13 +139,13 @@ def _launch(
     batch, channels, length = u.shape
     if 0 in u.shape:
         return
+    # The kernel never reads a None's stand-in.
+    pointers = (u if tensor is None else tensor for tensor in inputs)
     kernel = getattr(_kernels(), name)[batch, -(-channels // _CHANNELS)]
     # Triton launches on the current GPU, which may be another than the tensors'.
     with torch.cuda.device_of(u):
         kernel(
-            *(
-                u if tensor is None else tensor for tensor in inputs
-            ),  # the kernel never reads a None's stand-in
+            *pointers,
             *outs,
             channels,
             length,

@@ -9,8 +9,7 @@ import os
 # glibc's malloc.h
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
-_LARGEST_BLOCK = 1 << 30
-_LARGEST_BLOCK_OF_OLD = 1 << 25  # glibc before 2.35 refuses more
+_LARGEST_BLOCKS = (1 << 30, 1 << 25)  # glibc before 2.35 refuses the first
 _NEVER = 2**31 - 1
 
 
@@ -28,7 +27,5 @@ def prepare_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
         return
-    if mallopt(_M_MMAP_THRESHOLD, _LARGEST_BLOCK) or mallopt(
-        _M_MMAP_THRESHOLD, _LARGEST_BLOCK_OF_OLD
-    ):
+    if any(mallopt(_M_MMAP_THRESHOLD, size) for size in _LARGEST_BLOCKS):
         mallopt(_M_TRIM_THRESHOLD, _NEVER)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import io
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -72,10 +71,6 @@ def load_checkpoint(path: Path, scan: str = "auto") -> Checkpoint:
         # Not torch's own message, which advises to load the file without weights_only.
         reason = f"torch.load(weights_only=True) refuses its {len(data)} bytes"
         raise CheckpointError(f"{path} is not a checkpoint, or damaged: {reason}") from error
-    return _parse(path, content, scan)
-
-
-def _parse(path: Path, content: Any, scan: str) -> Checkpoint:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a checkpoint of this project (format {FORMAT})")
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from typing import Any
 
 import torch
@@ -74,24 +73,6 @@ class EpochReport:
         """Return the metrics that are the same in every run: all but times."""
         names = ("epoch", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy")
         return {name: getattr(self, name) for name in names}
-
-
-class Pace:
-    """Estimate of the time left, from the images seen since this process began.
-
-    Args:
-        n_images: images of all epochs together.
-        done: images seen before this process began.
-    """
-
-    def __init__(self, n_images: int, done: int) -> None:
-        self.n_images, self.done_before = n_images, done
-        self.started = time.perf_counter()
-
-    def seconds_left(self, done: int) -> float:
-        """Return the seconds left after `done` images, which must be more than at the start."""
-        seconds = time.perf_counter() - self.started
-        return seconds / (done - self.done_before) * (self.n_images - done)
 
 
 class Epoch:
@@ -168,7 +149,7 @@ class Epoch:
         every = self.config.save_every
         return bool(every) and self.steps % every == 0 and self.steps < len(self.batches)
 
-    def report(self, scores: Scores | None, pace: Pace, model: Classifier) -> EpochReport:
+    def report(self, scores: Scores | None, seconds_left: float, model: Classifier) -> EpochReport:
         """Return the report of an epoch that has ended."""
         busy = self.seconds.data + self.seconds.steps
         return EpochReport(
@@ -180,6 +161,6 @@ class Epoch:
             val_accuracy=scores.accuracy if scores else None,
             images_per_s=(self.images_seen - self.resumed_at) / busy,
             seconds=self.seconds,
-            seconds_left=pace.seconds_left(self.images_seen_total),
+            seconds_left=seconds_left,
             model=model,
         )

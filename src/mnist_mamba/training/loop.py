@@ -16,7 +16,7 @@ from mnist_mamba.data.augment import augment
 from mnist_mamba.data.splits import LabelledImages
 from mnist_mamba.model import Classifier
 from mnist_mamba.training.distributed import ALONE, Processes
-from mnist_mamba.training.epoch import Epoch, EpochReport, Pace, TrainingState
+from mnist_mamba.training.epoch import Epoch, EpochReport, TrainingState
 from mnist_mamba.training.evaluation import Scores, score
 from mnist_mamba.training.trainer import NonFiniteError, Trainer
 
@@ -68,15 +68,21 @@ def train(
     images, labels = _tensors(train_set)
     val_tensors = None if val_set is None else _tensors(val_set)
     first = 1 if state is None else state.epoch
+    began = time.perf_counter()
     done = 0 if state is None else (first - 1) * len(labels) + state.steps * config.batch_size
-    pace = Pace(config.epochs * len(labels), done)
+
+    def seconds_left(epoch: Epoch) -> float:
+        """Estimate the time left from the pace since this process began."""
+        seen = epoch.images_seen_total
+        return (time.perf_counter() - began) / (seen - done) * (config.epochs * len(labels) - seen)
+
     for number in range(first, config.epochs + 1):
         epoch = Epoch(number, len(labels), config)
         if state is not None and number == first:
             epoch.resume(state)
         elif number > 1 and save is not None:
             save(epoch.state(trainer))
-        _run_epoch(epoch, trainer, images, labels, pace, progress, save)
+        _run_epoch(epoch, trainer, images, labels, seconds_left, progress, save)
         started = time.perf_counter()
         scores = None if val_tensors is None else _evaluate(trainer, *val_tensors)
         epoch.seconds.evaluation = time.perf_counter() - started
@@ -84,7 +90,7 @@ def train(
             raise TrainingError(
                 f"the validation loss is {scores.loss} after epoch {number}: {_TRY}"
             )
-        yield epoch.report(scores, pace, trainer.ema.model)
+        yield epoch.report(scores, seconds_left(epoch), trainer.ema.model)
 
 
 def _run_epoch(
@@ -92,7 +98,7 @@ def _run_epoch(
     trainer: Trainer,
     images: Tensor,
     labels: Tensor,
-    pace: Pace,
+    seconds_left: Callable[[Epoch], float],
     progress: bool,
     save: Callable[[TrainingState], None] | None,
 ) -> None:
@@ -115,7 +121,9 @@ def _run_epoch(
             epoch.add_step(*result)
             epoch.seconds.data += loaded - started
             epoch.seconds.steps += time.perf_counter() - loaded
-            bar.set_postfix_str(_postfix(epoch, pace), refresh=False)
+            seen, left = epoch.images_seen, tqdm.format_interval(seconds_left(epoch))
+            scores = f"loss {epoch.loss_sum / seen:.4f}, accuracy {epoch.correct / seen:.4f}"
+            bar.set_postfix_str(f"{scores}, all epochs in {left}", refresh=False)
             bar.update(len(chosen))
             if save is not None and epoch.should_save:
                 save(epoch.state(trainer))
@@ -132,12 +140,6 @@ def _bar(epoch: Epoch, progress: bool) -> tqdm[Any]:
         mininterval=1,
         leave=False,
     )
-
-
-def _postfix(epoch: Epoch, pace: Pace) -> str:
-    left = tqdm.format_interval(pace.seconds_left(epoch.images_seen_total))
-    loss, accuracy = epoch.loss_sum / epoch.images_seen, epoch.correct / epoch.images_seen
-    return f"loss {loss:.4f}, accuracy {accuracy:.4f}, all epochs in {left}"
 
 
 def _evaluate(trainer: Trainer, images: Tensor, labels: Tensor) -> Scores:

@@ -75,13 +75,7 @@ class Optimizers:
         betas = (config.beta1, config.beta2)
         self.all.append(torch.optim.AdamW(groups, lr=config.lr, betas=betas, fused=True))
 
-    def set_lr(self, lr: float) -> None:
-        """Set the learning rate of the next step."""
-        for optimizer in self.all:
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-
-    def step(self, gradient: Tensor) -> None:
+    def step(self, gradient: Tensor, lr: float) -> None:
         """Take one step; gradient (number of elements) holds the kinds' gradients in order."""
         parts = gradient.split([kind.vector.numel() for kind in self._kinds])
         for kind, part in zip(self._kinds, parts, strict=True):
@@ -91,6 +85,8 @@ class Optimizers:
             for matrix, part in zip(self._matrices, parts[0].split(sizes), strict=True):
                 matrix.grad = part.view_as(matrix)
         for optimizer in self.all:
+            for group in optimizer.param_groups:
+                group["lr"] = lr
             optimizer.step()
 
     def state_dict(self) -> list[dict[str, Any]]:

@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import io
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -36,11 +35,9 @@ class SavedTraining:
 
 def save_training(path: Path, saved: SavedTraining) -> None:
     """Write a training's state, whole or not at all."""
-    # asdict would copy every tensor.
-    state = {field.name: getattr(saved.state, field.name) for field in _FIELDS}
     content = {
         "key": saved.key,
-        "state": state,
+        "state": vars(saved.state),  # asdict would copy every tensor
         "points": saved.points,
         # As text, because weights_only cannot read empty bytes.
         "best_checkpoint": saved.best_checkpoint.decode("latin-1"),
@@ -69,21 +66,14 @@ def parse_training(data: bytes, name: Path) -> SavedTraining:
         raise _error(name, f"is damaged: its {len(data)} bytes do not match their SHA-256")
     try:
         content = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
-        return _parse(content)
+        return SavedTraining(
+            key=str(content["key"]),
+            state=TrainingState(**content["state"]),
+            points=list(content["points"]),
+            best_checkpoint=content["best_checkpoint"].encode("latin-1"),
+        )
     except Exception as error:  # damaged bytes raise many kinds of errors in torch's parsers
         raise _error(name, f"does not hold a training's state: {error!r}") from error
-
-
-_FIELDS = dataclasses.fields(TrainingState)
-
-
-def _parse(content: Any) -> SavedTraining:
-    return SavedTraining(
-        key=str(content["key"]),
-        state=TrainingState(**content["state"]),
-        points=list(content["points"]),
-        best_checkpoint=content["best_checkpoint"].encode("latin-1"),
-    )
 
 
 def _error(name: Path, problem: str) -> ResumeError:

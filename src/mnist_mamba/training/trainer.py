@@ -65,20 +65,21 @@ class Trainer:
         Raises:
             NonFiniteError: the loss or the gradient's norm is NaN or infinite.
         """
-        self.optimizers.set_lr(lr)
         pixels, labels = pixels.to(self.device), labels.to(self.device)
         part = len(labels) / (len(labels) if batch is None else batch)
         for kind in self._kinds:
             kind.clear_gradients()
         gradient, sums = self._gather_gradients(self.backward(pixels, labels, part))
         self._gather_statistics(part)
-        norm = self._clip(gradient)
+        norm = torch.linalg.vector_norm(gradient)
+        if self.config.clip_norm:
+            gradient.mul_((self.config.clip_norm / (norm + 1e-6)).clamp(max=1))
         loss, hits, norm_value = torch.cat([sums, norm[None]]).tolist()
         # Before the weights move: NaN in one gradient would be NaN in every weight.
         for name, value in (("loss", loss), ("norm of the gradient", norm_value)):
             if not math.isfinite(value):
                 raise NonFiniteError(f"the {name} is {value}")
-        self.optimizers.step(gradient)
+        self.optimizers.step(gradient, lr)
         self.ema.update(self._weights, self._statistics)
         return loss, int(hits)
 
@@ -122,13 +123,6 @@ class Trainer:
         if self.processes.size > 1:
             for statistic in self._statistics:
                 self.processes.sum(statistic.mul_(part))
-
-    def _clip(self, gradient: Tensor) -> Tensor:
-        """Scale the gradient down to `clip_norm`; return its norm before that."""
-        norm: Tensor = torch.linalg.vector_norm(gradient)
-        if self.config.clip_norm:
-            gradient.mul_((self.config.clip_norm / (norm + 1e-6)).clamp(max=1))
-        return norm
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that a later step depends on. The tensors are the live ones, not copies."""
