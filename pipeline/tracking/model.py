@@ -36,7 +36,14 @@ logger = logging.getLogger(__name__)
 
 SERVING = Path(__file__).with_name("serving.py")
 PACKAGE = Path(mnist_mamba.__file__).parent
-MODULES = ("__init__.py", "engine/__init__.py", "engine/binding.py", "metrics.py", "c_build.py")
+MODULES = (
+    "__init__.py",
+    "atomic_write.py",
+    "c_build.py",
+    "engine/__init__.py",
+    "engine/binding.py",
+    "metrics.py",
+)
 """Modules of mnist_mamba that serving.py imports, directly or not; they need only numpy."""
 SCORES = ("eval/accuracy", "eval/nll", "eval/ece")
 """Metrics of the run that MLflow also shows with the model."""
