@@ -25,7 +25,8 @@ C_SOURCES = $$(git ls-files '*.c' '*.h' '*.inc')
 ##@ Start
 
 help: ## list the targets
-	@awk '/^##@ / { group = substr($$0, 5); if (!(group in text)) order[++n] = group } \
+	@awk '/^##@ / { group = substr($$0, 5); \
+	    if (!(group in text)) { order[++n] = group; text[group] = "" } } \
 	  /^[a-z-]+:.*## / { text[group] = text[group] sprintf("  %-16s %s\n", \
 	    substr($$0, 1, index($$0, ":") - 1), substr($$0, index($$0, "## ") + 3)) } \
 	  END { for (i = 1; i <= n; i++) printf "%s\n%s\n", order[i], text[order[i]]; \
@@ -52,9 +53,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED) engine ## run the whole pipeline on digits that need no download: minutes
 	@$(ENV) python -m pipeline.demo
 
-clean: tests-clean ## remove what the compiler made
+clean: tests-clean ## remove build/ and ./mamba
 	rm -rf build
 
+# The targets are in csrc/engine.mk.
 ##@ Engine
 
 ##@ Pipeline
@@ -146,10 +148,10 @@ golden: $(INSTALLED) ## renew the activations that the C tests replay
 
 ##@ Benchmark
 
-bench-train: $(INSTALLED) ## time a training step, also of other implementations: minutes
+bench-train: $(INSTALLED) ## time a training step, also of other implementations: 15 minutes
 	@$(ENV) python -m benchmarks.train_step
 
-bench-engine: $(INSTALLED) ## time the engine, PyTorch, torch.compile and ONNX Runtime: minutes
+bench-engine: $(INSTALLED) ## time the engine, PyTorch, torch.compile, ONNX Runtime: 25 minutes
 	@$(ENV) python -m benchmarks.engine
 
 # valgrind knows no AVX-512. mamba_forward alone is counted, without loading the file.
@@ -168,13 +170,13 @@ instructions: build/plain/mamba ## count the engine's instructions per image: no
 # 0 (pass), 1 (worse) or 2 (no verdict).
 BASE ?= origin/main
 
-gate: $(INSTALLED) ## compare these results with those of BASE (origin/main): seconds
+gate: $(INSTALLED) ## the acceptance gate: compare results with those of BASE (origin/main)
 	@$(ENV) python -m pipeline.release.gate --base "$(BASE)" --output build/gate.md
 
 gate-speed: $(INSTALLED) ## build and time this engine and that of BASE: minutes; valgrind
 	@$(ENV) python -m pipeline.release.gate_speed --base "$(BASE)" --output build/gate-speed.md
 
-# CI shows this page: the gates' tables, the figures that moved, the plots (served at PLOTS_URL).
+# CI shows this page: the gates' tables, the metrics that moved, the plots (served at PLOTS_URL).
 summary: $(INSTALLED) ## write build/summary.md: gates, params and metrics compared with BASE
 	@mkdir -p build
 	@set -e; { cat build/gate.md build/gate-speed.md 2>/dev/null || true; \

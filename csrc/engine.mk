@@ -97,7 +97,7 @@ engine_objects = $(patsubst csrc/%.c,$(1)/obj/%.o,$(2))
 engine_compile = $(CC) $(ENGINE_FLAGS) $(ENGINE_CFLAGS_$(1)) \
     $(call engine_source_flags,$(1),$(2)) $(CPPFLAGS)
 engine_link = $(CC) $(ENGINE_CFLAGS_$(1)) $(ENGINE_LDFLAGS) $(LDFLAGS)
-# $(call engine_commands,VARIANT): compiler and flags of all sources, to compare with the last build.
+# $(call engine_commands,VARIANT): compiler and flags of all sources, to detect a change of either.
 engine_commands = $(foreach source,$(ENGINE_LIBRARY_SOURCES),$(call engine_compile,$(1),$(source))) \
     $(call engine_link,$(1))
 
@@ -138,13 +138,13 @@ engine_install = cp $(1)/mamba .mamba.$@.tmp && mv -f .mamba.$@.tmp mamba
 engine: $(BUILD)/plain/mamba $(BUILD)/plain/libmamba.so ## build ./mamba, one thread
 	@$(call engine_install,$(BUILD)/plain)
 
-omp: $(BUILD)/omp/mamba $(BUILD)/omp/libmamba.so ## build ./mamba with OpenMP over the images of a batch
+omp: $(BUILD)/omp/mamba $(BUILD)/omp/libmamba.so ## build ./mamba, OpenMP over images
 	@$(call engine_install,$(BUILD)/omp)
 
-debug: $(BUILD)/debug/mamba $(BUILD)/debug/libmamba.so ## build ./mamba with AddressSanitizer and UndefinedBehaviorSanitizer
+debug: $(BUILD)/debug/mamba $(BUILD)/debug/libmamba.so ## build ./mamba with ASan and UBSan
 	@$(call engine_install,$(BUILD)/debug)
 
-fast: $(BUILD)/fast/mamba $(BUILD)/fast/libmamba.so ## build ./mamba with -Ofast for this machine only; not for releases
+fast: $(BUILD)/fast/mamba $(BUILD)/fast/libmamba.so ## build ./mamba for this machine only
 	@$(call engine_install,$(BUILD)/fast)
 	@echo "./mamba was built with -Ofast -march=native: not tested, not for releases"
 

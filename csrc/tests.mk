@@ -53,7 +53,9 @@ $(eval $(call engine_tests,tsan,$(BUILD)/tsan))
 test-tsan: $(BUILD)/tsan/tests/test_threads
 	@echo "== $<"; $(shell setarch -R true 2>/dev/null && echo setarch -R) $<
 
-test-c: test-c-plain test-c-scalar test-c-omp test-c-debug test-tsan fuzz-seeds test-scan-omp test-scan-debug ## run the C tests: plain, OpenMP, sanitizers
+TEST_C := $(addprefix test-c-,plain scalar omp debug) test-tsan fuzz-seeds \
+    $(addprefix test-scan-,omp debug)
+test-c: $(TEST_C) ## run the C tests: plain, OpenMP, sanitizers
 
 # ---- the training kernels ----
 
@@ -158,7 +160,7 @@ cross_check = @for tool in $(call cross_compiler,$(1))-gcc $(call cross_qemu,$(1
 cross_make = $(MAKE) -f csrc/tests.mk CC=$(call cross_compiler,$(1))-gcc BUILD=build/$(1) \
     RUN="$(call cross_qemu,$(1)) -L /usr/$(call cross_compiler,$(1))"
 
-test-cross: $(addprefix test-cross-,$(CROSS_NAMES) s390x) ## run the C tests on arm64, 32-bit arm and a big-endian machine, with qemu-user
+test-cross: $(addprefix test-cross-,$(CROSS_NAMES) s390x) ## run the C tests of other CPUs with qemu
 
 $(addprefix test-cross-,$(CROSS_NAMES)): test-cross-%:
 	$(call cross_check,$*)
@@ -181,9 +183,11 @@ test-big-endian: $(BUILD)/plain/mamba $(BUILD)/plain/tests/test_idx
 # same code).
 VALGRIND := valgrind -q --leak-check=full --error-exitcode=9
 VALGRIND_TESTS := test_model test_hostile test_threads test_idx test_forward test_golden
-test-valgrind: $(addprefix $(BUILD)/plain/tests/,$(VALGRIND_TESTS)) $(BUILD)/plain/mamba ## run the C tests under valgrind
+VALGRIND_PROGRAMS := $(addprefix $(BUILD)/plain/tests/,$(VALGRIND_TESTS))
+test-valgrind: $(VALGRIND_PROGRAMS) $(BUILD)/plain/mamba ## run the C tests under valgrind
 	@command -v valgrind >/dev/null || { echo "error: valgrind not found: install it" >&2; exit 1; }
-	@for test in $(addprefix $(BUILD)/plain/tests/,$(VALGRIND_TESTS)) "$(BUILD)/plain/mamba models/mnist_mamba.bin models/example_input.bin"; do \
+	@for test in $(VALGRIND_PROGRAMS) \
+	    "$(BUILD)/plain/mamba models/mnist_mamba.bin models/example_input.bin"; do \
 	    echo "== $$test"; $(VALGRIND) $$test || exit 1; done
 	@echo "== csrc/tests/engine/test_cli.sh"
 	@RUN="$(VALGRIND)" sh csrc/tests/engine/test_cli.sh $(BUILD)/plain/mamba
