@@ -58,10 +58,11 @@ def speed_block(engine: Metrics, training: Metrics) -> str:
         f"| ours | {format_value(us['b1'])} µs | {format_value(us['b100'])} µs "
         f"| {format_value(ms['ours'])} ms |",
     ]
-    others = {"pytorch_eager": "reference", "torch_compile": "", "onnxruntime": ""}
-    for name, loop in {**others, "mambapy": "mambapy", "transformers": "transformers"}.items():
+    others = ("pytorch_eager", "torch_compile", "onnxruntime", "pytorch_cpu_kernel")
+    for name in (*others, "mambapy", "transformers"):
         inference = ratio.get(name, {})
-        times = [inference.get(load) for load in ("b1", "b100")] + [training["ratio"].get(loop)]
+        step = training["ratio"].get("reference" if name == "pytorch_eager" else name)
+        times = [inference.get(load) for load in ("b1", "b100")] + [step]
         lines.append(_row([IMPLEMENTATIONS[name], *(format_ratio(x) if x else "" for x in times)]))
     return "\n".join(lines) + "\n"
 

@@ -10,7 +10,7 @@ IMPLEMENTATIONS = {
     "engine_all_threads": "C engine, all threads",
     "engine_avx2": "C engine, AVX2",
     "engine_scalar": "C engine, scalar",
-    "pytorch_eager": "PyTorch, eager",
+    "pytorch_eager": "PyTorch, eager loop",
     "torch_compile": "torch.compile",
     "pytorch_cpu_kernel": "PyTorch, our C kernel",
     "onnxruntime": "ONNX Runtime",

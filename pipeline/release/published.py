@@ -39,7 +39,7 @@ def results_table(metrics: Path) -> str:
         timing = series_us.get(name, {}).get("b1")
         rows.append((f"`{name}`", run["params"], plus_minus(run, ".2%"), timing, "seeds"))
     lines = [
-        f"| model | parameters | accuracy, {n_test} test images | C engine, per image (µs) | run |",
+        f"| model | parameters | accuracy, {n_test} test images | per image (µs) | command |",
         "|---|---:|---:|---:|---|",
     ]
     for name, parameters, accuracy, timing, target in rows:
@@ -49,9 +49,10 @@ def results_table(metrics: Path) -> str:
     validated = f"{train['val']['accuracy']:.2%}" if "val" in train else "(no images)"
     lines += [
         "",
-        f"The first row is the shipped file: {scores['model']['file_bytes']:,} bytes, validation",
-        f"accuracy {validated}. On the test images, {parity['prediction_mismatches']} predictions",
-        f"differ from PyTorch's, and no logit by more than {parity['max_abs_logit_diff']:.1e}.",
+        f"The first row is the shipped file: {scores['model']['file_bytes']:,} bytes, validation "
+        f"accuracy {validated}.",
+        f"On the test images, {parity['prediction_mismatches']} predictions differ from "
+        f"PyTorch's, and no logit by more than {parity['max_abs_logit_diff']:.1e}.",
     ]
     return "\n".join(lines) + "\n"
 
