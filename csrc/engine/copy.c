@@ -2,8 +2,9 @@
 
 #include <string.h>
 
-/* One branch per step, and a cache line of its own: this file is compiled for size, and the copies
- * of the shipped model took 22 or 40 us per image, depending on where the linker put the loop. */
+/* One branch per step, and the code starts on a cache line: this file is compiled for size, and the
+ * copies of the shipped model took 22 or 40 us per image, depending on where the linker put the
+ * loop. */
 __attribute__((aligned(64))) void mamba_copy_rows(float *to, size_t to_stride, const float *from,
                                                   size_t from_stride, size_t n, size_t rows)
 {

@@ -5,8 +5,8 @@
 #include <stdint.h>
 #include <string.h>
 
-/* Returns whether `value` is neither NaN nor infinity. It looks at the bits because -ffast-math
- * removes isfinite, x == x and the like. */
+/* Returns whether `value` is neither NaN nor infinity. It looks at the bits because `make fast`
+ * builds with -Ofast, which removes isfinite, x == x and the like. */
 static inline bool mamba_is_finite(float value)
 {
     uint32_t bits;

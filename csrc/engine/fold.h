@@ -1,10 +1,11 @@
 /* The patch stem and the first layer's in_proj as one matrix product with fewer inputs. For a token
  * with pixels p, x = S p + stem.bias + pos_embed, and so
  *
- *     in_proj rms(x) = scale (W p + bias),   W = in_proj S,   bias = in_proj (stem.bias +
- * pos_embed)
+ *     in_proj norm(x) = scale (W p + bias)
+ *     W    = in_proj S
+ *     bias = in_proj (stem.bias + pos_embed)
  *
- * where scale is the token's own 1 / rms(x). */
+ * where scale is the token's own 1 / rms(x), and norm(x) = scale x. */
 #ifndef MAMBA_ENGINE_FOLD_H
 #define MAMBA_ENGINE_FOLD_H
 

@@ -14,6 +14,31 @@ _Static_assert((int)HEADER_BYTES <= (int)FILE_HEAD_BYTES, "the header is read be
 static const uint8_t MAGIC[8] = {0x89, 'M', 'A', 'M', 'B', 'A', '\r', '\n'};
 enum { VERSION = 1, MAX_LENGTH = 65536 };
 enum { MAX_ACTIVATIONS = 1 << 24 }; /* floats of one array */
+enum {
+    MAX_SIDE = 4096,
+    MAX_CLASSES = 256,
+    MAX_STEM_WIDTH = 512,
+    MAX_D_MODEL = 2048,
+    MAX_D_STATE = 256,
+    MAX_D_INNER = 8192,
+    MAX_DT_RANK = 2048
+};
+
+/* Bounds of the floats of any stem, and of all tensors of a layer; padding is in their factors. */
+#define STEM_BOUND (2 * (MAX_D_MODEL + PAD) * (uint64_t)MAX_SIDE * MAX_SIDE)
+#define LAYER_BOUND                                                                                \
+    (32 * (MAX_D_INNER + PAD) *                                                                    \
+     (uint64_t)(MAX_D_MODEL + MAX_DT_RANK + MAX_D_STATE + MAX_CONV + PAD))
+#define MEMBER_BOUND                                                                               \
+    (STEM_BOUND + MAX_LAYERS * LAYER_BOUND +                                                       \
+     (uint64_t)(MAX_D_MODEL + PAD) * (MAX_LENGTH + MAX_CLASSES + PAD))
+_Static_assert(MAX_SIDE < 1 << 16, "pixels are counted in 32 bits");
+_Static_assert(MAX_STEM_WIDTH < 1 << 14 && MAX_D_MODEL < 1 << 16 && MAX_D_STATE < 1 << 14 &&
+                   MAX_D_INNER < 1 << 16 && MAX_DT_RANK < 1 << 16,
+               "the bounds themselves do not overflow");
+_Static_assert(9 * MAX_STEM_WIDTH * (uint64_t)(MAX_STEM_WIDTH + MAX_D_MODEL) <= STEM_BOUND,
+               "a conv stem has fewer floats than the largest patch stem");
+_Static_assert(MEMBER_BOUND < ((uint64_t)1 << 61) / MAX_MEMBERS, "a file has below 2^63 bytes");
 
 /* Offsets in bytes; the other fields' are in the tables below. */
 enum { VERSION_AT = 8, CRC_AT = 12, FLAGS_AT = 16, RESERVED_FROM = 100 };
@@ -78,20 +103,20 @@ static mamba_status read_fields(struct mamba_info *info, const uint8_t *header, 
 {
 #define AT(field) offsetof(struct mamba_info, field)
     static const struct field FIELDS[] = {
-        {"height", ANY_STEM, 20, AT(height), 1, 4096},
-        {"width", ANY_STEM, 24, AT(width), 1, 4096},
+        {"height", ANY_STEM, 20, AT(height), 1, MAX_SIDE},
+        {"width", ANY_STEM, 24, AT(width), 1, MAX_SIDE},
         {"channels", ANY_STEM, 28, AT(channels), 1, 1},
-        {"n_classes", ANY_STEM, 32, AT(n_classes), 2, 256},
+        {"n_classes", ANY_STEM, 32, AT(n_classes), 2, MAX_CLASSES},
         {"stem", ANY_STEM, 36, AT(stem), STEM_PATCH, STEM_CONV3},
-        {"patch_height", PATCH_STEM, 40, AT(patch_height), 1, 4096},
-        {"patch_width", PATCH_STEM, 44, AT(patch_width), 1, 4096},
-        {"stem_width", CONV_STEMS, 48, AT(stem_width), 1, 512},
-        {"d_model", ANY_STEM, 52, AT(d_model), 1, 2048},
+        {"patch_height", PATCH_STEM, 40, AT(patch_height), 1, MAX_SIDE},
+        {"patch_width", PATCH_STEM, 44, AT(patch_width), 1, MAX_SIDE},
+        {"stem_width", CONV_STEMS, 48, AT(stem_width), 1, MAX_STEM_WIDTH},
+        {"d_model", ANY_STEM, 52, AT(d_model), 1, MAX_D_MODEL},
         {"n_layers", ANY_STEM, 56, AT(n_layers), 1, MAX_LAYERS},
-        {"d_state", ANY_STEM, 60, AT(d_state), 1, 256},
+        {"d_state", ANY_STEM, 60, AT(d_state), 1, MAX_D_STATE},
         {"d_conv", ANY_STEM, 64, AT(d_conv), 1, MAX_CONV},
-        {"d_inner", ANY_STEM, 68, AT(d_inner), 1, 8192},
-        {"dt_rank", ANY_STEM, 72, AT(dt_rank), 1, 2048},
+        {"d_inner", ANY_STEM, 68, AT(d_inner), 1, MAX_D_INNER},
+        {"dt_rank", ANY_STEM, 72, AT(dt_rank), 1, MAX_DT_RANK},
         {"direction", ANY_STEM, 76, AT(direction), DIRECTION_FORWARD, DIRECTION_CROSS},
         {"pool", ANY_STEM, 80, AT(pool), POOL_MEAN, POOL_LAST},
         {"more_members", ANY_STEM, 96, AT(members), 0, MAX_MEMBERS - 1},

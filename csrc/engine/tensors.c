@@ -13,13 +13,13 @@ _Static_assert(sizeof(float) == 4, "model files hold IEEE 754 binary32");
 /* ---- the walk ---------------------------------------------------------------------------- */
 
 /* A walk over the tensors in file order. Without a base it measures the file, with one it sets the
- * pointers, so that size and layout cannot disagree. header.c limits the dims: a tensor has up to
- * 2^35 floats and a file fewer than 2^45, so 64 bits cannot overflow. */
+ * pointers, so that size and layout cannot disagree. header.c limits the dims, and asserts
+ * that 64 bits cannot overflow. */
 struct walk {
     const float *base;   /* the first tensor, or NULL to measure only */
     uint64_t floats;     /* passed so far, with padding */
     uint64_t parameters; /* passed so far, without padding */
-    /* Where the walk is, for messages. */
+    /* The place of the walk, for messages. */
     bool in_ensemble;
     int member, layer, scan; /* layer is -1 outside the layers */
     char bad_tensor[64];     /* the first tensor with a NaN or infinity, or "" */

@@ -260,16 +260,16 @@ int main(int argc, char **argv)
 {
     double seconds = 0;
     uint64_t runs = 0;
-    random_state = (uint64_t)time(NULL);
+    uint64_t seed = (uint64_t)time(NULL);
     for (int i = 1; i < argc; i++) {
         if (strcmp(argv[i], "--seconds") == 0 && i + 1 < argc)
             seconds = strtod(argv[++i], NULL);
         else if (strcmp(argv[i], "--runs") == 0 && i + 1 < argc)
             runs = strtoull(argv[++i], NULL, 10);
         else if (strcmp(argv[i], "--seed") == 0 && i + 1 < argc)
-            random_state = strtoull(argv[++i], NULL, 10);
+            seed = strtoull(argv[++i], NULL, 10);
     }
-    random_state = random_state * 2 + 1; /* never 0 */
+    random_state = seed * 2 + 1; /* never 0 */
     __sanitizer_set_death_callback(leave_crash);
     signal(SIGABRT, on_signal);
     signal(SIGALRM, on_signal);
@@ -283,9 +283,12 @@ int main(int argc, char **argv)
         fprintf(stderr, "%s: no input: expected files, or folders of .bin files\n", argv[0]);
         return 2;
     }
-    if (seconds > 0 || runs > 0)
+    if (seconds > 0 || runs > 0) {
+        printf("--seed %" PRIu64 "\n", seed);
+        fflush(stdout);
         fuzz(seconds, runs);
-    else
+    } else {
         printf("%" PRIu64 " files run\n", executions);
+    }
     return 0;
 }

@@ -1,18 +1,20 @@
 /* libmamba: runs a small Mamba image classifier from one model file. C11, no dependencies.
  *
- *     struct mamba_error error;
+ *     struct mamba_error error = {MAMBA_OK, ""};
  *     mamba_model *model;
  *     if (mamba_model_open(&model, "model.bin", &error) != MAMBA_OK)
  *         return complain(error.message);
  *     size_t bytes = mamba_context_bytes(model);
  *     void *arena = malloc(bytes);
  *     mamba_context *context;
- *     if (mamba_context_init(&context, model, arena, bytes, &error) != MAMBA_OK)
- *         return complain(error.message);
- *     float logits[10];                          // mamba_model_info(model)->n_classes
- *     mamba_forward(context, pixels, logits);    // any number of times; allocates nothing
+ *     mamba_status status = mamba_context_init(&context, model, arena, bytes, &error);
+ *     float logits[10];                        // mamba_model_info(model)->n_classes
+ *     if (status == MAMBA_OK)                  // any number of times; allocates nothing
+ *         status = mamba_forward(context, pixels, logits);
  *     free(arena);
  *     mamba_model_close(model);
+ *     if (status != MAMBA_OK)                  // mamba_forward sets no message
+ *         return complain(error.message[0] ? error.message : "the logits are not finite");
  *
  * A model does not change after it was opened, and threads may share it. A context is the scratch
  * memory of one thread: it lives in an arena that the caller owns, holds no resource, and ends when
@@ -48,7 +50,7 @@ typedef enum mamba_status {
     MAMBA_ERR_MEMORY = 6 /* out of memory, or more than can be addressed */
 } mamba_status;
 
-/* What went wrong: the file, the field, what was got and what was expected. */
+/* Description of a failure: the file, the field, what was got and what was expected. */
 typedef struct mamba_error {
     mamba_status status;
     char message[256]; /* zero-terminated */
@@ -67,7 +69,8 @@ typedef struct mamba_info {
     uint32_t members; /* models whose logits are averaged */
     uint32_t length;  /* tokens per image */
     float norm_eps, pixel_mean, pixel_std;
-    uint64_t parameters; /* floats of all tensors, without padding */
+    uint64_t parameters; /* floats of the file's tensors, without padding; export
+                             folds some of a checkpoint's into others */
     uint64_t file_bytes;
     uint32_t version, crc32;
 } mamba_info;

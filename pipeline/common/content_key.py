@@ -61,7 +61,11 @@ def training_key(params: Params, pipeline: Path = Path("dvc.yaml")) -> str:
 
 
 def source_files(values: dict[str, Any], pipeline: Path = Path("dvc.yaml")) -> list[Path]:
-    """Return the files that `evaluate` and all stages before it depend on and no stage makes."""
+    """Return the files that `evaluate` and all stages before it depend on and no stage makes.
+
+    Raises:
+        ValueError: the pipeline lacks the stage.
+    """
     stages: dict[str, Any] = yaml.safe_load(pipeline.read_text(encoding="utf-8"))["stages"]
     maker = {
         path: name
@@ -70,6 +74,8 @@ def source_files(values: dict[str, Any], pipeline: Path = Path("dvc.yaml")) -> l
         for out in stage.get(kind, [])
         for path in ([out] if isinstance(out, str) else out)
     }
+    if RESULT_STAGE not in stages:
+        raise ValueError(f"{pipeline} has no stage '{RESULT_STAGE}', expected one")
     needed, waiting = set(), {RESULT_STAGE}
     while waiting:
         for dep in stages[waiting.pop()].get("deps", []):

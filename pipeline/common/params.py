@@ -1,7 +1,7 @@
 """params.yaml as typed, checked values; unknown keys are refused.
 
-Sections `model` and `train` are the library's own settings (src/mnist_mamba/config.py), whose
-defaults apply to keys that params.yaml leaves out.
+Sections `model` and `train` are the library's own settings (src/mnist_mamba/config.py). params.yaml
+must hold each of their keys except OPTIONAL, which have the library's defaults.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from pydantic import (
 from pydantic.dataclasses import dataclass
 
 from mnist_mamba.config import (
+    LIMITS,
     SCANS,
     AugmentConfig,
     ConfigError,
@@ -39,10 +40,14 @@ PARAMS_FILE = Path("params.yaml")
 """Relative: DVC runs an experiment's stages in a copy of the project."""
 IMAGE_SIZES = {"mnist": (28, 28), "digits": (8, 8)}
 """(height, width) of the data sets whose image size is known before the download."""
+OPTIONAL = frozenset(
+    ("dt_min", "dt_max", "dt_init_floor", "dt_scale", "beta1", "beta2", "momentum", "elastic_scale")
+)
+"""Keys of `model` and `train` that params.yaml may omit."""
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Side = Annotated[int, Field(ge=1, le=4096, strict=True)]
+Side = Annotated[int, Field(ge=LIMITS["height"].low, le=LIMITS["height"].high, strict=True)]
 Parsed = TypeVar("Parsed", bound="Section")
 
 
@@ -65,6 +70,15 @@ def _refuse_conversions(owner: Any, value: Any, info: ValidationInfo) -> Any:
     if kind is float and re.fullmatch(r"[+-]?\d+(\.\d*)?e[+-]?\d+", value, re.IGNORECASE):
         return float(value)
     raise ValueError("expected a valid number, without quotes")
+
+
+def _refuse_omissions(owner: Any, content: Any) -> Any:
+    """Refuse a part of a YAML file that lacks a key: the library's default is another value."""
+    if isinstance(content, dict):
+        for field in dataclasses.fields(owner):
+            if field.name not in content and field.name not in OPTIONAL:
+                raise ConfigError(f"{field.name}: missing, expected a value")
+    return content
 
 
 class Section(BaseModel):
@@ -102,6 +116,7 @@ class ModelParams(ModelChoices):
     patch: tuple[Side, Side] = (4, 4)
     dt_rank: Annotated[int, Strict()] | Literal["auto"] = "auto"
     _strict = field_validator("*", mode="before")(classmethod(_refuse_conversions))
+    _complete = model_validator(mode="before")(classmethod(_refuse_omissions))
 
     def config(self, height: int, width: int, n_classes: int, **statistics: float) -> ModelConfig:
         """Return the model's config for images of a data set.
@@ -119,6 +134,7 @@ class AugmentParams(AugmentConfig):
     """Largest random changes of an image."""
 
     _strict = field_validator("*", mode="before")(classmethod(_refuse_conversions))
+    _complete = model_validator(mode="before")(classmethod(_refuse_omissions))
 
 
 @dataclass(config=ConfigDict(extra="forbid"), frozen=True, kw_only=True)
@@ -131,6 +147,7 @@ class TrainParams(TrainConfig):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: Annotated[int, Field(ge=0, le=1024)] = 0
     _strict = field_validator("*", mode="before")(classmethod(_refuse_conversions))
+    _complete = model_validator(mode="before")(classmethod(_refuse_omissions))
 
 
 class ExportParams(Section):

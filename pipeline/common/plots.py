@@ -82,14 +82,23 @@ def draw_predictions(
     _save(path, figure)
 
 
+def even_choice(labels: Labels, most: int) -> NDArray[np.intp]:
+    """Return up to `most` indices in order, of each class as many and as early ones as possible."""
+    rank = np.zeros(len(labels), np.intp)  # within the class
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        rank[members] = np.arange(len(members))
+    return np.sort(np.argsort(rank, kind="stable")[:most])
+
+
 def draw_misclassified(
     path: Path, images: Images, labels: Labels, probabilities: Probabilities, columns: int = 10
 ) -> None:
-    """Draw the misclassified images, the most confident mistakes first, at most 60."""
+    """Draw up to 60 misclassified images, the most confident mistakes first."""
     predictions = probabilities.argmax(axis=1)
     wrong = np.flatnonzero(predictions != labels)
     wrong = wrong[np.argsort(-probabilities[wrong].max(axis=1), kind="stable")]
-    shown = wrong[:MAX_MISCLASSIFIED]
+    shown = wrong[even_choice(labels[wrong], MAX_MISCLASSIFIED)]
     rows = max(1, -(-len(shown) // columns))
     size = (1.1 * columns, 1.5 * rows + 0.5)
     figure, grid = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
@@ -98,7 +107,7 @@ def draw_misclassified(
     for axes, i in zip(grid.flat, shown, strict=False):
         axes.imshow(images[i], cmap="gray_r", vmin=0, vmax=255)
         axes.set_title(f"{labels[i]} read as {predictions[i]}\n#{i}", fontsize=7)
-    more = f", the {len(shown)} most confident shown" if len(shown) < len(wrong) else ""
+    more = f", {len(shown)} shown, evenly by class" if len(shown) < len(wrong) else ""
     figure.suptitle(f"{len(wrong)} of {len(labels)} test images misclassified{more}", fontsize=11)
     _save(path, figure)
 

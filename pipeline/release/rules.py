@@ -1,4 +1,7 @@
-"""Judging metrics by the rules of gate.yaml: direction, bound, tolerance."""
+"""The rules of gate.yaml, and judging metrics by them: direction, bound, tolerance.
+
+gate.py judges the accuracy, for which it compares predictions.
+"""
 
 from __future__ import annotations
 

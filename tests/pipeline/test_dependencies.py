@@ -124,3 +124,9 @@ def test_the_content_key_covers_sources_but_nothing_that_a_stage_makes() -> None
     made = ("data/raw", "data/prepared", "checkpoints", "artifacts", "build", "metrics", "plots")
     assert not [file for file in files if file.startswith(made)]
     assert all(Path(ROOT / file).exists() for file in files)
+
+
+def test_the_content_key_needs_the_stage_whose_results_it_identifies(tmp_path: Path) -> None:
+    (tmp_path / "dvc.yaml").write_text("stages: {}", encoding="utf-8")
+    with pytest.raises(ValueError, match="no stage 'evaluate'"):
+        source_files({}, tmp_path / "dvc.yaml")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,17 @@ import yaml
 
 from mnist_mamba.config import TrainConfig
 from mnist_mamba.data.sources import load_digits
-from pipeline.common.params import IMAGE_SIZES, Params, ParamsError, load_params, parse
+from pipeline.common.nested import look_up
+from pipeline.common.params import (
+    IMAGE_SIZES,
+    OPTIONAL,
+    ModelParams,
+    Params,
+    ParamsError,
+    TrainParams,
+    load_params,
+    parse,
+)
 from tests.pipeline.imports import ROOT
 
 
@@ -114,12 +125,26 @@ def test_a_width_that_is_a_product_names_its_factors() -> None:
         parse_params(content)
 
 
-def test_a_missing_key_is_named_alone() -> None:
-    content = changed("evaluate.ece_bins", 10)
-    del content["evaluate"]["ece_bins"]
+@pytest.mark.parametrize(
+    "key",
+    [
+        "data.dataset",
+        "model",
+        "model.d_model",
+        "train.epochs",
+        "train.scan",
+        "train.augment",
+        "train.augment.rotate",
+        "evaluate.ece_bins",
+    ],
+)
+def test_a_missing_key_is_named_alone(key: str) -> None:
+    content = changed("model.members", 1)
+    section, _, name = key.rpartition(".")
+    del (look_up(content, section) if section else content)[name]
     with pytest.raises(ParamsError) as error:
         parse_params(content)
-    assert str(error.value) == "params.yaml: evaluate.ece_bins: missing, expected a value"
+    assert str(error.value) == f"params.yaml: {key}: missing, expected a value"
 
 
 def test_the_best_on_validation_needs_validation_images() -> None:
@@ -130,10 +155,12 @@ def test_the_best_on_validation_needs_validation_images() -> None:
         parse_params(content)
 
 
-def test_settings_that_the_file_leaves_out_have_the_library_s_defaults() -> None:
+def test_only_optional_settings_have_the_library_s_defaults() -> None:
     content = changed("model.members", 1)
-    for section, key in (("data", "split_seed"), ("model", "dt_min"), ("train", "beta1")):
-        assert key not in content[section]
+    for section, owner in (("model", ModelParams), ("train", TrainParams)):
+        omitted = {field.name for field in dataclasses.fields(owner)} - {*content[section]}
+        assert omitted == OPTIONAL & {field.name for field in dataclasses.fields(owner)}
+    assert "split_seed" not in content["data"]
     params = parse_params(content)
     assert (params.data.split_seed, params.model.dt_min, params.train.beta1) == (0, 0.001, 0.9)
     other = params.changed({"model.dt_min": "1e-2", "train.augment.elastic_scale": 1}, "here")

@@ -221,7 +221,7 @@ def test_the_shipped_model_served_without_torch_and_compiler(project: Path, tmp_
     poison.mkdir()
     for package in ("torch", "mnist_mamba"):  # the model contains its own mnist_mamba
         (poison / f"{package}.py").write_text(
-            f"raise ImportError('{package} is not there')\n", encoding="utf-8"
+            f"raise ImportError('{package} cannot be imported here')\n", encoding="utf-8"
         )
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()

@@ -38,7 +38,9 @@ BANNED = {
 }
 PATTERNS = [(re.compile(phrase, re.IGNORECASE), advice) for phrase, advice in BANNED.items()]
 COMMENT = re.compile(r"\s*(#|//|/\*|\*|<!--)")
-OPENING = re.compile(r'(?:# |// |/\*+ |""")(Of(?! course)|So|What|Where|Whose)\b[^?]*$')
+OPENING = re.compile(
+    r'(?:#:? +|// +|/\*+ +|<!-- +|""")(Of(?! course)|So|[Ww]hat|[Ww]here|[Ww]hose)\b[^?]*$'
+)
 
 
 def check_words(path: Path, line: str) -> Iterator[str]:

@@ -5,7 +5,7 @@
 
 #include "options.h"
 
-/* What a command works on. */
+/* The input of a command. */
 struct job {
     const struct options *options;
     const mamba_model *model; /* the first file of the command line */

@@ -47,7 +47,7 @@ size_t argmax(const float *logits, size_t n)
 int choose_threads(int wanted, int otherwise)
 {
     if (wanted > 1 && mamba_max_threads() == 1) {
-        fprintf(stderr, "mamba: built for one thread; run `make omp` for more\n");
+        fprintf(stderr, "mamba: warning: built for one thread; run `make omp` for more\n");
         return 1;
     }
     return wanted ? wanted : otherwise;

@@ -27,16 +27,15 @@ static const char HELP[] =
     "5 bad input, image or label file, or it does not fit the model; 6 out of memory.\n";
 
 struct command {
-    char name[8]; /* "" if no subcommand is named; an array, as in kernels.h */
+    struct syntax syntax;
     command_function run;
-    int n_positional, allowed;
 };
 
 static const struct command COMMANDS[] = {
-    {"eval", command_eval, 3, ALLOW_LOGITS | ALLOW_THREADS},
-    {"info", command_info, 1, 0},
-    {"bench", command_bench, 1, ALLOW_BATCH | ALLOW_THREADS | ALLOW_ROUNDS},
-    {"", command_predict, 2, 0},
+    {{"eval", "MODEL IMAGES.idx LABELS.idx", 3, ALLOW_LOGITS | ALLOW_THREADS}, command_eval},
+    {{"info", "MODEL", 1, 0}, command_info},
+    {{"bench", "MODEL", 1, ALLOW_BATCH | ALLOW_THREADS | ALLOW_ROUNDS}, command_bench},
+    {{"", "MODEL INPUT.bin", 2, 0}, command_predict},
 };
 
 static mamba_status run(int argc, char **argv, mamba_error *error)
@@ -46,12 +45,12 @@ static mamba_status run(int argc, char **argv, mamba_error *error)
         return MAMBA_OK;
     }
     const struct command *command = COMMANDS;
-    while (command->name[0] && (argc < 2 || strcmp(argv[1], command->name) != 0))
+    while (command->syntax.name[0] && (argc < 2 || strcmp(argv[1], command->syntax.name) != 0))
         command++;
-    const int first = command->name[0] ? 2 : 1;
+    const int first = command->syntax.name[0] ? 2 : 1;
     struct options options;
-    mamba_status status = parse_options(&options, argc - first, argv + first, command->n_positional,
-                                        command->allowed, error);
+    mamba_status status =
+        parse_options(&options, argc - first, argv + first, &command->syntax, error);
     if (status != MAMBA_OK)
         return status;
     if (options.help) {

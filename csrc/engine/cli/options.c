@@ -25,7 +25,7 @@ static mamba_status parse_count(int *out, const char *option, const char *text, 
 
 /* Parses an option with a value, which is NULL at the end of the command line. */
 static mamba_status parse_valued(struct options *out, const char *option, const char *value,
-                                 int allowed, mamba_error *error)
+                                 const struct syntax *syntax, mamba_error *error)
 {
     const struct {
         const char *name;
@@ -39,8 +39,11 @@ static mamba_status parse_valued(struct options *out, const char *option, const 
         {"--rounds", ALLOW_ROUNDS, &out->rounds, MAX_ROUNDS},
     };
     for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
-        if (strcmp(option, known[i].name) != 0 || !(allowed & known[i].flag))
+        if (strcmp(option, known[i].name) != 0)
             continue;
+        if (!(syntax->allowed & known[i].flag))
+            return mamba_fail(error, MAMBA_ERR_ARGUMENT, NULL, "%s: not an option of `mamba%s%s`",
+                              option, syntax->name[0] ? " " : "", syntax->name);
         if (!value)
             return mamba_fail(error, MAMBA_ERR_ARGUMENT, NULL, "%s: expected a value after it",
                               option);
@@ -54,9 +57,10 @@ static mamba_status parse_valued(struct options *out, const char *option, const 
                       option);
 }
 
-mamba_status parse_options(struct options *out, int count, char *const *arguments, int n_positional,
-                           int allowed, mamba_error *error)
+mamba_status parse_options(struct options *out, int count, char *const *arguments,
+                           const struct syntax *syntax, mamba_error *error)
 {
+    int n_files = 0;
     *out = (struct options){.batch = DEFAULT_BATCH, .rounds = DEFAULT_ROUNDS};
     for (int i = 0; i < count; i++) {
         const char *argument = arguments[i];
@@ -70,18 +74,18 @@ mamba_status parse_options(struct options *out, int count, char *const *argument
             out->access = FILE_COPIED;
         } else if (argument[0] == '-') {
             const char *value = i + 1 < count ? arguments[++i] : NULL;
-            mamba_status status = parse_valued(out, argument, value, allowed, error);
+            mamba_status status = parse_valued(out, argument, value, syntax, error);
             if (status != MAMBA_OK)
                 return status;
-        } else if (out->n_positional < n_positional) {
-            out->positional[out->n_positional++] = argument;
         } else {
-            return mamba_fail(error, MAMBA_ERR_ARGUMENT, NULL, "unexpected argument '%.100s'",
-                              argument);
+            if (n_files < syntax->n_files)
+                out->positional[n_files] = argument;
+            n_files++;
         }
     }
-    if (out->n_positional < n_positional)
-        return mamba_fail(error, MAMBA_ERR_ARGUMENT, NULL, "got %d file name%s, expected %d",
-                          out->n_positional, out->n_positional == 1 ? "" : "s", n_positional);
+    if (n_files != syntax->n_files)
+        return mamba_fail(error, MAMBA_ERR_ARGUMENT, NULL,
+                          "`mamba%s%s`: expected %s, got %d file%s", syntax->name[0] ? " " : "",
+                          syntax->name, syntax->files, n_files, n_files == 1 ? "" : "s");
     return MAMBA_OK;
 }

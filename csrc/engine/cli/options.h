@@ -10,7 +10,6 @@ enum { MAX_POSITIONAL = 3 };
 
 struct options {
     const char *positional[MAX_POSITIONAL];
-    int n_positional;
     bool help, json;
     enum file_access access; /* of all files: copied with --no-mmap, else mapped */
     const char *logits;      /* NULL if not given */
@@ -21,8 +20,15 @@ struct options {
 /* Options that a command may allow; all allow --json, --no-mmap and --help. */
 enum { ALLOW_LOGITS = 1, ALLOW_THREADS = 2, ALLOW_BATCH = 4, ALLOW_ROUNDS = 8 };
 
-/* Parses arguments [count] for a command that takes n_positional file names. */
-mamba_status parse_options(struct options *out, int count, char *const *arguments, int n_positional,
-                           int allowed, mamba_error *error);
+/* The arguments of a command. */
+struct syntax {
+    char name[8];   /* "" if no subcommand is named; an array, as in kernels.h */
+    char files[32]; /* the names of its n_files files in the help */
+    int n_files, allowed;
+};
+
+/* Parses arguments [count] of a command. */
+mamba_status parse_options(struct options *out, int count, char *const *arguments,
+                           const struct syntax *syntax, mamba_error *error);
 
 #endif

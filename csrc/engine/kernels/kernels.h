@@ -27,7 +27,7 @@ struct linear {
     size_t in, out;
 };
 
-/* One term of a weighted sum of rows. */
+/* One summand of a weighted sum of rows. */
 struct tap {
     const float *weight, *x; /* [stride] each */
 };

@@ -90,7 +90,7 @@ static void test_model(const char *path)
         status = mamba_forward(context, image, logits);
     if (status == MAMBA_OK)
         status = mamba_forward_u8(context, image_u8, logits);
-#if !defined(_OPENMP) /* whose run-time library allocates its threads */
+#if !defined(_OPENMP) /* OpenMP allocates its threads */
     if (status == MAMBA_OK)
         status = mamba_forward_batch(model, arena, bytes, 1, image, 1, logits, &error);
 #endif

@@ -72,9 +72,14 @@ expect 0 --version
 expect 2
 expect 2 "$model"
 expect 2 "$model" input.bin extra
+says '`mamba`: expected MODEL INPUT.bin, got 3 files'
 expect 2 "$model" input.bin --threads 2
+says '--threads: not an option of `mamba`'
+expect 2 info "$model" --threads 2
+says '--threads: not an option of `mamba info`'
 expect 2 "$model" input.bin --jsn
 expect 2 eval "$model" images.idx
+says '`mamba eval`: expected MODEL IMAGES.idx LABELS.idx, got 2 files'
 expect 2 eval "$model" images.idx labels.idx --logits
 expect 2 eval "$model" images.idx labels.idx --threads 0
 expect 2 bench "$model" --batch 1x

@@ -221,8 +221,8 @@ static void test_activations(void)
     tiny_free(&tiny);
 }
 
-/* The same for the conv stems, whose first convolution has the most outputs. `widest` is the
- * largest stem_width that is allowed. */
+/* Checks the limit of the conv stems' activations, of which the first convolution has the most.
+ * `widest` is the largest stem_width that is allowed. */
 static void test_stem_activations(uint32_t stem, uint32_t widest, const char *field)
 {
     mamba_info dims = tiny_dims();
