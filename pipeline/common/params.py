@@ -81,6 +81,9 @@ def _refuse_omissions(owner: Any, content: Any) -> Any:
     return content
 
 
+_complete_section: Any = classmethod(_refuse_omissions)  # pydantic's types know methods only
+
+
 class Section(BaseModel):
     """A part of a YAML file."""
 
@@ -116,7 +119,7 @@ class ModelParams(ModelChoices):
     patch: tuple[Side, Side] = (4, 4)
     dt_rank: Annotated[int, Strict()] | Literal["auto"] = "auto"
     _strict = field_validator("*", mode="before")(classmethod(_refuse_conversions))
-    _complete = model_validator(mode="before")(classmethod(_refuse_omissions))
+    _complete = model_validator(mode="before")(_complete_section)
 
     def config(self, height: int, width: int, n_classes: int, **statistics: float) -> ModelConfig:
         """Return the model's config for images of a data set.
@@ -134,7 +137,7 @@ class AugmentParams(AugmentConfig):
     """Largest random changes of an image."""
 
     _strict = field_validator("*", mode="before")(classmethod(_refuse_conversions))
-    _complete = model_validator(mode="before")(classmethod(_refuse_omissions))
+    _complete = model_validator(mode="before")(_complete_section)
 
 
 @dataclass(config=ConfigDict(extra="forbid"), frozen=True, kw_only=True)
@@ -147,7 +150,7 @@ class TrainParams(TrainConfig):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: Annotated[int, Field(ge=0, le=1024)] = 0
     _strict = field_validator("*", mode="before")(classmethod(_refuse_conversions))
-    _complete = model_validator(mode="before")(classmethod(_refuse_omissions))
+    _complete = model_validator(mode="before")(_complete_section)
 
 
 class ExportParams(Section):
