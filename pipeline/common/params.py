@@ -72,6 +72,7 @@ def _refuse_conversions(owner: Any, value: Any, info: ValidationInfo) -> Any:
     raise ValueError("expected a valid number, without quotes")
 
 
+@classmethod  # type: ignore[misc]  # of each class below
 def _refuse_omissions(owner: Any, content: Any) -> Any:
     """Refuse a part of a YAML file that lacks a key: the library's default is another value."""
     if isinstance(content, dict):
@@ -79,9 +80,6 @@ def _refuse_omissions(owner: Any, content: Any) -> Any:
             if field.name not in content and field.name not in OPTIONAL:
                 raise ConfigError(f"{field.name}: missing, expected a value")
     return content
-
-
-_complete_section: Any = classmethod(_refuse_omissions)  # pydantic's types know methods only
 
 
 class Section(BaseModel):
@@ -119,7 +117,7 @@ class ModelParams(ModelChoices):
     patch: tuple[Side, Side] = (4, 4)
     dt_rank: Annotated[int, Strict()] | Literal["auto"] = "auto"
     _strict = field_validator("*", mode="before")(classmethod(_refuse_conversions))
-    _complete = model_validator(mode="before")(_complete_section)
+    _complete = model_validator(mode="before")(_refuse_omissions)
 
     def config(self, height: int, width: int, n_classes: int, **statistics: float) -> ModelConfig:
         """Return the model's config for images of a data set.
@@ -137,7 +135,7 @@ class AugmentParams(AugmentConfig):
     """Largest random changes of an image."""
 
     _strict = field_validator("*", mode="before")(classmethod(_refuse_conversions))
-    _complete = model_validator(mode="before")(_complete_section)
+    _complete = model_validator(mode="before")(_refuse_omissions)
 
 
 @dataclass(config=ConfigDict(extra="forbid"), frozen=True, kw_only=True)
@@ -150,7 +148,7 @@ class TrainParams(TrainConfig):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: Annotated[int, Field(ge=0, le=1024)] = 0
     _strict = field_validator("*", mode="before")(classmethod(_refuse_conversions))
-    _complete = model_validator(mode="before")(_complete_section)
+    _complete = model_validator(mode="before")(_refuse_omissions)
 
 
 class ExportParams(Section):
