@@ -34,8 +34,10 @@ size_t argmax(const float *logits, size_t n);
  * returns 1. */
 int choose_threads(int wanted, int otherwise);
 
-/* Writes `data` [bytes] to the file `path`, completely or not at all: to a temporary file next to
- * it, which is synced and renamed. */
+/* Writes `data` [bytes] to the file `path`, completely or not at all: to a new file next to it,
+ * which is synced and renamed. Links are followed. A file that exists keeps its mode, and its owner
+ * if this process may choose it. Anything but a regular file is refused, and so is the one that
+ * stdout or stderr goes to. */
 mamba_status write_file(const char *path, const void *data, size_t bytes, mamba_error *error);
 
 #endif

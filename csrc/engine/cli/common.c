@@ -1,10 +1,12 @@
-#define _POSIX_C_SOURCE 200809L
+#define _XOPEN_SOURCE 700 /* POSIX 2008 and its realpath */
 #define _FILE_OFFSET_BITS 64
 
 #include <errno.h>
 #include <fcntl.h>
+#include <libgen.h>
 #include <limits.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <time.h>
@@ -53,38 +55,83 @@ int choose_threads(int wanted, int otherwise)
     return wanted ? wanted : otherwise;
 }
 
-static bool write_and_close(int fd, const char *data, size_t bytes)
+/* Returns whether stdout or stderr goes to `file`, as after `--logits /dev/stdout > file`. */
+static bool is_standard_stream(const struct stat *file)
 {
-    bool good = true;
-    while (good && bytes > 0) {
+    for (int fd = STDOUT_FILENO; fd <= STDERR_FILENO; fd++) {
+        struct stat stream;
+        if (fstat(fd, &stream) == 0 && stream.st_dev == file->st_dev &&
+            stream.st_ino == file->st_ino)
+            return true;
+    }
+    return false;
+}
+
+/* Sets `target` to the file that `path` names, after all links, and *kept to the mode and the owner
+ * that its new content gets. */
+static mamba_status find_target(char target[PATH_MAX], struct stat *kept, const char *path,
+                                mamba_error *error)
+{
+    if (lstat(path, kept) != 0) {
+        if (errno != ENOENT) /* also a path longer than PATH_MAX */
+            return mamba_fail(error, MAMBA_ERR_IO, path, "cannot stat: %s", strerror(errno));
+        const mode_t mask = umask(0); /* umask(2) cannot be read without being set */
+        umask(mask);
+        *kept = (struct stat){.st_mode = 0666 & ~mask, .st_uid = (uid_t)-1, .st_gid = (gid_t)-1};
+        strcpy(target, path);
+        return MAMBA_OK;
+    }
+    if (!realpath(path, target) || stat(target, kept) != 0 || access(target, W_OK) != 0)
+        return mamba_fail(error, MAMBA_ERR_IO, path, "cannot write: %s", strerror(errno));
+    if (!S_ISREG(kept->st_mode) || is_standard_stream(kept))
+        return mamba_fail(error, MAMBA_ERR_IO, path,
+                          "expected a regular file other than stdout and stderr");
+    return MAMBA_OK;
+}
+
+static bool write_all(int fd, const char *data, size_t bytes)
+{
+    while (bytes > 0) {
         const ssize_t written = write(fd, data, bytes);
-        if (written < 0) {
-            good = errno == EINTR;
-        } else {
+        if (written < 0 && errno != EINTR)
+            return false;
+        if (written > 0) {
             data += written;
             bytes -= (size_t)written;
         }
     }
-    good = good && fsync(fd) == 0;
-    return close(fd) == 0 && good;
+    return true;
+}
+
+/* Makes a rename in the folder of `path` survive a power cut, where the system can. */
+static void sync_folder(char *path)
+{
+    const int fd = open(dirname(path), O_RDONLY | O_CLOEXEC);
+    if (fd >= 0) {
+        fsync(fd);
+        close(fd);
+    }
 }
 
 mamba_status write_file(const char *path, const void *data, size_t bytes, mamba_error *error)
 {
-    struct stat existing; /* a rename over /dev/null would replace the device */
-    const bool exists = stat(path, &existing) == 0;
-    if (!exists && errno != ENOENT) /* also a path longer than PATH_MAX */
-        return mamba_fail(error, MAMBA_ERR_IO, path, "cannot stat: %s", strerror(errno));
-    if (exists && !S_ISREG(existing.st_mode))
-        return mamba_fail(error, MAMBA_ERR_IO, path, "not a regular file");
-    char temporary[PATH_MAX + 32];
-    snprintf(temporary, sizeof temporary, "%s.tmp.%ld", path, (long)getpid());
-    unlink(temporary); /* left by a killed process; O_EXCL follows no link planted since */
-    const int fd = open(temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+    char target[PATH_MAX], temporary[PATH_MAX + sizeof ".tmp.XXXXXX"];
+    struct stat kept;
+    mamba_status status = find_target(target, &kept, path, error);
+    if (status != MAMBA_OK)
+        return status;
+    snprintf(temporary, sizeof temporary, "%s.tmp.XXXXXX", target);
+    const int fd = mkstemp(temporary);
     if (fd < 0)
         return mamba_fail(error, MAMBA_ERR_IO, path, "cannot create: %s", strerror(errno));
-    if (write_and_close(fd, data, bytes) && rename(temporary, path) == 0)
+    /* Only root can give a file away, and some file systems have no modes: not an error. */
+    if (fchown(fd, kept.st_uid, kept.st_gid) == 0 || errno == EPERM)
+        fchmod(fd, kept.st_mode & 0777);
+    const bool good = write_all(fd, data, bytes) && fsync(fd) == 0;
+    if (close(fd) == 0 && good && rename(temporary, target) == 0) {
+        sync_folder(temporary);
         return MAMBA_OK;
+    }
     mamba_fail(error, MAMBA_ERR_IO, path, "cannot write: %s", strerror(errno));
     unlink(temporary);
     return MAMBA_ERR_IO;

@@ -62,8 +62,20 @@ width=$(field width)
 classes=$(field n_classes)
 pixels=$((height * width))
 head -c $((pixels * 4)) /dev/zero >input.bin
-{ be32 2051; be32 3; be32 "$height"; be32 "$width"; head -c $((3 * pixels)) /dev/zero; } >images.idx
-{ be32 2049; be32 3; byte 0; byte 1; byte 0; } >labels.idx
+
+# images N HEIGHT WIDTH and labels LABEL...: the bytes of an IDX file
+images() {
+    be32 2051; be32 "$1"; be32 "$2"; be32 "$3"
+    head -c $(($1 * $2 * $3)) /dev/zero
+}
+
+labels() {
+    be32 2049; be32 $#
+    for label in "$@"; do byte "$label"; done
+}
+
+images 3 "$height" "$width" >images.idx
+labels 0 1 $((classes - 1)) >labels.idx
 
 expect 0 --help
 check "help on stdout" grep -q "Exit codes" out
@@ -114,6 +126,9 @@ fi
 expect 3 missing.bin input.bin
 expect 3 missing.bin input.bin --no-mmap
 expect 3 "$model" missing.bin
+says '^mamba: missing.bin: cannot open'
+expect 3 eval "$model" images.idx missing.idx
+says '^mamba: missing.idx: cannot open'
 expect 3 /dev/null input.bin
 expect 3 . input.bin
 expect 3 "$model" .
@@ -138,20 +153,45 @@ check "size of the logits" [ "$(wc -c <logits.f32)" -eq $((3 * classes * 4)) ]
 expect 0 eval "$model" images.idx labels.idx --threads 2 --logits logits2.f32
 check "the same logits on two threads" cmp logits.f32 logits2.f32
 expect 3 eval "$model" images.idx labels.idx --logits missing/logits
-says 'missing/logits: cannot create'
+says '^mamba: missing/logits: cannot create'
 expect 3 eval "$model" images.idx labels.idx --logits /dev/null
 expect 3 eval "$model" images.idx labels.idx --logits .
-check "no temporary file stays" [ -z "$(ls | grep tmp)" ]
+if [ -h /dev/stdout ]; then
+    expect 3 eval "$model" images.idx labels.idx --logits /dev/stdout
+    says '^mamba: /dev/stdout: expected a regular file'
+fi
+
+# The logits are larger than a file may be here, whether a block has 512 or 1024 bytes.
+many=$((1024 / classes + 1))
+images $many "$height" "$width" >many.idx
+labels $(seq $many | sed 's/.*/0/') >many_labels.idx
+echo old >logits.f32
+before=$(ls)
+(trap '' XFSZ; ulimit -f 1; $RUN "$mamba" eval "$model" many.idx many_labels.idx \
+    --logits logits.f32 >out 2>err)
+check "a file that cannot grow is exit code 3" [ $? -eq 3 ]
+says '^mamba: logits.f32: cannot write: File too large'
+check "the old file stays" [ "$(cat logits.f32)" = old ]
+check "no other file stays" [ "$(ls)" = "$before" ]
+
 expect 5 eval "$model" labels.idx images.idx
-{ be32 2049; be32 2; byte 0; byte 1; } >short.idx
-expect 5 eval "$model" images.idx short.idx
-says "labels: got 2"
-{ be32 2049; be32 3; byte 0; byte "$classes"; byte 0; } >large.idx
+says '^mamba: labels.idx: file size'
+expect 5 eval "$model" images.idx images.idx
+says '^mamba: images.idx: IDX magic'
+labels 0 1 >labels2.idx
+labels 0 1 0 0 >labels4.idx
+for n in 2 4; do
+    expect 5 eval "$model" images.idx labels$n.idx
+    says "^mamba: labels$n.idx: labels: got $n, expected one for each of 3 images"
+done
+labels 0 "$classes" 255 >large.idx
 expect 5 eval "$model" images.idx large.idx
-says "label 1: got $classes"
-{ be32 2051; be32 3; be32 1; be32 1; byte 0; byte 0; byte 0; } >small.idx
-expect 5 eval "$model" small.idx labels.idx
-says "image size"
+says "^mamba: large.idx: label 1: got $classes, expected 0..$((classes - 1))"
+for size in "$((height + 1)) $width" "$height $((width + 1))"; do
+    images 3 $size >other.idx
+    expect 5 eval "$model" other.idx labels.idx
+    says "^mamba: other.idx: image size: got $(echo $size | sed 's/ / x /'), expected"
+done
 
 # Instruction sets. MAMBA_ISA is restored afterwards.
 isa=${MAMBA_ISA-}

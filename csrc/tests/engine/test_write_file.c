@@ -1,0 +1,250 @@
+/* write_file: whole or not at all, durable, through links, never over another kind of file. */
+#define _XOPEN_SOURCE 700
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "check.h"
+#include "cli/commands.h"
+
+enum { OTHER_USER = 65534 };
+
+/* fsync and rename are replaced here: they note what they are called with, or fail. */
+static int fsync_fails, rename_fails; /* an errno, or 0 */
+static struct stat synced;            /* the file of the last fsync */
+static bool synced_before_rename, folder_synced;
+static char temporary[256]; /* the last rename's source */
+
+static bool is_same_file(const struct stat *a, const struct stat *b)
+{
+    return a->st_dev == b->st_dev && a->st_ino == b->st_ino;
+}
+
+int fsync(int fd)
+{
+    struct stat file;
+    if (fsync_fails || fstat(fd, &file) != 0) {
+        errno = fsync_fails;
+        return -1;
+    }
+    if (S_ISDIR(file.st_mode))
+        folder_synced = synced_before_rename;
+    synced = file;
+    return 0;
+}
+
+int rename(const char *from, const char *to)
+{
+    struct stat file;
+    synced_before_rename =
+        stat(from, &file) == 0 && is_same_file(&file, &synced) && file.st_size == synced.st_size;
+    snprintf(temporary, sizeof temporary, "%s", from);
+    errno = rename_fails;
+    return rename_fails ? -1 : renameat(AT_FDCWD, from, AT_FDCWD, to);
+}
+
+static mamba_status write_text(const char *path, const char *text, mamba_error *error)
+{
+    memset(&synced, 0, sizeof synced);
+    synced_before_rename = folder_synced = false;
+    return write_file(path, text, strlen(text), error);
+}
+
+static void put(const char *path, const char *text)
+{
+    FILE *file = fopen(path, "wb");
+    if (!file || fputs(text, file) < 0 || fclose(file) != 0)
+        abort();
+}
+
+static bool holds(const char *path, const char *text)
+{
+    char found[64] = "";
+    FILE *file = fopen(path, "rb");
+    if (!file)
+        return false;
+    const size_t size = fread(found, 1, sizeof found - 1, file);
+    fclose(file);
+    return size == strlen(text) && strcmp(found, text) == 0;
+}
+
+static bool is_link(const char *path)
+{
+    struct stat status;
+    return lstat(path, &status) == 0 && S_ISLNK(status.st_mode);
+}
+
+static unsigned mode_of(const char *path)
+{
+    struct stat status;
+    return stat(path, &status) == 0 ? (unsigned)status.st_mode & 07777 : 0;
+}
+
+/* Checks that nothing is written to `path`, and that the message names it. */
+static void expect_refused(const char *path, const char *reason)
+{
+    mamba_error error = {MAMBA_OK, ""};
+    const mamba_status status = write_text(path, "new", &error);
+    CHECK(status == MAMBA_ERR_IO && strncmp(error.message, path, strlen(path)) == 0 &&
+              strstr(error.message, reason),
+          "%s: status %d, '%s', expected '%s'", path, (int)status, error.message, reason);
+    CHECK(!temporary[0] || access(temporary, F_OK) != 0, "%s stays", temporary);
+}
+
+static void expect_written(const char *path)
+{
+    mamba_error error = {MAMBA_OK, ""};
+    CHECK(write_text(path, "new", &error) == MAMBA_OK, "%s", error.message);
+    CHECK(holds(path, "new"), "%s has another content", path);
+    CHECK(synced_before_rename, "%s: not synced before it was renamed", path);
+    CHECK(folder_synced, "%s: its folder was not synced after the rename", path);
+}
+
+static void test_modes_and_owners(void)
+{
+    umask(027);
+    expect_written("file");
+    CHECK(mode_of("file") == 0640, "a new file has mode %o", mode_of("file"));
+    umask(022);
+    const mode_t modes[] = {0600, 0666, 0755};
+    for (size_t i = 0; i < sizeof modes / sizeof *modes; i++) {
+        if (chmod("file", modes[i]) != 0)
+            abort();
+        expect_written("file");
+        CHECK(mode_of("file") == modes[i], "got mode %o, expected %o", mode_of("file"), modes[i]);
+    }
+    struct stat status;
+    if (chown("file", OTHER_USER, OTHER_USER) == 0) { /* as root */
+        expect_written("file");
+        CHECK(stat("file", &status) == 0 && status.st_uid == OTHER_USER &&
+                  status.st_gid == OTHER_USER,
+              "another owner");
+    }
+    unlink("file");
+}
+
+static void test_names(void)
+{
+    char pid_name[64], first[sizeof temporary];
+    snprintf(pid_name, sizeof pid_name, "file.tmp.%ld", (long)getpid());
+    put(pid_name, "of another process");
+    expect_written("file");
+    strcpy(first, temporary);
+    expect_written("file");
+    CHECK(strcmp(first, temporary) != 0, "two temporary files are called %s", first);
+    CHECK(holds(pid_name, "of another process"), "another process's file was changed");
+    unlink(pid_name);
+    unlink("file");
+}
+
+static void test_links(void)
+{
+    if (mkdir("folder", 0777) != 0 || symlink("folder/link", "link") != 0 ||
+        symlink("target", "folder/link") != 0)
+        abort();
+    expect_refused("link", "No such file");
+    CHECK(is_link("link") && access("folder/target", F_OK) != 0, "a link to nothing was followed");
+    put("folder/target", "old");
+    expect_written("link");
+    CHECK(is_link("link") && is_link("folder/link") && holds("folder/target", "new"),
+          "a link was replaced");
+    CHECK(strstr(temporary, "/folder/target"), "%s is not next to the links' target", temporary);
+    unlink("link"), unlink("folder/link"), unlink("folder/target");
+    rmdir("folder");
+}
+
+static void test_other_kinds(void)
+{
+    const char reason[] = "expected a regular file";
+    if (mkfifo("fifo", 0666) != 0)
+        abort();
+    expect_refused("fifo", reason);
+    unlink("fifo");
+    expect_refused(".", reason);
+    expect_refused("/dev/null", reason);
+    expect_refused("missing/file", "cannot create");
+    expect_refused("", "No such file");
+    put("file", "old");
+    expect_refused("file/", "Not a directory");
+    for (int fd = STDOUT_FILENO; fd <= STDERR_FILENO; fd++) {
+        fflush(stdout);
+        const int kept = dup(fd), file = open("file", O_WRONLY | O_APPEND);
+        if (kept < 0 || file < 0 || dup2(file, fd) < 0)
+            abort();
+        const mamba_status status = write_text("file", "new", NULL);
+        dup2(kept, fd);
+        close(kept), close(file);
+        CHECK(status == MAMBA_ERR_IO && holds("file", "old"), "descriptor %d: status %d", fd,
+              (int)status);
+    }
+    unlink("file");
+}
+
+/* A disk can be full, and each call can fail: the old file stays, and no other. */
+static void test_failures(void)
+{
+    put("file", "old");
+    fsync_fails = EIO;
+    expect_refused("file", "Input/output error");
+    fsync_fails = 0;
+    rename_fails = EACCES;
+    expect_refused("file", "Permission denied");
+    rename_fails = 0;
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_FSIZE, &limit) != 0)
+        abort();
+    const struct rlimit small = {2, limit.rlim_max};
+    signal(SIGXFSZ, SIG_IGN);
+    setrlimit(RLIMIT_FSIZE, &small);
+    mamba_error error = {MAMBA_OK, ""};
+    const mamba_status status = write_text("file", "new", &error);
+    setrlimit(RLIMIT_FSIZE, &limit);
+    CHECK(status == MAMBA_ERR_IO && strstr(error.message, "file: cannot write: File too large"),
+          "status %d, '%s'", (int)status, error.message);
+    CHECK(holds("file", "old"), "the old file was changed");
+    unlink("file");
+}
+
+/* root may write any file, so another user tries it. */
+static void test_read_only(void)
+{
+    put("file", "old");
+    if (chmod("file", 0444) != 0 || chmod(".", 0777) != 0)
+        abort();
+    fflush(stdout);
+    const pid_t child = fork();
+    if (child == 0) {
+        mamba_error error = {MAMBA_OK, ""};
+        if (geteuid() == 0 && setuid(OTHER_USER) != 0)
+            _exit(2);
+        const bool refused = write_text("file", "new", &error) == MAMBA_ERR_IO &&
+                             strstr(error.message, "Permission denied");
+        _exit(refused ? 0 : 1);
+    }
+    int code;
+    CHECK(child > 0 && waitpid(child, &code, 0) == child && code == 0 && holds("file", "old"),
+          "a file without permission to write was replaced");
+    unlink("file");
+}
+
+int main(void)
+{
+    char folder[] = "/tmp/mamba_write_XXXXXX";
+    if (!mkdtemp(folder) || chdir(folder) != 0)
+        abort();
+    test_modes_and_owners();
+    test_names();
+    test_links();
+    test_other_kinds();
+    test_failures();
+    test_read_only();
+    CHECK(chdir("/") == 0 && rmdir(folder) == 0, "a file was left behind in %s", folder);
+    return check_summary();
+}
