@@ -69,7 +69,11 @@ def run_judge(main: Callable[[argparse.Namespace], int], description: str, modul
         code = NO_VERDICT
         if options.output is not None:
             name = module.rsplit(".", 1)[-1]
-            write_text(options.output, f"## {name} against {options.base}: no verdict\n\n{error}\n")
+            page = f"## {name} against {options.base}: no verdict\n\n{error}\n"
+            try:
+                write_text(options.output, page)
+            except OSError as second:
+                print(f"error: {second}", file=sys.stderr)
     sys.exit(code)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import secrets
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +17,67 @@ from typing import Any
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path that replaces `path` once the body has written it.
 
-    The old file stays if the body raises or the machine stops.
+    The old file stays if the body raises or the machine stops. Links are followed. A file that
+    exists keeps its mode, and its owner if this process may choose it.
 
     Raises:
-        OSError: the folder cannot be written, or the disk is full.
+        OSError: the folder or the file cannot be written, the disk is full, or `path` is not a
+            regular file, or the one that stdout or stderr goes to.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    # Not mkstemp, which makes files that only their owner can read.
-    temporary.touch(exist_ok=False)
+    target, old = _target(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+    os.close(os.open(temporary, flags, 0o600 if old else 0o666))
     try:
         yield temporary
         with temporary.open("rb+") as file:
+            if old:
+                # Only root can give a file away, and some file systems have no modes.
+                with suppress(OSError):
+                    os.fchown(file.fileno(), old.st_uid, old.st_gid)
+                with suppress(OSError):
+                    os.fchmod(file.fileno(), old.st_mode & 0o777)
             os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
+        temporary.replace(target)
+    except BaseException:
         temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(target.parent)
+
+
+def _target(path: Path) -> tuple[Path, os.stat_result | None]:
+    """Return the file that `path` names, after all links, and its status if it exists."""
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return path, None
+    target = Path(os.path.realpath(path, strict=True))
+    old = target.stat()
+    if not stat.S_ISREG(old.st_mode) or _is_standard_stream(old):
+        raise OSError(f"{path}: expected a regular file other than stdout and stderr")
+    if not os.access(target, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+    return target, old
+
+
+def _is_standard_stream(file: os.stat_result) -> bool:
+    """Return whether stdout or stderr goes to a file, as after `--output /dev/stdout > file`."""
+    for descriptor in (1, 2):
+        with suppress(OSError):  # it is closed
+            if os.path.samestat(os.fstat(descriptor), file):
+                return True
+    return False
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename in a folder survive a power cut, where the system can."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -388,6 +388,10 @@ def test_the_command_s_codes_and_table(tree: Path) -> None:
     page = Path("out/gate.md").read_text(encoding="utf-8")  # no longer the last verdict
     assert page.startswith("## gate against nowhere: no verdict\n\nBASE=nowhere is not a commit")
     assert "Traceback" not in done.stderr
+    done = run_module(tree, "pipeline.release.gate", "--base", "base", "--output", "/dev/null")
+    assert done.returncode == command.NO_VERDICT
+    assert "error: /dev/null: expected a regular file" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 SPEED = {

@@ -1,0 +1,196 @@
+"""Files are replaced whole, durably, through links, and never instead of another kind of file."""
+
+from __future__ import annotations
+
+import math
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mnist_mamba import atomic_write
+from mnist_mamba.atomic_write import replacing, write_bytes, write_json, write_text
+
+OTHER_USER = 65534
+NEW, OLD = b"new", b"old"
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def in_child(action: Callable[[], None]) -> int:
+    """Return the exit code of a forked process that runs `action`: 0, or 1 if it raises."""
+    child = os.fork()
+    if child == 0:
+        try:
+            action()
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def test_a_file_and_its_folder_are_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    events: list[tuple[str, bytes]] = []
+
+    def fsync(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            assert os.path.samestat(os.fstat(descriptor), tmp_path.stat())
+            events.append(("folder", path.read_bytes()))
+        else:
+            events.append(("file", os.pread(descriptor, 10, 0)))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    path.write_bytes(OLD)
+    write_bytes(path, NEW)
+    assert events == [("file", NEW), ("folder", NEW)]
+
+
+def test_a_new_file_has_the_mode_of_the_umask_and_an_old_one_keeps_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "new folder" / "file"
+    before = os.umask(0o027)
+    try:
+        write_bytes(path, NEW)
+        assert mode(path) == 0o640
+        for kept in (0o600, 0o666, 0o755):
+            path.chmod(kept)
+            with replacing(path) as temporary:
+                assert mode(temporary) == 0o600  # it may become a secret
+                temporary.write_bytes(NEW)
+            assert mode(path) == kept
+    finally:
+        os.umask(before)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_root_keeps_the_owner_of_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(OLD)
+    os.chown(path, OTHER_USER, OTHER_USER)
+    write_bytes(path, NEW)
+    assert (path.stat().st_uid, path.stat().st_gid) == (OTHER_USER, OTHER_USER)
+
+
+def test_links_are_followed(tmp_path: Path) -> None:
+    target, near, far = tmp_path / "folder" / "file", tmp_path / "folder" / "link", tmp_path / "far"
+    target.parent.mkdir()
+    near.symlink_to("file")
+    far.symlink_to("folder/link")
+    with pytest.raises(FileNotFoundError, match="file"):
+        write_bytes(far, NEW)
+    assert not target.exists()
+    target.write_bytes(OLD)
+    with replacing(far) as temporary:
+        assert temporary.parent == target.parent
+        temporary.write_bytes(NEW)
+    assert (far.is_symlink(), near.is_symlink(), target.read_bytes()) == (True, True, NEW)
+
+
+def test_other_kinds_of_files_are_refused(tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    for path in (fifo, tmp_path, Path("/dev/null")):
+        with pytest.raises(OSError, match=f"^{path}: expected a regular file"):
+            write_bytes(path, NEW)
+    assert Path("/dev/null").is_char_device()
+    assert list(tmp_path.iterdir()) == [fifo]
+
+
+@pytest.mark.parametrize("descriptor", [1, 2])
+def test_the_file_of_a_standard_stream_is_refused(tmp_path: Path, descriptor: int) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(OLD)
+
+    def write() -> None:
+        os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), descriptor)
+        with pytest.raises(OSError, match="other than stdout and stderr"):
+            write_bytes(path, NEW)
+
+    assert in_child(write) == 0
+    assert path.read_bytes() == OLD
+
+
+def test_a_closed_standard_stream_does_not_matter(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(OLD)
+
+    def write() -> None:
+        os.closerange(0, 3)
+        write_bytes(path, NEW)
+
+    assert in_child(write) == 0
+    assert path.read_bytes() == NEW
+
+
+def test_a_file_without_permission_to_write_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    path = folder / "file"
+    path.write_bytes(OLD)
+    path.chmod(0o444)
+    folder.chmod(0o777)
+
+    def write() -> None:
+        os.chdir(folder)  # another user may not search the folders above
+        if os.geteuid() == 0:
+            os.setuid(OTHER_USER)
+        write_bytes(Path("new"), NEW)
+        with pytest.raises(PermissionError, match="file"):
+            write_bytes(Path("file"), NEW)
+
+    assert in_child(write) == 0
+    assert path.read_bytes() == OLD
+
+
+def test_temporary_files_of_others_are_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file"
+    with replacing(path) as first, replacing(path) as second:
+        assert first != second
+    monkeypatch.setattr(atomic_write.secrets, "token_hex", lambda _: "0" * 8)
+    taken = tmp_path / ".file.00000000.tmp"
+    taken.write_bytes(b"of another process")
+    with pytest.raises(FileExistsError):
+        write_bytes(path, NEW)
+    assert taken.read_bytes() == b"of another process"
+
+
+@pytest.mark.parametrize("function", ["fsync", "replace", "body"])
+def test_a_failed_write_leaves_the_old_file_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str
+) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(OLD)
+    written = []
+
+    def fail(*arguments: object) -> None:
+        written.extend(file.read_bytes() for file in tmp_path.iterdir() if file != path)
+        raise OSError("failed here")
+
+    def write() -> None:
+        with replacing(path) as temporary:
+            temporary.write_bytes(NEW)
+            if function == "body":
+                fail()
+
+    if function != "body":
+        monkeypatch.setattr(os if function == "fsync" else Path, function, fail)
+    with pytest.raises(OSError, match="failed here"):
+        write()
+    assert written == [NEW]
+    assert (list(tmp_path.iterdir()), path.read_bytes()) == ([path], OLD)
+
+
+def test_json_and_text_are_utf_8_and_finite(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_text(path, "≥ 1\n")
+    assert path.read_bytes() == b"\xe2\x89\xa5 1\n"
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(path, {"loss": math.nan})
+    write_json(path, {"loss": 0.5})
+    assert path.read_bytes() == b'{\n  "loss": 0.5\n}\n'
