@@ -5,7 +5,11 @@ from __future__ import annotations
 import copy
 import dataclasses
 import io
+import math
 import re
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -274,6 +278,16 @@ def test_a_training_state_runs_no_code(tmp_path: Path, monkeypatch: pytest.Monke
     assert not Path("pwned").exists()
 
 
+def test_a_training_state_s_points_are_a_list(tmp_path: Path) -> None:
+    """A tensor can be a view of any length, which a loop over it would unpack."""
+    path = tmp_path / "state"
+    state = TrainingState(1, 0, 0.0, 0, torch.zeros(1), {})
+    view: Any = torch.zeros(1).expand(10**6)
+    save_training(path, SavedTraining("key", state, view, b""))
+    with pytest.raises(ResumeError, match="points are a Tensor, expected a list"):
+        parse_training(path.read_bytes(), path)
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
 @pytest.mark.parametrize("n", [0, 1, 2, 5, 128])
 def test_the_processes_shares_partition_the_items_in_order(size: int, n: int) -> None:
@@ -445,6 +459,112 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
     torch.save(content, bad)
     with pytest.raises(CheckpointError, match=r"head\.bias"):
         load_checkpoint(bad)
+
+
+def rewritten(data: bytes, compression: int, pickle: bytes | None = None) -> bytes:
+    """Return a checkpoint's zip file with another compression or pickle."""
+    buffer = io.BytesIO()
+    with (
+        zipfile.ZipFile(io.BytesIO(data)) as old,
+        zipfile.ZipFile(buffer, "w", compression) as new,
+    ):
+        for name in old.namelist():
+            is_pickle = pickle is not None and name.endswith("data.pkl")
+            new.writestr(name, pickle if is_pickle else old.read(name))
+    return buffer.getvalue()
+
+
+LOADER = """
+import resource, sys
+from pathlib import Path
+from mnist_mamba.training.checkpoint import CheckpointError, load_checkpoint
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+load_checkpoint(Path(sys.argv[1]))
+before = peak()
+mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (mapped + 2**29,) * 2)  # spare the machine
+for name in sys.argv[2:]:
+    try:
+        load_checkpoint(Path(name))
+    except CheckpointError as error:
+        print(error)
+print(peak() - before)
+"""
+"""A program that loads checkpoints and prints the errors and by how many KB its memory grew."""
+
+
+def load_elsewhere(*paths: Path) -> tuple[list[str], int]:
+    """Run LOADER; return the errors, and by how many bytes the memory grew after the first file."""
+    done = subprocess.run(
+        [sys.executable, "-c", LOADER, *paths], capture_output=True, text=True, encoding="utf-8"
+    )
+    assert done.returncode == 0, done.stderr
+    *errors, grown = done.stdout.splitlines()
+    return errors, 1024 * int(grown)
+
+
+def test_loading_a_checkpoint_takes_a_multiple_of_its_size(tmp_path: Path) -> None:
+    small, large = tmp_path / "small.pth", tmp_path / "large.pth"
+    save_checkpoint(small, Checkpoint(make_model("patch_forward_mean"), 1, 0.1))
+    model = MambaClassifier(dataclasses.replace(MODEL, d_model=640))
+    size = len(save_checkpoint(large, Checkpoint(model, 1, 0.1)))
+    errors, grown = load_elsewhere(small, large)
+    assert errors == []
+    assert size < grown < 8 * size
+
+
+def test_a_small_checkpoint_takes_little_memory(tmp_path: Path) -> None:
+    """Each of these files of a few kilobytes would take 64 MB or much more."""
+    good = tmp_path / "good.pth"
+    save_checkpoint(good, Checkpoint(make_model("patch_forward_mean"), 1, 0.1))
+    content = torch.load(good, weights_only=True)
+    wide = {**content["config"], "d_model": 2048, "n_layers": 64, "members": 64, "expand": 4}
+    view = torch.ones(1).expand(10**12)
+    zeros = {**content, "zeros": torch.zeros(2**24)}
+
+    def saved(value: Any) -> bytes:
+        buffer = io.BytesIO()
+        torch.save(value, buffer)
+        return buffer.getvalue()
+
+    bombs = (
+        (saved({**content, "config": wide}), r"describes \d{12,} bytes of weights, got \d{5}$"),
+        (saved({**content, "config": {"patch": view}}), "not a dictionary of numbers and text"),
+        (saved({**content, "config": view}), "not a dictionary of numbers and text"),
+        (rewritten(saved(zeros), zipfile.ZIP_DEFLATED), r"have 671\d{5} bytes, compressed in"),
+        (rewritten(saved(zeros), zipfile.ZIP_LZMA), r"have 671\d{5} bytes, compressed in"),
+        (
+            rewritten(saved(content), 0, b"\x80\x02cbuiltins\nbytearray\nJ\0\0\0\x40\x85R."),
+            "'builtins bytearray'",
+        ),
+    )
+    paths = [good]
+    for i, (data, _) in enumerate(bombs):
+        paths.append(tmp_path / f"{i}.pth")
+        paths[-1].write_bytes(data)
+        assert len(data) < 200_000
+    errors, grown = load_elsewhere(*paths)
+    for error, path, (_, message) in zip(errors, paths[1:], bombs, strict=True):
+        assert re.search(message, error), error
+        assert str(path) in error
+    assert grown < 30_000_000
+
+
+def test_a_checkpoint_whose_numbers_do_not_fit_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "bad.pth"
+    save_checkpoint(path, Checkpoint(make_model("patch_forward_mean"), 1, 0.1))
+    content = torch.load(path, weights_only=True)
+    torch.save({**content, "epoch": math.inf}, path)
+    with pytest.raises(CheckpointError, match="infinity"):
+        load_checkpoint(path)
+    torch.save({**content, "model": {}}, path)
+    with pytest.raises(CheckpointError, match="does not hold a complete model") as error:
+        load_checkpoint(path)
+    assert len(str(error.value)) < 500
+    assert "\n" not in str(error.value)
 
 
 class Evil:

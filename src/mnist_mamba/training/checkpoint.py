@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import textwrap
 from pathlib import Path
 
 import torch
 
 from mnist_mamba.atomic_write import write_bytes
-from mnist_mamba.model import Classifier, ModelConfig, build_classifier
+from mnist_mamba.model import Classifier, MambaClassifier, ModelConfig, build_classifier
+from mnist_mamba.training.torch_file import TorchFileError, load_plain
 
 FORMAT = 1
 
@@ -66,18 +68,37 @@ def load_checkpoint(path: Path, scan: str = "auto") -> Checkpoint:
         raise CheckpointError(f"{path} not found: run `python -m pipeline.train` first")
     data = path.read_bytes()
     try:
-        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged bytes raise many kinds of errors in torch's parsers
-        # Not torch's own message, which advises to load the file without weights_only.
-        reason = f"torch.load(weights_only=True) refuses its {len(data)} bytes"
-        raise CheckpointError(f"{path} is not a checkpoint, or damaged: {reason}") from error
+        content = load_plain(data)
+    except TorchFileError as error:
+        raise CheckpointError(f"{path} is not a checkpoint, or damaged: {error}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a checkpoint of this project (format {FORMAT})")
     try:
-        model = build_classifier(ModelConfig.from_dict(content["config"]), scan=scan)
+        values = content["config"]
+        # A tensor can be a view of any length, which a loop over it would unpack.
+        if not isinstance(values, dict) or any(map(torch.is_tensor, values.values())):
+            raise TypeError("its config is not a dictionary of numbers and text")
+        config = ModelConfig.from_dict(values)
+        if (described := _weight_bytes(config)) > len(data):
+            raise ValueError(f"its config describes {described} bytes of weights, got {len(data)}")
+        model = build_classifier(config, scan=scan)
         model.load_state_dict(content["model"])
         accuracy = content["val_accuracy"]
         accuracy = None if accuracy is None else float(accuracy)
         return Checkpoint(model.eval(), int(content["epoch"]), accuracy)
-    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise CheckpointError(f"{path} does not hold a complete model: {error}") from error
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as e:
+        reason = textwrap.shorten(str(e), 300, placeholder=" ...")
+        raise CheckpointError(f"{path} does not hold a complete model: {reason}") from e
+
+
+def _weight_bytes(config: ModelConfig) -> int:
+    """Return the size of a model's weights without allocating them; all layers have one shape."""
+
+    def member_bytes(n_layers: int) -> int:
+        with torch.device("meta"):
+            one = MambaClassifier(dataclasses.replace(config, members=1, n_layers=n_layers))
+        return sum(weight.nbytes for weight in one.state_dict().values())
+
+    one_layer = member_bytes(1)
+    more_layers = (config.n_layers - 1) * (member_bytes(2) - one_layer)
+    return config.members * (one_layer + more_layers)

@@ -11,6 +11,7 @@ import torch
 
 from mnist_mamba.atomic_write import write_bytes
 from mnist_mamba.training.epoch import CurvePoint, TrainingState
+from mnist_mamba.training.torch_file import load_plain
 
 MAGIC = b"mnist-mamba training state 1\n"
 _DIGEST = hashlib.sha256
@@ -65,14 +66,17 @@ def parse_training(data: bytes, name: Path) -> SavedTraining:
     if _DIGEST(body).digest() != digest:
         raise _error(name, f"is damaged: its {len(data)} bytes do not match their SHA-256")
     try:
-        content = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
+        content = load_plain(body)
+        points = content["points"]
+        if not isinstance(points, list):
+            raise TypeError(f"its points are a {type(points).__name__}, expected a list")
         return SavedTraining(
             key=str(content["key"]),
             state=TrainingState(**content["state"]),
-            points=list(content["points"]),
+            points=points,
             best_checkpoint=content["best_checkpoint"].encode("latin-1"),
         )
-    except Exception as error:  # damaged bytes raise many kinds of errors in torch's parsers
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise _error(name, f"does not hold a training's state: {error!r}") from error
 
 
