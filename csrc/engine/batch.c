@@ -6,6 +6,7 @@
 #endif
 
 #include "error.h"
+#include "fork.h"
 #include "model.h"
 #include "threads.h"
 
@@ -19,7 +20,7 @@ struct images {
 int mamba_max_threads(void)
 {
 #ifdef _OPENMP
-    const int threads = omp_get_max_threads();
+    const int threads = forked ? 1 : omp_get_max_threads();
     return threads > MAX_THREADS ? MAX_THREADS : threads;
 #else
     return 1;
@@ -74,7 +75,7 @@ static mamba_status run_batch(const mamba_model *model, void *arena, size_t aren
     const size_t pixels = (size_t)model->info.height * model->info.width;
     size_t bad = SIZE_MAX; /* first image whose logits are not finite */
 #ifdef _OPENMP
-#pragma omp parallel num_threads(threads) reduction(min : bad)
+#pragma omp parallel num_threads(forked ? 1 : threads) reduction(min : bad)
 #endif
     {
         size_t thread = 0;

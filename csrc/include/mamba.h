@@ -129,10 +129,11 @@ MAMBA_API mamba_status mamba_forward_u8(mamba_context *context, const uint8_t *p
 MAMBA_API size_t mamba_batch_bytes(const mamba_model *model, int threads);
 
 /* Classifies `images` [n, height, width] into `logits` [n, n_classes], on up to `threads` threads
- * if built with OpenMP, else on one. The bits of a logit depend on its image alone, never on n or
- * `threads`. The arena is scratch memory of the caller; two calls that run at the same time need
- * two arenas. If the logits of an image are not finite, the error names the first such image, and
- * all images are classified nevertheless. */
+ * if built with OpenMP, else on one; in a process that was forked after the library was loaded also
+ * on one, because OpenMP's threads do not survive a fork. The bits of a logit depend on its image
+ * alone, never on n or `threads`. The arena is scratch memory of the caller; two calls that run at
+ * the same time need two arenas. If the logits of an image are not finite, the error names the
+ * first such image, and all images are classified nevertheless. */
 MAMBA_API mamba_status mamba_forward_batch(const mamba_model *model, void *arena,
                                            size_t arena_bytes, int threads, const float *images,
                                            size_t n, float *logits, mamba_error *error);
@@ -141,7 +142,7 @@ MAMBA_API mamba_status mamba_forward_batch_u8(const mamba_model *model, void *ar
                                               const uint8_t *images, size_t n, float *logits,
                                               mamba_error *error);
 
-/* Returns how many threads a batch can use here: 1 if built without OpenMP. */
+/* Returns how many threads a batch can use here: 1 if built without OpenMP or if forked. */
 MAMBA_API int mamba_max_threads(void);
 
 /* Writes the softmax of `logits` [n] to `probabilities` [n], which may be the same array. */

@@ -1,4 +1,5 @@
 /* Chooses the kernels at run time, and cuts up the work for them. */
+#include "fork.h"
 #include "kernel.h"
 
 enum {
@@ -60,4 +61,9 @@ struct work_plan mamba_scan_work_plan(ptrdiff_t lanes, const struct scan_dims *d
     plan.batch_groups = min_size(dims->batch, MAX_TASKS);
     plan.lane_ranges = min_size(plan.lane_blocks, MAX_TASKS / plan.batch_groups);
     return plan;
+}
+
+int mamba_scan_threads(ptrdiff_t allowed, ptrdiff_t tasks)
+{
+    return forked ? 1 : (int)min_size(allowed, tasks);
 }

@@ -69,6 +69,9 @@ const struct scan_kernels *mamba_scan_kernels_for(enum scan_type type, enum scan
 
 struct work_plan mamba_scan_work_plan(ptrdiff_t lanes, const struct scan_dims *dims);
 
+/* Threads for this many tasks: not more than the caller allows, and one in a forked process. */
+int mamba_scan_threads(ptrdiff_t allowed, ptrdiff_t tasks);
+
 static inline ptrdiff_t min_size(ptrdiff_t a, ptrdiff_t b)
 {
     return a < b ? a : b;

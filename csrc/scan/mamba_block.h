@@ -32,7 +32,7 @@ struct block_dims {
     ptrdiff_t rank;     /* R, of dt */
     ptrdiff_t taps;     /* K, of the convolution */
     ptrdiff_t directions;
-    ptrdiff_t threads; /* upper limit; without OpenMP one thread runs */
+    ptrdiff_t threads; /* upper limit; without OpenMP or in a forked process one runs */
     bool reverse;      /* does the first direction run from the last step to the first? */
     bool tied;         /* A[d, n] = -(n + 1) exp(A_log[d]), else -exp(A_log[d, n]) */
     enum scan_type type;

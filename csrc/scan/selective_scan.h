@@ -33,7 +33,7 @@ struct scan_dims {
     ptrdiff_t length;
     ptrdiff_t states;
     ptrdiff_t rank;    /* of dt; 0 where delta itself is given */
-    ptrdiff_t threads; /* upper limit; without OpenMP one thread runs */
+    ptrdiff_t threads; /* upper limit; without OpenMP or in a forked process one runs */
     bool delta_softplus;
     enum scan_type type;
     enum scan_isa isa; /* ignored for float64, which is always scalar */

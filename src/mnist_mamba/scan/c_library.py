@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
-import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,7 +29,6 @@ _STATUS = {
 }
 # State updates per thread: about 5 µs. Waking a thread for less costs more than it saves.
 _UPDATES_PER_THREAD = 16384
-_lock = threading.Lock()
 
 OptionalTensors = Mapping[str, Tensor | None]
 
@@ -107,7 +105,10 @@ def include_dirs() -> list[Path]:
 
 @functools.lru_cache(maxsize=1)
 def _load() -> ctypes.CDLL | str:
-    """Return the library, or why there is none; cached, so that a failing compiler runs once."""
+    """Return the library, or why there is none; cached, so that a failing compiler runs once.
+
+    No lock: a fork could leave it locked in the child for ever. Threads may build at the same time.
+    """
     try:
         library = ctypes.CDLL(str(library_path()))
     except (NativeBuildError, OSError) as error:
@@ -148,8 +149,7 @@ def load() -> ctypes.CDLL:
     Raises:
         ScanBackendError: the library cannot be built.
     """
-    with _lock:
-        loaded = _load()
+    loaded = _load()
     if isinstance(loaded, str):
         raise ScanBackendError(f"the C kernels of the scan cannot be built: {loaded}")
     return loaded
