@@ -34,8 +34,12 @@ class EngineModel(PythonModel):  # type: ignore[misc]  # mlflow has no types her
     _skip_type_hint_validation = True
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Open the bundled model with the bundled library."""
-        self._engine = Engine(context.artifacts[MODEL], library=context.artifacts[LIBRARY])
+        """Open the bundled model with the bundled library.
+
+        Each request has one thread: the server runs requests at the same time.
+        """
+        artifacts = context.artifacts
+        self._engine = Engine(artifacts[MODEL], threads=1, library=artifacts[LIBRARY])
 
     def predict(  # type: ignore[no-untyped-def]
         self, context: PythonModelContext, model_input, params: dict[str, Any] | None = None

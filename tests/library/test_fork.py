@@ -125,6 +125,17 @@ def fork_while_a_thread_loads_the_library() -> None:
     os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) and 1 if child else 0)
 
 
+def open_in_a_child() -> None:
+    """Open an engine in a child of a process in which only torch has used two threads."""
+    torch.set_num_threads(2)
+    torch.randn(1 << 20).exp_()
+    child = os.fork()
+    if not child:
+        signal.alarm(LIMIT_S)
+        engine_answer()()
+    os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) and 1 if child else 0)
+
+
 def in_another_process(call: str) -> None:
     program = f"from tests.library import test_fork; test_fork.{call}"
     path = os.pathsep.join((f"{ROOT}/src", str(ROOT)))
@@ -144,6 +155,10 @@ def test_children_compute_the_bits_of_their_parent() -> None:
 
 def test_an_engine_works_in_forked_workers() -> None:
     in_another_process("start_workers()")
+
+
+def test_an_engine_that_is_opened_in_a_child_works() -> None:
+    in_another_process("open_in_a_child()")
 
 
 def test_a_fork_leaves_no_lock_on_the_scan_s_library() -> None:

@@ -66,6 +66,16 @@ def test_probabilities_are_the_engine_s(
         np.testing.assert_array_equal(answer["prediction"], engine.predict(images))
 
 
+def test_a_request_has_one_thread(
+    engine_files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = []
+    monkeypatch.setattr(serving, "Engine", lambda *paths, **options: opened.append(options))
+    artifacts = dict(zip(("model", "library"), engine_files, strict=True))
+    serving.EngineModel().load_context(SimpleNamespace(artifacts=artifacts))
+    assert opened == [{"threads": 1, "library": engine_files[1]}]
+
+
 @pytest.mark.parametrize(
     ("place", "value", "words"),
     [

@@ -4,17 +4,29 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import operator
 import os
+import weakref
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mnist_mamba import __version__
 from mnist_mamba.c_build import build_library, csrc_dir, isa_flags, shared_flags
 
 LIBRARY_VARIABLE = "MNIST_MAMBA_LIBRARY"
-"""Environment variable with the path of a built libmamba to use instead of compiling one."""
+"""Environment variable with the path of a built libmamba to use instead of compiling one.
+
+An empty one counts as unset.
+"""
+
+MAX_THREADS = 1024
+"""Number of threads that a batch may ask for (csrc/engine/threads.h)."""
+
+_PROCESS = os.getpid()
+"""The process that imported this module."""
 
 _u32 = ctypes.c_uint32
 
@@ -25,6 +37,9 @@ class EngineError(RuntimeError):
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
         self.status = status
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.status, str(self))
 
 
 class _Error(ctypes.Structure):
@@ -49,12 +64,89 @@ class _Info(ctypes.Structure):
     )
 
 
+class _Model:
+    """A model that the C library holds open until the last reference to this object is gone.
+
+    A call of the library holds a reference, so no other thread can close the model meanwhile. That
+    needs no lock, which a fork could leave locked in the child for ever. A model does not change,
+    so its copy is the same object.
+
+    Args:
+        source: a model file: its path, or its bytes, which are copied.
+        mmap: map the file.
+        named: a built libmamba, or None for the default of `find_library`.
+    """
+
+    def __init__(self, source: Any, mmap: bool, named: str | Path | None) -> None:
+        path = find_library(named)
+        self.library = _load(path)
+        self._options = (mmap, path if named is not None else None)
+        self._as_parameter_ = ctypes.c_void_p()  # ctypes passes it to C
+        error = _Error()
+        out = (ctypes.byref(self._as_parameter_), ctypes.byref(error))
+        self._source: Path | NDArray[np.uint8]
+        if isinstance(source, str | os.PathLike):
+            self._source = Path(source).absolute()
+            opener = self.library.mamba_model_open if mmap else self.library.mamba_model_read
+            status = opener(out[0], _c_path(source), out[1])
+        else:
+            # The engine uses the bytes in place; numpy's memory is aligned for any type.
+            self._source = data = np.array(np.frombuffer(source, dtype=np.uint8))
+            status = self.library.mamba_model_from_bytes(
+                out[0], data.ctypes.data, len(data), out[1]
+            )
+        _check(status, error)
+        close = weakref.finalize(self, self.library.mamba_model_close, self._as_parameter_)
+        close.atexit = False  # a daemon thread may still use the model then
+        info = self.library.mamba_model_info(self).contents
+        self.info: dict[str, int | float] = {name: getattr(info, name) for name, _ in info._fields_}
+
+    def __copy__(self) -> _Model:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Model:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _open_again, (self.info["crc32"], self._source, *self._options)
+
+
+def _open_again(crc32: int, source: Any, *options: Any) -> _Model:
+    """Open the model of a pickle, which must still have this checksum."""
+    model = _Model(source, *options)
+    if model.info["crc32"] != crc32:
+        raise EngineError(
+            4,
+            f"{source}: got a model with crc32 {model.info['crc32']:08X}, expected {crc32:08X}, "
+            "the pickled engine's: the file was replaced",
+        )
+    return model
+
+
+def _c_path(path: str | os.PathLike[str]) -> bytes:
+    encoded = os.fsencode(path)
+    if b"\0" in encoded:
+        raise ValueError(f"path {str(path)!r}: got a NUL character, at which C ends a path")
+    return encoded
+
+
+def _check(status: int, error: _Error) -> None:
+    if status:
+        raise EngineError(status, error.message.decode(errors="replace"))
+
+
 class Engine:
     """A model file opened by the C engine: images in, logits out.
 
+    Threads may share an engine, and classify at the same time. Copies share the open model: it is
+    unmapped once all of them are closed or deleted, and no call is running. A pickle has the path
+    of the file, or its bytes, and the options; it opens the same model again or raises. A process
+    forked after the import of this module classifies on one thread.
+
     Args:
         model: a model file (docs/format.md): its path, or its bytes, which are copied.
-        threads: number of threads, which share the images of a batch; 0 uses all cores.
+        threads: number of threads, which share the images of a batch; at most 1024; 0 uses all
+            cores.
         library: a built libmamba. Default: $MNIST_MAMBA_LIBRARY, else a library compiled from the
             engine's sources on first use and cached.
         mmap: map the file; False copies it, for a file that may change while it is open.
@@ -63,7 +155,9 @@ class Engine:
         info: the model's dimensions and pixel statistics, `struct mamba_info` by name.
 
     Raises:
-        EngineError: the file was refused; the message names field, got and expected.
+        EngineError: the file was refused; the message names field, got and expected. Or the named
+            library is not this version's libmamba.
+        TypeError, ValueError: an argument has the wrong type or value.
         mnist_mamba.c_build.NativeBuildError: no library was named, and none can be compiled.
 
     >>> import tempfile
@@ -85,29 +179,15 @@ class Engine:
         *,
         mmap: bool = True,
     ) -> None:
-        self._model = ctypes.c_void_p()
-        self._library = _load(find_library(library))
-        error = _Error()
-        out = (ctypes.byref(self._model), ctypes.byref(error))
-        if isinstance(model, bytes):
-            # The engine uses the bytes in place; numpy's memory is aligned for any type.
-            self._bytes = np.array(np.frombuffer(model, dtype=np.uint8))
-            status = self._library.mamba_model_from_bytes(
-                out[0], self._bytes.ctypes.data, len(model), out[1]
-            )
-        else:
-            opener = "mamba_model_open" if mmap else "mamba_model_read"
-            status = getattr(self._library, opener)(out[0], os.fsencode(model), out[1])
-        self._check(status, error)
-        info = self._library.mamba_model_info(self._model).contents
-        self.info: dict[str, int | float] = {name: getattr(info, name) for name, _ in info._fields_}
-        self.threads = threads or int(self._library.mamba_max_threads())
+        self._threads = _thread_count(threads)
+        self._model: _Model | None = _Model(model, mmap, library)
+        self.info = dict(self._model.info)
 
     def logits(self, images: NDArray[Any]) -> NDArray[np.float32]:
         """Return the logits of a batch.
 
         Args:
-            images: (n, height, width), uint8 or float32 in [0, 1].
+            images: (n, height, width), uint8 or float32 in [0, 1], in any memory layout.
 
         Returns:
             (n, n_classes) logits.
@@ -116,42 +196,23 @@ class Engine:
             ValueError: another shape or dtype, or values outside [0, 1].
             EngineError: the logits are not finite, or the engine was closed.
         """
-        if not self._model:
+        model = self._model  # stays open until this call ends
+        if model is None:
             raise EngineError(2, "the engine was closed")
-        expected = (int(self.info["height"]), int(self.info["width"]))
-        if images.ndim != 3 or images.shape[1:] != expected:
-            raise ValueError(
-                f"images have shape {images.shape}, expected (n, {expected[0]}, {expected[1]})"
-            )
-        if images.dtype == np.uint8:
-            forward = self._library.mamba_forward_batch_u8
-        elif images.dtype == np.float32:
-            forward = self._library.mamba_forward_batch
-            if not ((images >= 0) & (images <= 1)).all():
-                raise ValueError("images have values outside [0, 1] or NaN")
-        else:
-            raise ValueError(f"images have dtype {images.dtype}, expected uint8 or float32")
-        pixels = np.ascontiguousarray(images)
-        logits = np.empty((len(images), int(self.info["n_classes"])), dtype=np.float32)
-        if not len(images):
-            return logits
-        size = self._library.mamba_batch_bytes(self._model, self.threads)
-        if not size:
-            raise EngineError(2, f"threads = {self.threads}: expected 1 to 1024")
+        pixels = _pixels(images, (model.info["height"], model.info["width"]))
+        library, n = model.library, len(pixels)
+        is_u8 = pixels.dtype == np.uint8
+        forward = library.mamba_forward_batch_u8 if is_u8 else library.mamba_forward_batch
+        threads = self._threads or library.mamba_max_threads()
+        if os.getpid() != _PROCESS:
+            threads = 1  # the library may have been loaded after the fork, and not know of it
         # Not create_string_buffer, which would clear the arena.
-        arena = np.empty(size, dtype=np.uint8)
+        arena = np.empty(library.mamba_batch_bytes(model, threads), dtype=np.uint8)
+        logits = np.empty((n, int(model.info["n_classes"])), dtype=np.float32)
+        memory = (arena.ctypes.data, arena.size, threads, pixels.ctypes.data, n)
         error = _Error()
-        status = forward(
-            self._model,
-            arena.ctypes.data,
-            size,
-            self.threads,
-            pixels.ctypes.data,
-            len(images),
-            logits.ctypes.data,
-            ctypes.byref(error),
-        )
-        self._check(status, error)
+        status = forward(model, *memory, logits.ctypes.data, ctypes.byref(error))
+        _check(status, error)
         return logits
 
     def predict(self, images: NDArray[Any]) -> NDArray[np.integer[Any]]:
@@ -160,10 +221,8 @@ class Engine:
         return predictions
 
     def close(self) -> None:
-        """Unmap the file; closing again has no effect."""
-        if self._model:
-            self._library.mamba_model_close(self._model)
-            self._model = ctypes.c_void_p()
+        """Give up the model, which running calls and copies keep; closing again has no effect."""
+        self._model = None
 
     def __enter__(self) -> Engine:
         return self
@@ -171,15 +230,35 @@ class Engine:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def __del__(self) -> None:
-        # __init__ may have failed before it loaded a library.
-        if getattr(self, "_library", None) is not None:
-            self.close()
 
-    @staticmethod
-    def _check(status: int, error: _Error) -> None:
-        if status:
-            raise EngineError(status, error.message.decode(errors="replace"))
+def _thread_count(threads: int) -> int:
+    if isinstance(threads, bool) or not hasattr(threads, "__index__"):
+        raise TypeError(f"threads: got {threads!r}, expected a whole number")
+    count = operator.index(threads)
+    if not 0 <= count <= MAX_THREADS:  # ctypes would cut larger ones
+        raise ValueError(f"threads: got {count}, expected 1 to {MAX_THREADS}, or 0 for all cores")
+    return count
+
+
+def _pixels(images: Any, size: tuple[int | float, int | float]) -> NDArray[Any]:
+    """Return the checked images as C needs them: one contiguous, aligned array."""
+    if np.ma.is_masked(images):
+        raise ValueError("images have masked pixels: fill them first")
+    pixels = np.require(images, requirements=["C_CONTIGUOUS", "ALIGNED", "ENSUREARRAY"])
+    if pixels.shape[1:] != size:
+        raise ValueError(
+            f"images have shape {pixels.shape}, expected (n, {size[0]:g}, {size[1]:g})"
+        )
+    if pixels.dtype not in (np.uint8, np.float32):
+        raise ValueError(f"images have dtype {pixels.dtype}, expected uint8 or float32")
+    if pixels.dtype == np.float32:
+        low, high = pixels.min(initial=0), pixels.max(initial=0)
+        if not (low >= 0 and high <= 1):  # also refuses NaN
+            raise ValueError(
+                f"images have values from {low:g} to {high:g}, outside [0, 1]: divide pixels of 0 "
+                "to 255 by 255, or pass them as uint8"
+            )
+    return pixels
 
 
 def find_library(library: str | Path | None = None) -> Path:
@@ -189,9 +268,10 @@ def find_library(library: str | Path | None = None) -> Path:
         EngineError: the named file does not exist.
         mnist_mamba.c_build.NativeBuildError: the library cannot be compiled.
     """
-    named = library or os.environ.get(LIBRARY_VARIABLE)
-    if named:
-        path = Path(named)
+    if library is None:
+        library = os.environ.get(LIBRARY_VARIABLE) or None
+    if library is not None:
+        path = Path(library)
         if not path.is_file():
             raise EngineError(3, f"{path} not found: expected a built libmamba")
         return path.resolve()
@@ -209,7 +289,7 @@ def find_library(library: str | Path | None = None) -> Path:
 
 @functools.cache
 def _load(path: Path) -> ctypes.CDLL:
-    """Load the library once, and declare the types of its functions."""
+    """Load the library once, check its version and declare the types of its functions."""
     try:
         library = ctypes.CDLL(str(path))
     except OSError as error:
@@ -219,6 +299,7 @@ def _load(path: Path) -> ctypes.CDLL:
     batch = [pointer, pointer, size, ctypes.c_int, pointer, size, pointer, error_out]
     model_out = ctypes.POINTER(pointer)
     signatures: dict[str, tuple[Any, list[Any]]] = {
+        "mamba_version": (ctypes.c_char_p, []),
         "mamba_model_open": (ctypes.c_int, [model_out, ctypes.c_char_p, error_out]),
         "mamba_model_read": (ctypes.c_int, [model_out, ctypes.c_char_p, error_out]),
         "mamba_model_from_bytes": (ctypes.c_int, [model_out, pointer, size, error_out]),
@@ -230,6 +311,19 @@ def _load(path: Path) -> ctypes.CDLL:
         "mamba_forward_batch_u8": (ctypes.c_int, batch),
     }
     for name, (result, arguments) in signatures.items():
-        function = getattr(library, name)
+        function = getattr(library, name, None)
+        if function is None:
+            raise _wrong_library(path, f"a library without {name}")
         function.restype, function.argtypes = result, arguments
+    version = library.mamba_version().decode(errors="replace")
+    if version != __version__:  # its structures may be others
+        raise _wrong_library(path, f"libmamba {version}")
     return library
+
+
+def _wrong_library(path: Path, got: str) -> EngineError:
+    return EngineError(
+        3,
+        f"{path}: got {got}, expected libmamba {__version__}: build it from this version's sources "
+        "with `make omp`, or name no library to have one compiled",
+    )
