@@ -38,7 +38,6 @@ SERVING = Path(__file__).with_name("serving.py")
 PACKAGE = Path(mnist_mamba.__file__).parent
 MODULES = (
     "__init__.py",
-    "atomic_write.py",
     "c_build.py",
     "engine/__init__.py",
     "engine/binding.py",

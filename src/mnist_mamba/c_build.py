@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import hashlib
 import logging
@@ -13,11 +14,9 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-
-from mnist_mamba.atomic_write import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +26,7 @@ _HEADER_SUFFIXES = (".h", ".inc")
 _LIBRARY_SUFFIX = ".dylib" if sys.platform == "darwin" else ".so"
 _STDERR_TAIL = 2000
 _COMPILE_TIMEOUT_S = 300
+_BUILD_BYTES = 2 << 20  # more than a build needs
 
 
 class NativeBuildError(RuntimeError):
@@ -79,13 +79,16 @@ def build_library(
     cflags: Sequence[str] = (),
     file_cflags: Mapping[str, Sequence[str]] | None = None,
 ) -> Path:
-    """Compile C sources into a shared library, or find it in the cache.
+    """Compile C sources into a shared library, or find it in the cache; test that it loads.
 
     The compiler is `$CC`, else `cc`. Flags that it may not support, `-fopenmp` (always asked for)
     and `-march=native`, are dropped if it does not. The cache key covers the contents of the
     sources and of every header (.h, .inc) in `include_dirs`, the flags, the compiler's version and,
-    with `-march=native`, the processor. Concurrent builds are safe: each writes its own temporary
-    file and renames it.
+    with `-march=native`, the processor. Concurrent builds are safe: each renames its own library.
+
+    The cache is `$MNIST_MAMBA_CACHE`, else the first of `$XDG_CACHE_HOME/mnist_mamba`,
+    `$HOME/.cache/mnist_mamba`, `$TMPDIR/mnist_mamba-UID` and `/tmp/mnist_mamba-UID` that only this
+    user and root can change, and that libraries can be loaded from.
 
     Args:
         name: start of the library's file name.
@@ -95,40 +98,87 @@ def build_library(
         file_cflags: more flags for single sources, by file name: an instruction set that only code
             after a run-time check may use.
 
-    Returns:
-        The path of the shared library, in `$MNIST_MAMBA_CACHE`, else `$XDG_CACHE_HOME/mnist_mamba`,
-        else `~/.cache/mnist_mamba`, else a private folder in the temporary one.
-
     Raises:
-        NativeBuildError: no compiler, a compile error, a missing source or an unusable cache.
+        NativeBuildError: no compiler, a compile error, a missing source or no usable cache.
     """
-    compiler = _compiler_command()
     flags = (*cflags, "-fopenmp")
-    special = file_cflags or {}
-    key = _build_key(compiler, flags, special, sources, include_dirs)
-    folder = _cache_dir()
-    library = folder / f"{name}-{key[:24]}{_LIBRARY_SUFFIX}"
-    if library.is_file():
-        return library
-    # The key has the dropped flags too: which ones a compiler lacks follows from its version.
-    supported = [f for f in flags if f not in _OPTIONAL_FLAGS or _flag_works(compiler, f)]
-    compile_ = [*compiler, *supported, *(f"-I{folder}" for folder in include_dirs), "-fPIC"]
-    logger.info("building %s: %s", library.name, shlex.join((*compiler, *supported)))
-    with tempfile.TemporaryDirectory(prefix="mnist_mamba-") as scratch:
-        objects = [str(Path(scratch) / f"{i}.o") for i in range(len(sources))]
-        commands = [
-            [*compile_, *special.get(source.name, ()), "-c", str(source), "-o", target]
-            for source, target in zip(sources, objects, strict=True)
-        ]
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            list(pool.map(_run, commands))
+    inputs = (_compiler_command(), flags, file_cflags or {}, sources, include_dirs)
+    stem = f"{name}-{_build_key(*inputs)}"
+    refused: list[str] = []
+    for place in _cache_places():
         try:
-            with replacing(library) as temporary:
-                # -lm comes after its users.
-                _run([*compiler, *supported, "-shared", "-o", str(temporary), *objects, "-lm"])
+            folder = _private_folder(place)
+            library = next(filter(_is_intact, folder.glob(f"{stem}-*{_LIBRARY_SUFFIX}")), None)
+            if not library:
+                with tempfile.TemporaryDirectory(prefix="build-", dir=folder) as scratch:
+                    built = Path(scratch) / f"{stem}{_LIBRARY_SUFFIX}"
+                    built.write_bytes(bytes(_BUILD_BYTES))  # a full disk is an OSError here
+                    note = "; ".join((str(folder), *refused))
+                    logger.warning("compiling the C library %s, once, into %s", name, note)
+                    _compile(built, *inputs)
+                    library = _store(built, folder)
+            ctypes.CDLL(str(library))
+            return library
         except OSError as error:
-            raise NativeBuildError(f"cannot store {library}: {error}") from error
-    return library
+            refused.append(str(error))
+    raise NativeBuildError(
+        f"no folder for the compiled C library: {'; '.join(refused)}; set {CACHE_VARIABLE} to one "
+        "that only you can write to, on a file system that is not mounted noexec"
+    )
+
+
+def _compile(
+    output: Path,
+    compiler: tuple[str, ...],
+    flags: Sequence[str],
+    file_flags: Mapping[str, Sequence[str]],
+    sources: Sequence[Path],
+    include_dirs: Sequence[Path],
+) -> None:
+    """Compile `output`; all temporary files, also the compiler's, are in its folder."""
+    run = functools.partial(_run, TMPDIR=str(output.parent))
+    probe = output.with_name("probe.c")
+    probe.write_text("int probe(void);\nint probe(void) { return 0; }\n", encoding="utf-8")
+
+    def works(flag: str) -> bool:
+        try:
+            run([*compiler, flag, "-shared", "-fPIC", str(probe), "-o", str(output)])
+        except NativeBuildError as error:
+            logger.debug("flag %s dropped: %s", flag, error)
+            return False
+        return True
+
+    # The key has the dropped flags too: which ones a compiler lacks follows from its version.
+    supported = [flag for flag in flags if flag not in _OPTIONAL_FLAGS or works(flag)]
+    compile_ = [*compiler, *supported, *(f"-I{folder}" for folder in include_dirs), "-fPIC"]
+    objects = [str(output.with_name(f"{i}.o")) for i in range(len(sources))]
+    commands = [
+        [*compile_, *file_flags.get(source.name, ()), "-c", str(source), "-o", target]
+        for source, target in zip(sources, objects, strict=True)
+    ]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(run, commands))
+    link = [*compiler, *supported, "-shared", "-o", str(output)]
+    if sys.platform == "darwin":  # a library contains its path there
+        link.append(f"-Wl,-install_name,{output.name}")
+    run([*link, *objects, "-lm"])  # -lm comes after its users
+
+
+def _store(built: Path, folder: Path) -> Path:
+    """Move a library into the cache; its new name ends with a hash of its contents."""
+    built.chmod(0o755)  # whatever the umask is
+    with built.open("rb") as file:
+        os.fsync(file.fileno())
+        return built.rename(folder / f"{built.stem}-{_digest(file.read())}{built.suffix}")
+
+
+def _is_intact(library: Path) -> bool:
+    """Whether a library is whole (if not, loading it can end the process) and not from others."""
+    return _is_private(library) and library.stem.endswith(_digest(library.read_bytes()))
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:24]
 
 
 def _compiler_command() -> tuple[str, ...]:
@@ -145,20 +195,6 @@ def _compiler_version(compiler: tuple[str, ...]) -> str:
     return _run([*compiler, "--version"]).stdout
 
 
-def _flag_works(compiler: tuple[str, ...], flag: str) -> bool:
-    """Whether this compiler can build a library with the flag."""
-    with tempfile.TemporaryDirectory(prefix="mnist_mamba-") as folder:
-        source = Path(folder) / "probe.c"
-        source.write_text("int probe(void);\nint probe(void) { return 0; }\n", encoding="utf-8")
-        output = Path(folder) / "probe.so"
-        try:
-            _run([*compiler, flag, "-shared", "-fPIC", str(source), "-o", str(output)])
-        except NativeBuildError as error:
-            logger.debug("flag %s dropped: %s", flag, error)
-            return False
-    return True
-
-
 def _build_key(
     compiler: tuple[str, ...],
     flags: Sequence[str],
@@ -166,25 +202,14 @@ def _build_key(
     sources: Sequence[Path],
     include_dirs: Sequence[Path],
 ) -> str:
-    digest = hashlib.sha256()
-
-    def add(*fields: bytes) -> None:
-        for field in fields:  # the length separates fields
-            digest.update(len(field).to_bytes(8, "little"))
-            digest.update(field)
-
-    add(platform.machine().encode(), _compiler_version(compiler).encode())
-    add(*(part.encode() for part in (*compiler, "", *flags)))
+    parts: list[object] = [platform.machine(), _compiler_version(compiler), compiler, tuple(flags)]
     if "-march=native" in flags:
-        add(_processor().encode())
-    for source in sources:
-        more = " ".join(file_flags.get(source.name, ()))
-        add(b"source", source.name.encode(), more.encode(), _read(source))
+        parts.append(_processor())
+    parts += [(s.name, tuple(file_flags.get(s.name, ())), _read(s)) for s in sources]
     for folder in include_dirs:
-        for header in sorted(folder.rglob("*")):
-            if header.suffix in _HEADER_SUFFIXES and header.is_file():
-                add(b"header", str(header.relative_to(folder)).encode(), _read(header))
-    return digest.hexdigest()
+        paths = (path for path in sorted(folder.rglob("*")) if path.suffix in _HEADER_SUFFIXES)
+        parts += [(str(path.relative_to(folder)), _read(path)) for path in paths if path.is_file()]
+    return _digest(repr(parts).encode())
 
 
 def _read(path: Path) -> bytes:
@@ -207,67 +232,67 @@ def _processor() -> str:
     return f"{platform.processor()} {platform.node()}"
 
 
-def _cache_dir() -> Path:
-    """Return the cache folder, created and writable."""
-    named = os.environ.get(CACHE_VARIABLE)
-    if named:
-        folder = Path(named)
-        if not _make_writable(folder):
-            raise NativeBuildError(f"{CACHE_VARIABLE}={named} is not a writable folder")
-        return folder
-    for parent in _user_cache_parents():
-        if _make_writable(parent / "mnist_mamba"):
-            return parent / "mnist_mamba"
-    return _private_temp_dir()
+def _cache_places() -> list[Path]:
+    """Return the folders to try; the system's variables count if absolute (XDG standard)."""
+    if named := os.environ.get(CACHE_VARIABLE):
+        return [Path(named)]
+    temporary = f"mnist_mamba-{os.geteuid()}"
+    places = [
+        Path(os.environ.get("XDG_CACHE_HOME", ""), "mnist_mamba"),
+        Path(os.environ.get("HOME", ""), ".cache", "mnist_mamba"),
+        Path(os.environ.get("TMPDIR", ""), temporary),
+        Path("/tmp", temporary),
+    ]
+    return [place for place in places if place.is_absolute()]
 
 
-def _user_cache_parents() -> Iterator[Path]:
-    xdg = os.environ.get("XDG_CACHE_HOME")
-    if xdg and Path(xdg).is_absolute():  # the XDG standard: ignore relative paths
-        yield Path(xdg)
-    with contextlib.suppress(RuntimeError):  # no home folder
-        yield Path.home() / ".cache"
+def _private_folder(place: Path) -> Path:
+    """Return `place` without symbolic links, created if missing, after a check of its safety.
 
-
-def _make_writable(folder: Path) -> bool:
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return True
-    except OSError:
-        return False
-
-
-def _private_temp_dir() -> Path:
-    """Return a folder in the shared temporary one that no other user can write to."""
-    user = os.getuid() if hasattr(os, "getuid") else 0
-    folder = Path(tempfile.gettempdir()) / f"mnist_mamba-{user}"
-    try:
-        folder.mkdir(mode=0o700, exist_ok=True)
-        found = folder.lstat()
-    except OSError as error:
-        raise NativeBuildError(
-            f"no cache folder is writable, not even {folder}: {error}; set {CACHE_VARIABLE}"
-        ) from error
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != user or found.st_mode & 0o077:
-        raise NativeBuildError(
-            f"{folder} is not a private folder of this user (mode 0700); set {CACHE_VARIABLE}"
-        )
+    Raises:
+        OSError: it cannot be created, others can change it, or no library can be loaded from it.
+    """
+    place = place.absolute()
+    folder = Path(os.path.realpath(place))
+    links = [path for path in (place, *place.parents) if path.is_symlink()]
+    # Downwards: others cannot exchange what is in a folder that passed.
+    for part in (*links, *reversed(folder.parents), folder):
+        if not os.path.lexists(part):
+            with contextlib.suppress(FileExistsError):
+                part.mkdir(mode=0o700)
+        if not _is_private(part, is_parent=part != folder):
+            found = f"{stat.filemode(part.lstat().st_mode)} of user {part.lstat().st_uid}"
+            raise PermissionError(f"{part} is {found}, not a folder that only you can change")
+    if os.statvfs(folder).f_flag & getattr(os, "ST_NOEXEC", 0):
+        raise PermissionError(f"{folder} is on a file system that is mounted noexec")
     return folder
 
 
-def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+def _is_private(path: Path, is_parent: bool = False) -> bool:
+    """Whether nobody but this user and root can change a file or folder (OpenSSH's StrictModes).
+
+    A parent may be sticky like /tmp, where others cannot rename what is not theirs, or belong to
+    the owner of /, who is not user 0 in a user namespace without root. A link has no mode.
+    """
+    found = path.lstat()
+    owners = {0, os.geteuid()} | ({Path("/").lstat().st_uid} if is_parent else set())
+    if stat.S_ISLNK(found.st_mode) or (is_parent and found.st_mode & stat.S_ISVTX):
+        return found.st_uid in owners
+    return found.st_uid in owners and not found.st_mode & 0o022
+
+
+def _run(command: Sequence[str], **variables: str) -> subprocess.CompletedProcess[str]:
     """Run a compiler command; if it fails, raise NativeBuildError with the end of its stderr."""
     shown = shlex.join(command)
     try:
         done = subprocess.run(
             command,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             errors="replace",
             check=False,
             timeout=_COMPILE_TIMEOUT_S,
-            env={**os.environ, "LC_ALL": "C"},
+            env={**os.environ, **variables, "LC_ALL": "C"},
         )
     except FileNotFoundError as error:
         raise NativeBuildError(

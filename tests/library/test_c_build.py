@@ -1,15 +1,19 @@
-"""Compiling C libraries: cache, errors and concurrent builds."""
+"""Compiling C libraries: cache, whom it trusts, errors and concurrent builds."""
 
 from __future__ import annotations
 
 import ctypes
+import errno
+import hashlib
 import os
+import platform
 import shutil
+import stat
 import subprocess
 import sys
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -17,6 +21,8 @@ from mnist_mamba import c_build
 from mnist_mamba.c_build import NativeBuildError, build_library, csrc_dir
 
 SRC = Path(c_build.__file__).resolve().parents[1]
+OTHER_USER = 12345
+NOBODY = 65534
 
 
 @pytest.fixture
@@ -37,6 +43,26 @@ def compile_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     script.chmod(0o755)
     monkeypatch.setenv("CC", str(script))
     return log
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Set HOME and TMPDIR to tmp_path/home and tmp_path/tmp; name no other cache; return HOME."""
+    for name in (c_build.CACHE_VARIABLE, "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("HOME", "TMPDIR"):
+        folder = tmp_path / {"HOME": "home", "TMPDIR": "tmp"}[name]
+        folder.mkdir()
+        monkeypatch.setenv(name, str(folder))
+    return tmp_path / "home"
+
+
+def write_compiler(path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    """Set CC to a shell script, in which $output is the file after -o."""
+    output = 'for word in "$@"; do [ "$last" = -o ] && output=$word; last=$word; done\n'
+    path.write_text(f"#!/bin/sh\n{output}{script}\n", encoding="utf-8")
+    path.chmod(0o755)
+    monkeypatch.setenv("CC", str(path))
 
 
 def write_source(folder: Path, value: int = 7) -> Path:
@@ -84,7 +110,7 @@ def test_a_cache_hit_does_not_compile(tmp_path: Path, cache: Path, compile_log: 
 
 
 def test_each_part_of_the_key_compiles_again(
-    tmp_path: Path, cache: Path, compile_log: Path
+    tmp_path: Path, cache: Path, compile_log: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = write_source(tmp_path)
     include = [tmp_path / "inc"]
@@ -95,9 +121,13 @@ def test_each_part_of_the_key_compiles_again(
     paths.append(build_library("answer", [source], include))
     paths.append(build_library("answer", [source], include, ["-O1"]))
     paths.append(build_library("answer", [source], include, ["-O1", "-march=native"]))
-    assert len(set(paths)) == 5
-    assert builds(compile_log) == 5
-    assert [answer_of(path) for path in paths] == [7, 7, 8, 8, 8]
+    special = {"answer.c": ["-DVALUE_OF_ONE_FILE"]}
+    paths.append(build_library("answer", [source], include, file_cflags=special))
+    monkeypatch.setattr(platform, "machine", lambda: "another")  # that shares this home
+    paths.append(build_library("answer", [source], include))
+    assert len(set(paths)) == 7
+    assert builds(compile_log) == 7
+    assert [answer_of(path) for path in paths] == [7, 7, 8, 8, 8, 8, 8]
 
 
 def test_the_compiler_belongs_to_the_key(
@@ -197,39 +227,307 @@ def test_concurrent_processes_share_one_library(tmp_path: Path, cache: Path) -> 
     assert len(list(cache.iterdir())) == 1
 
 
+def in_home(home: Path) -> Path:
+    return home / ".cache" / "mnist_mamba"
+
+
+def in_tmpdir(home: Path) -> Path:
+    return home.with_name("tmp") / f"mnist_mamba-{os.geteuid()}"
+
+
 def test_the_cache_is_in_xdg_cache_home_or_home(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv(c_build.CACHE_VARIABLE, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert build_answer(tmp_path).parent == in_home(home)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert build_answer(tmp_path).parent == tmp_path / "xdg" / "mnist_mamba"
-    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
-    assert build_answer(tmp_path).parent == tmp_path / "home" / ".cache" / "mnist_mamba"
 
 
-def test_a_named_cache_that_is_not_writable_is_refused(
+@pytest.mark.parametrize("value", ["", "relative"])
+def test_empty_and_relative_variables_do_not_count(
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    source = write_source(tmp_path)
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.setenv(c_build.CACHE_VARIABLE, "")
+    monkeypatch.setenv("CC", "")
+    monkeypatch.setenv("XDG_CACHE_HOME", value)
+    assert build_library("answer", [source], [tmp_path / "inc"]).parent == in_home(home)
+    monkeypatch.setenv("HOME", value)
+    assert build_library("answer", [source], [tmp_path / "inc"]).parent == in_tmpdir(home)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("TMPDIR", value)
+    assert build_library("answer", [source], [tmp_path / "inc"]).parent == in_home(home)
+    assert list(Path().iterdir()) == []
+
+
+def test_a_named_cache_may_be_relative(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.setenv(c_build.CACHE_VARIABLE, ".")
+    library = build_answer(tmp_path)
+    assert library.parent == tmp_path / "work"  # a path without a folder would be searched for
+    assert answer_of(library) == 7
+
+
+@pytest.mark.parametrize("name", ["a b", "it's", 'a"b', "back\\slash", "new\nline", "*?[x]", "-o"])
+def test_any_name_of_a_folder_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    folder = tmp_path / name
+    folder.mkdir()
+    monkeypatch.setenv(c_build.CACHE_VARIABLE, str(folder / "cache"))
+    library = build_answer(folder)
+    assert answer_of(library) == 7
+    assert build_answer(folder) == library
+
+
+def test_a_cache_that_is_not_a_folder_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv(c_build.CACHE_VARIABLE, str(tmp_path / "file"))
-    with pytest.raises(NativeBuildError, match=c_build.CACHE_VARIABLE):
+    with pytest.raises(NativeBuildError, match=rf"{tmp_path}/file.*set {c_build.CACHE_VARIABLE}"):
         build_answer(tmp_path)
 
 
 def test_without_a_home_the_cache_is_a_private_temporary_folder(
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/dev/null")
+    assert build_answer(tmp_path).parent == in_tmpdir(home)
+    assert in_tmpdir(home).stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("changed", ["home", "home/.cache", "home/.cache/mnist_mamba"])
+@pytest.mark.parametrize("mode", [0o777, 0o775, 0o757])
+def test_a_folder_that_others_can_write_to_is_not_used(
+    tmp_path: Path, home: Path, changed: str, mode: int
+) -> None:
+    in_home(home).mkdir(parents=True)
+    (tmp_path / changed).chmod(mode)
+    assert build_answer(tmp_path).parent == in_tmpdir(home)
+    assert list(in_home(home).iterdir()) == []
+
+
+def test_parents_may_be_sticky_but_the_cache_may_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv(c_build.CACHE_VARIABLE, raising=False)
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setenv("HOME", "/dev/null")
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    folder = build_answer(tmp_path).parent
-    assert folder.parent == tmp_path
-    assert folder.stat().st_mode & 0o777 == 0o700
-    folder.chmod(0o777)  # another user could have put a library there
-    with pytest.raises(NativeBuildError, match="not a private folder"):
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o1777)
+    monkeypatch.setenv(c_build.CACHE_VARIABLE, str(shared / "cache"))
+    assert build_answer(tmp_path).parent == shared / "cache"
+    monkeypatch.setenv(c_build.CACHE_VARIABLE, str(shared))
+    with pytest.raises(NativeBuildError, match=rf"{shared} is drwxrwxrwt of user \d+"):
         build_answer(tmp_path)
+    assert [path.name for path in shared.iterdir()] == ["cache"]
+
+
+def test_the_cache_of_another_user_is_not_used(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache.mkdir(mode=0o755)
+    if os.geteuid() == 0:
+        os.chown(cache, OTHER_USER, -1)
+    else:
+        monkeypatch.setattr(os, "geteuid", lambda: OTHER_USER)
+    with pytest.raises(NativeBuildError, match=r"is drwxr-xr-x of user \d+"):
+        build_answer(tmp_path)
+    assert list(cache.iterdir()) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give folders to other users")
+@pytest.mark.parametrize("given", ["home", "home/.cache", "home/.cache/mnist_mamba"])
+def test_root_does_not_use_the_home_of_another_user(tmp_path: Path, home: Path, given: str) -> None:
+    in_home(home).mkdir(parents=True)
+    os.chown(tmp_path / given, OTHER_USER, -1)
+    assert build_answer(tmp_path).parent == in_tmpdir(home)
+    assert list(in_home(home).iterdir()) == []
+
+
+def test_the_owner_of_the_root_folder_is_root(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Path.lstat
+    hidden = {*tmp_path.parents}
+
+    def lstat(path: Path) -> os.stat_result:
+        """Show what a user namespace that lacks root shows: its number is that of nobody."""
+        fields = list(real(path))
+        fields[stat.ST_UID] = NOBODY if path in hidden else fields[stat.ST_UID]
+        return os.stat_result(fields)
+
+    monkeypatch.setattr(Path, "lstat", lstat)
+    assert build_answer(tmp_path).parent == cache
+    hidden.add(cache)  # nobody is also any other user outside the namespace
+    with pytest.raises(NativeBuildError, match=f"{cache} is .* of user {NOBODY}"):
+        build_answer(tmp_path)
+
+
+@pytest.mark.parametrize("by", ["mode", "owner"])
+def test_a_library_from_others_is_replaced(tmp_path: Path, cache: Path, by: str) -> None:
+    if by == "owner" and os.geteuid() != 0:
+        pytest.skip("only root can give files to other users")
+    ours = build_answer(tmp_path)
+    evil = build_library("evil", [write_source(tmp_path, 666)], [tmp_path / "inc"])
+    content = hashlib.sha256(evil.read_bytes()).hexdigest()
+    ours.unlink()
+    planted = ours.with_stem(f"{ours.stem.rpartition('-')[0]}-{content[:24]}")
+    evil.rename(planted)
+    # As a file of this user it is taken for a library that this user built.
+    assert build_answer(tmp_path) == planted
+    if by == "owner":
+        os.chown(planted, OTHER_USER, -1)
+    else:
+        planted.chmod(0o777)
+    library = build_answer(tmp_path)
+    assert library == ours
+    assert answer_of(library) == 7
+
+
+def test_links_on_the_way_to_the_cache_are_followed_once(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "real").mkdir()
+    cache.symlink_to(tmp_path / "real")
+    assert build_answer(tmp_path).parent == tmp_path / "real"
+    monkeypatch.setenv(c_build.CACHE_VARIABLE, str(cache / "below"))
+    assert build_answer(tmp_path).parent == tmp_path / "real" / "below"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give links to other users")
+@pytest.mark.parametrize("below", ["", "below"])
+def test_links_of_another_user_are_not_followed(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, below: str
+) -> None:
+    (tmp_path / "real").mkdir()
+    cache.symlink_to(tmp_path / "real")
+    os.chown(cache, OTHER_USER, -1, follow_symlinks=False)
+    monkeypatch.setenv(c_build.CACHE_VARIABLE, str(cache / below))
+    with pytest.raises(NativeBuildError, match=rf"{cache} is lrwxrwxrwx of user {OTHER_USER}"):
+        build_answer(tmp_path)
+    assert list((tmp_path / "real").iterdir()) == []
+
+
+def test_the_umask_does_not_open_the_cache(tmp_path: Path, home: Path) -> None:
+    home.rmdir()
+    before = os.umask(0)
+    try:
+        library = build_answer(tmp_path)
+    finally:
+        os.umask(before)
+    for folder in (home, home / ".cache", in_home(home)):
+        assert stat.filemode(folder.stat().st_mode) == "drwx------"
+    assert stat.filemode(library.stat().st_mode) == "-rwxr-xr-x"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere Python does not show noexec")
+def test_a_noexec_cache_is_named_and_the_next_one_used(
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def statvfs(path: Path) -> SimpleNamespace:
+        return SimpleNamespace(f_flag=os.ST_NOEXEC if path == in_home(home) else 0)
+
+    monkeypatch.setattr(os, "statvfs", statvfs)
+    assert build_answer(tmp_path).parent == in_tmpdir(home)
+    monkeypatch.setenv(c_build.CACHE_VARIABLE, str(in_home(home)))
+    with pytest.raises(NativeBuildError, match=rf"{in_home(home)} .*mounted noexec"):
+        build_answer(tmp_path)
+
+
+def test_a_full_cache_is_left_for_the_next_one(
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Path.write_bytes
+
+    def write_bytes(path: Path, data: bytes) -> int:
+        if home in path.parents:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        return real(path, data)
+
+    source = write_source(tmp_path)
+    monkeypatch.setattr(Path, "write_bytes", write_bytes)
+    assert build_library("answer", [source], [tmp_path / "inc"]).parent == in_tmpdir(home)
+    assert list(in_home(home).iterdir()) == []
+
+
+def test_a_truncated_library_is_built_again(tmp_path: Path, cache: Path) -> None:
+    library = build_answer(tmp_path)
+    whole = library.read_bytes()
+    library.unlink()  # this process has mapped the old file
+    library.write_bytes(whole[: len(whole) // 2])
+    library.chmod(0o755)
+    assert build_answer(tmp_path) == library
+    assert library.read_bytes() == whole
+
+
+def test_a_library_that_cannot_be_loaded_is_named(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_compiler(tmp_path / "cc", monkeypatch, '[ -z "$output" ] || echo other > "$output"')
+    for _ in range(2):  # built, and found in the cache
+        with pytest.raises(
+            NativeBuildError, match=rf"{cache}/answer-.*: .*{c_build.CACHE_VARIABLE}"
+        ):
+            build_answer(tmp_path)
+
+
+def test_a_killed_compiler_leaves_nothing(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        script = '[ -z "$output" ] || { echo half > "$output"; kill -9 $$; }'
+        write_compiler(tmp_path / "cc", patch, script)
+        with pytest.raises(NativeBuildError, match=r"\(-9\)"):
+            build_answer(tmp_path)
+    assert list(cache.iterdir()) == []
+    assert answer_of(build_answer(tmp_path)) == 7
+
+
+def test_the_compiler_speaks_english_and_keeps_its_files_in_the_cache(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LC_ALL", "de_DE.UTF-8")
+    monkeypatch.setenv("TMPDIR", "/nonexistent")
+    script = '[ "$1" = --version ] || { echo "locale=$LC_ALL, files in $TMPDIR" >&2; exit 1; }'
+    write_compiler(tmp_path / "cc", monkeypatch, script)
+    with pytest.raises(NativeBuildError, match=rf"locale=C, files in {cache}/build-\w+$"):
+        build_answer(tmp_path)
+
+
+def test_a_library_is_on_disk_before_it_has_its_name(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced = []
+
+    def fsync(file: int) -> None:
+        synced.append(os.fstat(file).st_ino)
+        assert not list(cache.glob("answer-*"))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    assert build_answer(tmp_path).stat().st_ino in synced
+
+
+def test_the_first_compilation_is_announced(tmp_path: Path, home: Path) -> None:
+    source = write_source(tmp_path)
+    home.chmod(0o777)
+    program = (
+        "import sys; from pathlib import Path\n"
+        "from mnist_mamba.c_build import build_library\n"
+        "build_library('answer', [Path(sys.argv[1])], [Path(sys.argv[2])])\n"
+    )
+    command = [sys.executable, "-c", program, str(source), str(tmp_path / "inc")]
+    environment = {**os.environ, "PYTHONPATH": str(SRC)}
+    first, second = (
+        subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        for _ in range(2)
+    )
+    (line,) = first.stderr.splitlines()
+    assert line.startswith(f"compiling the C library answer, once, into {in_tmpdir(home)}; ")
+    assert f"{home} is drwxrwxrwx" in line
+    assert (first.stdout, second.stdout, second.stderr) == ("", "", "")
 
 
 def test_csrc_dir_finds_checkout_and_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
