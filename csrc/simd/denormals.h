@@ -1,12 +1,13 @@
-/* Denormal numbers counted as zero while a kernel runs.
+/* The floating-point mode of kernels: denormal numbers count as zero, sums round to nearest,
+ * nothing traps, whatever mode the caller has set.
  *
  *     const uint64_t saved = denormals_off();
  *     ...
  *     denormals_restore(saved);
  *
  * A decaying state ends in denormals (the engine's on a black image), where many processors are a
- * hundred times slower. Such values are below 1.2e-38: no result can tell. The mode belongs to the
- * thread, and its caller gets it back. */
+ * hundred times slower. Such values are below 1.2e-38. The mode belongs to the thread, and its
+ * caller gets it back. */
 #ifndef MAMBA_SIMD_DENORMALS_H
 #define MAMBA_SIMD_DENORMALS_H
 
@@ -18,9 +19,9 @@
 
 static inline uint64_t denormals_off(void)
 {
-    enum { FLUSH_TO_ZERO = 0x8000, DENORMALS_ARE_ZERO = 0x0040 };
-    unsigned saved = _mm_getcsr();
-    _mm_setcsr(saved | FLUSH_TO_ZERO | DENORMALS_ARE_ZERO);
+    enum { FLUSH_TO_ZERO = 0x8000, ALL_MASKED = 0x1F80, DENORMALS_ARE_ZERO = 0x0040 };
+    const unsigned saved = _mm_getcsr();
+    _mm_setcsr(FLUSH_TO_ZERO | ALL_MASKED | DENORMALS_ARE_ZERO);
     __asm__ volatile("" ::: "memory");
     return saved;
 }
@@ -38,7 +39,7 @@ static inline uint64_t denormals_off(void)
     const uint64_t flush_to_zero = UINT64_C(1) << 24;
     uint64_t saved;
     __asm__ volatile("mrs %0, fpcr" : "=r"(saved));
-    __asm__ volatile("msr fpcr, %0" : : "r"(saved | flush_to_zero) : "memory");
+    __asm__ volatile("msr fpcr, %0" : : "r"(flush_to_zero) : "memory");
     return saved;
 }
 

@@ -150,9 +150,10 @@ enum { EXP2_BITS = 3 };
 enum { EXP2_BITS = 0 };
 #endif
 
-/* 2^(k / 2^EXP2_BITS), where k is the integer in the low bits of `shifted` (see v_exp2_each), for a
- * normal result. k is added to the exponent's bits. Its low EXP2_BITS bits, the index, end up just
- * below the exponent: each entry of the table is smaller by its own index to make up for that. */
+/* 2^(k / 2^EXP2_BITS), where k is the integer in the low bits of `shifted` (see v_exp2_up_to), for
+ * a normal result. k is added to the exponent's bits. Its low EXP2_BITS bits, the index, end up
+ * just below the exponent: each entry of the table is smaller by its own index to make up for that.
+ */
 static inline vreal v_exp2_of_bits(vreal shifted)
 {
 #if defined(SIMD_AVX512)

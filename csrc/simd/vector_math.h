@@ -6,11 +6,17 @@
 
 enum { MAX_TOGETHER = 4 }; /* most vectors that v_exp2_each takes */
 
+/* Largest exponents of v_exp2_up_to: of a result that is always finite, and of one that is NaN or
+ * infinite if 2^x exceeds the largest float (or comes near it: 2^127.5). */
+#define EXP2_FINITE 127.4375F
+#define EXP2_OVERFLOWS 128
+
 #define LOG2_E 1.44269504088896340736
 #define LN_2 0.69314718055994530942
 
-/* x[i] = 2^x[i], at most 1.5 ulp off in float and exactly 1 at 0. The result is at least 2^-126,
- * the smallest normal number, so never a denormal, and at most 2^127.4375 (2.3e38).
+/* x[i] = 2^x[i] for x[i] up to `highest`, above which the result is 2^highest; at most 1.5 ulp off
+ * in float and exactly 1 at 0. A result below 2^-126, the smallest normal number, is a denormal or
+ * 0, so 0 in the mode of denormals.h.
  *
  * x is split into a multiple of 2^-EXP2_BITS and a small rest r: the sum with
  * 1.5 * 2^(23 - EXP2_BITS) has no room for more of the fraction, and holds the multiple in its low
@@ -19,9 +25,10 @@ enum { MAX_TOGETHER = 4 }; /* most vectors that v_exp2_each takes */
  * Several vectors are interleaved, so that the processor is busy while each waits for its own
  * steps.
  */
-static inline void v_exp2_each(vreal *x, int count)
+static inline void v_exp2_up_to(vreal *x, int count, REAL highest)
 {
 #if defined(SIMD_DOUBLE)
+    (void)highest;
     for (int i = 0; i < count; i++)
         x[i] = exp2(x[i]);
 #else
@@ -39,7 +46,7 @@ static inline void v_exp2_each(vreal *x, int count)
     vreal p[MAX_TOGETHER];
 #pragma GCC unroll 4
     for (int i = 0; i < count; i++)
-        x[i] = v_min(v_set1(127.4375F), v_max(v_set1(-126), x[i]));
+        x[i] = v_min(v_set1(highest), v_max(v_set1(-127), x[i]));
 #pragma GCC unroll 4
     for (int i = 0; i < count; i++)
         shifted[i] = x[i] + magic;
@@ -60,6 +67,11 @@ static inline void v_exp2_each(vreal *x, int count)
         x[i] = v_fma(scale, p[i] * x[i], scale);
     }
 #endif
+}
+
+static inline void v_exp2_each(vreal *x, int count)
+{
+    v_exp2_up_to(x, count, EXP2_FINITE);
 }
 
 static inline vreal v_exp2(vreal x)

@@ -27,7 +27,7 @@ static bool has(unsigned features, unsigned state)
 
 static bool allows(const char *wanted, const char *name)
 {
-    return !wanted || strcmp(wanted, name) == 0;
+    return !wanted || !*wanted || strcmp(wanted, name) == 0;
 }
 
 const struct mamba_kernels *mamba_choose_kernels(const char *wanted)

@@ -5,7 +5,12 @@
  * PAD floats. `stride` is the distance between rows, in floats. Kernels write padding lanes of
  * their results, and no sum reads padding lanes. Arrays do not overlap unless a kernel says that it
  * works in place. The bits of a row depend on that row alone (in scans and convolutions also on the
- * rows before it), never on how many rows a call has.
+ * rows before it), never on how many rows a call has. Kernels run in the mode of denormals.h.
+ *
+ * A result that depends on a NaN, an infinity or a sum that overflows is NaN or infinity, also
+ * where the limit of the function is a number, as silu(-infinity) = 0 and 1 / sqrt(infinity) = 0.
+ * So the check of the logits notices an overflow anywhere before them. Only a decay exp2(-infinity)
+ * is 0.
  *
  *     V(n)        a vector of n floats, padded to a multiple of PAD
  *     T(rows, n)  a table of such vectors
@@ -94,8 +99,8 @@ struct mamba_kernels {
 extern const struct mamba_kernels mamba_kernels_scalar, mamba_kernels_avx2, mamba_kernels_avx512,
     mamba_kernels_neon;
 
-/* Returns the kernels of the instruction set `wanted`, or the fastest that work here if it is NULL;
- * NULL if `wanted` is unknown or does not work here. */
+/* Returns the kernels of the instruction set `wanted`, or the fastest that work here if it is NULL
+ * or ""; NULL if `wanted` is unknown or does not work here. */
 const struct mamba_kernels *mamba_choose_kernels(const char *wanted);
 
 #endif

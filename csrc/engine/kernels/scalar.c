@@ -1,6 +1,7 @@
 /* The kernels as plain loops: the oracle for the vector kernels, used where there are none. The
  * innermost loop always counts PAD independent lanes, which the compiler can vectorise for any
  * processor without reordering a sum. */
+#include <float.h>
 #include <math.h>
 #include <string.h>
 
@@ -10,7 +11,7 @@
 
 static float silu(float x)
 {
-    return x / (1.0f + expf(-x)); /* if x is very negative, exp is infinite and the quotient -0 */
+    return x / (1.0f + expf(-x)); /* exp is infinite below -88: -0, or NaN for -infinity */
 }
 
 static void add(float *restrict y, const float *restrict x, size_t n)
@@ -28,8 +29,8 @@ static void silu_all(float *x, size_t n)
 
 static void softplus(float *x, size_t n)
 {
-    for (size_t i = 0; i < n; i++) /* above 20 the log adds less than half an ulp */
-        x[i] = x[i] > 20.0f ? x[i] : log1pf(expf(x[i]));
+    for (size_t i = 0; i < n; i++) /* above 20 the log adds less than half an ulp; NaN stays */
+        x[i] = x[i] > 20.0f || !(x[i] >= -FLT_MAX) ? x[i] : log1pf(expf(x[i]));
 }
 
 /* ---- matrix product ---------------------------------------------------------------------- */
@@ -117,8 +118,10 @@ static float sum_of_squares(const float *x, size_t n)
 static void rms_scale(float *scale, const float *x, size_t x_stride, size_t rows, size_t n,
                       float eps)
 {
-    for (size_t r = 0; r < rows; r++, x += x_stride)
-        scale[r] = 1.0f / sqrtf(sum_of_squares(x, n) / (float)n + eps);
+    for (size_t r = 0; r < rows; r++, x += x_stride) {
+        const float mean = sum_of_squares(x, n) / (float)n + eps;
+        scale[r] = 1.0f / sqrtf(mean) + 0.0f * mean; /* NaN if the sum overflows */
+    }
 }
 
 static void scale_rows(float *y, size_t y_stride, const float *x, size_t x_stride,

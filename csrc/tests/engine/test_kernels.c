@@ -2,6 +2,7 @@
  * shapes with odd tails, and the elementary functions with libm in double precision, over all
  * magnitudes. */
 #include "check.h"
+#include "denormals.h"
 #include "kernels/kernels.h"
 
 #include <math.h>
@@ -296,10 +297,12 @@ static double ulp(double value)
 
 /* Returns the allowed error. Both functions use e^x for negative x, whose argument x log2(e) has
  * the rounding of the product and of the constant: at most 1.25 |x| ulp of the result, and 4 for
- * everything else. Below -87, where e^x reaches the smallest normal float, |x| times that. */
+ * everything else. Where a factor, e^x or half of it, would be denormal, it counts as zero. */
 static double allowed(double x, double exact)
 {
-    return x < -87 ? 0x1p-126 * fmax(1, fabs(x)) : (4 + 1.25 * fmax(0, -x)) * ulp(exact);
+    if (x < -86 || fabs(exact) < 0x1p-126)
+        return 0x1p-125 * fmax(1, fabs(x));
+    return (4 + 1.25 * fmax(0, -x)) * ulp(exact);
 }
 
 /* Returns the largest error relative to the allowed one, over every 997th float except NaN and
@@ -338,22 +341,70 @@ static void test_functions(const struct mamba_kernels *kernels)
           softplus);
 }
 
-/* NaN stays NaN, and infinity does not become NaN. */
+/* NaN and infinity stay visible; a number stays a number. */
 static void test_special_values(const struct mamba_kernels *kernels)
 {
-    float silu[PAD] = {NAN, INFINITY, 1e30f}, softplus[PAD] = {NAN, INFINITY, -INFINITY, 1e30f};
+    float silu[PAD] = {NAN, INFINITY, -INFINITY, 1e30f, -1e30f}, softplus[PAD];
+    memcpy(softplus, silu, sizeof silu);
     kernels->silu(silu, PAD);
     kernels->softplus(softplus, PAD);
-    CHECK(isnan(silu[0]) && isinf(silu[1]) && silu[2] == 1e30f, "%s: silu", kernels->name);
-    CHECK(isnan(softplus[0]) && isinf(softplus[1]) && softplus[2] < 1e-30f && softplus[3] == 1e30f,
-          "%s: softplus", kernels->name);
+    for (size_t i = 0; i < 3; i++)
+        CHECK(!isfinite(silu[i]) && !isfinite(softplus[i]), "%s: %zu: silu %g, softplus %g",
+              kernels->name, i, (double)silu[i], (double)softplus[i]);
+    CHECK(silu[3] == 1e30f && silu[4] == 0.0f, "%s: silu %g, %g", kernels->name, (double)silu[3],
+          (double)silu[4]);
+    CHECK(softplus[3] == 1e30f && softplus[4] == 0.0f, "%s: softplus %g, %g", kernels->name,
+          (double)softplus[3], (double)softplus[4]);
+    const float huge[2 * PAD] = {[0] = 1.5e19f, [1] = 1.5e19f, [PAD] = 1e19f, [PAD + 1] = 1e19f};
+    float scale[2];
+    kernels->rms_scale(scale, huge, PAD, 2, 2, 1e-5f);
+    CHECK(!isfinite(scale[0]) && fabsf(scale[1] * 1e19f - 1.0f) < 1e-6f,
+          "%s: scales %g and %g of sums of squares above and below the largest float",
+          kernels->name, (double)scale[0], (double)scale[1]);
+}
+
+/* A decay below the smallest normal number forgets any state, and one above the largest float is
+ * not a number, even when the state is 0. */
+static void test_decays(const struct mamba_kernels *kernels, bool tied)
+{
+    enum { LENGTH = 2, STATES = 3 };
+    const struct sequence sequence = {.length = LENGTH, .stride = PAD};
+    const float decays[] = {-127.5f, -200.0f, -3e38f, -INFINITY, 127.0f, 128.5f, 200.0f, 3e38f};
+    const float bc[2 * STATES * LENGTH] = {[0] = 1, [STATES] = 1, [3 * STATES] = 1};
+    for (size_t i = 0; i < sizeof decays / sizeof *decays; i++) {
+        float u[LENGTH * PAD], z[LENGTH * PAD], delta[LENGTH * PAD], y[LENGTH * PAD];
+        float a[STATES * PAD], d[PAD] = {0}, state[STATES * PAD];
+        for (size_t lane = 0; lane < PAD; lane++) {
+            u[lane] = 1e37f; /* only the first step has an input, for the first state */
+            u[PAD + lane] = 0.0f;
+            z[lane] = z[PAD + lane] = 1.0f;
+            delta[lane] = delta[PAD + lane] = 1.0f;
+            for (size_t n = 0; n < STATES; n++)
+                a[n * PAD + lane] = n == 0 ? decays[i] : -1.0f;
+        }
+        const struct scan_inputs inputs = {
+            u,   z,           delta,
+            bc,  bc + STATES, 2 * STATES,
+            a,   d,           tied ? 1 : STATES, /* no powers of the decay */
+            tied};
+        kernels->scan(y, &inputs, state, sequence);
+        for (size_t lane = 0; lane < PAD && decays[i] < 0; lane++)
+            CHECK(y[lane] > 7e36f && y[PAD + lane] == 0.0f, "%s: 2^%g: got %g, then %g",
+                  kernels->name, (double)decays[i], (double)y[lane], (double)y[PAD + lane]);
+        for (size_t lane = 0; lane < PAD && decays[i] > 0; lane++)
+            CHECK(isfinite(y[lane]) == (decays[i] < 128.0f), "%s: 2^%g: got %g", kernels->name,
+                  (double)decays[i], (double)y[lane]);
+    }
 }
 
 int main(void)
 {
     const char *const names[] = {"scalar", "neon", "avx2", "avx512"};
+    denormals_off();
     CHECK(mamba_choose_kernels("mmx") == NULL, "an unknown instruction set was chosen");
     CHECK(mamba_choose_kernels(NULL) != NULL, "none was chosen");
+    CHECK(mamba_choose_kernels("") == mamba_choose_kernels(NULL),
+          "an empty name is not the default");
 #if defined(__aarch64__)
     CHECK(mamba_choose_kernels(NULL) == mamba_choose_kernels("neon"), "arm64 without NEON");
 #endif
@@ -369,6 +420,8 @@ int main(void)
         test_scans(kernels);
         test_functions(kernels);
         test_special_values(kernels);
+        test_decays(kernels, false);
+        test_decays(kernels, true);
     }
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         const struct mamba_kernels *kernels = mamba_choose_kernels(names[i]);
