@@ -5,7 +5,7 @@ Each `draw_` function writes a PNG to `path`.
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from mnist_mamba.metrics import confidence_bins, expected_calibration_error
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
 
 Images = NDArray[np.uint8]
 """[n, height, width]."""
@@ -28,7 +27,7 @@ Probabilities = NDArray[np.floating[Any]]
 """[n, n_classes], the C engine's."""
 
 RIGHT, WRONG, MUTED = "#1a7f4b", "#c0392b", "#b8bec7"
-"""Colours of all plots, and of the report in light mode."""
+"""Colours of all plots."""
 MAX_MISCLASSIFIED = 60
 """Largest number of misclassified images in one plot."""
 UNITS = {"shift": "% of sides", "rotate": "degrees", "scale": "% of size"}
@@ -180,31 +179,13 @@ def draw_tradeoff(
         marked: the run to highlight.
     """
     figure, axes = plt.subplots(figsize=(9, 6), layout="constrained")
-    plot_tradeoff(axes, accuracies, speed, {marked}, accuracies)
-    axes.set_ylabel(f"{split} accuracy (%), mean ± standard deviation over seeds")
-    _save(path, figure)
-
-
-def plot_tradeoff(
-    axes: Axes,
-    accuracies: Mapping[str, Mapping[str, Any]],
-    speed: Mapping[str, Mapping[str, float]],
-    highlighted: Container[str],
-    named: Container[str],
-) -> None:
-    """Plot accuracy (%) against µs per image for each run that has both.
-
-    Runs in `highlighted` are coloured and runs in `named` are labelled. A point's gid is its run.
-    """
     for run in sorted(accuracies.keys() & speed.keys()):
         x, y = speed[run]["b100"], 100 * accuracies[run]["mean"]
         std = accuracies[run]["std"]
-        colour = RIGHT if run in highlighted else MUTED
-        bar = axes.errorbar(
-            x, y, yerr=None if std is None else 100 * std, fmt="o", color=colour, capsize=2
-        )
-        bar.lines[0].set_gid(run)
-        if run in named:
-            axes.annotate(run, (x, y), xytext=(4, 4), textcoords="offset points", fontsize=8)
+        error = None if std is None else 100 * std
+        axes.errorbar(x, y, error, fmt="o", color=RIGHT if run == marked else MUTED, capsize=2)
+        axes.annotate(run, (x, y), xytext=(4, 4), textcoords="offset points", fontsize=8)
     axes.set_xlabel("C engine, batch of 100, one thread, per image (µs)")
+    axes.set_ylabel(f"{split} accuracy (%), mean ± standard deviation over seeds")
     axes.grid(alpha=0.3)
+    _save(path, figure)

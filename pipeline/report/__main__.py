@@ -11,7 +11,6 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, UndefinedErro
 from mnist_mamba.atomic_write import write_text
 from pipeline.common import command, timings
 from pipeline.common.params import Params, load_params
-from pipeline.common.plots import MUTED, RIGHT, UNITS, WRONG
 from pipeline.release import published
 from pipeline.report import charts, lineage, results
 from pipeline.report.files import SOURCES, ReportError, read_all
@@ -32,7 +31,12 @@ def make_page(params: Params) -> str:
     files = read_all()
     try:
         return _render(_context(params, files))
-    except (LookupError, TypeError, AttributeError, ArithmeticError, UndefinedError) as error:
+    except ReportError:
+        raise
+    except (
+        *(LookupError, TypeError, AttributeError, ArithmeticError, ValueError),
+        UndefinedError,
+    ) as error:
         raise ReportError(
             "a metrics file does not have the expected structure: "
             f"{type(error).__name__}: {error}; run its command again"
@@ -41,6 +45,7 @@ def make_page(params: Params) -> str:
 
 def _context(params: Params, files: dict[str, Any]) -> TemplateContext:
     scores, seeds, study = files["eval"], files["seeds"], files["study"]
+    epochs = results.curves(files["curves"])
     return {
         "files": SOURCES,
         "data": files,
@@ -48,14 +53,15 @@ def _context(params: Params, files: dict[str, Any]) -> TemplateContext:
         "interval": published.interval(scores["correct"], scores["n_test"]),
         "confidence": published.CONFIDENCE,
         "confusion": results.confusion(files["predictions"], scores),
-        "curves": results.curves(files["curves"]),
-        "units": UNITS,
-        "seeds_chart": charts.seed_strips(seeds) if seeds else None,
+        "curves": charts.learning_curves(epochs),
+        "epochs": results.html(epochs.map("{:.4g}".format), "epoch"),
+        "robustness": results.robustness(scores["robustness"]),
+        "seeds": results.seeds(seeds) if seeds else None,
         "seeds_progress": results.progress("seeds", seeds or {}),
-        "study": study and results.study(study["runs"], files["study_speed"]),
+        "study": results.study(study["runs"], files["study_speed"]) if study else None,
+        "study_progress": results.progress("study", study["runs"] if study else {}),
         "lineage": lineage.lineage(files["lock"], params),
         "label_smoothing": params.train.label_smoothing,
-        "colours": {"ours": RIGHT, "wrong": WRONG, "other": MUTED},
     }
 
 
@@ -68,20 +74,12 @@ def _render(context: TemplateContext) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "percent": _percent,
+        "percent": results.percent,
         "count": "{:,}".format,
         "value": timings.format_value,
-        "ratio": timings.format_ratio,
     }
-    environment.globals |= {
-        "compared": results.compared,
-        "compared_by_load": results.compared_by_load,
-    }
+    environment.globals |= {"compared": results.compared, "by_load": results.by_load}
     return environment.get_template("page.html.j2").render(context).lstrip()
-
-
-def _percent(fraction: float, digits: int = 2) -> str:
-    return f"{fraction:.{digits}%}"
 
 
 def main() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import csv
 import functools
 import json
@@ -13,6 +12,7 @@ from typing import Any
 import yaml
 
 from pipeline.common import paths
+from pipeline.report import charts
 
 
 class ReportError(ValueError):
@@ -36,12 +36,15 @@ SOURCES = {
     "lock": Source(Path("dvc.lock"), required=True),
     "misclassified": Source(paths.PLOTS / "misclassified.png"),
     "reliability": Source(paths.PLOTS / "reliability.png"),
+    "robustness": Source(paths.PLOTS / "robustness.png"),
     "benchmark": Source(paths.METRICS / "benchmark.json", "dvc repro -sf benchmark"),
     "bench_engine": Source(paths.METRICS / "bench_engine.json", "make bench-engine"),
     "bench_train": Source(paths.METRICS / "bench_train.json", "make bench-train"),
     "seeds": Source(paths.METRICS / "seeds.json", "make seeds"),
+    "seeds_plot": Source(paths.PLOTS / "seeds.png", "make seeds"),
     "study": Source(paths.METRICS / "study.json", "make study"),
     "study_speed": Source(paths.METRICS / "study_speed.json", "make study"),
+    "study_plot": Source(paths.PLOTS / "study.png", "make study"),
 }
 
 
@@ -78,8 +81,7 @@ def read_all() -> dict[str, Any]:
 
 def _read(source: Source) -> Any:
     if source.path.suffix == ".png":
-        png = base64.b64encode(source.path.read_bytes()).decode()
-        return f"data:image/png;base64,{png}"
+        return charts.data_uri(source.path.read_bytes(), "png")
     text = source.path.read_text(encoding="utf-8")
     try:
         if source.path.suffix == ".csv":

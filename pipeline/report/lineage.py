@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import yaml
 
 from pipeline.common import paths
@@ -16,7 +17,7 @@ from pipeline.common.dvc_lock import outputs
 from pipeline.common.git import GitError, git
 from pipeline.common.params import Params
 from pipeline.common.prepared_data import read_info
-from pipeline.report.results import TemplateContext
+from pipeline.report.results import TemplateContext, html
 
 CONSTRAINTS = Path("constraints.txt")
 RESULTS = ("metrics/", "plots/")
@@ -27,7 +28,7 @@ PINNED = ("torch", "numpy", "dvc", "mlflow")
 def lineage(lock: Mapping[str, Any], params: Params) -> TemplateContext:
     """Return outputs, keys, revision, params and software, and reasons to doubt the results."""
     rows = [
-        {"path": path, "md5": out["md5"], "bytes": out["size"], "here": _state(path, out)}
+        {"path": path, "MD5": out["md5"], "bytes": out["size"], "here": _state(path, out)}
         for path, out in outputs(lock).items()
     ]
     key = content_key(params)
@@ -36,9 +37,9 @@ def lineage(lock: Mapping[str, Any], params: Params) -> TemplateContext:
         recorded = paths.TRACKING_KEY.read_text(encoding="utf-8").strip()
     unchanged = [row["path"] for row in rows if row["here"] == "unchanged"]
     return {
-        "outputs": rows,
+        "outputs": html(pd.DataFrame(rows).set_index("path"), "file"),
+        "n_outputs": len(rows),
         "data_info": read_info() if str(paths.DATA_INFO) in unchanged else None,
-        "data": [row for row in rows if Path(row["path"]).parent == paths.PREPARED],
         "model": next((row for row in rows if Path(row["path"]) == paths.MODEL), None),
         "content_key": key,
         "recorded_key": recorded,
