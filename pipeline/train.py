@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-import yaml
 
 from mnist_mamba.scan import choose
 from mnist_mamba.training.allocator import prepare_memory
@@ -21,7 +20,7 @@ from pipeline.common import command, paths
 from pipeline.common.build_model import build_model
 from pipeline.common.content_key import training_key
 from pipeline.common.machine import usable_cores
-from pipeline.common.params import Params, ParamsError, load_params
+from pipeline.common.params import Params, ParamsError, load_params, read_yaml
 from pipeline.common.prepared_data import read_info, read_training_data
 from pipeline.common.training_files import TrainingFiles
 from pipeline.tracking.client import CurvePoint
@@ -81,7 +80,7 @@ def with_overrides(params: Params, arguments: argparse.Namespace) -> Params:
         key, equals, text = word.partition("=")
         if not equals:
             raise ParamsError(f"--set {word}: expected KEY=VALUE, e.g. train.seed=1")
-        changes[key] = yaml.safe_load(text)
+        changes[key] = read_yaml(text, f"--set {word}")
     return params.changed(changes, "command line")
 
 

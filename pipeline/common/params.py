@@ -7,23 +7,15 @@ must hold each of their keys except OPTIONAL, which have the library's defaults.
 from __future__ import annotations
 
 import dataclasses
-import re
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    Strict,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from mnist_mamba.config import (
     LIMITS,
@@ -33,6 +25,7 @@ from mnist_mamba.config import (
     ModelChoices,
     ModelConfig,
     TrainConfig,
+    whole,
 )
 from pipeline.common.nested import look_up
 
@@ -45,31 +38,18 @@ OPTIONAL = frozenset(
 )
 """Keys of `model` and `train` that params.yaml may omit."""
 
+STRICT = ConfigDict(extra="forbid", strict=True)
+"""Unknown keys are refused; true is not a number, and neither is "10"."""
+
 Fraction = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Side = Annotated[int, Field(ge=LIMITS["height"].low, le=LIMITS["height"].high, strict=True)]
+Size = Annotated[tuple[Side, Side], Strict(False)]  # a list in YAML
 Parsed = TypeVar("Parsed", bound="Section")
 
 
 class ParamsError(ValueError):
     """A value in params.yaml or a similar file that cannot be used."""
-
-
-def _refuse_conversions(owner: Any, value: Any, info: ValidationInfo) -> Any:
-    """Refuse what pydantic would convert: true for 1, 1 for true, "10" for 10.
-
-    YAML 1.1 reads 1e-3 as text, which is therefore converted where a float is expected.
-    """
-    kind = owner.__pydantic_fields__[str(info.field_name)].annotation
-    if (kind is bool) != isinstance(value, bool):
-        if kind is bool:
-            raise ValueError("expected true or false")
-        raise ValueError("expected a value other than true or false")
-    if not isinstance(value, str) or kind not in (int, float):
-        return value
-    if kind is float and re.fullmatch(r"[+-]?\d+(\.\d*)?e[+-]?\d+", value, re.IGNORECASE):
-        return float(value)
-    raise ValueError("expected a valid number, without quotes")
 
 
 @classmethod  # type: ignore[misc]  # of each class below
@@ -85,8 +65,7 @@ def _refuse_omissions(owner: Any, content: Any) -> Any:
 class Section(BaseModel):
     """A part of a YAML file."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    _strict = field_validator("*", mode="before")(classmethod(_refuse_conversions))
+    model_config = STRICT | ConfigDict(frozen=True)
 
 
 class DataParams(Section):
@@ -94,7 +73,7 @@ class DataParams(Section):
 
     dataset: Literal["mnist", "digits", "idx"]
     idx_dir: Annotated[str, Field(min_length=1)]
-    resize: Side | tuple[Side, Side] | None
+    resize: Side | Size | None
     val_fraction: Annotated[float, Field(gt=0, lt=1)]
     split_seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed that selects the validation images."""
@@ -110,13 +89,11 @@ class DataParams(Section):
         return self.size or IMAGE_SIZES.get(self.dataset)
 
 
-@dataclass(config=ConfigDict(extra="forbid"), frozen=True, kw_only=True)
+@dataclass(config=STRICT, frozen=True, kw_only=True)
 class ModelParams(ModelChoices):
     """The choices of a model that do not depend on the data."""
 
-    patch: tuple[Side, Side] = (4, 4)
-    dt_rank: Annotated[int, Strict()] | Literal["auto"] = "auto"
-    _strict = field_validator("*", mode="before")(classmethod(_refuse_conversions))
+    patch: Size = (4, 4)
     _complete = model_validator(mode="before")(_refuse_omissions)
 
     def config(self, height: int, width: int, n_classes: int, **statistics: float) -> ModelConfig:
@@ -130,15 +107,14 @@ class ModelParams(ModelChoices):
         return ModelConfig.from_dict({**choices, **sizes, **statistics})
 
 
-@dataclass(config=ConfigDict(extra="forbid"), frozen=True, kw_only=True)
+@dataclass(config=STRICT, frozen=True, kw_only=True)
 class AugmentParams(AugmentConfig):
     """Largest random changes of an image."""
 
-    _strict = field_validator("*", mode="before")(classmethod(_refuse_conversions))
     _complete = model_validator(mode="before")(_refuse_omissions)
 
 
-@dataclass(config=ConfigDict(extra="forbid"), frozen=True, kw_only=True)
+@dataclass(config=STRICT, frozen=True, kw_only=True)
 class TrainParams(TrainConfig):
     """The training, and the hardware that it uses."""
 
@@ -146,8 +122,7 @@ class TrainParams(TrainConfig):
     on_val: bool = False
     scan: Literal["auto", "reference", "cpu", "triton", "cuda"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: Annotated[int, Field(ge=0, le=1024)] = 0
-    _strict = field_validator("*", mode="before")(classmethod(_refuse_conversions))
+    threads: Annotated[int, whole(0, 1024)] = 0
     _complete = model_validator(mode="before")(_refuse_omissions)
 
 
@@ -160,12 +135,12 @@ class ExportParams(Section):
 class RobustnessParams(Section):
     """Strengths of the test images' corruptions; whole numbers, which become metrics' names."""
 
-    shift: list[Annotated[int, Field(ge=0, le=100, strict=True)]]
-    rotate: list[Annotated[int, Field(ge=0, le=180, strict=True)]]
-    scale: list[Annotated[int, Field(ge=1, le=1000, strict=True)]]
-    noise: list[Annotated[int, Field(ge=0, le=1000, strict=True)]]
-    blur: list[Annotated[int, Field(ge=0, le=100, strict=True)]]
-    invert: list[Annotated[int, Field(ge=0, le=100, strict=True)]]
+    shift: list[Annotated[int, Field(ge=0, le=100)]]
+    rotate: list[Annotated[int, Field(ge=0, le=180)]]
+    scale: list[Annotated[int, Field(ge=1, le=1000)]]
+    noise: list[Annotated[int, Field(ge=0, le=1000)]]
+    blur: list[Annotated[int, Field(ge=0, le=100)]]
+    invert: list[Annotated[int, Field(ge=0, le=100)]]
 
 
 class EvaluateParams(Section):
@@ -259,42 +234,30 @@ def _in_keys(error: ConfigError) -> str:
     return str(error).replace("d_inner =", "expand * model.d_model =")
 
 
-class _UniqueKeysLoader(yaml.SafeLoader):
-    """YAML loader that refuses duplicate keys, of which PyYAML silently takes the last."""
+def read_yaml(content: Path | str, source: str | Path) -> Any:
+    """Return the content of a YAML file or text, which is read as DVC reads it.
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.MarkedYAMLError(
-                    problem=f"duplicate key {key!r}", problem_mark=key_node.start_mark
-                )
-            seen.add(key)
-        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
-        return mapping
+    Args:
+        content: the file or, as str, the text.
+        source: its name, for error messages.
+
+    Raises:
+        ParamsError: the file is missing, is not YAML, or has a key twice.
+    """
+    try:
+        return YAML(typ="safe").load(content)
+    except FileNotFoundError as error:
+        raise ParamsError(f"{source} not found: run in the project's folder") from error
+    except MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ParamsError(f"{source} is not valid YAML: {error.problem}{line}") from error
+    except YAMLError as error:
+        raise ParamsError(f"{source} is not valid YAML: {error}") from error
 
 
 def load_params(path: Path = PARAMS_FILE) -> Params:
     """Read and check params.yaml of the current folder."""
-    return load(Params, path)
-
-
-def load(kind: type[Parsed], path: Path) -> Parsed:
-    """Read and check a YAML file.
-
-    Raises:
-        ParamsError: the file is missing, is not YAML, or holds a value that cannot be used.
-    """
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeysLoader)  # a safe loader
-    except FileNotFoundError as error:
-        raise ParamsError(f"{path} not found: run in the project's folder") from error
-    except yaml.YAMLError as error:
-        raise ParamsError(f"{path} is not valid YAML: {error}") from error
-    except UnicodeDecodeError as error:
-        raise ParamsError(f"{path} is not UTF-8: {error}") from error
-    return parse(kind, content, str(path))
+    return parse(Params, read_yaml(path, path), str(path))
 
 
 def parse(kind: type[Parsed], content: Any, source: str) -> Parsed:
@@ -309,7 +272,8 @@ def parse(kind: type[Parsed], content: Any, source: str) -> Parsed:
         ParamsError: the content holds a value that cannot be used.
     """
     try:
-        return kind.model_validate(content)
+        # As JSON, in which a list can be a tuple, and a mapping a dataclass.
+        return kind.model_validate_json(json.dumps(content, default=str))
     except ValidationError as error:
         lines = [_explain(source, problem) for problem in error.errors()]
         raise ParamsError("\n".join(lines)) from error

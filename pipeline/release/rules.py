@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.common.params import Fraction, NonNegative, Section, load
+from pipeline.common.params import Fraction, NonNegative, Section, parse, read_yaml
 
 GATE_FILE = Path("gate.yaml")
 
@@ -64,7 +64,7 @@ class GateRules(Section):
 
 def load_rules(path: Path = GATE_FILE) -> GateRules:
     """Read and check gate.yaml of the current folder."""
-    return load(GateRules, path)
+    return parse(GateRules, read_yaml(path, path), str(path))
 
 
 @dataclasses.dataclass(frozen=True)

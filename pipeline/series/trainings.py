@@ -19,14 +19,13 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import Field
 from tqdm import tqdm
 
 from mnist_mamba.atomic_write import write_json
 from pipeline.common.content_key import training_key
 from pipeline.common.machine import usable_cores
-from pipeline.common.params import Params, ParamsError, Section, parse
+from pipeline.common.params import Params, ParamsError, Section, parse, read_yaml
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +77,7 @@ def load_series(name: str, file: Path = SERIES_FILE) -> Series:
     Raises:
         ParamsError: no such series, or one with missing, unknown or unsuitable values.
     """
-    content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    content = read_yaml(file, file)
     if not isinstance(content, dict) or name not in content:
         raise ParamsError(f"{file}: {name}: not found, expected a series of this name")
     return parse(Series, content[name], f"{file}: {name}")

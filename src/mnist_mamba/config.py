@@ -7,10 +7,11 @@ here before any stage does work.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import sys
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 Stem = Literal["patch", "conv", "conv3"]
 StemNorm = Literal["none", "batch"]
@@ -55,10 +56,10 @@ def whole(low: int, high: int) -> Range:
     return Range(low, high, whole=True)
 
 
-BELOW_ONE = Range(0, 1, high_excluded=True)
-FRACTION = Range(0, 1)
-NOT_NEGATIVE = Range(0)
-POSITIVE = Range(0, low_excluded=True)
+BelowOne = Annotated[float, Range(0, 1, high_excluded=True)]
+Fraction = Annotated[float, Range(0, 1)]
+NotNegative = Annotated[float, Range(0)]
+StepSize = Annotated[float, Range(1e-8, 1e3)]
 
 LIMITS = {
     "height": whole(1, 4096),
@@ -127,22 +128,36 @@ def oversized_activations(
     return None
 
 
-def _check_ranges(config: object, ranges: Mapping[str, Range]) -> None:
-    for name, allowed in ranges.items():
-        value = getattr(config, name)
-        if value not in allowed:
-            raise ConfigError(f"{name} = {value!r}: expected {allowed}")
+def _check(name: str, value: object, hint: Any) -> None:
+    """Check a value by its annotation: one of a Literal, a bool, or in a range of Annotated."""
+    expected = None
+    if get_origin(hint) is Literal and value not in get_args(hint):
+        expected = f"one of {', '.join(get_args(hint))}"
+    elif hint is bool and not isinstance(value, bool):
+        expected = "true or false"
+    for allowed in getattr(hint, "__metadata__", ()):
+        if isinstance(allowed, Range) and value not in allowed:
+            expected = str(allowed)
+    if expected is not None:
+        raise ConfigError(f"{name} = {value!r}: expected {expected}")
 
 
-def _check_choices(config: object, choices: Mapping[str, Any]) -> None:
-    for name, kind in choices.items():
-        value = getattr(config, name)
-        if value not in get_args(kind):
-            raise ConfigError(f"{name} = {value!r}: expected one of {', '.join(get_args(kind))}")
+@functools.cache
+def _hints(kind: Any) -> dict[str, Any]:
+    return get_type_hints(kind, include_extras=True)
+
+
+class _Checked:
+    """A dataclass whose values are checked by the annotations of its fields."""
+
+    def __post_init__(self) -> None:
+        kind: Any = type(self)
+        for name, hint in _hints(kind).items():
+            _check(name, getattr(self, name), hint)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ModelChoices:
+class ModelChoices(_Checked):
     """The user's choices of a classifier, without what the data set determines.
 
     Raises:
@@ -152,39 +167,36 @@ class ModelChoices:
     stem: Stem = "patch"
     patch: tuple[int, int] = (4, 4)
     """Height and width of the patch stem's patches, in pixels."""
-    stem_width: int = 16
+    stem_width: Annotated[int, LIMITS["stem_width"]] = 16
     """Channels before a conv stem's last convolution."""
     stem_norm: StemNorm = "none"
     pos_embed: bool = True
     local_conv: bool = False
     direction: Direction = "alternate"
     pool: Pool = "mean"
-    d_model: int = 64
-    n_layers: int = 4
-    d_state: int = 16
-    d_conv: int = 4
-    expand: int = 2
+    d_model: Annotated[int, LIMITS["d_model"]] = 64
+    n_layers: Annotated[int, LIMITS["n_layers"]] = 4
+    d_state: Annotated[int, LIMITS["d_state"]] = 16
+    d_conv: Annotated[int, LIMITS["d_conv"]] = 4
+    expand: Annotated[int, whole(1, 8)] = 2
     dt_rank: int | Literal["auto"] = "auto"
     a: AForm = "free"
     """Parameters of the state matrix A: one per channel and state, or ("tied") one per channel."""
-    dt_min: float = 0.001
-    dt_max: float = 0.1
+    dt_min: StepSize = 0.001
+    dt_max: StepSize = 0.1
     """Initial step sizes are log-uniform between dt_min and dt_max, and at least dt_init_floor."""
-    dt_init_floor: float = 1e-4
-    dt_scale: float = 1.0
+    dt_init_floor: StepSize = 1e-4
+    dt_scale: StepSize = 1.0
     """Scale of dt_proj's initial weights."""
-    members: int = 1
+    members: Annotated[int, LIMITS["members"]] = 1
     """Classifiers of this shape whose logits are averaged."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "patch", tuple(self.patch))
-        _check_ranges(self, _CHOICE_RANGES)
+        super().__post_init__()
+        _check("d_inner", self.d_inner, Annotated[int, LIMITS["d_inner"]])
         if self.resolved_dt_rank not in LIMITS["dt_rank"]:
             raise ConfigError(f"dt_rank = {self.dt_rank!r}: expected {LIMITS['dt_rank']} or 'auto'")
-        _check_choices(self, _MODEL_CHOICES)
-        for name in ("pos_embed", "local_conv"):
-            if not isinstance(getattr(self, name), bool):
-                raise ConfigError(f"{name} = {getattr(self, name)!r}: expected true or false")
         for name in ("dt_min", "dt_init_floor"):
             if getattr(self, name) > self.dt_max:
                 raise ConfigError(f"{name} = {getattr(self, name)} is above dt_max = {self.dt_max}")
@@ -215,17 +227,16 @@ class ModelConfig(ModelChoices):
         ConfigError: a value out of range, or values that do not fit each other.
     """
 
-    height: int
-    width: int
-    n_classes: int
-    channels: int = 1
-    pixel_mean: float = 0.0
-    pixel_std: float = 1.0
-    norm_eps: float = 1e-5
+    height: Annotated[int, LIMITS["height"]]
+    width: Annotated[int, LIMITS["width"]]
+    n_classes: Annotated[int, LIMITS["n_classes"]]
+    channels: Annotated[int, LIMITS["channels"]] = 1
+    pixel_mean: Annotated[float, LIMITS["pixel_mean"]] = 0.0
+    pixel_std: Annotated[float, LIMITS["pixel_std"]] = 1.0
+    norm_eps: Annotated[float, LIMITS["norm_eps"]] = 1e-5
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_ranges(self, _DATA_RANGES)
         image = f"{self.height} x {self.width} pixels"
         patch = f"patch = {list(self.patch)}"
         if self.stem == "patch" and (self.height % self.patch[0] or self.width % self.patch[1]):
@@ -275,30 +286,12 @@ class ModelConfig(ModelChoices):
         return cls(**values)
 
 
-_DATA_RANGES = {
-    name: LIMITS[name]
-    for name in ("height", "width", "channels", "n_classes", "norm_eps", "pixel_mean", "pixel_std")
-}
-_CHOICE_RANGES = {
-    "expand": whole(1, 8),
-    # dt_rank may be "auto", and is checked when it is resolved.
-    **{name: LIMITS[name] for name in LIMITS if name not in (*_DATA_RANGES, "dt_rank")},
-    **dict.fromkeys(("dt_min", "dt_max", "dt_init_floor", "dt_scale"), Range(1e-8, 1e3)),
-}
-_MODEL_CHOICES = {
-    "stem": Stem,
-    "stem_norm": StemNorm,
-    "direction": Direction,
-    "pool": Pool,
-    "a": AForm,
-}
-
 SCANS: dict[str, tuple[str, ...]] = {"cpu": ("cpu",), "cuda": ("triton", "cuda")}
 """Scan backends of each kind of device, in order of preference; `reference` runs on any."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AugmentConfig:
+class AugmentConfig(_Checked):
     """Largest random changes of an image, drawn uniformly and independently per image.
 
     0 turns a change off.
@@ -307,28 +300,25 @@ class AugmentConfig:
         ConfigError: a value out of range.
     """
 
-    rotate: float = 10.0
+    rotate: Annotated[float, Range(0, 180)] = 10.0
     """Degrees, to either side."""
-    scale: float = 0.1
+    scale: BelowOne = 0.1
     """Relative change of size, up or down."""
-    shear: float = 5.0
+    shear: Annotated[float, Range(0, 90, high_excluded=True)] = 5.0
     """Degrees, to either side."""
-    shift: float = 0.08
+    shift: Fraction = 0.08
     """Fraction of the image's height and width, to either side."""
-    elastic: float = 0.0
+    elastic: Fraction = 0.0
     """Standard deviation of each pixel's own shift, as a fraction of the image's sides."""
-    elastic_scale: float = 0.15
+    elastic_scale: Annotated[float, Range(0, 1, low_excluded=True)] = 0.15
     """Standard deviation of the Gaussian that smooths these shifts, as a fraction of the sides."""
-    hold: float = 0.5
+    hold: BelowOne = 0.5
     """Fraction of the training during which the changes have their full size."""
-    end: float = 1.0
+    end: Fraction = 1.0
     """Size of the changes at the end of the training as a fraction of their full size.
 
     They shrink linearly after `hold`.
     """
-
-    def __post_init__(self) -> None:
-        _check_ranges(self, _AUGMENT_RANGES)
 
     @property
     def is_identity(self) -> bool:
@@ -345,71 +335,39 @@ class AugmentConfig:
 
 _CHANGES = ("rotate", "scale", "shear", "shift", "elastic")
 """The fields of AugmentConfig that shrink after `hold`."""
-_AUGMENT_RANGES = {
-    "rotate": Range(0, 180),
-    "scale": BELOW_ONE,
-    "shear": Range(0, 90, high_excluded=True),
-    "shift": FRACTION,
-    "elastic": FRACTION,
-    "elastic_scale": Range(0, 1, low_excluded=True),
-    "hold": BELOW_ONE,
-    "end": FRACTION,
-}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainConfig:
+class TrainConfig(_Checked):
     """How a model is trained.
 
     Raises:
         ConfigError: a value out of range.
     """
 
-    epochs: int = 10
-    batch_size: int = 128
+    epochs: Annotated[int, whole(1, 1_000_000)] = 10
+    batch_size: Annotated[int, whole(1, 1_000_000)] = 128
     optimizer: OptimizerName = "adamw"
     """muon: Muon for the matrices between stem and head, AdamW for the rest."""
-    lr: float = 1e-3
+    lr: Annotated[float, Range(0, low_excluded=True)] = 1e-3
     """Peak learning rate, reached after the warm-up."""
-    warmup: float = 0.1
+    warmup: Fraction = 0.1
     """Fraction of all steps during which the rate rises linearly."""
-    lr_end: float = 0.01
+    lr_end: Fraction = 0.01
     """Rate of the last step as a fraction of the peak; the rate falls to it along a cosine."""
-    weight_decay: float = 0.05
-    beta1: float = 0.9
+    weight_decay: NotNegative = 0.05
+    beta1: BelowOne = 0.9
     """AdamW's decay per step of the gradient's mean."""
-    beta2: float = 0.99
+    beta2: BelowOne = 0.99
     """AdamW's decay per step of the squared gradient's mean."""
-    momentum: float = 0.95
+    momentum: BelowOne = 0.95
     """Muon's decay per step of the gradient's mean."""
-    clip_norm: float = 1.0
+    clip_norm: NotNegative = 1.0
     """Largest gradient norm; 0 turns clipping off."""
-    label_smoothing: float = 0.05
-    ema_decay: float = 0.999
+    label_smoothing: BelowOne = 0.05
+    ema_decay: BelowOne = 0.999
     """Decay per step of the averaged weights, which are validated and exported."""
-    seed: int = 0
-    save_every: int = 500
+    seed: Annotated[int, whole(0, 2**32 - 1)] = 0
+    save_every: Annotated[int, whole(0, 1_000_000_000)] = 500
     """Steps between saved states; 0 saves at the end of each epoch only."""
     augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
-
-    def __post_init__(self) -> None:
-        _check_ranges(self, _TRAIN_RANGES)
-        _check_choices(self, {"optimizer": OptimizerName})
-
-
-_TRAIN_RANGES = {
-    "epochs": whole(1, 1_000_000),
-    "batch_size": whole(1, 1_000_000),
-    "lr": POSITIVE,
-    "warmup": FRACTION,
-    "lr_end": FRACTION,
-    "weight_decay": NOT_NEGATIVE,
-    "beta1": BELOW_ONE,
-    "beta2": BELOW_ONE,
-    "momentum": BELOW_ONE,
-    "clip_norm": NOT_NEGATIVE,
-    "label_smoothing": BELOW_ONE,
-    "ema_decay": BELOW_ONE,
-    "seed": whole(0, 2**32 - 1),
-    "save_every": whole(0, 1_000_000_000),
-}
