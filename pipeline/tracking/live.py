@@ -24,17 +24,34 @@ def live_run(params: Params, enabled: bool = True) -> Iterator[Callable[[CurvePo
 
     Yields a function that logs one point of the curves.
     """
-    live = None
+    run_id = None
     if enabled and params.tracking.enabled:
         with _only_warning("MLflow is not available, the training continues without it"):
-            live = _LiveRun(params)
-    status = "FAILED"
+            client, experiment = tracking.connect(params)
+            run = tracking.find_or_create(client, experiment, params, content_key(params))
+            client.update_run(run.info.run_id, status="RUNNING")
+            client.set_tag(run.info.run_id, tracking.PROGRESS_TAG, "training alone")
+            run_id = run.info.run_id
+    if run_id is None:
+        yield lambda point: None
+        return
+
+    def log_point(point: CurvePoint) -> None:
+        with _only_warning(f"MLflow did not store epoch {point[tracking.EPOCH]}"):
+            tracking.log_points(client, run_id, [point])
+
+    monitor, status = None, "FAILED"
+    if params.tracking.system_metrics:
+        with _only_warning("MLflow gets no system metrics"):
+            monitor = _start_monitor(run_id, params.tracking.system_metrics)
     try:
-        yield live.log_point if live else lambda point: None
+        yield log_point
         status = "FINISHED"
     finally:
-        if live:
-            live.finish(status)
+        with _only_warning("MLflow did not store the end of the run"):
+            if monitor:
+                monitor.finish()
+            client.set_terminated(run_id, status)
 
 
 @contextmanager
@@ -46,41 +63,15 @@ def _only_warning(message: str) -> Iterator[None]:
         logger.warning("%s: %s", message, error)
 
 
-class _LiveRun:
-    """The run of a training in progress; after its creation, failures only warn."""
+def _start_monitor(run_id: str, seconds: float) -> SystemMetricsMonitor:
+    """Start MLflow's thread that measures the machine at this interval."""
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-    def __init__(self, params: Params) -> None:
-        self._client, experiment = tracking.connect(params)
-        run = tracking.find_or_create(self._client, experiment, params, content_key(params))
-        self._run_id = run.info.run_id
-        self._client.update_run(self._run_id, status="RUNNING")
-        self._client.set_tag(self._run_id, tracking.PROGRESS_TAG, "training alone")
-        self._monitor: SystemMetricsMonitor | None = None
-        if params.tracking.system_metrics:
-            with _only_warning("MLflow gets no system metrics"):
-                self._monitor = self._start_monitor(params.tracking.system_metrics)
-
-    def log_point(self, point: CurvePoint) -> None:
-        with _only_warning(f"MLflow did not store epoch {point[tracking.EPOCH]}"):
-            tracking.log_points(self._client, self._run_id, [point])
-
-    def finish(self, status: str) -> None:
-        with _only_warning("MLflow did not store the end of the run"):
-            if self._monitor:
-                self._monitor.finish()
-            self._client.set_terminated(self._run_id, status)
-
-    def _start_monitor(self, seconds: float) -> SystemMetricsMonitor:
-        """Start MLflow's thread that measures the machine at this interval."""
-        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
-
-        # It logs its start, its end and each GPU that it does not find.
-        logging.getLogger("mlflow.system_metrics").setLevel(logging.WARNING)
-        monitor = SystemMetricsMonitor(
-            self._run_id,
-            sampling_interval=seconds,
-            resume_logging=True,
-            tracking_uri=tracking.tracking_uri(),
-        )
-        monitor.start()
-        return monitor
+    # It logs its start, its end and each GPU that it does not find.
+    logging.getLogger("mlflow.system_metrics").setLevel(logging.WARNING)
+    uri = tracking.tracking_uri()
+    monitor = SystemMetricsMonitor(
+        run_id, sampling_interval=seconds, resume_logging=True, tracking_uri=uri
+    )
+    monitor.start()
+    return monitor

@@ -1,7 +1,8 @@
 """The model of a run in MLflow: logged with the run, registered only by a promotion.
 
 The model is a pyfunc around the C engine (serving.py). It contains all files that it needs: the
-model file, the engine's library and the modules of this project that serving.py imports.
+model file, the engine's library and the package mnist_mamba, of which serving.py imports modules
+that need only numpy.
 """
 
 from __future__ import annotations
@@ -10,12 +11,9 @@ import hashlib
 import json
 import logging
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import numpy as np
 
@@ -36,16 +34,6 @@ logger = logging.getLogger(__name__)
 
 SERVING = Path(__file__).with_name("serving.py")
 PACKAGE = Path(mnist_mamba.__file__).parent
-MODULES = (
-    "__init__.py",
-    "c_build.py",
-    "engine/__init__.py",
-    "engine/binding.py",
-    "metrics.py",
-)
-"""Modules of mnist_mamba that serving.py imports, directly or not; they need only numpy."""
-SCORES = ("eval/accuracy", "eval/nll", "eval/ece")
-"""Metrics of the run that MLflow also shows with the model."""
 BUNDLE_TAG = "bundle_md5"
 """Tag with a hash of all files in the model, so that equal models are logged once."""
 
@@ -56,23 +44,32 @@ def log(client: MlflowClient, run: Run, params: Params) -> LoggedModel:
     Raises:
         OSError: a file of the model is missing; the stages before `track` write them.
     """
+    import mlflow
+    from mlflow.models import Model
+
+    from pipeline.tracking import serving
+
     bundle = _bundle_md5()
     if known := _find(client, run, bundle):
         return known
-    model = client.create_logged_model(
-        run.info.experiment_id,
-        name=params.tracking.model_name,
-        source_run_id=run.info.run_id,
-        tags={BUNDLE_TAG: bundle, KEY_TAG: run.data.tags[KEY_TAG]},
-        params=dict(run.data.params),
-    )
-    status = "FAILED"
-    try:
-        _upload(client, run, model)
-        status = "READY"
-    finally:
-        client.finalize_logged_model(model.model_id, status)
-    return model
+    tags = {BUNDLE_TAG: bundle, KEY_TAG: run.data.tags[KEY_TAG]}
+    signature, image = _signature_and_example()
+    with _process_defaults(run.info.experiment_id):
+        info = Model.log(
+            artifact_path=None,
+            flavor=mlflow.pyfunc,
+            name=params.tracking.model_name,
+            run_id=run.info.run_id,
+            tags=tags,
+            python_model=str(SERVING),
+            artifacts={serving.MODEL: str(paths.MODEL), serving.LIBRARY: str(paths.ENGINE_LIBRARY)},
+            code_paths=[str(PACKAGE)],
+            signature=signature,
+            input_example=image,
+            # Without a list MLflow would search for imports.
+            pip_requirements=[f"mlflow=={mlflow.__version__}", f"numpy=={np.__version__}"],
+        )
+    return client.get_logged_model(info.model_id)
 
 
 def _find(client: MlflowClient, run: Run, bundle: str) -> LoggedModel | None:
@@ -89,81 +86,18 @@ def _find(client: MlflowClient, run: Run, bundle: str) -> LoggedModel | None:
 
 
 def _bundle_md5() -> str:
-    modules = [PACKAGE / module for module in MODULES]
-    files = [paths.MODEL, paths.ENGINE_LIBRARY, SERVING, *modules]
+    files = [paths.MODEL, paths.ENGINE_LIBRARY, SERVING, *sorted(PACKAGE.rglob("*.py"))]
     return hashlib.md5(json.dumps([file_md5(file) for file in files]).encode()).hexdigest()
-
-
-def _upload(client: MlflowClient, run: Run, model: LoggedModel) -> None:
-    """Save the pyfunc, upload it, and log its metrics."""
-    from mlflow.entities import LoggedModelOutput, Metric
-
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch) / "model"
-        _save(folder, Path(scratch) / PACKAGE.name, run, model)
-        client.log_model_artifacts(model.model_id, str(folder))
-    client.log_outputs(run.info.run_id, [LoggedModelOutput(model.model_id, step=0)])
-    test = file_md5(paths.images(paths.PREPARED, "test"))
-    metrics = [
-        Metric(
-            known.key,
-            known.value,
-            known.timestamp,
-            known.step,
-            model_id=model.model_id,
-            run_id=run.info.run_id,
-            dataset_name="test",
-            dataset_digest=test,
-        )
-        for name in SCORES
-        for known in client.get_metric_history(run.info.run_id, name)[-1:]
-    ]
-    client.log_batch(run.info.run_id, metrics=metrics)
-
-
-def _save(folder: Path, code: Path, run: Run, model: LoggedModel) -> None:
-    import mlflow
-
-    from pipeline.tracking import serving
-
-    for module in MODULES:
-        (code / module).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(PACKAGE / module, code / module)
-    signature, example = _signature_and_example()
-    mlflow.pyfunc.save_model(
-        str(folder),
-        mlflow_model=mlflow.models.Model(
-            artifact_path=model.artifact_location,
-            run_id=run.info.run_id,
-            model_uuid=model.model_id,
-            model_id=model.model_id,
-        ),
-        python_model=str(SERVING),
-        artifacts={serving.MODEL: str(paths.MODEL), serving.LIBRARY: str(paths.ENGINE_LIBRARY)},
-        code_paths=[str(code)],
-        signature=signature,
-        input_example=example,
-        # Without a list MLflow would search for imports.
-        pip_requirements=[f"mlflow=={mlflow.__version__}", f"numpy=={np.__version__}"],
-    )
 
 
 def _signature_and_example() -> tuple[ModelSignature, Any]:
     """Return the shapes and types of inputs and outputs, and the first test image."""
-    from mlflow.models import ModelSignature
-    from mlflow.types import Schema, TensorSpec
+    from mlflow.models import infer_signature
 
-    info = json.loads(paths.DATA_INFO.read_text(encoding="utf-8"))
-    height, width, classes = (info[name] for name in ("height", "width", "n_classes"))
-    inputs = Schema([TensorSpec(np.dtype(np.float32), (-1, height, width))])
-    outputs = Schema(
-        [
-            TensorSpec(np.dtype(np.int64), (-1,), "prediction"),
-            TensorSpec(np.dtype(np.float64), (-1, classes), "probabilities"),
-        ]
-    )
-    image = read_images(paths.images(paths.PREPARED, "test"))[:1]
-    return ModelSignature(inputs, outputs), image / np.float32(255)
+    classes = json.loads(paths.DATA_INFO.read_text(encoding="utf-8"))["n_classes"]
+    image = read_images(paths.images(paths.PREPARED, "test"))[:1] / np.float32(255)
+    answer = {"prediction": np.zeros(1, np.int64), "probabilities": np.zeros((1, classes))}
+    return infer_signature(image, answer), image
 
 
 def logged_model(params: Params) -> LoggedModel:
@@ -210,19 +144,12 @@ def _version(client: MlflowClient, name: str, model: LoggedModel) -> str:
     for known in client.search_model_versions(f"name = '{name}'"):
         if known.source == model.model_uri:
             return str(known.version)
-    with _process_default(tracking.tracking_uri()):
+    with _process_defaults(model.experiment_id):
         created = mlflow.register_model(model.model_uri, name, tags={KEY_TAG: model.tags[KEY_TAG]})
     return str(created.version)
 
 
-@contextmanager
-def _process_default(uri: str) -> Iterator[None]:
-    """Set MLFLOW_TRACKING_URI: registering a model ignores the client's address and reads it."""
-    before = os.environ.get("MLFLOW_TRACKING_URI")
-    os.environ["MLFLOW_TRACKING_URI"] = uri
-    try:
-        yield
-    finally:
-        del os.environ["MLFLOW_TRACKING_URI"]
-        if before is not None:
-            os.environ["MLFLOW_TRACKING_URI"] = before
+def _process_defaults(experiment: str) -> Any:
+    """Return a context in which functions of MLflow that take no client use ours."""
+    values = {"MLFLOW_TRACKING_URI": tracking.tracking_uri(), "MLFLOW_EXPERIMENT_ID": experiment}
+    return mock.patch.dict(os.environ, values)

@@ -118,29 +118,21 @@ def _log_datasets(client: MlflowClient, run_id: str) -> None:
     """Log the prepared splits as MLflow data sets; the digest is DVC's MD5 of the images."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
-    inputs = client.get_run(run_id).inputs
-    entries = inputs.dataset_inputs if inputs else []
-    known = {(entry.dataset.name, entry.dataset.digest) for entry in entries}
     info = json.loads(paths.DATA_INFO.read_text(encoding="utf-8"))
-    new = []
+    inputs = []
     for split, counts in info["splits"].items():
         file = paths.images(paths.PREPARED, split)
-        digest = file_md5(file)
-        if (split, digest) in known:
-            continue
+        profile = {
+            "num_rows": counts["n"],
+            "per_class": counts["per_class"],
+            "labels_md5": file_md5(paths.labels(paths.PREPARED, split)),
+        }
         dataset = Dataset(
             name=split,
-            digest=digest,
+            digest=file_md5(file),
             source_type="local",
             source=json.dumps({"uri": str(file)}),
-            profile=json.dumps(
-                {
-                    "num_rows": counts["n"],
-                    "per_class": counts["per_class"],
-                    "labels_md5": file_md5(paths.labels(paths.PREPARED, split)),
-                }
-            ),
+            profile=json.dumps(profile),
         )
-        new.append(DatasetInput(dataset, [InputTag("mlflow.data.context", split)]))
-    if new:
-        client.log_inputs(run_id, new)
+        inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", split)]))
+    client.log_inputs(run_id, inputs)
