@@ -2,7 +2,7 @@
 
 The model is a pyfunc around the C engine (serving.py). It contains all files that it needs: the
 model file, the engine's library and the package mnist_mamba, of which serving.py imports modules
-that need only numpy.
+that need only NumPy.
 """
 
 from __future__ import annotations

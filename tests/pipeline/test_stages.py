@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from mnist_mamba.data.idx import read_images, read_labels
 from mnist_mamba.engine import Engine
 from mnist_mamba.engine.format import read_model
 from pipeline.common.params import load_params
-from pipeline.evaluate import ParityError, check
+from pipeline.evaluate import ParityError, check, summarise
 from tests.pipeline.imports import ROOT
 from tests.pipeline.project import SMALL, copy_project, run, run_module, set_params
 
@@ -47,6 +48,20 @@ def stamps(folder: Path) -> dict[Path, int]:
 
 def load(folder: Path, name: str) -> dict:
     return json.loads((folder / name).read_text(encoding="utf-8"))
+
+
+def test_scores_agree_with_a_hand_computed_example() -> None:
+    logits = np.array([[1e4, 0, 0], [0, 1, 0], [2, 0, 0]], np.float32)
+    metrics = summarise(logits, logits, np.array([1, 1, 0], np.uint8), ece_bins=10)
+    # Confidences: 1 (wrong), e / (e + 2) and e^2 / (e^2 + 2).
+    p, q = math.e / (math.e + 2), math.e**2 / (math.e**2 + 2)
+    assert metrics["nll"] == round((1e4 - math.log(p) - math.log(q)) / 3, 5)
+    assert metrics["ece"] == round((1 + (1 - p) + (1 - q)) / 3, 5)
+    assert metrics["per_class"] == {
+        "0": {"precision": 0.5, "recall": 1.0, "f1": 2 / 3, "support": 1},
+        "1": {"precision": 1.0, "recall": 0.5, "f1": 2 / 3, "support": 2},
+        "2": {"precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 0},
+    }
 
 
 def test_evaluate_measures_the_engine_and_its_parity(finished: Path) -> None:

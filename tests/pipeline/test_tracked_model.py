@@ -20,12 +20,12 @@ import numpy as np
 import pytest
 import torch
 from mlflow.exceptions import MlflowException
+from scipy.special import softmax
 
 from mnist_mamba.atomic_write import write_json
 from mnist_mamba.data.idx import write_idx
 from mnist_mamba.engine import Engine
 from mnist_mamba.export import write_model
-from mnist_mamba.metrics import softmax
 from mnist_mamba.model import MambaClassifier
 from pipeline.common import paths
 from pipeline.common.params import load_params
@@ -62,7 +62,9 @@ def test_probabilities_are_the_engine_s(
     images = np.random.default_rng(0).random((5, 2, 2), dtype=np.float32)
     answer = served_model.predict(None, images)
     with Engine(engine_files[0]) as engine:
-        np.testing.assert_array_equal(answer["probabilities"], softmax(engine.logits(images)))
+        np.testing.assert_array_equal(
+            answer["probabilities"], softmax(engine.logits(images).astype(np.float64), axis=1)
+        )
         np.testing.assert_array_equal(answer["prediction"], engine.predict(images))
 
 
