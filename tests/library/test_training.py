@@ -11,12 +11,10 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from tqdm import tqdm
 
 from mnist_mamba.config import AugmentConfig, ModelConfig, OptimizerName, TrainConfig
 from mnist_mamba.data.splits import LabelledImages
@@ -170,24 +168,6 @@ def test_a_report_has_the_seconds_of_each_part_of_an_epoch() -> None:
 
 RESUMED = TrainConfig(epochs=2, batch_size=20, save_every=2)
 """Five steps per epoch, the last with 16 images."""
-
-
-def test_the_progress_bar_shows_loss_accuracy_and_time_left(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    shown = io.StringIO()
-
-    class Bar(tqdm):  # type: ignore[type-arg]
-        """A bar that is drawn after every step, as on a terminal."""
-
-        def __init__(self, **settings: Any) -> None:
-            super().__init__(**{**settings, "disable": False, "mininterval": 0, "file": shown})
-
-    monkeypatch.setattr(loop, "tqdm", Bar)
-    model = MambaClassifier(MODEL, scan="reference")
-    list(train(model, bars(96, 1), bars(48, 2), TrainConfig(epochs=1, batch_size=32)))
-    postfix = r"images/s, loss \d\.\d{4}, accuracy [01]\.\d{4}, all epochs in \d\d:\d\d"
-    assert re.search(r"epoch 1/\d+: .* 96/96 .*" + postfix, shown.getvalue())
 
 
 def saved_states(
