@@ -73,19 +73,42 @@ def test_noise_has_its_standard_deviation() -> None:
     assert not np.array_equal(noisy[0], noisy[1])
 
 
-def test_blur_keeps_the_mass_and_adds_its_variance() -> None:
-    image = np.zeros((1, 40, 40), np.uint8)
-    image[0, 17:24, 17:24] = 255
-    blurred = blur(image, 5).astype(np.float64)[0]  # 2 pixels
-    assert blurred.sum() == pytest.approx(49 * 255, rel=0.01)
-    places = np.arange(40) - 20
-    variance = (blurred.sum(axis=1) @ places**2) / blurred.sum()
-    assert variance == pytest.approx((7**2 - 1) / 12 + 2**2, rel=0.05)
+def test_noise_is_the_same_on_every_machine_and_stays_between_black_and_white() -> None:
+    """metrics/eval.json is comparable only if the corrupted images are the same everywhere."""
+    grey = np.full((1, 2, 3), 128, np.uint8)
+    np.testing.assert_array_equal(noise(grey, 10)[0], [[131, 125, 144], [131, 114, 137]])
+    black, white = (np.full((20, 9, 9), value, np.uint8) for value in (0, 255))
+    assert (noise(black, 20) == 0).mean() == pytest.approx(0.5, abs=0.05)
+    assert (noise(white, 20) == 255).mean() == pytest.approx(0.5, abs=0.05)
+
+
+def test_blur_keeps_the_mass_and_adds_its_variance_along_both_sides() -> None:
+    image = np.zeros((1, 40, 80), np.uint8)
+    image[0, 17:24, 37:44] = 255
+    blurred = blur(image, 5).astype(np.float64)[0]  # 2 rows, 4 columns
+    assert blurred.sum() == pytest.approx(49 * 255, rel=0.02)
+    for axis, deviation in ((1, 2), (0, 4)):
+        mass = blurred.sum(axis=axis)
+        places = np.arange(len(mass)) - len(mass) // 2
+        variance = (mass @ places**2) / mass.sum()
+        assert variance == pytest.approx((7**2 - 1) / 12 + deviation**2, rel=0.08)
     flat = np.full((1, 9, 12), 77, np.uint8)
     np.testing.assert_array_equal(blur(flat, 10), flat)
 
 
-def test_invert_gives_the_negative() -> None:
+def test_invert_fades_to_the_negative_and_rounds_to_the_nearest() -> None:
     images = np.arange(256, dtype=np.uint8).reshape(1, 16, 16)
     np.testing.assert_array_equal(invert(images, 100), 255 - images)
-    assert set(invert(images, 50).ravel().tolist()) <= {127, 128}
+    for percent in (20, 50, 90):
+        exact = images * (1 - percent / 50) + 255 * percent / 100
+        assert np.abs(invert(images, percent) - exact).max() <= 0.5 + 1e-9
+
+
+@pytest.mark.parametrize("name", ["shift", "rotate", "scale"])
+def test_surroundings_are_black_and_images_of_a_large_set_are_like_those_of_a_small_one(
+    name: str,
+) -> None:
+    white = np.full((2004, 6, 8), 255, np.uint8)
+    corrupted = CORRUPTIONS[name](white, 30)
+    assert (corrupted == 0).any(axis=(1, 2)).all()
+    np.testing.assert_array_equal(corrupted, np.tile(corrupted[:4], (501, 1, 1)))

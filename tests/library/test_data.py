@@ -12,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from PIL import Image
 
 from mnist_mamba.config import AugmentConfig
 from mnist_mamba.data.augment import augment, smooth
@@ -173,6 +174,23 @@ def test_resize_keeps_the_same_size_and_flat_images() -> None:
     np.testing.assert_array_equal(resize(flat, (28, 20)), np.full((2, 28, 20), 200))
 
 
+@pytest.mark.parametrize("size", [(28, 20), (5, 9), (14, 11)])
+def test_resize_is_pillow_s_bicubic_with_antialiasing(size: tuple[int, int]) -> None:
+    images = make_data(3, size=(12, 15)).images
+    images[0] = 255 * (np.add.outer(np.arange(12), np.arange(15)) // 4 % 2)  # overshoots
+    for resized, image in zip(resize(images, size), images, strict=True):
+        floats = Image.fromarray(image.astype(np.float32))
+        pillow = np.asarray(floats.resize(size[::-1], Image.Resampling.BICUBIC))
+        assert np.abs(resized - pillow.clip(0, 255)).max() <= 0.51
+
+
+def test_resize_keeps_the_order_of_many_images() -> None:
+    levels = (np.arange(9000) % 251).astype(np.uint8)
+    flat = np.broadcast_to(levels[:, None, None], (9000, 2, 2))
+    resized = resize(np.ascontiguousarray(flat), (3, 3))
+    np.testing.assert_array_equal(resized, np.broadcast_to(levels[:, None, None], (9000, 3, 3)))
+
+
 @given(fraction=st.floats(0.01, 0.99), seed=st.integers(0, 5))
 def test_split_is_a_stratified_partition(fraction: float, seed: int) -> None:
     data = make_data(60)
@@ -183,6 +201,22 @@ def test_split_is_a_stratified_partition(fraction: float, seed: int) -> None:
     counts = np.bincount(held.labels, minlength=3)
     assert counts.min() == counts.max() == min(max(1, round(fraction * 20)), 19)
     np.testing.assert_array_equal(split(data, fraction, seed)[1].images, held.images)
+
+
+def test_the_seed_chooses_the_images_that_are_held_out() -> None:
+    data = make_data(60)
+    chosen = [[image.tobytes() for image in split(data, 0.2, seed)[1].images] for seed in range(4)]
+    assert len({tuple(images) for images in chosen}) == 4
+    first = [image.tobytes() for image in data.images[:12]]  # the first of each class
+    assert all(images != first for images in chosen)
+
+
+def test_joined_images_keep_their_order_and_labels() -> None:
+    train, val = make_data(5, 5), make_data(3, 3)
+    both = train.joined(val)
+    np.testing.assert_array_equal(both.images[:5], train.images)
+    np.testing.assert_array_equal(both.images[5:], val.images)
+    assert both.labels.tolist() == [0, 1, 2, 3, 4, 0, 1, 2]
 
 
 def test_a_class_with_one_image_cannot_be_split() -> None:
@@ -196,7 +230,8 @@ def test_describe_counts_and_measures_the_training_pixels() -> None:
     train, val, test = make_data(60), make_data(30), make_data(9)
     info = describe(Splits(train, val, test))
     assert (info["height"], info["width"], info["n_classes"]) == (5, 7, 3)
-    assert info["splits"]["test"] == {"n": 9, "per_class": [3, 3, 3]}
+    for name, n in (("train", 60), ("val", 30), ("test", 9)):
+        assert info["splits"][name] == {"n": n, "per_class": [n // 3] * 3}
     assert info["pixel_mean"] == pytest.approx(train.images.mean() / 255, abs=1e-6)
     assert info["pixel_std"] == pytest.approx(train.images.std() / 255, abs=1e-6)
 
@@ -205,8 +240,20 @@ def test_describe_refuses_what_cannot_be_learned() -> None:
     train, other = make_data(60), make_data(9, 4)
     with pytest.raises(DataError, match=r"test split has labels \[3\]"):
         describe(Splits(train, train, other))
-    with pytest.raises(DataError, match="image sizes differ"):
-        describe(Splits(train, train, make_data(9, 3, (5, 8))))
+    with pytest.raises(DataError, match=r"val split has labels \[3\]"):
+        describe(Splits(train, other, train))
+    for size in ((5, 8), (6, 7)):
+        wrong = make_data(9, 3, size)
+        for splits in (Splits(train, train, wrong), Splits(train, wrong, train)):
+            with pytest.raises(DataError, match="image sizes differ"):
+                describe(splits)
+    one_class = make_data(60, 1)
+    with pytest.raises(DataError, match="got 1 class, expected at least 2"):
+        describe(Splits(one_class, one_class, one_class))
+    # A class between others may have no images.
+    gap = make_data(9)._replace(labels=np.array([0, 0, 0, 2, 2, 2, 0, 2, 2], np.uint8))
+    info = describe(Splits(gap, gap, gap))
+    assert (info["n_classes"], info["splits"]["train"]["per_class"]) == (3, [4, 0, 5])
     black = train._replace(images=np.zeros_like(train.images))
     with pytest.raises(DataError, match="all training pixels have the same value"):
         describe(Splits(black, train, train))
@@ -234,34 +281,109 @@ def test_augment_with_no_changes_is_the_identity() -> None:
     torch.testing.assert_close(augment(images, tiny, torch.Generator()), images, atol=1e-5, rtol=0)
 
 
-def test_shift_moves_at_most_its_fraction_of_each_side() -> None:
-    config = AugmentConfig(rotate=0, scale=0, shear=0, shift=0.1)
-    images = blob().expand(200, -1, -1)
-    x0, y0 = centre(images[0])
-    moves = [centre(image) for image in augment(images, config, torch.Generator().manual_seed(0))]
-    dx, dy = (torch.tensor([move[i] for move in moves]) - (x0, y0)[i] for i in (0, 1))
-    assert dx.abs().max() <= 3.05
-    assert dy.abs().max() <= 2.05
-    assert dx.abs().max() > 2.5
-    assert dy.abs().max() > 1.7
+KNOBS = {"rotate": 40.0, "scale": 0.5, "shear": 35.0, "shift": 0.1}
 
 
-def test_rotation_keeps_the_distance_to_the_centre_of_an_oblong_image() -> None:
-    config = AugmentConfig(rotate=30, scale=0, shear=0, shift=0)
-    images = blob().expand(100, -1, -1)
-    rotated = augment(images, config, torch.Generator().manual_seed(0))
+def sources(config: AugmentConfig, n: int = 400) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return maps (n, 2, 2) and shifts (n, 2) of `augment`, as x and y in pixels.
 
-    def polar(image: torch.Tensor) -> tuple[float, float]:
-        x, y = centre(image)
-        z = complex(x - 14.5, y - 9.5)
-        return abs(z), float(np.degrees(np.angle(z)))
+    A pixel of images whose values are their own x and y becomes its source in the image. The pixels
+    around the centre come from inside the image, where the maps are affine.
+    """
+    y, x = torch.meshgrid(torch.arange(60.0) - 29.5, torch.arange(90.0) - 44.5, indexing="ij")
+    ramps = torch.stack([x, y]).double()
+    found = torch.stack(
+        [
+            augment(ramp.expand(n, -1, -1), config, torch.Generator().manual_seed(7))
+            for ramp in ramps
+        ],
+        dim=-1,
+    )
+    inner = (slice(26, 34), slice(40, 50))
+    places = torch.stack([x, y, torch.ones_like(x)], dim=-1)[inner].flatten(0, 1).double()
+    fitted = torch.linalg.pinv(places) @ found[:, *inner].flatten(1, 2)
+    torch.testing.assert_close(places @ fitted, found[:, *inner].flatten(1, 2))
+    return fitted[:, :2].transpose(1, 2), fitted[:, 2]
 
-    radius, angle = polar(images[0])
-    polars = [polar(image) for image in rotated]
-    assert max(abs(r - radius) for r, _ in polars) < 0.1
-    turns = [a - angle for _, a in polars]
-    assert 25 < max(turns) <= 30.5
-    assert -30.5 <= min(turns) < -25
+
+def only(*names: str) -> AugmentConfig:
+    """Return a config of these knobs alone."""
+    return AugmentConfig(**{name: KNOBS[name] if name in names else 0 for name in KNOBS})
+
+
+def assert_uniform(values: torch.Tensor, limit: float) -> None:
+    """Check that values spread evenly from -limit to limit."""
+    assert values.abs().max() <= limit * (1 + 1e-6)
+    quarters = torch.histc(values.float(), bins=4, min=-limit, max=limit) / len(values)
+    assert (quarters - 0.25).abs().max() < 0.06
+
+
+def test_rotate_alone_turns_to_both_sides_up_to_its_degrees() -> None:
+    maps, shifts = sources(only("rotate"))
+    angles = torch.atan2(maps[:, 1, 0], maps[:, 0, 0])
+    assert_uniform(torch.rad2deg(angles), 40)
+    turns = torch.stack([angles.cos(), -angles.sin(), angles.sin(), angles.cos()], dim=1)
+    torch.testing.assert_close(maps, turns.view(-1, 2, 2))
+    torch.testing.assert_close(shifts, torch.zeros_like(shifts))
+
+
+def test_scale_alone_changes_the_size_up_and_down_by_its_fraction() -> None:
+    maps, shifts = sources(only("scale"))
+    assert_uniform(1 / maps[:, 0, 0] - 1, 0.5)
+    torch.testing.assert_close(maps, maps[:, :1, :1] * torch.eye(2, dtype=maps.dtype))
+    torch.testing.assert_close(shifts, torch.zeros_like(shifts))
+
+
+def test_shear_alone_shifts_rows_to_both_sides_up_to_its_degrees() -> None:
+    maps, shifts = sources(only("shear"))
+    assert_uniform(torch.rad2deg(torch.atan(maps[:, 0, 1])), 35)
+    maps[:, 0, 1] = 0
+    torch.testing.assert_close(maps, torch.eye(2, dtype=maps.dtype).expand_as(maps))
+    torch.testing.assert_close(shifts, torch.zeros_like(shifts))
+
+
+def test_shift_alone_moves_along_both_sides_up_to_its_fraction_of_each() -> None:
+    maps, shifts = sources(only("shift"))
+    assert_uniform(shifts[:, 0], 9)
+    assert_uniform(shifts[:, 1], 6)
+    torch.testing.assert_close(maps, torch.eye(2, dtype=maps.dtype).expand_as(maps))
+
+
+def test_all_changes_together_are_those_of_each_alone_drawn_independently() -> None:
+    """Source = rotation (scale (shear (pixel))) + shift, with the numbers that each alone draws."""
+    (turns, _), (sizes, _), (shears, _), (_, shifts) = (sources(only(name)) for name in KNOBS)
+    maps, moved = sources(only(*KNOBS))
+    torch.testing.assert_close(maps, turns @ sizes @ shears)
+    torch.testing.assert_close(moved, shifts)
+    draws = torch.stack([turns[:, 1, 0], sizes[:, 0, 0], shears[:, 0, 1], *shifts.T])
+    correlations = torch.corrcoef(draws) - torch.eye(5)
+    assert correlations.abs().max() < 0.2
+
+
+def test_an_image_s_surroundings_are_black() -> None:
+    white = torch.ones(50, 20, 30)
+    mapped = augment(white, only("shift"), torch.Generator().manual_seed(0))
+    assert mapped.min() == 0
+    assert mapped.max() == 1
+
+
+@pytest.mark.parametrize("scale", [0.05, 0.2])
+def test_elastic_maps_are_as_smooth_as_their_scale(scale: float) -> None:
+    """A pixel's own shift is correlated with that of a pixel at distance d by exp(-d^2 / 4 s^2)."""
+    n, config = (
+        2000,
+        AugmentConfig(rotate=0, scale=0, shear=0, shift=0, elastic=0.02, elastic_scale=scale),
+    )
+    ramp = torch.arange(60.0).expand(n, 8, -1)
+    shifts = (
+        augment(ramp, config, torch.Generator().manual_seed(0))[:, 4, 24:34] - ramp[:, 4, 24:34]
+    )
+    assert float(shifts.std()) == pytest.approx(0.02 * 60, rel=0.05)
+    assert float(shifts.mean()) == pytest.approx(0, abs=0.05)
+    for distance in (3, 9):
+        got = torch.corrcoef(shifts[:, [0, distance]].T)[0, 1]
+        expected = np.exp(-((distance / 60) ** 2) / (4 * scale**2))
+        assert float(got) == pytest.approx(expected, abs=0.08)
 
 
 def test_augment_depends_only_on_its_generator() -> None:

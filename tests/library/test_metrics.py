@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mnist_mamba.metrics import expected_calibration_error
+from mnist_mamba.metrics import confidence_bins, expected_calibration_error
 
 
 def test_calibration_error_matches_a_hand_computed_example() -> None:
@@ -16,3 +16,22 @@ def test_calibration_error_matches_a_hand_computed_example() -> None:
     assert expected_calibration_error(probabilities, labels, 5) == pytest.approx(expected)
     sure = np.array([[1.0, 0.0]])
     assert expected_calibration_error(sure, np.array([0]), 15) == 0
+
+
+@given(seed=st.integers(0, 1000), bins=st.integers(1, 20))
+def test_bins_of_confidence_are_of_equal_width_and_include_their_lower_edge(
+    seed: int, bins: int
+) -> None:
+    generator = np.random.default_rng(seed)
+    confidence = generator.choice(np.arange(17, 33) / 32, 30)  # exact in binary; has edges and 1
+    probabilities = np.stack([confidence, 1 - confidence], axis=1)
+    labels = generator.integers(0, 2, 30)
+    found = confidence_bins(probabilities, labels, bins)
+    for i in range(bins):
+        inside = (confidence >= i / bins) & ((confidence < (i + 1) / bins) | (i == bins - 1))
+        assert found.size[i] == inside.sum()
+        assert found.confidence[i] == pytest.approx(confidence[inside].sum())
+        assert found.correct[i] == (labels[inside] == 0).sum()
+    gaps = np.abs(found.confidence - found.correct)
+    error = expected_calibration_error(probabilities, labels, bins)
+    assert error == pytest.approx(gaps.sum() / 30)
