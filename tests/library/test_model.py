@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import re
 
 import pytest
 import torch
 
-from mnist_mamba.model import MambaClassifier, MambaMixer, ModelConfig
+from mnist_mamba.model import MambaClassifier, MambaMixer, ModelConfig, build_classifier
 from tests.models import ARCHITECTURES, make_images, make_model
 
 
@@ -65,6 +67,56 @@ def test_dt_init_floor_is_the_smallest_step_size() -> None:
     mixer = MambaMixer(64, dt_min=1e-6, dt_max=1e-5, dt_init_floor=1e-3)
     dt = torch.nn.functional.softplus(mixer.get_parameter("dt_proj.bias"))
     torch.testing.assert_close(dt, torch.full_like(dt, 1e-3))
+
+
+def test_a_classifier_starts_with_its_config_s_step_sizes_and_small_positions() -> None:
+    config = ModelConfig(
+        height=28, width=28, n_classes=3, d_model=48, dt_min=0.02, dt_max=0.03, dt_scale=0.5
+    )
+    raised = dataclasses.replace(config, dt_init_floor=0.025)
+    for changed, low in ((config, 0.02), (raised, 0.025)):
+        for block in MambaClassifier(changed).blocks:
+            dt = torch.nn.functional.softplus(block.mixer.get_parameter("dt_proj.bias").detach())
+            assert low * 0.999 <= float(dt.min()) < low * 1.05
+            assert 0.029 < float(dt.max()) <= 0.03 * 1.001
+            bound = 3**-0.5 * 0.5
+            weight = block.mixer.get_parameter("dt_proj.weight").detach().abs()
+            assert 0.9 * bound <= float(weight.max()) <= bound
+    positions = MambaClassifier(config).get_parameter("pos_embed").detach()
+    assert float(positions.std()) == pytest.approx(0.02, rel=0.1)
+
+
+def test_running_statistics_move_by_a_hundredth_per_step() -> None:
+    torch.manual_seed(0)
+    config = ModelConfig(
+        height=8,
+        width=8,
+        n_classes=3,
+        stem="conv",
+        stem_norm="batch",
+        local_conv=True,
+        pixel_mean=0.5,
+    )
+    model = MambaClassifier(config, scan="reference").train()
+    norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    seen: dict[torch.nn.Module, torch.Tensor] = {}
+    for norm in norms:
+        norm.register_forward_pre_hook(lambda module, inputs: seen.update({module: inputs[0]}))
+    model(torch.rand(5, 8, 8))
+    assert len(norms) == 2 + config.n_layers
+    for norm in norms:
+        assert norm.running_mean is not None
+        torch.testing.assert_close(norm.running_mean, seen[norm].mean((0, 2, 3)) * 0.01)
+
+
+def test_members_of_an_ensemble_start_with_their_own_weights() -> None:
+    torch.manual_seed(0)
+    config = ModelConfig(height=8, width=8, n_classes=3, d_model=8, n_layers=1, members=3)
+    ensemble = build_classifier(config, scan="reference")
+    heads = [member.head.weight for member in ensemble.members]
+    assert not torch.equal(heads[0], heads[1])
+    assert not torch.equal(heads[0], heads[2])
+    assert not torch.equal(heads[1], heads[2])
 
 
 def test_out_proj_starts_smaller_in_deeper_models() -> None:
@@ -167,8 +219,10 @@ def test_folding_a_local_convolution_keeps_its_map() -> None:
 
 
 def test_images_of_another_size_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"shape \(2, 8, 9\), expected \(batch, 8, 8\)"):
-        make_model("patch_forward_mean")(torch.zeros(2, 8, 9))
+    for shape in ((2, 8, 9), (2, 9, 8), (8, 8), (2, 1, 8, 8)):
+        message = rf"shape {re.escape(str(shape))}, expected \(batch, 8, 8\)"
+        with pytest.raises(ValueError, match=message):
+            make_model("patch_forward_mean")(torch.zeros(shape))
 
 
 def test_the_residual_stays_in_fp32_when_the_weights_do_not() -> None:
