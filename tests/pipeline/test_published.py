@@ -64,30 +64,167 @@ def test_metrics_agree_with_the_predictions() -> None:
     assert scores["parity"]["max_abs_logit_diff"] <= 1e-4
 
 
-def test_every_number_of_the_readme_is_in_the_metrics() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def document(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def test_the_generated_parts_are_up_to_date() -> None:
+    readme, training = document("README.md"), document("docs/training.md")
     table = published.results_table(ROOT / "metrics")
-    assert with_table(text, published.TABLE, table) == text, "run `make promote`"
-    assert f"| {metrics('eval')['accuracy']:.2%} |" in text
+    assert with_table(readme, published.TABLE, table) == readme, "run `make promote`"
+    card = published.model_card(load_params(ROOT / "params.yaml"), ROOT)
+    assert document(str(published.CARD)) == card, "run `make promote`"
+    for name, make in (("study", study.table), ("seeds", seeds.table), ("pixels", seeds.table)):
+        content = make(metrics(name), metrics(f"{name}_speed")["us_per_image"])
+        assert with_table(training, name, content) == training, f"run `make {name}`"
 
 
-def test_the_card_is_that_of_the_results() -> None:
-    params = load_params(ROOT / "params.yaml")
-    card = published.model_card(params, ROOT)
-    assert (ROOT / published.CARD).read_text(encoding="utf-8") == card, "run `make promote`"
-    scores = metrics("eval")
-    assert f"| {100 * scores['accuracy']:.2f} % |" in card
-    low, high = published.interval(scores["correct"], scores["n_test"])
-    assert low < scores["accuracy"] < high
-    for strength, accuracy in scores["robustness"]["rotate"].items():
-        assert f"{strength}: {100 * accuracy:.2f} %" in card
+# The tests below do not use the functions that write the documents.
 
 
-def test_every_number_of_the_training_page_is_in_the_metrics() -> None:
-    text = (ROOT / "docs/training.md").read_text(encoding="utf-8")
-    for name, table in (("study", study.table), ("seeds", seeds.table), ("pixels", seeds.table)):
-        content = table(metrics(name), metrics(f"{name}_speed")["us_per_image"])
-        assert with_table(text, name, content) == text, f"run `make {name}`"
+def rows(text: str, header: str) -> dict[str, list[str]]:
+    """Return the other cells of each row, by the first one, of the table with this header line."""
+    lines = text[text.index(header) :].splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+    end = next(i for i, line in enumerate([*lines[2:], ""]) if not line.startswith("|"))
+    return {first.strip("`"): rest for first, *rest in cells[:end]}
+
+
+def assert_shows(text: str, value: float) -> None:
+    """Check that a text is the value, a fraction if it ends with %, rounded to its own digits."""
+    shown = re.fullmatch(r"([\d,]+(?:\.(\d+))?)( ?%)?", text)
+    assert shown, text
+    wanted = 100 * value if shown[3] else value
+    half = 0.5 * 10.0 ** -len(shown[2] or "")
+    assert abs(float(shown[1].replace(",", "")) - wanted) <= half * (1 + 1e-9), (text, wanted)
+
+
+def assert_spread(text: str, values: list[float]) -> None:
+    """Check a mean, and for several values their sample standard deviation after a ±."""
+    mean, _, deviation = text.partition(" ± ")
+    assert_shows(mean, float(np.mean(values)))
+    assert bool(deviation) == (len(values) > 1)
+    if deviation:
+        assert_shows(deviation, float(np.std(values, ddof=1)))
+
+
+def each(run: dict[str, Any], name: str) -> list[float]:
+    """Return a metric of each training of a run, in the order of the seeds."""
+    return [record[name] for record in sorted(run["trainings"], key=lambda one: one["seed"])]
+
+
+def test_the_readme_s_results_are_those_of_the_metrics_files() -> None:
+    text = document("README.md")
+    scores, series = metrics("eval"), metrics("seeds")
+    header = f"| model | parameters | accuracy, {scores['n_test']:,} test images | per image (µs) |"
+    (name, shipped), *others = rows(text, header).items()
+    assert name == "models/mnist_mamba.bin"
+    us = metrics("benchmark")["us_per_image"]["engine"]["b1"]
+    for cell, value in zip(
+        shipped, (metrics("train")["parameters"], scores["accuracy"], us), strict=False
+    ):
+        assert_shows(cell, value)
+    assert [name for name, _ in others] == list(series)
+    for name, (parameters, accuracy, us_text, command) in others:
+        (size,) = set(each(series[name], "params"))
+        assert_shows(parameters, size)
+        assert_spread(accuracy, each(series[name], "test_accuracy"))
+        assert_shows(us_text, metrics("seeds_speed")["us_per_image"][name]["b1"])
+        assert command == "`make seeds`"
+    prose = " ".join(text.split())
+    for words in (
+        f"shipped file: {(ROOT / 'models/mnist_mamba.bin').stat().st_size:,} bytes, validation",
+        f"validation accuracy {metrics('train')['val']['accuracy']:.2%}.",
+        f"{scores['parity']['prediction_mismatches']} predictions differ from PyTorch's",
+        f"no logit by more than {scores['parity']['max_abs_logit_diff']:.1e}.",
+        f"C engine: {scores['correct']} of {scores['n_test']} correct ({scores['accuracy']:.4f}); "
+        f"logits within {scores['parity']['max_abs_logit_diff']:.1e} of PyTorch's",
+    ):
+        assert words in prose
+
+
+def test_the_card_s_figures_are_those_of_the_metrics_files() -> None:
+    text, scores = document("models/README.md"), metrics("eval")
+    table = {name: cells[0] for name, cells in rows(text, "| metric | value |").items()}
+    assert_shows(table["accuracy"], scores["correct"] / scores["n_test"])
+    assert_shows(table["validation accuracy"], metrics("train")["val"]["accuracy"])
+    assert_shows(table["negative log-likelihood (nats)"], scores["nll"])
+    assert_shows(table["expected calibration error"], scores["ece"])
+    ends = table["its 95 % confidence interval (Wilson)"].split(" to ")
+    for end, value in zip(ends, interval_of(scores["correct"], scores["n_test"]), strict=True):
+        assert_shows(end, value)
+    for name, run in metrics("seeds").items():
+        values = each(run, "test_accuracy")
+        cell = table[f"accuracy of `{name}`, trained on all images, {len(values)} seeds"]
+        assert_spread(cell, values)
+    classes = rows(text, "| class | precision | recall | F1 | images |")
+    for name, figures in scores["per_class"].items():
+        for cell, key in zip(classes[name], ("precision", "recall", "f1", "support"), strict=True):
+            assert_shows(cell, figures[key])
+    assert len(classes) == len(scores["per_class"])
+    robustness = rows(text, "| change | strength: accuracy |")
+    assert list(robustness) == list(scores["robustness"])
+    for name, (cell,) in robustness.items():
+        pairs = dict(pair.split(": ") for pair in cell.split(", "))
+        assert list(pairs) == list(scores["robustness"][name])
+        for strength, accuracy in pairs.items():
+            assert_shows(accuracy, scores["robustness"][name][strength])
+    us = metrics("benchmark")["us_per_image"]
+    speed = rows(text, "| | batch of 1 (µs) | batch of 100 (µs) |")
+    for cells, runner in zip(speed.values(), ("engine", "pytorch_eager"), strict=True):
+        for cell, batch in zip(cells, ("b1", "b100"), strict=True):
+            assert_shows(cell, us[runner][batch])
+    md5s = rows(text, "| | |\n|---|---|\n| data set |")
+    for part in ("train", "val", "test"):
+        md5 = locked_md5s()[f"data/prepared/{part}-images.idx"]
+        assert md5s[f"MD5 of the {part} images"] == [f"`{md5}`"]
+    assert md5s["MD5 of this model"] == [f"`{file_md5(ROOT / 'models/mnist_mamba.bin')}`"]
+    prose, last = " ".join(text.split()), metrics("benchmark")["load_us"]
+    (load,) = re.findall(r"Opening and checking the file takes (\S+) µs", prose)
+    assert_shows(load, last)
+    table_of = scores["robustness"]
+    for words, name, strength in (
+        (r"accuracy on inverted images is (\S+ %)", "invert", "100"),
+        (r"accuracy falls to (\S+ %) and \S+ % in the table", "noise", "40"),
+        (r"accuracy falls to \S+ % and (\S+ %) in the table", "blur", "6"),
+    ):
+        (found,) = re.findall(words, prose)
+        assert_shows(found, table_of[name][strength])
+
+
+def interval_of(correct: int, n: int) -> tuple[float, float]:
+    """Return Wilson's 95 % interval by its closed formula."""
+    z, rate = 1.959963984540054, correct / n
+    middle, half = rate + z * z / (2 * n), z * math.sqrt(rate * (1 - rate) / n + (z / n / 2) ** 2)
+    return (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
+
+
+def test_the_training_page_s_figures_are_those_of_the_metrics_files() -> None:
+    text = document("docs/training.md")
+    runs, us = metrics("study")["runs"], metrics("study_speed")["us_per_image"]
+    found = rows(text, "| run | changes | parameters | validation accuracy | validation loss |")
+    assert set(found) == set(runs)
+    means = [float(np.mean(each(runs[name], "val_accuracy"))) for name in found]
+    assert means == sorted(means, reverse=True)
+    for name, (changes, parameters, accuracy, loss, us_text) in found.items():
+        for key, value in runs[name]["changes"].items():
+            assert f"{key}={json.dumps(value)}" in changes
+        assert_shows(parameters, runs[name]["trainings"][0]["parameters"])
+        assert_spread(accuracy, each(runs[name], "val_accuracy"))
+        assert_spread(loss, each(runs[name], "val_loss"))
+        assert_shows(us_text, us[name]["b100"])
+    for series in seeds.SCORED:
+        part = text[text.index(f"<!-- {series}: ") :]
+        found = rows(part, "| run | parameters | test accuracy | of each seed, % | µs per image |")
+        assert list(found) == list(metrics(series))
+        us = metrics(f"{series}_speed")["us_per_image"]
+        for name, (parameters, accuracy, of_each, us_text) in found.items():
+            values = each(metrics(series)[name], "test_accuracy")
+            assert_shows(parameters, metrics(series)[name]["trainings"][0]["params"])
+            assert_spread(accuracy, values)
+            for cell, value in zip(of_each.split(", "), values, strict=True):
+                assert_shows(f"{cell} %", value)
+            assert_shows(us_text, us[name]["b100"])
 
 
 @pytest.mark.parametrize(("correct", "n"), [(9957, 10000), (1, 3), (40, 40), (0, 7)])
