@@ -18,7 +18,7 @@ C_SOURCES = $$(git ls-files '*.c' '*.h' '*.inc')
 
 .PHONY: help setup demo clean kernels golden \
     repro study seeds pixels track ui report rekey \
-    check test test-python test-slow lint style types prose lint-workflows format \
+    check test test-python test-slow mutants lint style types prose lint-workflows format \
     bench-train bench-engine instructions \
     gate gate-speed summary promote check-lock check-version wheel dist-engine dist-collect
 
@@ -119,6 +119,11 @@ test-python: $(INSTALLED) ## run the fast Python tests
 
 test-slow: $(INSTALLED) ## run the Python tests that take minutes
 	@$(PYTEST) -m slow -n 2 --dist loadfile
+
+# JOBS copies of the tree are worked on at a time. ONLY: beginnings of names or paths of mutants.
+# QUICK=1: only the tests that run first.
+mutants: $(INSTALLED) ## plant small faults, one at a time: do the fast tests notice? hours
+	@$(ENV) PYTHONPATH=src python -m tests.tools.mutants --jobs $(JOBS) $(if $(QUICK),--quick) $(ONLY)
 
 lint: $(INSTALLED) style types ## check style, types and prose; change nothing
 
