@@ -190,7 +190,7 @@ def _first_failure(command: Command, output: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What happened to one mutant."""
+    """Outcome of one mutant."""
 
     mutant: Mutant
     failure: str | None
