@@ -21,6 +21,8 @@ ENGINE_TESTS := test_allocation test_kernels test_model test_hostile test_thread
 ENGINE_TEST_SUPPORT := $(filter-out csrc/engine/cli/main.c,$(ENGINE_COMMAND_SOURCES)) \
     csrc/tests/engine/tiny_model.c
 
+ENGINE_TESTS += test_commands
+
 # $(eval $(call engine_tests,VARIANT,FOLDER)), after engine_variant.
 define engine_tests
 $(2)/obj/tests/%.o: private CPPFLAGS += -Icsrc/tests

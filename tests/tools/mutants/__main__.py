@@ -55,7 +55,7 @@ def pipeline(*names: str) -> Command:
     return pytest(*(f"tests/pipeline/test_{name}.py" for name in names))
 
 
-SHORT = "ENGINE_TESTS=test_idx test_golden test_forward test_model test_allocation"
+SHORT = "ENGINE_TESTS=test_idx test_commands test_golden test_forward test_model test_allocation"
 ENGINE = [
     make("test-c-plain", SHORT),
     make("test-c-plain", "test-c-scalar"),

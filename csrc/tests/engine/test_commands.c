@@ -1,0 +1,248 @@
+/* The figures that the commands print, and which of several items an error names. */
+#define _POSIX_C_SOURCE 200809L
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "check.h"
+#include "cli/commands.h"
+#include "tiny_model.h"
+
+enum { PIXELS = 4 * 6, CLASSES = 3, IMAGES = 4 };
+
+static char folder[] = "/tmp/mamba_commands_XXXXXX";
+static char model_path[80], input_path[80], images_path[80], labels_path[80];
+static char printed[4096]; /* on stdout, by the last command */
+
+/* Runs a command, whose output goes to `printed`. */
+static mamba_status run(command_function command, const struct options *options, mamba_error *error)
+{
+    FILE *file = tmpfile();
+    fflush(stdout);
+    const int kept = dup(STDOUT_FILENO);
+    if (!file || kept < 0 || dup2(fileno(file), STDOUT_FILENO) < 0)
+        abort();
+    const mamba_status status = run_command(command, options, error);
+    fflush(stdout);
+    dup2(kept, STDOUT_FILENO);
+    close(kept);
+    rewind(file);
+    printed[fread(printed, 1, sizeof printed - 1, file)] = '\0';
+    fclose(file);
+    return status;
+}
+
+/* Returns the number after `label` on a line or in JSON, NAN if there is none. */
+static double figure(const char *label)
+{
+    const char *found = strstr(printed, label);
+    return found ? strtod(found + strlen(label), NULL) : (double)NAN;
+}
+
+static void expect_figure(const char *label, double wanted)
+{
+    CHECK(fabs(figure(label) - wanted) <= 1e-6 * fabs(wanted), "%s %.9g, got %.9g in: %s", label,
+          wanted, figure(label), printed);
+}
+
+/* Writes a model whose logits are `bias` for every image: its head's weights are zeros. */
+static void write_constant_model(const float bias[CLASSES])
+{
+    struct tiny_model tiny = tiny_build(tiny_dims(), 3);
+    const size_t head = (size_t)(16 * 5 + 16) * sizeof(float); /* P(3, 5) and V(3), padded */
+    memset(tiny.bytes + tiny.size - head, 0, head);
+    memcpy(tiny.bytes + tiny.size - 16 * sizeof(float), bias, CLASSES * sizeof *bias);
+    tiny_seal(&tiny);
+    tiny_write(model_path, tiny.bytes, tiny.size);
+    tiny_free(&tiny);
+}
+
+/* Writes IMAGES black images and their labels. */
+static void write_set(const uint8_t labels[IMAGES])
+{
+    uint8_t images[16 + IMAGES * PIXELS] = {0, 0, 8, 3, 0, 0, 0, IMAGES, 0, 0, 0, 4, 0, 0, 0, 6};
+    uint8_t label_file[8 + IMAGES] = {0, 0, 8, 1, 0, 0, 0, IMAGES};
+    memcpy(label_file + 8, labels, IMAGES);
+    tiny_write(images_path, images, sizeof images);
+    tiny_write(labels_path, label_file, sizeof label_file);
+}
+
+static const struct options PREDICT = {.positional = {model_path, input_path}};
+static const struct options EVAL = {.positional = {model_path, images_path, labels_path}};
+
+/* Logits ln 1, ln 2 and ln 5 are probabilities of 1/8, 2/8 and 5/8. */
+static void test_prediction(void)
+{
+    const float black[PIXELS] = {0}, bias[CLASSES] = {0.0f, 0.693147182f, 1.60943794f};
+    struct options options = PREDICT;
+    write_constant_model(bias);
+    tiny_write(input_path, black, sizeof black);
+    CHECK(run(command_predict, &options, NULL) == MAMBA_OK, "a table");
+    CHECK(strcmp(printed, "class 2\n"
+                          "    0   12.5000 %  #####\n"
+                          "    1   25.0000 %  ##########\n"
+                          "    2   62.5000 %  #########################\n") == 0,
+          "got %s", printed);
+    options.json = true;
+    CHECK(run(command_predict, &options, NULL) == MAMBA_OK, "JSON");
+    expect_figure("\"prediction\":", 2);
+    expect_figure("\"probabilities\":[", 0.125);
+    expect_figure("\"logits\":[0,", (double)bias[1]);
+}
+
+/* Of equal logits the first class is predicted. */
+static void test_ties(void)
+{
+    const float black[PIXELS] = {0}, bias[CLASSES] = {-1.0f, 2.0f, 2.0f};
+    const uint8_t labels[IMAGES] = {1, 2, 1, 0};
+    struct options predict = PREDICT, eval = EVAL;
+    predict.json = eval.json = true;
+    write_constant_model(bias);
+    write_set(labels);
+    tiny_write(input_path, black, sizeof black);
+    CHECK(run(command_predict, &predict, NULL) == MAMBA_OK, "predict");
+    expect_figure("\"prediction\":", 1);
+    CHECK(run(command_eval, &eval, NULL) == MAMBA_OK, "eval");
+    CHECK(strcmp(printed, "{\"n\":4,\"correct\":2,\"accuracy\":0.5}\n") == 0, "got %s", printed);
+    eval.json = false;
+    CHECK(run(command_eval, &eval, NULL) == MAMBA_OK, "eval");
+    CHECK(strcmp(printed, "accuracy 0.5000 (2 of 4)\n") == 0, "got %s", printed);
+}
+
+/* Each number has a value of its own, so that no two can be swapped. */
+static void test_info(void)
+{
+    mamba_info dims = tiny_dims();
+    dims.norm_eps = 0.015625f;
+    dims.pixel_mean = 0.25f;
+    dims.pixel_std = 0.5f;
+    dims.pos_embed = 1;
+    struct tiny_model tiny = tiny_build(dims, 4);
+    tiny_write(model_path, tiny.bytes, tiny.size);
+    struct options options = {.positional = {model_path}};
+    const struct {
+        const char *name;
+        double wanted;
+    } numbers[] = {{"height", 4},
+                   {"width", 6},
+                   {"channels", 1},
+                   {"n_classes", 3},
+                   {"patch_height", 2},
+                   {"patch_width", 3},
+                   {"stem_width", 0},
+                   {"d_model", 5},
+                   {"n_layers", 2},
+                   {"d_state", 4},
+                   {"d_conv", 3},
+                   {"d_inner", 7},
+                   {"dt_rank", 2},
+                   {"members", 1},
+                   {"length", 4},
+                   {"norm_eps", 0.015625},
+                   {"pixel_mean", 0.25},
+                   {"pixel_std", 0.5},
+                   {"file_bytes", (double)tiny.size}};
+    for (int json = 0; json < 2; json++) {
+        options.json = json;
+        CHECK(run(command_info, &options, NULL) == MAMBA_OK, "info");
+        for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
+            char label[40];
+            snprintf(label, sizeof label, json ? "\"%s\":" : "\n%-13s ", numbers[i].name);
+            expect_figure(label, numbers[i].wanted);
+        }
+    }
+    CHECK(strstr(printed, "\"tied_a\":false,\"pos_embed\":true,\"local_conv\":false"), "got %s",
+          printed);
+    tiny_free(&tiny);
+}
+
+/* The first of several bad labels is named, and so is the file that it is in. */
+static void test_bad_labels(void)
+{
+    const float bias[CLASSES] = {0};
+    const uint8_t labels[IMAGES] = {0, 2, CLASSES, 7};
+    struct options options = EVAL;
+    mamba_error error = {MAMBA_OK, ""};
+    write_constant_model(bias);
+    write_set(labels);
+    CHECK(run(command_eval, &options, &error) == MAMBA_ERR_INPUT, "%s", error.message);
+    CHECK(strstr(error.message, "labels.idx: label 2: got 3, expected 0..2"), "%s", error.message);
+}
+
+/* A batch's error names the first image whose logits are not finite, also on several threads. */
+static void test_bad_images(void)
+{
+    struct tiny_model tiny = tiny_build(tiny_dims(), 5);
+    mamba_model *model;
+    mamba_error error = {MAMBA_OK, ""};
+    float pixels[IMAGES * PIXELS] = {0}, logits[IMAGES * CLASSES];
+    pixels[1 * PIXELS] = pixels[3 * PIXELS] = NAN;
+    if (!CHECK(tiny_open(&model, &tiny, NULL) == MAMBA_OK, "does not open"))
+        return;
+    for (int threads = 1; threads <= 3; threads++) {
+        const size_t bytes = mamba_batch_bytes(model, threads);
+        void *arena = malloc(bytes);
+        const mamba_status status =
+            mamba_forward_batch(model, arena, bytes, threads, pixels, IMAGES, logits, &error);
+        CHECK(status == MAMBA_ERR_MODEL && strstr(error.message, "image 1:"), "%s", error.message);
+        CHECK(isfinite(logits[0]) && isfinite(logits[2 * CLASSES]), "good images have no answer");
+        free(arena);
+    }
+    const int bad[] = {-1, 0, 1025};
+    char arena[1];
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        const mamba_status status =
+            mamba_forward_batch(model, arena, 1, bad[i], pixels, IMAGES, logits, &error);
+        CHECK(status == MAMBA_ERR_ARGUMENT && strstr(error.message, "threads: got"), "%d: %s",
+              bad[i], error.message);
+    }
+    mamba_model_close(model);
+    tiny_free(&tiny);
+}
+
+/* A long path is shown by its end, which tells files apart, and the message still has room. */
+static void test_long_path(void)
+{
+    char path[400] = "/tmp/";
+    memset(path + 5, 'x', 300);
+    memcpy(path + 305, "/end.bin", sizeof "/end.bin");
+    mamba_model *model;
+    mamba_error error = {MAMBA_OK, ""};
+    CHECK(mamba_model_open(&model, path, &error) == MAMBA_ERR_IO, "%s", error.message);
+    CHECK(strncmp(error.message, "...", 3) == 0 &&
+              strstr(error.message, "xxx/end.bin: cannot open"),
+          "%s", error.message);
+}
+
+static void test_softmax_of_small_logits(void)
+{
+    float logits[] = {-1000.0f, -1000.0f, -2000.0f, -1000.0f};
+    mamba_softmax(logits, logits, 4);
+    for (int i = 0; i < 4; i++)
+        CHECK(fabsf(logits[i] - (i == 2 ? 0.0f : 1.0f / 3.0f)) < 1e-6f, "%d: %g", i,
+              (double)logits[i]);
+}
+
+int main(void)
+{
+    if (!mkdtemp(folder))
+        abort();
+    snprintf(model_path, sizeof model_path, "%s/model.bin", folder);
+    snprintf(input_path, sizeof input_path, "%s/input.bin", folder);
+    snprintf(images_path, sizeof images_path, "%s/images.idx", folder);
+    snprintf(labels_path, sizeof labels_path, "%s/labels.idx", folder);
+    test_prediction();
+    test_ties();
+    test_info();
+    test_bad_labels();
+    test_bad_images();
+    test_long_path();
+    test_softmax_of_small_logits();
+    const char *const files[] = {model_path, input_path, images_path, labels_path};
+    for (size_t i = 0; i < sizeof files / sizeof *files; i++)
+        unlink(files[i]);
+    CHECK(rmdir(folder) == 0, "a file was left behind in %s", folder);
+    return check_summary();
+}
