@@ -1,9 +1,11 @@
-"""The calibration error, computed by hand."""
+"""Bins of confidence, and the calibration error, computed by hand."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mnist_mamba.metrics import confidence_bins, expected_calibration_error
 

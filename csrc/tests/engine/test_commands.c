@@ -115,7 +115,7 @@ static void test_prediction(void)
     expect_figure("\"logits\":[0,", (double)bias[1]);
 }
 
-/* Of equal logits the first class is predicted. */
+/* The first of equal logits is the prediction. */
 static void test_ties(void)
 {
     const float black[PIXELS] = {0}, bias[CLASSES] = {-1.0f, 2.0f, 2.0f};
