@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mnist_mamba import scan
-from mnist_mamba.c_build import build_library, isa_flags
+from mnist_mamba.c_build import CACHE_VARIABLE, build_library, isa_flags
 from mnist_mamba.scan import c_library, selective_scan
 from mnist_mamba.scan.reference import selective_scan_reference
 from tests.library.scan_cases import (
@@ -329,7 +329,10 @@ EACH(probe_sigmoid, v_sigmoid)
 
 
 @each_isa
-def test_the_elementary_functions_are_accurate(isa: str, tmp_path: Path) -> None:
+def test_the_elementary_functions_are_accurate(
+    isa: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
     source = tmp_path / f"probe_{isa}.c"
     source.write_text(f"#define SIMD_{isa.upper()}\n{PROBE}", encoding="utf-8")
     flags = [*c_library.cflags(), *isa_flags("{}").get(isa, ())]

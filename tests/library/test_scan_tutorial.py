@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
-from mnist_mamba.c_build import build_library
+from mnist_mamba.c_build import CACHE_VARIABLE, build_library
 from mnist_mamba.scan import selective_scan
 
 PAGE = (Path(__file__).parents[2] / "docs" / "the-scan.md").read_text(encoding="utf-8")
@@ -26,7 +27,8 @@ def test_the_python_loops_are_the_scan_and_its_gradients() -> None:
     assert len(names["grads"]) == 6
 
 
-def test_the_c_loop_is_the_scan(tmp_path: Path) -> None:
+def test_the_c_loop_is_the_scan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
     source = tmp_path / "plain_scan.c"
     source.write_text(blocks("c"), encoding="utf-8")
     library = ctypes.CDLL(str(build_library("plain_scan", [source], [], ["-std=c11", "-O1"])))
