@@ -18,6 +18,9 @@ include csrc/flags.mk
 ENGINE_QUIET := $(if $(V),,@)
 BUILD := build
 OUT ?= $(BUILD)/dvc
+ifeq ($(strip $(CC)),)
+override CC := cc
+endif
 
 # ---- sources: every .c of csrc/engine is the library, every .c of csrc/engine/cli the command ----
 

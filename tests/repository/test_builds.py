@@ -47,6 +47,12 @@ def test_make_variants_follow_each_other(checkout: Path) -> None:
     assert not (checkout / "build").exists()
 
 
+@pytest.mark.parametrize("command", [("env", "CC=", "make"), ("make", "CC=")])
+def test_an_empty_cc_is_cc(checkout: Path, command: tuple[str, ...]) -> None:
+    run(*command, "-j2", cwd=checkout)
+    assert json.loads(run("./mamba", "info", MODEL, "--json", cwd=checkout))
+
+
 def test_cmake_builds_tests_and_installs_the_same_engine(checkout: Path, tmp_path: Path) -> None:
     if shutil.which("cmake") is None:
         pytest.skip("cmake is not installed")
