@@ -217,8 +217,15 @@ void tiny_seal(struct tiny_model *tiny)
 const char *tiny_path(void)
 {
     static char path[200];
+    if (*path)
+        return path;
     const char *folder = getenv("TMPDIR");
-    snprintf(path, sizeof path, "%.150s/mamba_test_%ld", folder ? folder : "/tmp", (long)getpid());
+    snprintf(path, sizeof path, "%.150s/mamba_test_XXXXXX", folder && *folder ? folder : "/tmp");
+    int file = mkstemp(path); /* not a name that others can guess */
+    if (file < 0 || close(file) != 0) {
+        perror(path);
+        exit(1);
+    }
     return path;
 }
 
