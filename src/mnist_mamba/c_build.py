@@ -252,7 +252,6 @@ def _private_folder(place: Path) -> Path:
     Raises:
         OSError: it cannot be created, others can change it, or no library can be loaded from it.
     """
-    place = place.absolute()
     folder = Path(os.path.realpath(place))
     links = [path for path in (place, *place.parents) if path.is_symlink()]
     # Downwards: others cannot exchange what is in a folder that passed.

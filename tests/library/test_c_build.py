@@ -243,21 +243,28 @@ def test_the_cache_is_in_xdg_cache_home_or_home(
     assert build_answer(tmp_path).parent == tmp_path / "xdg" / "mnist_mamba"
 
 
-@pytest.mark.parametrize("value", ["", "relative"])
-def test_empty_and_relative_variables_do_not_count(
-    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch, value: str
+@pytest.mark.parametrize("value", ["", "relative", None])
+def test_unset_empty_and_relative_variables_do_not_count(
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch, value: str | None
 ) -> None:
+    def put(name: str) -> None:
+        if value is None:
+            monkeypatch.delenv(name)
+        else:
+            monkeypatch.setenv(name, value)
+
     source = write_source(tmp_path)
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
     monkeypatch.setenv(c_build.CACHE_VARIABLE, "")
     monkeypatch.setenv("CC", "")
-    monkeypatch.setenv("XDG_CACHE_HOME", value)
+    monkeypatch.setenv("XDG_CACHE_HOME", "unused")
+    put("XDG_CACHE_HOME")
     assert build_library("answer", [source], [tmp_path / "inc"]).parent == in_home(home)
-    monkeypatch.setenv("HOME", value)
+    put("HOME")
     assert build_library("answer", [source], [tmp_path / "inc"]).parent == in_tmpdir(home)
     monkeypatch.setenv("HOME", str(home))
-    monkeypatch.setenv("TMPDIR", value)
+    put("TMPDIR")
     assert build_library("answer", [source], [tmp_path / "inc"]).parent == in_home(home)
     assert list(Path().iterdir()) == []
 
