@@ -113,8 +113,8 @@ def build_library(
                 with tempfile.TemporaryDirectory(prefix="build-", dir=folder) as scratch:
                     built = Path(scratch) / f"{stem}{_LIBRARY_SUFFIX}"
                     built.write_bytes(bytes(_BUILD_BYTES))  # a full disk is an OSError here
-                    note = "; ".join((str(folder), *refused))
-                    logger.warning("compiling the C library %s, once, into %s", name, note)
+                    note = f"compiling the C library {name}, once, in a few seconds, into {folder}"
+                    logger.warning("; ".join((note, *refused)))
                     _compile(built, *inputs)
                     library = _store(built, folder)
             ctypes.CDLL(str(library))

@@ -532,7 +532,9 @@ def test_the_first_compilation_is_announced(tmp_path: Path, home: Path) -> None:
         for _ in range(2)
     )
     (line,) = first.stderr.splitlines()
-    assert line.startswith(f"compiling the C library answer, once, into {in_tmpdir(home)}; ")
+    assert line.startswith(
+        f"compiling the C library answer, once, in a few seconds, into {in_tmpdir(home)}; "
+    )
     assert f"{home} is drwxrwxrwx" in line
     assert (first.stdout, second.stdout, second.stderr) == ("", "", "")
 
