@@ -8,20 +8,19 @@ from __future__ import annotations
 
 import argparse
 import csv
-import io
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator
+import tempfile
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mnist_mamba.atomic_write import write_text
 from pipeline.common import command, paths
-from pipeline.common.git import GitError, git
+from pipeline.common.git import GitError, git, unpack_revision
 from pipeline.common.nested import flatten
+from pipeline.common.params import ParamsError, read_yaml
 from pipeline.release.rules import (
     GATE_FILE,
     AccuracyRule,
@@ -60,8 +59,12 @@ def resolve(base: str) -> str:
         ) from error
 
 
-Reader = Callable[[Path], str | None]
-"""Function that returns the text of a file of the project, or None if there is no such file."""
+@contextmanager
+def unpacked(base: str) -> Iterator[Path]:
+    """Yield a folder with the files of a revision."""
+    with tempfile.TemporaryDirectory(prefix="mamba-base-") as scratch:
+        unpack_revision(resolve(base), Path(scratch))
+        yield Path(scratch)
 
 
 @contextmanager
@@ -69,54 +72,38 @@ def naming_side(name: str) -> Iterator[None]:
     """Prefix errors with the side, work tree or base, whose files caused them."""
     try:
         yield
-    except (NoVerdictError, GitError) as error:
+    except NoVerdictError as error:
         raise NoVerdictError(f"{name}: {error}") from error
 
 
-def in_work_tree(path: Path) -> str | None:
-    """Return the text of a file of the work tree."""
-    return path.read_text(encoding="utf-8") if path.is_file() else None
-
-
-def in_revision(commit: str) -> Reader:
-    """Return a `Reader` of a commit's files."""
-    here = git("rev-parse", "--show-prefix").strip()
-
-    def read(path: Path) -> str | None:
-        name = f"{here}{path.as_posix()}"
-        if not git("ls-tree", "--name-only", "--full-tree", commit, name):
-            return None
-        return git("show", f"{commit}:{name}")
-
-    return read
-
-
-def read_metrics(read: Reader, names: Iterable[str]) -> Metrics:
+def read_metrics(folder: Path, names: Iterable[str]) -> Metrics:
     """Return all values of the metrics files `names` that exist, with the file's name in front.
 
     Raises:
         NoVerdictError: a file is not JSON.
     """
     found: dict[str, Any] = {}
-    for name in names:
-        path = paths.METRICS / f"{name}.json"
-        try:
-            text = read(path)
-            found |= flatten({name: json.loads(text)}) if text is not None else {}
-        except (ValueError, RecursionError) as error:  # encoding, syntax, length of numbers, depth
-            raise NoVerdictError(f"{path} is not JSON: {error}") from error
+    for path in [paths.METRICS / f"{name}.json" for name in names]:
+        if (folder / path).is_file():
+            try:
+                found |= flatten({path.stem: json.loads((folder / path).read_text("utf-8"))})
+            # Encoding, syntax, length of numbers, depth.
+            except (ValueError, RecursionError) as error:
+                raise NoVerdictError(f"{path} is not JSON: {error}") from error
     return found
 
 
-def read_predictions(read: Reader) -> list[Prediction]:
+def read_predictions(folder: Path) -> list[Prediction]:
     """Return labels and predictions of the test images in order, or none without a file.
 
     Raises:
         NoVerdictError: the file has another format.
     """
     try:
-        rows = csv.DictReader(io.StringIO(read(paths.PREDICTIONS) or ""))
-        return [(int(row["label"]), int(row["predicted"])) for row in rows]
+        with (folder / paths.PREDICTIONS).open(encoding="utf-8", newline="") as file:
+            return [(int(row["label"]), int(row["predicted"])) for row in csv.DictReader(file)]
+    except FileNotFoundError:
+        return []
     except (KeyError, TypeError, ValueError, csv.Error) as error:
         raise NoVerdictError(
             f"{paths.PREDICTIONS}: expected columns label and predicted of whole numbers, got "
@@ -171,14 +158,14 @@ def mcnemar(base: list[Prediction], here: list[Prediction]) -> tuple[int, int, f
     return lost, won, float(p)
 
 
-def check_consistent(read: Reader, here: list[Prediction]) -> None:
+def check_consistent(folder: Path, here: list[Prediction]) -> None:
     """Check that the results are of one run.
 
     Raises:
         NoVerdictError: metrics and predictions differ, or the metrics files describe models of
             different size.
     """
-    found = read_metrics(read, ["eval", "train"])
+    found = read_metrics(folder, ["eval", "train"])
     expected = {"train.parameters": (found.get("eval.model.parameters"), "eval.model.parameters")}
     if here:
         correct = sum(label == predicted for label, predicted in here)
@@ -195,28 +182,28 @@ def check_consistent(read: Reader, here: list[Prediction]) -> None:
 
 def judge_all(rules: GateRules, base: str) -> list[Verdict]:
     """Return all verdicts on the work tree compared with a revision."""
-    read_base = in_revision(resolve(base))
-    files = sorted({name.split(".")[0] for name in rules.metrics})
+    files, here = sorted({name.split(".")[0] for name in rules.metrics}), Path()
     with naming_side("the work tree"):
-        here, here_metrics = read_predictions(in_work_tree), read_metrics(in_work_tree, files)
-        check_consistent(in_work_tree, here)
-    with naming_side(f"BASE={base}"):
-        before, base_metrics = read_predictions(read_base), read_metrics(read_base, files)
+        predictions, metrics = read_predictions(here), read_metrics(here, files)
+        check_consistent(here, predictions)
+    with unpacked(base) as folder, naming_side(f"BASE={base}"):
+        before, base_metrics = read_predictions(folder), read_metrics(folder, files)
         if not before and not base_metrics:
             raise NoVerdictError(
                 f"no results: neither {paths.PREDICTIONS} nor metrics/ is in it; commit results "
                 "and compare later changes with that commit"
             )
-    accuracy = judge_accuracy(rules.accuracy, before, here)
-    return [accuracy, *judge(rules.metrics, base_metrics, here_metrics)]
+    accuracy = judge_accuracy(rules.accuracy, before, predictions)
+    return [accuracy, *judge(rules.metrics, base_metrics, metrics)]
 
 
-def changed_rules(rules: GateRules, read_base: Reader) -> list[str]:
+def changed_rules(rules: GateRules, base: str) -> list[str]:
     """Return the rules that differ from the base's, so that nobody relaxes one unseen."""
     try:
         # Not parsed as GateRules: the base's file may be of another version.
-        before = flatten(yaml.safe_load(read_base(GATE_FILE) or ""))
-    except (AttributeError, ValueError, yaml.YAMLError):
+        with unpacked(base) as folder:
+            before = flatten(read_yaml(folder / GATE_FILE, GATE_FILE))
+    except (AttributeError, ParamsError):
         return [f"all: the base has no {GATE_FILE}"]
     now = flatten(rules.model_dump(exclude_none=True))
     names = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
@@ -244,8 +231,7 @@ def main(options: argparse.Namespace) -> int:
     """Judge this work tree and print a table."""
     rules = load_rules()
     verdicts = judge_all(rules, options.base)
-    changed = changed_rules(rules, in_revision(resolve(options.base)))
-    remarks = [f"- rule changed: {rule}" for rule in changed]
+    remarks = [f"- rule changed: {rule}" for rule in changed_rules(rules, options.base)]
     return publish(f"Gate against {options.base}", verdicts, options.output, remarks)
 
 

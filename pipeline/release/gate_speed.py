@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.common import command
-from pipeline.common.git import unpack_revision
 from pipeline.common.nested import flatten
 from pipeline.common.params import load_params
 from pipeline.common.run_engine import BATCHES
@@ -75,9 +74,8 @@ def time_interleaved(trees: list[Path], rounds: int) -> list[dict[str, float]]:
 def main(options: argparse.Namespace) -> int:
     """Build and measure both engines, judge, and print a table."""
     rules, rounds = load_rules(), load_params().benchmark.rounds
-    with tempfile.TemporaryDirectory(prefix="mamba-base-") as scratch:
-        trees = [Path(scratch), Path()]
-        unpack_revision(gate.resolve(options.base), trees[0])
+    with gate.unpacked(options.base) as base_tree:
+        trees = [base_tree, Path()]
         counted = [measure_once(tree) for tree in trees]
         timed = time_interleaved(trees, rounds)
     base, here = (
