@@ -1,9 +1,7 @@
-"""Lineage of the results: data, model, revision, params, environment."""
+"""Lineage of the results: data, model, revision, params."""
 
 from __future__ import annotations
 
-import platform
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,14 +17,11 @@ from pipeline.common.params import Params
 from pipeline.common.prepared_data import read_info
 from pipeline.report.results import TemplateContext, html
 
-CONSTRAINTS = Path("constraints.txt")
 RESULTS = ("metrics/", "plots/")
-PINNED = ("torch", "numpy", "dvc", "mlflow")
-"""Packages whose pinned versions the page shows."""
 
 
 def lineage(lock: Mapping[str, Any], params: Params) -> TemplateContext:
-    """Return outputs, keys, revision, params and software, and reasons to doubt the results."""
+    """Return outputs, keys, revision and params, and reasons to doubt the results."""
     rows = [
         {"path": path, "MD5": out["md5"], "bytes": out["size"], "here": _state(path, out)}
         for path, out in outputs(lock).items()
@@ -45,8 +40,6 @@ def lineage(lock: Mapping[str, Any], params: Params) -> TemplateContext:
         "recorded_key": recorded,
         "git": git_state(),
         "params": yaml.safe_dump(params.model_dump(mode="json"), sort_keys=False),
-        "python": platform.python_version(),
-        "pinned": dict(_pinned()),
         "doubts": list(_doubts(rows, key, recorded)),
     }
 
@@ -81,10 +74,3 @@ def git_state() -> TemplateContext | None:
         "date": date.strip(),
         "changed": [line[3:] for line in status.splitlines()],
     }
-
-
-def _pinned() -> Iterator[tuple[str, str]]:
-    if CONSTRAINTS.is_file():
-        text = CONSTRAINTS.read_text(encoding="utf-8").lower()
-        versions = dict(re.findall(r"^([\w.-]+)==(\S+)", text, flags=re.MULTILINE))
-        yield from ((name, versions[name]) for name in PINNED if name in versions)
