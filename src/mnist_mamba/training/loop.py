@@ -20,7 +20,10 @@ from mnist_mamba.training.epoch import Epoch, EpochReport, TrainingState
 from mnist_mamba.training.evaluation import Scores, score
 from mnist_mamba.training.trainer import NonFiniteError, Trainer
 
-_TRY = "try a lower train.lr or train.clip_norm, or a longer train.warmup"
+_TRY = (
+    "expected a finite number; try a lower train.lr, a longer train.warmup, or a small "
+    "train.clip_norm (0 turns clipping off)"
+)
 
 
 class TrainingError(RuntimeError):

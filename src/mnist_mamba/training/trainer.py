@@ -69,8 +69,8 @@ class Trainer:
         part = len(labels) / (len(labels) if batch is None else batch)
         for kind in self._kinds:
             kind.clear_gradients()
-        gradient, sums = self._gather_gradients(self.backward(pixels, labels, part))
-        self._gather_statistics(part)
+        gradient, sums = self._sum_gradients(self.backward(pixels, labels, part))
+        self._average_statistics(part)
         norm = torch.linalg.vector_norm(gradient)
         if self.config.clip_norm:
             gradient.mul_((self.config.clip_norm / (norm + 1e-6)).clamp(max=1))
@@ -104,18 +104,18 @@ class Trainer:
         hits = (logits.detach().mean(dim=0).argmax(dim=1) == labels).sum()
         return torch.stack([loss.detach(), hits.to(loss.dtype)])
 
-    def _gather_gradients(self, sums: Tensor) -> tuple[Tensor, Tensor]:
+    def _sum_gradients(self, sums: Tensor) -> tuple[Tensor, Tensor]:
         """Return the gradients as one vector, and `sums`, both summed over the processes.
 
         DistributedDataParallel would not do: it averages over processes as if their shares were
         equal, and needs a backward pass in each, while a share may be smaller or empty. The
-        gradients take half a megabyte, so one message after the backward pass costs little.
+        shipped model's gradients take 365 KB: one message after the backward pass costs little.
         """
         parts = [gradient for kind in self._kinds for gradient in kind.gradients()]
         total = self.processes.sum(torch.cat([*parts, sums]))
         return total[: -len(sums)], total[-len(sums) :]
 
-    def _gather_statistics(self, part: float) -> None:
+    def _average_statistics(self, part: float) -> None:
         """Average the batch norms' statistics over the processes, weighted by their shares.
 
         A batch norm sees only the images of its own process.
