@@ -1,4 +1,4 @@
-"""The pipeline. Each file in this folder is a command, `python -m pipeline.NAME`.
+"""The pipeline. Its commands are run by `python -m pipeline.NAME`.
 
 The stages of dvc.yaml, in order (stage `compile` is a call of make):
     download   fetch the data set and check it
@@ -10,13 +10,17 @@ The stages of dvc.yaml, in order (stage `compile` is a call of make):
     track      store the run in MLflow
 
 Other commands:
-    demo       run the pipeline on small data, in a copy of the project
-    study      compare trainings that differ in one choice each
-    seeds      score final models of several seeds
-    rekey      keep the recorded trainings after a refactoring
+    demo                 run the pipeline on small data, in a copy of the project
+    study                compare trainings that differ in one choice each
+    seeds                score final models of several seeds
+    rekey                keep the recorded trainings after a refactoring
+    report               write all results to one HTML page
+    release.gate         compare results with those of another revision
+    release.gate_speed   compare the engine's speed with that of another revision
+    release.promote      publish the model if the gate passes
 
 The folders hold what commands use. common: anything shared; tracking: MLflow; series: the trainings
-of study and seeds; release: gate, promotion, model card; report: the HTML report.
+of study and seeds; release: gates, promotion, model card; report: the HTML report.
 """
 
 import sys

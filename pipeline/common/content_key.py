@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def file_md5(path: Path) -> str:
 
 
 def content_key(params: Params, pipeline: Path = Path("dvc.yaml")) -> str:
-    """Return a hash of the params and source files of `evaluate` and all stages before it.
+    """Return a hash of the params and source files of `evaluate` and all stages above it.
 
     The hash does not use dvc.lock, which has no entry of a running stage. So `train` while it runs
     and `track` after it find the same run.
@@ -61,30 +62,22 @@ def training_key(params: Params, pipeline: Path = Path("dvc.yaml")) -> str:
 
 
 def source_files(values: dict[str, Any], pipeline: Path = Path("dvc.yaml")) -> list[Path]:
-    """Return the files that `evaluate` and all stages before it depend on and no stage makes.
+    """Return the files that `evaluate` and all stages above it depend on and no stage makes.
 
     Raises:
         ValueError: the pipeline lacks the stage.
     """
     stages: dict[str, Any] = yaml.safe_load(pipeline.read_text(encoding="utf-8"))["stages"]
-    maker = {
-        path: name
-        for name, stage in stages.items()
-        for kind in ("outs", "metrics", "plots")
-        for out in stage.get(kind, [])
-        for path in ([out] if isinstance(out, str) else out)
-    }
     if RESULT_STAGE not in stages:
         raise ValueError(f"{pipeline} has no stage '{RESULT_STAGE}', expected one")
-    needed, waiting = set(), {RESULT_STAGE}
-    while waiting:
-        for dep in stages[waiting.pop()].get("deps", []):
-            path = _fill(dep, values)
-            if path in maker:
-                waiting.add(maker[path])
-            else:
-                needed.add(Path(path))
-    return sorted(file for path in needed for file in _files(path))
+    deps, made = set(), set()
+    for name, stage in stages.items():
+        deps |= {_fill(dep, values) for dep in stage.get("deps", [])}
+        for out in chain(*(stage.get(kind, []) for kind in ("outs", "metrics", "plots"))):
+            made |= {out} if isinstance(out, str) else set(out)
+        if name == RESULT_STAGE:
+            break
+    return sorted(file for path in deps - made for file in _files(path))
 
 
 def _files(dep: str | Path) -> list[Path]:
