@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import struct
+import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +17,14 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from mnist_mamba.config import AugmentConfig
+from mnist_mamba.data import idx, sources
 from mnist_mamba.data.augment import augment, smooth
 from mnist_mamba.data.idx import IdxError, read_images, read_labels, write_idx
 from mnist_mamba.data.sources import IDX_NAMES, load_digits, load_idx, load_mnist
 from mnist_mamba.data.splits import DataError, LabelledImages, Splits, describe, resize, split
 from mnist_mamba.data.torchvision_compat import import_torchvision
+from mnist_mamba.engine.format import read_model
+from mnist_mamba.training.checkpoint import load_checkpoint
 
 
 def make_data(n: int = 60, n_classes: int = 3, size: tuple[int, int] = (5, 7)) -> LabelledImages:
@@ -60,7 +65,9 @@ GOOD = bytes((0, 0, 8, 3)) + struct.pack(">3I", 1, 2, 2) + b"abcd"
         (b"", "got 0 bytes, expected an IDX header of 16"),
         (GOOD[:15], "got 15 bytes"),
         (GOOD[:-1], "got 19 bytes, expected 20 for 1 x 2 x 2"),
-        (GOOD + b"e", "got 21 bytes, expected 20"),
+        (GOOD + b"e", "got more than 20 bytes, expected 20"),
+        (gzip.compress(GOOD + b"ef", mtime=0), "got more than 20 bytes, expected 20"),
+        (gzip.compress(GOOD[:-2], mtime=0), "got 18 bytes, expected 20"),
         (bytes((0, 0, 8, 1)) + GOOD[4:], "magic: got 00 00 08 01, expected 00 00 08 03"),
         (bytes((0, 0, 13, 3)) + GOOD[4:], "magic: got 00 00 0d 03"),
         (bytes((0, 0, 8, 3)) + struct.pack(">3I", 0, 2, 2), "expected none to be 0"),
@@ -75,6 +82,58 @@ def test_damaged_idx_is_refused_by_name(tmp_path: Path, data: bytes, message: st
         read_images(path)
     assert str(path) in str(error.value)
     assert message in str(error.value)
+
+
+def packed_zeros(path: Path, dims: tuple[int, int, int], size: int) -> None:
+    """Write a gzip file of an IDX header and zeros, `size` bytes in all."""
+    with gzip.open(path, "wb") as file:
+        file.write(bytes((0, 0, 8, 3)) + struct.pack(">3I", *dims))
+        for _ in range(size // 2**20):
+            file.write(bytes(2**20))
+
+
+@pytest.mark.parametrize(
+    ("dims", "message"),
+    [
+        ((1, 2, 2), "got more than 20 bytes, expected 20 for 1 x 2 x 2"),
+        ((2**20, 2**5, 2**5), f"is {2**30 + 16} bytes, expected up to {2**30} of a gzip file"),
+        ((2**32 - 1, 4096, 4096), f"expected up to {2**30} of a gzip file: unpack it with gunzip"),
+    ],
+)
+def test_a_small_gzip_file_takes_little_memory(
+    tmp_path: Path, dims: tuple[int, int, int], message: str
+) -> None:
+    path = tmp_path / "images"
+    packed_zeros(path, dims, 2**26)
+    assert path.stat().st_size < 2**17
+    tracemalloc.start()
+    try:
+        with pytest.raises(IdxError, match=message):
+            read_images(path)
+        assert tracemalloc.get_traced_memory()[1] < 2**21
+    finally:
+        tracemalloc.stop()
+
+
+def test_the_largest_gzip_file_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, size = tmp_path / "images", 16 + 2**20
+    packed_zeros(path, (2**10, 2**5, 2**5), size)
+    monkeypatch.setattr(idx, "MAX_UNPACKED", size)
+    images = read_images(path)
+    assert (images.shape, images.any()) == ((2**10, 2**5, 2**5), False)
+    images += 1  # callers may change them
+    monkeypatch.setattr(idx, "MAX_UNPACKED", size - 1)
+    with pytest.raises(IdxError, match=f"expected up to {size - 1}"):
+        read_images(path)
+
+
+@pytest.mark.parametrize("read", [read_images, read_labels, load_checkpoint, read_model])
+def test_a_path_with_a_nul_character_opens_no_other_file(
+    tmp_path: Path, read: Callable[[Path], object]
+) -> None:
+    (tmp_path / "file").write_bytes(GOOD)
+    with pytest.raises(ValueError, match=r"null (byte|character)|not found"):
+        read(tmp_path / "file\0.idx")
 
 
 def test_load_idx_reads_a_folder_with_and_without_gzip(tmp_path: Path) -> None:
@@ -154,6 +213,21 @@ def test_load_mnist_refuses_damaged_files_of_a_mirror(mnist_like: Path, damage: 
         case "altered":
             victim.write_bytes(data[:50] + bytes([data[50] ^ 1]) + data[51:])
     with pytest.raises(DataError, match=r"t10k-images-idx3-ubyte\.gz"):
+        load_mnist(str(mnist_like))
+
+
+def test_load_mnist_reads_no_more_of_a_mirror_than_mnist_can_have(
+    mnist_like: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    victim = mnist_like / "train-images-idx3-ubyte.gz"
+    with victim.open("r+b") as file:
+        file.truncate(sources.MAX_DOWNLOAD + 1)
+    with pytest.raises(DataError, match="public mirrors gave no good copy"):
+        load_mnist(mnist_like.as_uri())
+    assert f"cannot get {victim.name}: got more than {2**26} bytes" in caplog.text
+    with victim.open("r+b") as file:
+        file.truncate(sources.MAX_DOWNLOAD)
+    with pytest.raises(DataError, match="truncated or altered"):
         load_mnist(str(mnist_like))
 
 

@@ -21,7 +21,7 @@ class TorchFileError(ValueError):
 def load_plain(data: bytes) -> Any:
     """Return a file's tensors, numbers, text, lists and dictionaries, on the CPU.
 
-    A tensor may be a view that is larger than its bytes in the file.
+    A tensor may be a view that is larger than its storage.
 
     Raises:
         TorchFileError: damaged, or a file that torch.load would run or unpack to more than its
