@@ -46,8 +46,8 @@ def environment() -> dict[str, str]:
     for field, value in IDENTITY.items():
         known = subprocess.run(["git", "config", f"user.{field.lower()}"], capture_output=True)
         if known.returncode:
-            env.setdefault(f"GIT_AUTHOR_{field}", value)
-            env.setdefault(f"GIT_COMMITTER_{field}", value)
+            for role in ("AUTHOR", "COMMITTER"):
+                env[f"GIT_{role}_{field}"] = env.get(f"GIT_{role}_{field}") or value
     return env
 
 

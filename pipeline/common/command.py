@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import os
 import sys
@@ -78,9 +79,11 @@ def run_judge(main: Callable[[argparse.Namespace], int], description: str, modul
 
 
 def _start_logging() -> None:
+    if isinstance(sys.stdout, io.TextIOWrapper):  # its encoding may lack ≥ and ±
+        sys.stdout.reconfigure(errors="backslashreplace")
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
 
 
 def _process() -> str:
     """Return the name of this process of torchrun's, each of which prints its own error."""
-    return f"process {os.environ['RANK']}: " if "TORCHELASTIC_RUN_ID" in os.environ else ""
+    return f"process {os.environ['RANK']}: " if os.environ.get("TORCHELASTIC_RUN_ID") else ""

@@ -32,7 +32,9 @@ def run_engine(*words: str | Path | int) -> dict[str, Any]:
         shutil.copyfile(paths.ENGINE, engine)
         engine.chmod(0o700)
         command = [str(word) for word in (engine, *words, "--json")]
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = subprocess.run(
+            command, capture_output=True, text=True, encoding="utf-8", errors="replace"
+        )
     if done.returncode:
         raise RuntimeError(f"mamba {words[0]} failed ({done.returncode}): {done.stderr.strip()}")
     report: dict[str, Any] = json.loads(done.stdout)

@@ -37,7 +37,9 @@ def run(*words: str | Path) -> str:
         NoVerdictError: the command is not installed or failed; the message ends with its output.
     """
     try:
-        done = subprocess.run(words, capture_output=True, text=True)
+        done = subprocess.run(
+            words, capture_output=True, text=True, encoding="utf-8", errors="replace"
+        )
     except FileNotFoundError as error:
         raise NoVerdictError(f"{words[0]} not found: install it") from error
     if done.returncode:

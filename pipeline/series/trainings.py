@@ -113,7 +113,8 @@ def train(training: Training) -> dict[str, Any]:
     with (folder / "log.txt").open("a", encoding="utf-8") as log:
         done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT)
     if done.returncode:
-        last = (folder / "log.txt").read_text(encoding="utf-8").splitlines()[-1:]
+        log_text = (folder / "log.txt").read_text(encoding="utf-8", errors="replace")
+        last = log_text.splitlines()[-1:]
         raise RuntimeError(f"{training.name}, seed {training.seed}: {' '.join(last)}")
     return _metrics(folder)
 

@@ -22,7 +22,8 @@ def prepare_memory() -> None:
     memory settings have no effect without glibc and Linux.
     """
     gc.freeze()
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch reads it at its first allocation
+    # torch reads it at its first allocation.
+    os.environ["THP_MEM_ALLOC_ENABLE"] = os.environ.get("THP_MEM_ALLOC_ENABLE") or "1"
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):

@@ -32,7 +32,7 @@ class Processes:
     @classmethod
     def of_torchrun(cls) -> Processes:
         """Return torchrun's processes, or a single one if torchrun did not start this process."""
-        if not (dist.is_available() and dist.is_torchelastic_launched()):
+        if not (dist.is_available() and os.environ.get("TORCHELASTIC_RUN_ID")):
             return cls()
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
         return cls(*(int(os.environ[name]) for name in names))
