@@ -147,11 +147,17 @@ def test_load_idx_reads_a_folder_with_and_without_gzip(tmp_path: Path) -> None:
     np.testing.assert_array_equal(loaded[1].labels, test.labels)
 
 
-def test_load_idx_names_a_missing_file_and_differing_counts(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("part", "n"), [("train", 30), ("test", 9)])
+@pytest.mark.parametrize("more", [-1, 1])
+def test_load_idx_names_differing_counts(tmp_path: Path, part: str, n: int, more: int) -> None:
     write_folder(tmp_path, make_data(30), make_data(9))
-    write_idx(tmp_path / IDX_NAMES["test_labels"], np.zeros(8, np.uint8))
-    with pytest.raises(DataError, match="9 test images but 8 labels"):
+    write_idx(tmp_path / IDX_NAMES[f"{part}_labels"], np.zeros(n + more, np.uint8))
+    with pytest.raises(DataError, match=f"{n} {part} images but {n + more} labels"):
         load_idx(tmp_path)
+
+
+def test_load_idx_names_a_missing_file(tmp_path: Path) -> None:
+    write_folder(tmp_path, make_data(30), make_data(9))
     (tmp_path / IDX_NAMES["train_labels"]).unlink()
     with pytest.raises(DataError, match=r"train-labels-idx1-ubyte .* not found"):
         load_idx(tmp_path)

@@ -12,10 +12,12 @@ import pytest
 import torch
 
 from mnist_mamba.data.corruptions import CORRUPTIONS
-from mnist_mamba.data.idx import read_images, read_labels
+from mnist_mamba.data.idx import read_images, read_labels, write_idx
+from mnist_mamba.data.splits import DataError, LabelledImages
 from mnist_mamba.engine import Engine
 from mnist_mamba.engine.format import read_model
 from pipeline.common.params import load_params
+from pipeline.common.prepared_data import read_split, write_splits
 from pipeline.evaluate import ParityError, check, summarise
 from tests.pipeline.imports import ROOT
 from tests.pipeline.project import SMALL, copy_project, run, run_module, set_params
@@ -297,6 +299,17 @@ def test_a_stage_without_its_data_says_which_one_comes_first(
     before = {"prepare": "download", "export": "prepare"}[words[0]]
     assert f"run `python -m pipeline.{before}` first" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("more", [-1, 1])
+def test_a_split_with_differing_counts_names_both_files(tmp_path: Path, more: int) -> None:
+    images, labels = np.zeros((9, 2, 2), np.uint8), np.zeros(9, np.uint8)
+    write_splits(tmp_path, {"val": LabelledImages(images, labels)})
+    assert len(read_split(tmp_path, "val", "prepare").labels) == 9
+    write_idx(tmp_path / "val-labels.idx", np.zeros(9 + more, np.uint8))
+    message = f"val-images.idx has 9 images, but .*val-labels.idx has {9 + more} labels: .*prepare"
+    with pytest.raises(DataError, match=message):
+        read_split(tmp_path, "val", "prepare")
 
 
 def test_a_patch_that_does_not_fit_the_user_s_images_is_named(

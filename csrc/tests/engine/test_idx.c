@@ -86,15 +86,36 @@ static void test_images(void)
     bad[1] = 0x8B;
     expect_refused(IMAGES, bad, sizeof good, "gzip");
     for (size_t dim = 0; dim < 3; dim++) {
+        char message[40];
+        snprintf(message, sizeof message, "IDX dim %zu: got 0", dim);
         memcpy(bad, good, sizeof good);
         memset(bad + 4 + 4 * dim, 0, 4);
-        expect_refused(IMAGES, bad, sizeof good, "dim");
+        expect_refused(IMAGES, bad, sizeof good, message);
         memset(bad + 4 + 4 * dim, 0xFF, 4);
-        expect_refused(IMAGES, bad, sizeof good, dim ? "dim" : "file size");
+        snprintf(message, sizeof message, "IDX dim %zu: got 4294967295", dim);
+        expect_refused(IMAGES, bad, sizeof good, dim ? message : "file size");
     }
-    memset(bad + 4, 0xFF,
-           12); /* 2^96 pixels: the product must not wrap around to the size of the file */
-    expect_refused(IMAGES, bad, sizeof good, "dim");
+    /* 2^96 pixels: the product must not wrap around to the size of the file. */
+    memset(bad + 4, 0xFF, 12);
+    expect_refused(IMAGES, bad, sizeof good, "IDX dim 1: got 4294967295");
+}
+
+/* The longest sides, and one pixel more. */
+static void test_sides(void)
+{
+    static uint8_t image[16 + IDX_MAX_SIDE + 1];
+    for (size_t dim = 1; dim < 3; dim++) {
+        const uint8_t head[16] = {0, 0, 8, 3, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 1};
+        mamba_error error = {MAMBA_OK, ""};
+        char message[60];
+        memcpy(image, head, sizeof head);
+        image[4 + 4 * dim + 2] = IDX_MAX_SIDE >> 8;
+        image[4 + 4 * dim + 3] = 0;
+        CHECK(read_as(IMAGES, image, sizeof image - 1, &error) == MAMBA_OK, "%s", error.message);
+        image[4 + 4 * dim + 3] = 1;
+        snprintf(message, sizeof message, "IDX dim %zu: got 4097, expected 1..4096", dim);
+        expect_refused(IMAGES, image, sizeof image, message);
+    }
 }
 
 static void test_labels(void)
@@ -168,6 +189,7 @@ static void test_not_files(void)
 int main(void)
 {
     test_images();
+    test_sides();
     test_labels();
     test_raw();
     test_large_copies();
