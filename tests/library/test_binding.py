@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -60,6 +61,7 @@ def test_copies_share_the_model_until_the_last_is_gone(
     duplicate: Callable[[Engine], Engine], path: Path, expected: Any
 ) -> None:
     first = Engine(path)
+    path.unlink()  # it cannot be opened again
     second, third = duplicate(first), duplicate(first)
     first.close()
     assert is_mapped(path)
@@ -122,6 +124,7 @@ def run(engine):
 for engine in (engine, copy.copy(engine)):
     threading.Thread(target=run, args=(engine,), daemon=True).start()
 started.wait()
+engine.logits(images)  # until the others are in their calls
 """
     )
     assert (done.returncode, done.stderr) == (0, "")
@@ -217,6 +220,20 @@ def test_these_threads_are_accepted(threads: int, expected: Any) -> None:
     np.testing.assert_array_equal(Engine(MODEL, threads=threads).logits(IMAGES), expected)
 
 
+@pytest.mark.parametrize(("threads", "used"), [(0, 5), (1, 1), (3, 3)])
+def test_the_library_is_asked_for_that_many_threads(threads: int, used: int) -> None:
+    asked = []
+    engine = Engine(MODEL, threads=threads)
+    model: Any = engine._model
+    model.library = SimpleNamespace(
+        mamba_max_threads=lambda: 5,
+        mamba_batch_bytes=lambda model, count: asked.append(count) or 100,
+        mamba_forward_batch_u8=lambda *arguments: asked.append(arguments[3]) or 0,
+    )
+    engine.logits(IMAGES)
+    assert asked == [used, used]
+
+
 def stub(folder: Path, names: list[str]) -> Path:
     """Build a library with these functions, whose version is another."""
     source = folder / "stub.c"
@@ -299,7 +316,9 @@ def test_any_memory_layout_gives_the_same_bits(layout: str, expected: Any) -> No
         logits = engine.logits(LAYOUTS[layout](values))
         assert type(logits) is np.ndarray
         np.testing.assert_array_equal(logits, expected)
-    np.testing.assert_array_equal(engine.logits(unaligned(as_floats())), expected)
+    odd = unaligned(as_floats())
+    assert binding._pixels(odd, (8, 8)).flags.aligned  # which x86 would not need
+    np.testing.assert_array_equal(engine.logits(odd), expected)
 
 
 def test_a_broadcast_image_is_one_image_many_times(expected: Any) -> None:
