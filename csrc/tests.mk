@@ -17,11 +17,9 @@ RUN :=
 # ---- the engine ----
 
 ENGINE_TESTS := test_allocation test_kernels test_model test_hostile test_threads test_idx \
-    test_write_file test_forward test_golden
+    test_write_file test_forward test_golden test_numbers test_commands
 ENGINE_TEST_SUPPORT := $(filter-out csrc/engine/cli/main.c,$(ENGINE_COMMAND_SOURCES)) \
-    csrc/tests/engine/tiny_model.c
-
-ENGINE_TESTS += test_commands
+    csrc/tests/engine/tiny_model.c csrc/tests/engine/reference.c
 
 # $(eval $(call engine_tests,VARIANT,FOLDER)), after engine_variant.
 define engine_tests
@@ -185,7 +183,7 @@ test-big-endian: $(BUILD)/plain/mamba $(BUILD)/plain/tests/test_idx
 # same code).
 VALGRIND := valgrind -q --leak-check=full --error-exitcode=9
 VALGRIND_TESTS := test_model test_hostile test_threads test_idx test_write_file test_forward \
-    test_golden
+    test_golden test_numbers
 VALGRIND_PROGRAMS := $(addprefix $(BUILD)/plain/tests/,$(VALGRIND_TESTS))
 test-valgrind: $(VALGRIND_PROGRAMS) $(BUILD)/plain/mamba ## run the C tests under valgrind
 	@command -v valgrind >/dev/null || { echo "error: valgrind not found: install it" >&2; exit 1; }

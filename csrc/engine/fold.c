@@ -4,7 +4,6 @@
 #include <string.h>
 
 #include "copy.h"
-#include "denormals.h"
 
 enum { MAX_FLOATS = 1 << 18 }; /* of model->folds: 1 MiB */
 
@@ -51,6 +50,40 @@ static struct linear fold(float *folded, const struct mamba_model *model, const 
     };
 }
 
+/* Returns whether each of data [n] is 0 or has a magnitude in 2^-40..2^40. */
+static bool moderate(const float *data, size_t n)
+{
+    const uint32_t low = (127u - 40) << 23, range = 80u << 23; /* of a float's bits */
+    uint32_t any = 0;
+    for (size_t i = 0; i < n; i++) {
+        uint32_t bits;
+        memcpy(&bits, data + i, sizeof bits);
+        bits &= 0x7FFFFFFFu;
+        any |= bits != 0 && bits - low > range;
+    }
+    return !any;
+}
+
+/* Returns whether nothing in a fold, or in its product with the pixels of bytes, underflows or
+ * overflows. Products of two moderate weights are multiples of 2^-103 and at most 2^80. Sums of
+ * 2^11 channels and 2^11 pixels, each below 2^20 (pixel_std is at least 1e-6), stay below 2^122.
+ * Without a fold, the norm comes before in_proj, and brings a small or large x back to about 1. */
+static bool is_safe(const struct mamba_model *model, struct sizes n)
+{
+    const struct mamba_info *info = &model->info;
+    bool safe = moderate(&info->norm_eps, 1) && moderate(model->pixel_values, 256);
+    for (size_t i = 0; i < info->members; i++) {
+        const struct member_weights *member = &model->members[i];
+        const struct linear *in_proj = member->layers[0].in_proj;
+        safe = safe && moderate(member->patch_stem.weight, n.d_model * n.pixels) &&
+               moderate(member->patch_stem.bias, n.d_model) &&
+               (!member->pos_embed || moderate(member->pos_embed, n.bias_rows * n.d_model)) &&
+               moderate(in_proj[0].weight, n.d_inner * info->d_model) &&
+               moderate(in_proj[1].weight, n.d_inner * info->d_model);
+    }
+    return safe;
+}
+
 bool mamba_fold(struct mamba_model *model)
 {
     const struct mamba_info *info = &model->info;
@@ -63,13 +96,12 @@ bool mamba_fold(struct mamba_model *model)
     const uint64_t rows = n.pixels + n.bias_rows, all_folds = 2 * rows * n.d_inner * info->members;
     const uint64_t floats = all_folds + rows * n.d_model;
     if (info->stem != STEM_PATCH || info->local_conv || n.pixels >= info->d_model ||
-        floats > MAX_FLOATS)
+        floats > MAX_FLOATS || !is_safe(model, n))
         return true;
     model->folds = aligned_alloc(64, (size_t)floats * sizeof *model->folds);
     if (!model->folds)
         return false;
     float *folded = model->folds, *gathered = model->folds + all_folds;
-    const uint64_t saved = denormals_off();
     for (size_t i = 0; i < info->members; i++) {
         struct linear *in_proj = model->members[i].layers[0].in_proj;
         gather_rows(gathered, model, &model->members[i], n);
@@ -78,6 +110,5 @@ bool mamba_fold(struct mamba_model *model)
             folded += rows * n.d_inner;
         }
     }
-    denormals_restore(saved);
     return true;
 }

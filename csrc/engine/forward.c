@@ -1,5 +1,6 @@
 /* The forward pass, top to bottom as in docs/format.md and the paper (Gu and Dao 2023, "Mamba:
  * Linear-Time Sequence Modeling with Selective State Spaces", arXiv 2312.00752). */
+#include <float.h>
 #include <math.h>
 #include <string.h>
 
@@ -84,15 +85,34 @@ static void mix(struct mamba_context *context, const struct layer_weights *layer
     }
 }
 
+/* Returns 1 / rms of x [n] for numbers so small that their squares count as zero in float. */
+static float scale_of_small(const float *x, size_t n, float eps)
+{
+    double sum = 0.0;
+    for (size_t i = 0; i < n; i++)
+        sum += (double)x[i] * (double)x[i];
+    return (float)(1.0 / sqrt(sum / (double)n + (double)eps));
+}
+
+/* scale [rows] = 1 / rms of rows of x that are x_stride apart. A denormal norm_eps would count as
+ * zero, and the scale of a row of zeros would be infinite. */
+static void find_scale(struct mamba_context *context, const float *x, size_t x_stride, size_t rows)
+{
+    const struct mamba_info *info = &context->model->info;
+    const float eps = info->norm_eps > FLT_MIN ? info->norm_eps : FLT_MIN;
+    context->model->kernels->rms_scale(context->scale, x, x_stride, rows, info->d_model, eps);
+    for (size_t r = 0; r < rows; r++)
+        if (context->scale[r] > 0x1p45f)
+            context->scale[r] = scale_of_small(x + r * x_stride, info->d_model, eps);
+}
+
 /* hidden [rows, d_model] = rms(x) of rows that are x_stride apart. */
 static void normalise(struct mamba_context *context, float *hidden, const float *x, size_t x_stride,
                       size_t rows)
 {
-    const struct mamba_info *info = &context->model->info;
-    const struct mamba_kernels *kernels = context->model->kernels;
     const size_t stride = context->d_model;
-    kernels->rms_scale(context->scale, x, x_stride, rows, info->d_model, info->norm_eps);
-    kernels->scale_rows(hidden, stride, x, x_stride, context->scale, rows, stride);
+    find_scale(context, x, x_stride, rows);
+    context->model->kernels->scale_rows(hidden, stride, x, x_stride, context->scale, rows, stride);
 }
 
 /* hidden = rms(x) of all tokens, column by column of a grid of `columns` columns. With one column
@@ -123,16 +143,14 @@ static const float *in_image_order(struct mamba_context *context, size_t columns
 static void project(struct mamba_context *context, const struct layer_weights *layer,
                     size_t columns, bool folded)
 {
-    const struct mamba_info *info = &context->model->info;
     const struct mamba_kernels *kernels = context->model->kernels;
-    const size_t length = info->length, stride = context->d_inner;
+    const size_t length = context->model->info.length, stride = context->d_inner;
     const float *x = context->hidden;
     size_t x_stride = context->d_model;
     if (folded) {
         x = context->im2col;
         x_stride = mamba_im2col_stride(layer->in_proj[0].in);
-        kernels->rms_scale(context->scale, context->x, context->d_model, length, info->d_model,
-                           info->norm_eps);
+        find_scale(context, context->x, context->d_model, length);
     } else {
         normalise_columns(context, columns);
     }
@@ -208,25 +226,39 @@ static void run_member(struct mamba_context *context, const struct member_weight
     classify(context);
 }
 
-/* From context->image to `logits` [n_classes]: the mean of the members' logits. */
-static mamba_status run(struct mamba_context *context, float *logits)
+/* Normalises the pixels, of which one of the two arrays is NULL. */
+static void normalise_pixels(struct mamba_context *context, const float *f32, const uint8_t *u8)
 {
+    const struct mamba_model *model = context->model;
+    const struct mamba_info *info = &model->info;
+    for (size_t i = 0; i < (size_t)info->height * info->width; i++)
+        context->image[i] =
+            u8 ? model->pixel_values[u8[i]] : (f32[i] - info->pixel_mean) / info->pixel_std;
+}
+
+/* Sets `logits` [n_classes] to the mean of the members' logits. */
+static mamba_status run(struct mamba_context *context, const float *f32, const uint8_t *u8,
+                        float *logits)
+{
+    if (!context || (!f32 && !u8) || !logits)
+        return MAMBA_ERR_ARGUMENT;
     const struct mamba_model *model = context->model;
     const struct mamba_info *info = &model->info;
     const uint64_t saved = denormals_off();
     memset(logits, 0, info->n_classes * sizeof *logits);
+    normalise_pixels(context, f32, u8);
     mamba_stem_image(context);
     for (size_t i = 0; i < info->members; i++) {
         run_member(context, &model->members[i]);
         for (size_t class = 0; class < info->n_classes; class++)
             logits[class] += context->logits[class];
     }
-    denormals_restore(saved);
     bool finite = true;
     for (size_t class = 0; class < info->n_classes; class++) {
         logits[class] /= (float)info->members;
         finite = finite && mamba_is_finite(logits[class]);
     }
+    denormals_restore(saved);
     return finite ? MAMBA_OK : MAMBA_ERR_MODEL;
 }
 
@@ -234,22 +266,12 @@ static mamba_status run(struct mamba_context *context, float *logits)
 
 mamba_status mamba_forward(mamba_context *context, const float *pixels, float *logits)
 {
-    if (!context || !pixels || !logits)
-        return MAMBA_ERR_ARGUMENT;
-    const struct mamba_info *info = &context->model->info;
-    for (size_t i = 0; i < (size_t)info->height * info->width; i++)
-        context->image[i] = (pixels[i] - info->pixel_mean) / info->pixel_std;
-    return run(context, logits);
+    return run(context, pixels, NULL, logits);
 }
 
 mamba_status mamba_forward_u8(mamba_context *context, const uint8_t *pixels, float *logits)
 {
-    if (!context || !pixels || !logits)
-        return MAMBA_ERR_ARGUMENT;
-    const struct mamba_info *info = &context->model->info;
-    for (size_t i = 0; i < (size_t)info->height * info->width; i++)
-        context->image[i] = context->model->pixel_values[pixels[i]];
-    return run(context, logits);
+    return run(context, NULL, pixels, logits);
 }
 
 void mamba_softmax(const float *logits, float *probabilities, size_t n)

@@ -2,6 +2,7 @@
 #include <stdlib.h>
 
 #include "context.h"
+#include "denormals.h"
 #include "error.h"
 #include "fold.h"
 #include "header.h"
@@ -47,9 +48,11 @@ static mamba_status new_model(mamba_model **out, struct file_bytes file, const c
     }
     model->file = file;
     model->info = info;
+    const uint64_t saved = denormals_off();
     for (int i = 0; i < 256; i++)
         model->pixel_values[i] = ((float)i / 255.0f - info.pixel_mean) / info.pixel_std;
     status = load(model, path, error);
+    denormals_restore(saved);
     if (status == MAMBA_OK)
         *out = model;
     else

@@ -114,10 +114,13 @@ MAMBA_API mamba_status mamba_context_init(mamba_context **out, const mamba_model
                                           void *arena, size_t arena_bytes, mamba_error *error);
 
 /* Classifies one image: sets `logits` [n_classes]. `pixels` [height, width] should be in 0..1,
- * which is not checked. Denormal numbers count as zero while this runs (the processor's flag is
- * set, and restored afterwards), so that a black image takes no longer than a digit. Returns
- * MAMBA_ERR_ARGUMENT for a NULL argument, MAMBA_ERR_MODEL if a logit is NaN or infinity (finite
- * weights can overflow, and so can pixels outside 0..1), else MAMBA_OK. */
+ * which is not checked. Returns MAMBA_ERR_ARGUMENT for a NULL argument, MAMBA_ERR_MODEL if a number
+ * anywhere in the pass is not finite (finite weights can overflow, and so can pixels outside 0..1),
+ * else MAMBA_OK.
+ *
+ * While a model is opened or runs, the processor rounds to nearest, raises no exceptions and counts
+ * denormal numbers as zero (so that a black image takes no longer than a digit). The caller's mode
+ * does not matter and is restored. */
 MAMBA_API mamba_status mamba_forward(mamba_context *context, const float *pixels, float *logits);
 
 /* Classifies pixels [height, width] in 0..255, exactly as mamba_forward does pixel / 255.0f. */

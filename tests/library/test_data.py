@@ -364,7 +364,7 @@ def test_augment_with_no_changes_is_the_identity() -> None:
 KNOBS = {"rotate": 40.0, "scale": 0.5, "shear": 35.0, "shift": 0.1}
 
 
-def sources(config: AugmentConfig, n: int = 400) -> tuple[torch.Tensor, torch.Tensor]:
+def affine_maps(config: AugmentConfig, n: int = 400) -> tuple[torch.Tensor, torch.Tensor]:
     """Return maps (n, 2, 2) and shifts (n, 2) of `augment`, as x and y in pixels.
 
     A pixel of images whose values are their own x and y becomes its source in the image. The pixels
@@ -399,7 +399,7 @@ def assert_uniform(values: torch.Tensor, limit: float) -> None:
 
 
 def test_rotate_alone_turns_to_both_sides_up_to_its_degrees() -> None:
-    maps, shifts = sources(only("rotate"))
+    maps, shifts = affine_maps(only("rotate"))
     angles = torch.atan2(maps[:, 1, 0], maps[:, 0, 0])
     assert_uniform(torch.rad2deg(angles), 40)
     turns = torch.stack([angles.cos(), -angles.sin(), angles.sin(), angles.cos()], dim=1)
@@ -408,14 +408,14 @@ def test_rotate_alone_turns_to_both_sides_up_to_its_degrees() -> None:
 
 
 def test_scale_alone_changes_the_size_up_and_down_by_its_fraction() -> None:
-    maps, shifts = sources(only("scale"))
+    maps, shifts = affine_maps(only("scale"))
     assert_uniform(1 / maps[:, 0, 0] - 1, 0.5)
     torch.testing.assert_close(maps, maps[:, :1, :1] * torch.eye(2, dtype=maps.dtype))
     torch.testing.assert_close(shifts, torch.zeros_like(shifts))
 
 
 def test_shear_alone_shifts_rows_to_both_sides_up_to_its_degrees() -> None:
-    maps, shifts = sources(only("shear"))
+    maps, shifts = affine_maps(only("shear"))
     assert_uniform(torch.rad2deg(torch.atan(maps[:, 0, 1])), 35)
     maps[:, 0, 1] = 0
     torch.testing.assert_close(maps, torch.eye(2, dtype=maps.dtype).expand_as(maps))
@@ -423,7 +423,7 @@ def test_shear_alone_shifts_rows_to_both_sides_up_to_its_degrees() -> None:
 
 
 def test_shift_alone_moves_along_both_sides_up_to_its_fraction_of_each() -> None:
-    maps, shifts = sources(only("shift"))
+    maps, shifts = affine_maps(only("shift"))
     assert_uniform(shifts[:, 0], 9)
     assert_uniform(shifts[:, 1], 6)
     torch.testing.assert_close(maps, torch.eye(2, dtype=maps.dtype).expand_as(maps))
@@ -431,8 +431,8 @@ def test_shift_alone_moves_along_both_sides_up_to_its_fraction_of_each() -> None
 
 def test_all_changes_together_are_those_of_each_alone_drawn_independently() -> None:
     """Source = rotation (scale (shear (pixel))) + shift, with the numbers that each alone draws."""
-    (turns, _), (sizes, _), (shears, _), (_, shifts) = (sources(only(name)) for name in KNOBS)
-    maps, moved = sources(only(*KNOBS))
+    (turns, _), (sizes, _), (shears, _), (_, shifts) = (affine_maps(only(name)) for name in KNOBS)
+    maps, moved = affine_maps(only(*KNOBS))
     torch.testing.assert_close(maps, turns @ sizes @ shears)
     torch.testing.assert_close(moved, shifts)
     draws = torch.stack([turns[:, 1, 0], sizes[:, 0, 0], shears[:, 0, 1], *shifts.T])
