@@ -5,7 +5,8 @@
 #include "commands.h"
 #include "error.h"
 
-enum { DISTINCT = 64 }; /* batches that calls cycle through */
+enum { DISTINCT = 64 };   /* batches that calls cycle through */
+enum { MAX_STEP = 4096 }; /* pixels: large images share most of their memory */
 enum { MIN_CALLS = 5, MAX_CALLS = 10000 };
 static const double ROUND_SECONDS = 0.2;
 
@@ -14,7 +15,8 @@ struct bench {
     int batch, threads, rounds;
     size_t calls;    /* per round */
     size_t pixels;   /* per image */
-    uint8_t *images; /* [DISTINCT - 1 + batch, pixels]: batch i begins at image i */
+    size_t step;     /* pixels from one batch to the next, up to those of an image */
+    uint8_t *images; /* [(DISTINCT - 1) * step + batch * pixels] */
     void *arena;
     size_t arena_bytes;
     float *logits;       /* [batch, n_classes] */
@@ -35,31 +37,41 @@ static void paint(uint8_t *images, size_t n)
     }
 }
 
+static mamba_status classify(const struct bench *bench, size_t call, mamba_error *error)
+{
+    return mamba_forward_batch_u8(bench->model, bench->arena, bench->arena_bytes, bench->threads,
+                                  bench->images + call % DISTINCT * bench->step,
+                                  (size_t)bench->batch, bench->logits, error);
+}
+
 /* Returns the seconds per image of call number `call`. */
 static double time_call(const struct bench *bench, size_t call)
 {
     const double start = now_seconds();
-    mamba_forward_batch_u8(bench->model, bench->arena, bench->arena_bytes, bench->threads,
-                           bench->images + call % DISTINCT * bench->pixels, (size_t)bench->batch,
-                           bench->logits, NULL);
+    classify(bench, call, NULL);
     return (now_seconds() - start) / bench->batch;
 }
 
 static mamba_status prepare(struct bench *bench, mamba_error *error)
 {
     const mamba_info *info = mamba_model_info(bench->model);
-    const size_t n_images = DISTINCT - 1 + (size_t)bench->batch;
     bench->pixels = (size_t)info->height * info->width;
+    bench->step = bench->pixels < MAX_STEP ? bench->pixels : MAX_STEP;
+    const uint64_t painted = (DISTINCT - 1) * bench->step + (uint64_t)bench->batch * bench->pixels;
     bench->arena_bytes = mamba_batch_bytes(bench->model, bench->threads);
-    bench->images = calloc(n_images, bench->pixels);
+    bench->images = painted <= SIZE_MAX ? malloc((size_t)painted) : NULL;
     bench->arena = bench->arena_bytes ? malloc(bench->arena_bytes) : NULL;
     bench->logits = calloc((size_t)bench->batch, info->n_classes * sizeof(float));
     if (!bench->images || !bench->arena || !bench->logits)
-        return mamba_fail(error, MAMBA_ERR_MEMORY, NULL, "no memory for %zu images and %d threads",
-                          n_images, bench->threads);
-    paint(bench->images, n_images * bench->pixels);
+        return mamba_fail(error, MAMBA_ERR_MEMORY, NULL,
+                          "no memory for a batch of %d images and %d threads", bench->batch,
+                          bench->threads);
+    paint(bench->images, (size_t)painted);
 
-    time_call(bench, 0); /* the first call finds cold caches and starts the threads */
+    /* The first call finds cold caches and starts the threads. */
+    const mamba_status status = classify(bench, 0, error);
+    if (status != MAMBA_OK)
+        return status;
     const double calls = ROUND_SECONDS / (time_call(bench, 1) * bench->batch + 1e-9);
     bench->calls = calls > (double)MAX_CALLS ? MAX_CALLS : (size_t)calls;
     bench->calls = bench->calls < MIN_CALLS ? MIN_CALLS : bench->calls;

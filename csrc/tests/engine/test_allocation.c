@@ -8,8 +8,10 @@
 
 #include "check.h"
 #include "cli/commands.h"
+#include "tiny_model.h"
 
 #if defined(__GLIBC__) && !defined(__SANITIZE_ADDRESS__)
+#include <malloc.h>
 
 /* glibc's own names of the functions that are replaced here. */
 void *__libc_malloc(size_t size);
@@ -34,12 +36,21 @@ static bool note(void)
     return false;
 }
 
-static volatile int live; /* allocated blocks */
+static volatile int live;               /* allocated blocks */
+static volatile size_t held, most_held; /* their bytes, and the most so far */
 
 static void *counted(void *memory)
 {
     live += memory != NULL;
+    held += malloc_usable_size(memory);
+    most_held = held > most_held ? held : most_held;
     return memory;
+}
+
+static void uncount(void *memory)
+{
+    live -= memory != NULL;
+    held -= malloc_usable_size(memory);
 }
 
 void *malloc(size_t size)
@@ -56,7 +67,7 @@ void *realloc(void *memory, size_t size)
 {
     if (!note())
         return NULL;
-    live -= memory != NULL;
+    uncount(memory);
     return counted(__libc_realloc(memory, size));
 }
 
@@ -67,7 +78,7 @@ void *aligned_alloc(size_t alignment, size_t size)
 
 void free(void *memory)
 {
-    live -= memory != NULL;
+    uncount(memory);
     __libc_free(memory);
 }
 
@@ -209,6 +220,32 @@ static void test_commands(const char *model_path)
     CHECK(rmdir(folder) == 0, "a file was left behind in %s", folder);
 }
 
+/* The bench of a model with large images holds its activations and its batch, not more images. */
+static void test_memory_of_bench(void)
+{
+    mamba_info dims = tiny_dims();
+    dims.height = dims.width = 2048;
+    dims.patch_height = dims.patch_width = 64;
+    struct tiny_model tiny = tiny_build(dims, 1);
+    mamba_model *model;
+    mamba_error error = {MAMBA_OK, ""};
+    if (!CHECK(mamba_model_from_bytes(&model, tiny.bytes, tiny.size, &error) == MAMBA_OK, "%s",
+               error.message))
+        return;
+    const size_t activations = mamba_context_bytes(model), image = 2048 * 2048;
+    mamba_model_close(model);
+    tiny_write(tiny_path(), tiny.bytes, tiny.size);
+    tiny_free(&tiny);
+    const struct options options = {
+        .positional = {tiny_path()}, .batch = 2, .threads = 1, .rounds = 1};
+    const size_t before = most_held = held;
+    CHECK(run_quietly(command_bench, &options, &error) == MAMBA_OK, "%s", error.message);
+    CHECK(most_held - before < activations + 2 * image + 1000000,
+          "%zu bytes for %zu of activations and two images of %zu", most_held - before, activations,
+          image);
+    unlink(tiny_path());
+}
+
 int main(void)
 {
     void *volatile memory = malloc(1);
@@ -219,6 +256,7 @@ int main(void)
     test_model("csrc/tests/golden/wide_panels.bin");
     test_commands("csrc/tests/golden/patch_tied.bin");
     test_commands("csrc/tests/golden/pixels_last.bin"); /* its first in_proj is folded */
+    test_memory_of_bench();
     return check_summary();
 }
 

@@ -4,7 +4,6 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "check.h"
@@ -12,26 +11,6 @@
 #include "tiny_model.h"
 
 enum { PIXELS = 4 * 6, CLASSES = 3, IMAGES = 4 };
-
-/* ---- a clock of this test's own ------------------------------------------------------------ */
-
-/* The command reads the clock in pairs, around what it times: the second reading of pair `pair` is
- * pair_seconds(pair) later than the first. Pair 0 is the loading of the model. */
-static double (*pair_seconds)(size_t pair);
-static size_t readings;
-static double clock_now;
-
-/* Replaces the C library's. */
-int clock_gettime(clockid_t clock, struct timespec *now)
-{
-    (void)clock;
-    if (pair_seconds && readings % 2 == 1)
-        clock_now += pair_seconds(readings / 2);
-    readings++;
-    now->tv_sec = (time_t)clock_now;
-    now->tv_nsec = (long)(1e9 * (clock_now - (double)now->tv_sec) + 0.5);
-    return 0;
-}
 
 /* ---- running a command --------------------------------------------------------------------- */
 
@@ -132,56 +111,6 @@ static void test_ties(void)
     eval.json = false;
     CHECK(run(command_eval, &eval, NULL) == MAMBA_OK, "eval");
     CHECK(strcmp(printed, "accuracy 0.5000 (2 of 4)\n") == 0, "got %s", printed);
-}
-
-/* The model loads in 3 ms. A first call of 2 ms lets a round of 0.2 s have 100 calls. */
-enum { BATCH = 2, CALLS = 100 };
-
-/* Calls of 1 to 100 us per image, in some order. */
-static double spread_calls(size_t pair)
-{
-    if (pair == 0)
-        return 3e-3;
-    return pair < 3 ? 1.99e-3 : 1e-6 * BATCH * (double)(pair * 37 % CALLS + 1);
-}
-
-/* All calls of a round take the same: 10, 40 and 20 us per image. */
-static double equal_calls(size_t pair)
-{
-    static const double us[] = {50, 10, 40, 20, 20}; /* the first round is the warm-up */
-    return pair < 3 ? 1.99e-3 : 1e-6 * BATCH * us[(pair - 3) / CALLS];
-}
-
-static void run_bench(double (*seconds)(size_t pair), int rounds)
-{
-    const float bias[CLASSES] = {0};
-    const struct options options = {
-        .positional = {model_path}, .json = true, .batch = BATCH, .rounds = rounds, .threads = 1};
-    write_constant_model(bias);
-    pair_seconds = seconds;
-    readings = 0;
-    CHECK(run(command_bench, &options, NULL) == MAMBA_OK, "bench");
-    pair_seconds = NULL;
-    CHECK(figure("\"calls\":") == rounds * CALLS, "got %s", printed);
-}
-
-static bool is_near(double got, double wanted, double tolerance)
-{
-    return fabs(got - wanted) <= tolerance;
-}
-
-/* Microseconds per image: quantiles of the calls, and the median of the rounds' means. */
-static void test_bench(void)
-{
-    run_bench(spread_calls, 1);
-    CHECK(is_near(figure("\"load_us\":"), 3000, 0.1), "got %s", printed);
-    CHECK(is_near(figure("\"min_us\":"), 1, 0.01), "got %s", printed);
-    CHECK(is_near(figure("\"p50_us\":"), 50.5, 0.6), "got %s", printed);
-    CHECK(is_near(figure("\"p99_us\":"), 99, 0.01), "got %s", printed);
-    CHECK(is_near(figure("\"median_us\":"), 50.5, 0.01), "got %s", printed);
-    run_bench(equal_calls, 3);
-    CHECK(is_near(figure("\"median_us\":"), 20, 0.5), "got %s", printed);
-    CHECK(is_near(figure("\"p99_us\":"), 40, 0.01), "got %s", printed);
 }
 
 /* Each number has a value of its own, so that no two can be swapped. */
@@ -308,7 +237,6 @@ int main(void)
     snprintf(labels_path, sizeof labels_path, "%s/labels.idx", folder);
     test_prediction();
     test_ties();
-    test_bench();
     test_info();
     test_bad_labels();
     test_bad_images();

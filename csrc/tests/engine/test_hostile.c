@@ -325,19 +325,20 @@ static void test_large_copy(void)
 }
 
 /* The most memory that the dims of a model can demand per thread, with the limits of
- * docs/format.md. */
-static void test_memory_of_a_context(void)
+ * docs/format.md: with dims without padding, and with those that padding enlarges most. */
+static void test_memory_of_a_context(bool padded)
 {
     mamba_info dims = tiny_dims();
     dims.direction = 2;
     dims.n_layers = 1;
     for (uint32_t stem = 0; stem < 3; stem++) {
         dims.height = dims.width = stem ? 1024 : 4096; /* 65,536 tokens */
+        dims.height -= padded ? (stem ? 4 : 16) : 0;   /* a row less */
         dims.stem = stem;
         dims.patch_height = dims.patch_width = stem ? 0 : 16;
         dims.stem_width = stem == 0 ? 0 : (stem == 1 ? 64 : 32);
-        dims.d_model = dims.d_inner = 256;
-        dims.dt_rank = 248;
+        dims.d_model = dims.d_inner = padded ? 257 : 256;
+        dims.dt_rank = padded ? 249 : 248;
         struct tiny_model tiny = tiny_build(dims, 29);
         mamba_model *model;
         mamba_error error = {MAMBA_OK, ""};
@@ -426,7 +427,8 @@ int main(void)
     test_access();
     test_shrinking();
     test_large_copy();
-    test_memory_of_a_context();
+    test_memory_of_a_context(false);
+    test_memory_of_a_context(true);
     test_replacing();
     return check_summary();
 }

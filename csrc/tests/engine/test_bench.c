@@ -1,0 +1,124 @@
+/* `mamba bench` against a clock that runs as this test says: units, percentiles, what is counted.
+ */
+#define _POSIX_C_SOURCE 200809L
+
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "check.h"
+#include "cli/commands.h"
+#include "tiny_model.h"
+
+enum { BATCH = 2, ROUNDS = 3 };
+
+static long trial_us; /* time of the call that decides how many make a round */
+static long calls;    /* that must follow from it */
+static size_t clock_reads;
+static struct timespec now;
+
+/* Each interval has two reads: loading, the trial call, a round for the warm-up, the rounds. The
+ * times of the calls that count are the squares of a permutation of 1..n, so that their median,
+ * mean and the rounds' median differ. */
+static long interval_us(size_t interval)
+{
+    if (interval == 0)
+        return 1500;
+    if (interval == 1)
+        return trial_us;
+    const long n = ROUNDS * calls, call = (long)interval - 2 - calls;
+    if (call < 0)
+        return 7000000;
+    const long number = 7 * call % n + 1;
+    return BATCH * number * number;
+}
+
+/* Replaces libc's. */
+int clock_gettime(clockid_t clock, struct timespec *time)
+{
+    (void)clock;
+    if (clock_reads % 2 == 1) {
+        const long us = interval_us(clock_reads / 2);
+        now.tv_sec += us / 1000000;
+        now.tv_nsec += us % 1000000 * 1000;
+        now.tv_sec += now.tv_nsec / 1000000000;
+        now.tv_nsec %= 1000000000;
+    }
+    clock_reads++;
+    *time = now;
+    return 0;
+}
+
+/* Runs `mamba bench` on the file `path` and stores what it prints. */
+static mamba_status bench(const char *path, bool json, char *printed, size_t size)
+{
+    const struct options options = {
+        .positional = {path}, .json = json, .batch = BATCH, .rounds = ROUNDS, .threads = 1};
+    mamba_error error = {MAMBA_OK, ""};
+    FILE *file = tmpfile();
+    fflush(stdout);
+    const int kept = dup(STDOUT_FILENO);
+    if (!file || kept < 0 || dup2(fileno(file), STDOUT_FILENO) < 0)
+        abort();
+    clock_reads = 0;
+    const mamba_status status = run_command(command_bench, &options, &error);
+    fflush(stdout);
+    dup2(kept, STDOUT_FILENO);
+    close(kept);
+    rewind(file);
+    printed[fread(printed, 1, size - 1, file)] = '\0';
+    fclose(file);
+    return status;
+}
+
+static void expect(const char *path, bool json, const char *start)
+{
+    char expected[1000], printed[1000];
+    mamba_model *model;
+    if (!CHECK(mamba_model_open(&model, path, NULL) == MAMBA_OK, "does not open"))
+        return;
+    snprintf(expected, sizeof expected, json ? "%s%s\"}\n" : "%s%10s\n", start,
+             mamba_model_isa(model));
+    mamba_model_close(model);
+    CHECK(bench(path, json, printed, sizeof printed) == MAMBA_OK, "does not run");
+    CHECK(strcmp(printed, expected) == 0, "got\n%sexpected\n%s", printed, expected);
+    CHECK(clock_reads == (size_t)(2 * (2 + (1 + ROUNDS) * calls)), "%zu reads of the clock",
+          clock_reads);
+}
+
+int main(void)
+{
+    struct tiny_model tiny = tiny_build(tiny_dims(), 1);
+    char printed[1000];
+    const char *path = tiny_path();
+    tiny_write(path, tiny.bytes, tiny.size);
+    trial_us = 6557; /* 30.5 of them are 0.2 s */
+    calls = 30;
+    expect(
+        path, true,
+        "{\"batch\":2,\"threads\":1,\"rounds\":3,\"calls\":90,\"median_us\":2657.167,"
+        "\"p50_us\":2116.000,\"p99_us\":7921.000,\"min_us\":1.000,\"load_us\":1500.0,\"isa\":\"");
+    expect(path, false,
+           "batch 2, 1 thread(s), 3 rounds, 90 calls; microseconds per image:\n"
+           "median of rounds   2657.167\n"
+           "p50 of calls       2116.000\n"
+           "p99 of calls       7921.000\n"
+           "min of calls          1.000\n"
+           "loading              1500.0 (once: open, checksum, checks)\n"
+           "instruction set  ");
+    trial_us = 3000000;
+    calls = 5; /* at least */
+    bench(path, true, printed, sizeof printed);
+    CHECK(strstr(printed, "\"calls\":15,"), "%s", printed);
+
+    for (size_t i = 1; i <= 16 * 6; i++) /* all of the head */
+        tiny_put_f32(&tiny, tiny.size - 4 * i, 3e38f);
+    tiny_seal(&tiny);
+    tiny_write(path, tiny.bytes, tiny.size);
+    CHECK(bench(path, true, printed, sizeof printed) == MAMBA_ERR_MODEL && !printed[0],
+          "a model that overflows was timed: %s", printed);
+    unlink(path);
+    tiny_free(&tiny);
+    return check_summary();
+}
