@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import csv
 import json
 import random
@@ -13,12 +14,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.common import command, paths
-from pipeline.release import gate
-from pipeline.release.rules import Rule, Verdict, judge, load_rules, markdown
+from pipeline.release import gate, gate_speed
+from pipeline.release.rules import (
+    AccuracyRule,
+    GateRules,
+    Rule,
+    Verdict,
+    judge,
+    load_rules,
+    markdown,
+)
 from tests.pipeline.imports import ROOT
 from tests.pipeline.project import IDENTITY, run, run_module, set_params, write_changed
 
@@ -129,6 +139,26 @@ PLANTED = {
 """Each metric in gate.yaml: the base's value, one within the tolerance, one outside."""
 
 
+BOUNDS = {
+    "train.val.accuracy": (0.9901, 0.9899),
+    "eval.nll": (0.0299, 0.0301),
+    "eval.ece": (0.0199, 0.0201),
+    "eval.model.parameters": (150_000, 150_001),
+    "eval.model.file_bytes": (450_000, 450_001),
+    "eval.robustness.shift.5": (0.9851, 0.9849),
+    "eval.robustness.shift.10": (0.9851, 0.9849),
+    "eval.robustness.rotate.10": (0.9851, 0.9849),
+    "eval.robustness.rotate.20": (0.9701, 0.9699),
+    "eval.robustness.scale.70": (0.9701, 0.9699),
+    "eval.robustness.noise.10": (0.9801, 0.9799),
+    "eval.robustness.blur.2": (0.9851, 0.9849),
+    "eval.parity.max_abs_logit_diff": (1e-4, 1.01e-4),
+    "eval.parity.prediction_mismatches": (0, 1),
+    "binary_bytes": (65_536, 65_537),
+}
+"""A value within the bound of each rule that has one, and one outside."""
+
+
 def put_all(column: int) -> None:
     """Set all metrics to one column, and the parameters in metrics/train.json."""
     for name, values in PLANTED.items():
@@ -154,6 +184,48 @@ def test_a_planted_regression_fails_and_noise_passes(name: str) -> None:
         (verdict,) = (row for row in judge(rules, base, here) if not row.passed)
         assert verdict.name == name
         assert problem in str(verdict.problem)
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+def test_a_bound_holds_even_if_the_base_is_as_bad(name: str) -> None:
+    rules = load_rules(ROOT / "gate.yaml")
+    within, outside = BOUNDS[name]
+    for value, wanted in ((within, set()), (outside, {name})):
+        values = {name: value}
+        found = [
+            row for row in judge(rules.metrics | rules.speed, values, values) if row.here != "-"
+        ]
+        assert failed(found) == wanted
+        assert wanted == set() or "(bound)" in found[0].allowed
+
+
+def test_every_limit_of_every_rule_is_tested() -> None:
+    """Each rule's bound is in BOUNDS, and each rule in the tables of planted values."""
+    rules = load_rules(ROOT / "gate.yaml")
+    for pattern, rule in {**rules.metrics, **rules.speed}.items():
+        planted = judge({pattern: rule}, {}, dict.fromkeys({**PLANTED, **SPEED}, 0))
+        assert planted[0].here == "0", pattern
+        bounded = judge({pattern: rule}, {}, dict.fromkeys(BOUNDS, 0))
+        assert (bounded[0].here == "0") == (rule.bound is not None), pattern
+
+
+def test_the_stricter_of_bound_and_base_limits_a_metric() -> None:
+    higher = Rule(better="higher", bound=0.5, absolute=0.1)
+    lower = Rule(better="lower", bound=5, absolute=1, relative=0.5)
+    for rule, base, limit, why in (
+        (higher, 0.9, "0.8", "base"),
+        (higher, 0.55, "0.5", "bound"),
+        (lower, 1.0, "2", "base"),  # the larger of both tolerances
+        (lower, 3.0, "4.5", "base"),
+        (lower, 4.9, "5", "bound"),
+    ):
+        (verdict,) = judge({"a": rule}, {"a": base}, {"a": base})
+        sign = "≥" if rule is higher else "≤"
+        assert verdict.allowed == f"{sign} {limit} ({why})"
+        assert verdict.passed
+    for bad in ({"better": "lower"}, {"better": "lower", "bound": None}):
+        with pytest.raises(ValueError, match="at least one of bound, absolute and relative"):
+            Rule(**bad)
 
 
 def test_planted_regressions_fail_all_at_once(tree: Path) -> None:
@@ -352,6 +424,68 @@ def test_changed_rules_are_shown_even_if_the_base_has_another_version_of_them(tr
     assert changed == ["`accuracy.floor`: 0.9 → 0.995", "`new.a`: 1 → None"]
 
 
+def test_each_deleted_or_relaxed_rule_is_remarked_on_the_page(
+    tree: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    everything = yaml.safe_load(Path("gate.yaml").read_text(encoding="utf-8"))
+    read_base, deleted = gate.in_revision(gate.resolve("HEAD")), []
+    for section in ("metrics", "speed"):
+        for name, limits in everything[section].items():
+            content = copy.deepcopy(everything)
+            del content[section][name]
+            changed = gate.changed_rules(GateRules.model_validate(content), read_base)
+            wanted = [f"`{section}.{name}.{key}`: {old} → None" for key, old in limits.items()]
+            assert sorted(changed) == sorted(wanted)
+            deleted.append(name)
+    assert len(deleted) == len(everything["metrics"]) + len(everything["speed"]) > 15
+    del content["metrics"]["eval.nll"]["absolute"]
+    Path("gate.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    assert gate.main(argparse.Namespace(base="HEAD", output=None)) == command.PASS
+    page = capsys.readouterr().out
+    assert "- rule changed: `metrics.eval.nll.absolute`: 0.003 → None\n" in page
+    assert f"- rule changed: `speed.{name}.better`: lower → None\n" in page
+
+
+def test_a_project_in_a_folder_of_its_repository_is_compared_with_itself(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inner = tree / "inner"
+    for name in FILES:
+        (inner / name).parent.mkdir(exist_ok=True, parents=True)
+        shutil.copy(tree / name, inner / name)
+    put("eval.nll", 0.0299)  # of the outer project alone
+    assert run(tree, ["git", "add", "-A"]).returncode == 0
+    commit("two projects")
+    monkeypatch.chdir(inner)
+    put("eval.nll", 0.0200)
+    assert failures("HEAD") == {"eval.nll"}
+
+
+def test_a_base_with_predictions_alone_is_compared_by_them(tree: Path) -> None:
+    saved = {name: Path(name).read_bytes() for name in ("metrics/eval.json", "metrics/train.json")}
+    for name in saved:
+        Path(name).unlink()
+    commit("predictions alone")
+    for name, content in saved.items():
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_bytes(content)
+    found = verdicts("HEAD")
+    assert failed(found) == set()
+    assert "0 lost, 0 won" in found[0].note
+    assert all(row.note.startswith("new") for row in found[1:])
+
+
+def test_an_accuracy_at_the_floor_passes_and_one_below_names_the_losses() -> None:
+    rule = AccuracyRule(floor=0.75, significance=0.01)
+    base, here = ([(1, 1)] * (4 - wrong) + [(1, 0)] * wrong for wrong in (0, 1))
+    assert gate.judge_accuracy(rule, base, here).passed
+    assert gate.judge_accuracy(rule, [], here).note == "new: the base lacks it"
+    worse = [(1, 1)] * 2 + [(1, 0)] * 2
+    assert gate.judge_accuracy(rule, base, worse).problem == (
+        "expected ≥ 0.75; 2 lost, 0 won, p = 0.25"
+    )
+
+
 def test_a_base_without_rules_is_judged_by_those_of_the_work_tree(
     tree: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -418,6 +552,63 @@ def test_a_command_of_more_than_64_kb_fails_whatever_the_base_has() -> None:
     rules = load_rules(ROOT / "gate.yaml").speed
     base = {**{metric: values[0] for metric, values in SPEED.items()}, "binary_bytes": 70_000}
     assert failed(judge(rules, base, {**base, "binary_bytes": 65_537})) == {"binary_bytes"}
+
+
+class Tools:
+    """Commands of two trees as `gate_speed` calls them; trees of other revisions are slower."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, ...]] = []
+        self.times = {True: iter([240.0, 9.0, 250.0, 8.0, 260.0, 7.0] * 9)}
+        self.times[False] = iter([340.0, 19.0, 350.0, 18.0, 360.0, 17.0] * 9)
+
+    def run(self, *words: str | Path) -> str:
+        call = tuple(map(str, words))
+        self.calls.append(call)
+        match call:
+            case ("make", "-s", "-C", tree, "instructions"):
+                n = 2_000_000 if tree == "." else 1_990_000
+                return f"avx2: {n} instructions\nscalar: {7 * n} instructions\n"
+            case ("strip", "-o", stripped, engine):
+                size = 60_000 if engine == "build/plain/mamba" else 59_000
+                Path(stripped).write_bytes(b"x" * size)
+            case (engine, "bench", model, "--batch", _, "--rounds", "5", "--json"):
+                assert model == engine.replace("build/plain/mamba", "models/mnist_mamba.bin")
+                return json.dumps({"median_us": next(self.times[engine == "build/plain/mamba"])})
+        return ""
+
+
+def test_the_speed_gate_measures_both_trees_alternately_and_compares_medians(
+    tree: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tools = Tools()
+    monkeypatch.setattr(gate_speed, "run", tools.run)
+    shutil.copy(ROOT / "params.yaml", tree)
+    set_params(tree, {"benchmark.rounds": 3})
+    options = argparse.Namespace(base="base", output=None)
+    assert gate_speed.main(options) == command.PASS
+    page = capsys.readouterr().out
+    for row in (
+        "| pass | `instructions.avx2` | 1,990,000 | 2,000,000 |",
+        "| pass | `instructions.scalar` | 13,930,000 | 14,000,000 |",
+        "| pass | `us_per_image.b1` | 350 | 250 |",
+        "| pass | `us_per_image.b100` | 18 | 8 |",
+        "| pass | `binary_bytes` | 59,000 | 60,000 |",
+    ):
+        assert row in page
+    timed = [call[0] == "build/plain/mamba" for call in tools.calls if "bench" in call]
+    assert timed == [False] * 2 + [True] * 4 + [False] * 4 + [True] * 2
+    built = [call[3] for call in tools.calls if call[-1] == "engine"]
+    assert built[1:] == ["."]
+    assert not Path(built[0]).exists()
+
+
+def test_a_tool_that_fails_or_is_missing_is_no_verdict() -> None:
+    with pytest.raises(gate.NoVerdictError, match=r"^no-such-tool not found: install it$"):
+        gate_speed.run("no-such-tool")
+    with pytest.raises(gate.NoVerdictError, match=r"^sh -c .*exit 3 failed \(3\): broken$"):
+        gate_speed.run("sh", "-c", "echo broken >&2; exit 3")
+    assert gate_speed.run("echo", Path("a b")) == "a b\n"
 
 
 SLOWER = {
