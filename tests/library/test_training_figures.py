@@ -294,7 +294,7 @@ class Threads(Processes):
 
 
 def test_shares_of_several_processes_add_up_to_the_training_of_one() -> None:
-    """The last step of 41 images in steps of 20 has one image, so the other share is empty."""
+    """41 images in steps of 20: in the last step, two of the three shares are empty."""
     augment = AugmentConfig(elastic=0.03)
     config = TrainConfig(epochs=2, batch_size=20, lr=3e-3, augment=augment)
 
