@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from scipy.special import softmax
 
@@ -110,6 +111,8 @@ def test_a_model_is_logged_once_and_a_changed_one_again(project: Path) -> None:
     tracked_run.upsert(params)
     assert tracked_model.logged_model(params).model_id == first.model_id
     write_other_model()
+    scores = {"accuracy": 0.8, "nll": 0.5, "ece": 0.25, "n_test": 3}
+    write_json(paths.METRICS / "eval.json", scores)
     tracked_run.upsert(params)
     second = tracked_model.logged_model(params)
     client, experiment = tracking.connect(params)
@@ -121,8 +124,53 @@ def test_a_model_is_logged_once_and_a_changed_one_again(project: Path) -> None:
         second.model_id,
     }
     assert second.name == params.tracking.model_name
-    assert ("eval/accuracy", 0.7) in [(metric.key, metric.value) for metric in second.metrics]
-    assert len(client.get_metric_history(run.info.run_id, "eval/accuracy")) == 1
+    assert {metric.key: metric.value for metric in second.metrics}.items() >= {
+        f"eval/{name}": scores[name] for name in ("accuracy", "nll", "ece")
+    }.items()
+    assert len(client.get_metric_history(run.info.run_id, "eval/accuracy")) == 2
+
+
+def test_each_file_in_a_model_makes_it_another(
+    project: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params, copies = load_params(), tmp_path_factory.mktemp("sources")
+    tracked_run.upsert(params)
+    model = tracked_model.logged_model(params).model_id
+    package = shutil.copytree(tracked_model.PACKAGE, copies / "mnist_mamba")
+    serving_file = Path(shutil.copy(tracked_model.SERVING, copies / "serving.py"))
+    monkeypatch.setattr(tracked_model, "PACKAGE", package)
+    monkeypatch.setattr(tracked_model, "SERVING", serving_file)
+    modules = (package / "metrics.py", package / "engine/binding.py")
+    for file in (paths.MODEL, paths.ENGINE_LIBRARY, serving_file, *modules):
+        content = file.read_bytes()
+        file.write_bytes(content + b"\n")
+        with pytest.raises(tracking.TrackingError, match="no model"):
+            tracked_model.logged_model(params)
+        file.write_bytes(content)
+    assert tracked_model.logged_model(params).model_id == model
+
+
+def test_a_model_whose_upload_failed_is_logged_again(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError("disk full")
+
+    params = load_params()
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "log_model_artifacts", full)
+        with pytest.raises(tracking.TrackingError, match=r"disk full.*`make track`"):
+            tracked_run.upsert(params)
+    with pytest.raises(tracking.TrackingError, match="no model"):
+        tracked_model.logged_model(params)
+    tracked_run.upsert(params)
+    found = tracked_model.logged_model(params)
+    client, experiment = tracking.connect(params)
+    status = {str(one.status) for one in client.search_logged_models([experiment])}
+    assert status == {"FAILED", "READY"}
+    folder = Path(found.artifact_location.removeprefix("file://"))
+    example = json.loads((folder / "serving_input_example.json").read_text(encoding="utf-8"))
+    np.testing.assert_allclose(example["inputs"], np.full((1, 2, 2), 2 / 255), rtol=1e-6)
 
 
 def test_a_model_that_came_back_is_the_one_promoted(project: Path) -> None:
@@ -151,14 +199,19 @@ def test_a_registered_content_has_one_version(project: Path) -> None:
     tracked_run.upsert(params)
     client, _ = tracking.connect(params)
     assert not client.search_registered_models()  # tracking alone registers nothing
+    assert "MLFLOW_TRACKING_URI" not in os.environ
     version = tracked_model.register(params, "digits", "champion")
+    assert "MLFLOW_TRACKING_URI" not in os.environ
     assert tracked_model.register(params, "digits", "champion") == version == "1"
     champion = client.get_model_version_by_alias("digits", "champion")
     assert champion.source == tracked_model.logged_model(params).model_uri
     set_params(project, {**SMALL, "train.lr": 0.1})
     other = load_params()
     tracked_run.upsert(other)
-    assert tracked_model.register(other, "digits", "champion") == "2"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{project}/mlflow.db")
+        assert tracked_model.register(other, "digits", "champion") == "2"
+        assert os.environ["MLFLOW_TRACKING_URI"] == f"sqlite:///{project}/mlflow.db"
     assert str(client.get_model_version_by_alias("digits", "champion").version) == "2"
     assert tracked_model.register(params, "digits", "champion") == version
     assert str(client.get_model_version_by_alias("digits", "champion").version) == version

@@ -132,6 +132,33 @@ def test_other_content_is_another_run(project: Path) -> None:
     assert content_key(load_params()) != key
 
 
+def test_each_section_and_source_that_results_depend_on_is_part_of_the_key(project: Path) -> None:
+    key = content_key(load_params())
+    for setting in (
+        {"data.val_fraction": 0.3},
+        {"model.d_state": 5},
+        {"train.seed": 9},
+        {"export.checkpoint": "best_model"},
+        {"evaluate.ece_bins": 7},
+    ):
+        set_params(project, {**SMALL, **setting})
+        assert content_key(load_params()) != key, setting
+    set_params(project, SMALL)
+    for name in (
+        "pipeline/prepare.py",
+        "pipeline/export.py",
+        "pipeline/evaluate.py",
+        "src/mnist_mamba/export.py",
+        "src/mnist_mamba/data/corruptions.py",
+        "csrc/engine/forward.c",
+    ):
+        text = (project / name).read_bytes()
+        (project / name).write_bytes(text + b"\n")
+        assert content_key(load_params()) != key, name
+        (project / name).write_bytes(text)
+    assert content_key(load_params()) == key
+
+
 def test_changes_that_keep_the_results_keep_the_key(project: Path) -> None:
     key = content_key(load_params())
     set_params(project, {**SMALL, "benchmark.rounds": 3, "tracking.experiment": "other"})

@@ -15,7 +15,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+import pipeline.train
 from mnist_mamba.model import MambaClassifier
 from mnist_mamba.training.checkpoint import load_checkpoint
 from mnist_mamba.training.distributed import Processes
@@ -218,6 +221,104 @@ def test_an_error_of_several_processes_says_whose_it_is(project: Path) -> None:
     assert f"error: process 0: {STATE} begins with" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("words", "folder"),
+    [
+        ([], None),
+        (["--set", "train.seed=0", "--save-dir", "checkpoints"], None),  # the params' own values
+        (["--set", "train.seed=1"], "checkpoints"),
+        (["--save-dir", "mine"], "mine"),
+    ],
+)
+def test_only_a_training_without_options_of_its_own_is_the_pipeline_s(
+    project: Path,
+    empty_database: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    folder: str | None,
+) -> None:
+    """Others write next to their checkpoints and do not reach MLflow."""
+    set_params(project, {**SMALL, "train.epochs": 1, "tracking.system_metrics": 0})
+    shutil.copy(empty_database, project / "mlflow.db")
+    monkeypatch.chdir(project)
+    monkeypatch.setattr(sys, "argv", ["train", *words])
+    for variable in ("DVC_ROOT", "MLFLOW_TRACKING_URI", "DVC_EXP_NAME", "DVC_EXP_BASELINE_REV"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr("pipeline.train.prepare_memory", lambda: None)  # this process goes on
+    pipeline.train.main()
+    with sqlite3.connect(project / "mlflow.db") as database:
+        n_runs = database.execute("select count(*) from runs").fetchone()[0]
+        points = database.execute("select key from metrics where step = 1").fetchall()
+    assert (n_runs, ("curve/train_loss",) in points) == (folder is None, folder is None)
+    results = {Path("metrics/train.json"), Path("plots/curves.json")}
+    if folder is not None:
+        results = {Path(folder) / name for name in ("metrics.json", "curves.json")}
+    written = set(Path().rglob("*metrics.json")) | set(Path().rglob("curves.json"))
+    written |= set(Path().rglob("train.json"))
+    assert written == results
+    assert Path(folder or "checkpoints", "best_model.pth").is_file()
+
+
+EPOCHS = st.lists(
+    st.tuples(st.sampled_from([0.5, 0.75]), st.sampled_from([1.0, 2.0])), min_size=1, max_size=5
+)
+
+
+@settings(max_examples=25, deadline=None)
+@given(scores=EPOCHS, interrupted=st.integers(0, 4))
+def test_the_best_checkpoint_is_the_first_of_the_most_accurate_with_the_lowest_loss(
+    tmp_path_factory: pytest.TempPathFactory, scores: list[tuple[float, float]], interrupted: int
+) -> None:
+    """Also if the training was interrupted, and its checkpoints deleted, after any epoch."""
+    folder = tmp_path_factory.mktemp("files")
+    model = MambaClassifier(ARCHITECTURES["patch_tied"], scan="reference")
+    files = TrainingFiles(folder, folder / "metrics.json", folder / "curves.json", "key", 7)
+    files.start(None)
+    for i, (accuracy, loss) in enumerate(scores):
+        if i == interrupted:
+            files.save_state(TrainingState(i + 1, 0, 0.0, 0, torch.zeros(1), {}))
+            saved = parse_training(files.state.read_bytes(), files.state)
+            for path in (files.last, files.best):
+                path.unlink(missing_ok=True)
+            files = TrainingFiles(folder, files.metrics, files.curves, "key", 7)
+            files.start(saved)
+            assert files.best.is_file() == (i > 0)
+        losses = (0.1 * i, 0.01 * i)
+        report = EpochReport(i + 1, 0.1, *losses, loss, accuracy, 9.0, EpochSeconds(), 0.0, model)
+        files.write_epoch(report)
+    best = sorted(range(len(scores)), key=lambda i: (-scores[i][0], scores[i][1], i))[0]
+    checkpoint = load_checkpoint(files.best)
+    assert (checkpoint.epoch, checkpoint.val_accuracy) == (best + 1, scores[best][0])
+    last = load_checkpoint(files.last)
+    assert (last.epoch, last.val_accuracy) == (len(scores), scores[-1][0])
+    assert json.loads(files.metrics.read_text(encoding="utf-8")) == {
+        "val": {
+            "accuracy": scores[-1][0],
+            "loss": scores[-1][1],
+            "best_accuracy": scores[best][0],
+            "best_epoch": best + 1,
+        },
+        "train": {"accuracy": 0.01 * i, "loss": 0.1 * i},
+        "epochs": len(scores),
+        "parameters": 7,
+    }
+    points = json.loads(files.curves.read_text(encoding="utf-8"))
+    assert [(point["val_accuracy"], point["val_loss"]) for point in points] == scores
+    files.finish()
+    assert {path.name for path in folder.iterdir()} == {
+        *("last.pth", "best_model.pth", "metrics.json", "curves.json")
+    }
+
+
+def test_a_training_from_the_beginning_removes_the_checkpoints_of_an_earlier_one(
+    tmp_path: Path,
+) -> None:
+    for name in ("last.pth", "best_model.pth"):
+        (tmp_path / name).write_bytes(b"of an earlier training")
+    TrainingFiles(tmp_path, tmp_path / "m", tmp_path / "c", "key", 1).start(None)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_state_that_is_not_there_or_of_another_run(project: Path) -> None:
     words = ("--resume", "--epochs", "1", "--batch-size", "50")
     log = train(project, *words)
@@ -251,9 +352,18 @@ def test_a_training_is_named_by_what_its_weights_come_from(
     with (project / "pipeline/common/params.py").open("a", encoding="utf-8") as file:
         file.write("# a params section of another stage\n")
     assert training_key(load_params()) == key
-    set_params(project, {**UNTRACKED, "train.lr": 0.5})
-    assert training_key(load_params()) != key
+    for setting in ({"train.lr": 0.5}, {"model.d_state": 5}, {"train.threads": 2}):
+        set_params(project, {**UNTRACKED, **setting})
+        assert training_key(load_params()) != key, setting
     set_params(project, UNTRACKED)
+    cache = project / "src/mnist_mamba/model/__pycache__"
+    cache.mkdir()
+    (cache / "mixer.pyc").write_bytes(b"compiled")
+    source = project / "csrc/scan/dispatch.c"
+    assert training_key(load_params()) == key
+    source.rename(source.with_name("other.c"))
+    assert training_key(load_params()) != key
+    source.with_name("other.c").rename(source)
     for name in ("data/prepared/val-labels.idx", "src/mnist_mamba/model/mixer.py"):
         data = (project / name).read_bytes()
         (project / name).write_bytes(data + b"\n")
