@@ -27,8 +27,8 @@ from tests.tools.mutants.mutant import Mutant, load_mutants
 ROOT = Path(__file__).parents[3]
 BAR = 0.9
 """Fraction of the mutants that the fast tests must notice."""
-LIMIT_S = 1800
-"""Seconds after which a command counts as hanging, and its mutant as noticed."""
+SLOWER = 10
+"""How many times longer than without a mutant, and a minute more, a command may take."""
 NOTHING_COLLECTED = 5
 """Exit code of pytest if all chosen tests are slow ones."""
 
@@ -75,7 +75,7 @@ RELATED: list[tuple[str, list[Command]]] = [
             library("scan_reference", "scan_block", "scan_backends"),
         ],
     ),
-    ("src/mnist_mamba/atomic_write.py", [library("data"), pipeline("stages")]),
+    ("src/mnist_mamba/atomic_write.py", [library("data", "training"), pipeline("stages")]),
     ("src/mnist_mamba/c_build.py", [library("c_build")]),
     ("src/mnist_mamba/config.py", [library("config"), pipeline("params"), library("training")]),
     ("src/mnist_mamba/data/corruptions.py", [library("corruptions")]),
@@ -125,9 +125,11 @@ class Copy:
 
     Args:
         folder: an empty folder for it.
+        limits: seconds after which each command counts as hanging; shared by all copies.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, limits: dict[Command, float]) -> None:
+        self.limits = limits
         self.tree, scratch = folder / "tree", folder / "tmp"
         scratch.mkdir()
         words = ("ls-files", "-z", "--cached", "--others", "--exclude-standard")
@@ -152,7 +154,11 @@ class Copy:
         }
 
     def fails(self, command: Command) -> str | None:
-        """Return the first test of a command that fails, or None if all pass."""
+        """Return the first test of a command that fails, or None if all pass.
+
+        The first call of each command sets the time limit of the others.
+        """
+        started = time.monotonic()
         process = subprocess.Popen(
             command,
             cwd=self.tree,
@@ -163,13 +169,19 @@ class Copy:
             start_new_session=True,
         )
         try:
-            output = process.communicate(timeout=LIMIT_S)[0].decode(errors="replace")
+            output, _ = process.communicate(timeout=self.limits.get(command))
         except subprocess.TimeoutExpired:
-            return f"a hang of {' '.join(command)}"
+            return f"a hang: {command[-1]}"
         finally:
             _end_group(process)
+        seconds = time.monotonic() - started
+        self.limits.setdefault(command, SLOWER * seconds + 60)
         passed = (0, NOTHING_COLLECTED) if command[0] != "make" else (0,)
-        return None if process.returncode in passed else _first_failure(command, output)
+        return (
+            None
+            if process.returncode in passed
+            else _first_failure(command, output.decode(errors="replace"))
+        )
 
 
 def _end_group(process: subprocess.Popen[bytes]) -> None:
@@ -262,10 +274,11 @@ def main() -> None:
     mutants = chosen(arguments.only)
     with tempfile.TemporaryDirectory(prefix="mutants-", ignore_cleanup_errors=True) as scratch:
         copies: SimpleQueue[Copy] = SimpleQueue()
+        limits: dict[Command, float] = {}
         for i in range(min(arguments.jobs, len(mutants))):
             folder = Path(scratch) / str(i)
             folder.mkdir()
-            copies.put(Copy(folder))
+            copies.put(Copy(folder, limits))
 
         def run(mutant: Mutant) -> Result:
             copy = copies.get()
