@@ -47,14 +47,20 @@ def pytest(*words: str) -> Command:
     return (sys.executable, "-m", "pytest", *quiet, *words)
 
 
-def library(*names: str) -> Command:
+def test_files(folder: str, *patterns: str) -> Command:
+    """Return the command that runs files of tests/FOLDER, named test_PATTERN.py."""
+    found = [f for p in patterns for f in sorted((ROOT / "tests" / folder).glob(f"test_{p}.py"))]
+    return pytest(*(str(file.relative_to(ROOT)) for file in found or [ROOT / "tests" / folder]))
+
+
+def library(*patterns: str) -> Command:
     """Return the command that runs files of tests/library."""
-    return pytest(*(f"tests/library/test_{name}.py" for name in names))
+    return test_files("library", *patterns)
 
 
-def pipeline(*names: str) -> Command:
+def pipeline(*patterns: str) -> Command:
     """Return the command that runs files of tests/pipeline."""
-    return pytest(*(f"tests/pipeline/test_{name}.py" for name in names))
+    return test_files("pipeline", *patterns)
 
 
 SHORT = "ENGINE_TESTS=test_idx test_commands test_golden test_forward test_model test_allocation"
@@ -75,32 +81,41 @@ RELATED: list[tuple[str, list[Command]]] = [
             library("scan_reference", "scan_block", "scan_backends"),
         ],
     ),
-    ("src/mnist_mamba/atomic_write.py", [library("data", "training"), pipeline("stages")]),
-    ("src/mnist_mamba/c_build.py", [library("c_build")]),
-    ("src/mnist_mamba/config.py", [library("config"), pipeline("params"), library("training")]),
+    (
+        "src/mnist_mamba/atomic_write.py",
+        [library("atomic_write", "data*", "training*"), pipeline("stages")],
+    ),
+    ("src/mnist_mamba/c_build.py", [library("c_build*")]),
+    ("src/mnist_mamba/config.py", [library("config", "training*"), pipeline("params")]),
     ("src/mnist_mamba/data/corruptions.py", [library("corruptions")]),
-    ("src/mnist_mamba/data/", [library("data")]),
-    ("src/mnist_mamba/engine/binding.py", [pytest("tests/parity/test_engine.py")]),
+    ("src/mnist_mamba/data/", [library("data*")]),
+    (
+        "src/mnist_mamba/engine/binding.py",
+        [library("binding", "fork"), pytest("tests/parity/test_engine.py")],
+    ),
     ("src/mnist_mamba/engine/format.py", [library("format", "differential")]),
     ("src/mnist_mamba/export.py", [library("format"), pytest("tests/parity")]),
-    ("src/mnist_mamba/model/", [library("model"), library("format"), pytest("tests/parity")]),
+    ("src/mnist_mamba/model/", [library("model", "format"), pytest("tests/parity")]),
     (
         "src/mnist_mamba/scan/",
-        [library("scan_backends"), library("scan_reference", "scan_triton", "scan_block")],
+        [library("scan_backends"), library("scan_*", "operators")],
     ),
-    ("src/mnist_mamba/training/", [library("training"), library("distributed", "allocator")]),
-    ("pipeline/release/gate", [pipeline("gate")]),
-    ("pipeline/release/rules.py", [pipeline("gate")]),
-    ("pipeline/release/promote.py", [pipeline("promote", "gate")]),
-    ("pipeline/release/published.py", [pipeline("published", "promote", "report")]),
-    ("pipeline/tracking/", [pipeline("tracked_model", "tracking")]),
-    ("pipeline/report/", [pipeline("report")]),
-    ("pipeline/series/", [pipeline("series"), pipeline("report")]),
-    ("pipeline/common/plots.py", [pipeline("plots", "stages")]),
-    ("pipeline/common/content_key.py", [pipeline("dependencies", "tracking", "series")]),
-    ("pipeline/common/command.py", [pipeline("gate"), pipeline("trainings")]),
-    ("pipeline/train.py", [pipeline("trainings")]),
-    ("pipeline/common/training_files.py", [pipeline("trainings")]),
+    (
+        "src/mnist_mamba/training/",
+        [library("training*", "checkpoint*", "resume*"), library("distributed", "allocator")],
+    ),
+    ("pipeline/release/", [pipeline("gate*", "published"), pipeline("promote*", "report")]),
+    ("pipeline/tracking/", [pipeline("tracked_model"), pipeline("tracking", "serving*")]),
+    ("pipeline/report/", [pipeline("report*")]),
+    ("pipeline/series/", [pipeline("series*"), pipeline("report*")]),
+    ("pipeline/common/plots.py", [pipeline("plots"), pipeline("series*", "stages")]),
+    (
+        "pipeline/common/content_key.py",
+        [pipeline("dependencies", "content_key*"), pipeline("tracking", "trainings", "series")],
+    ),
+    ("pipeline/common/command.py", [pipeline("command*", "gate*"), pipeline("trainings")]),
+    ("pipeline/train.py", [pipeline("train*")]),
+    ("pipeline/common/training_files.py", [pipeline("train*")]),
     ("pipeline/", [pipeline("stages")]),
 ]
 """The tests to run first, by the beginning of the mutant's path; the first match counts."""
