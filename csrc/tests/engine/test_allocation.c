@@ -133,16 +133,6 @@ static mamba_status run_quietly(command_function command, const struct options *
     return status;
 }
 
-/* Returns the lowest free descriptor. */
-static int next_descriptor(void)
-{
-    const int next = dup(STDOUT_FILENO);
-    if (next < 0)
-        abort();
-    close(next);
-    return next;
-}
-
 static void test_every_failure(const char *name, command_function command, struct options options)
 {
     int failures = 0;
@@ -152,11 +142,11 @@ static void test_every_failure(const char *name, command_function command, struc
         mamba_error error = {MAMBA_OK, ""};
         failed = false;
         fails_after = failures;
-        const int before = live, descriptor = next_descriptor();
+        const int before = live, descriptors = tiny_open_descriptors();
         mamba_status status = run_quietly(command, &options, &error);
         CHECK(live == before, "%s, allocation %d: %d blocks were not freed", name, failures + 1,
               live - before);
-        CHECK(next_descriptor() == descriptor, "%s, allocation %d: a file stayed open", name,
+        CHECK(tiny_open_descriptors() == descriptors, "%s, allocation %d: a file stayed open", name,
               failures + 1);
         if (!failed) {
             CHECK(status == MAMBA_OK, "%s: %s", name, error.message);

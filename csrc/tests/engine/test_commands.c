@@ -204,6 +204,35 @@ static void test_bad_images(void)
     tiny_free(&tiny);
 }
 
+/* No file stays open if its head, which is copied first, is refused. */
+static void test_refused_copies_are_closed(void)
+{
+    const float bias[CLASSES] = {0};
+    const uint8_t zeros[1000] = {0}, labels[IMAGES] = {0};
+    const char *const bad = input_path;
+    const struct {
+        command_function run;
+        const char *files[3];
+        mamba_status wanted;
+    } cases[] = {
+        {command_info, {bad}, MAMBA_ERR_MODEL},
+        {command_predict, {model_path, bad}, MAMBA_ERR_INPUT},
+        {command_eval, {model_path, bad, labels_path}, MAMBA_ERR_INPUT},
+        {command_eval, {model_path, images_path, bad}, MAMBA_ERR_INPUT},
+    };
+    write_constant_model(bias);
+    write_set(labels);
+    tiny_write(bad, zeros, sizeof zeros);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct options options = {.access = FILE_COPIED};
+        memcpy(options.positional, cases[i].files, sizeof cases[i].files);
+        const int before = tiny_open_descriptors();
+        const mamba_status status = run(cases[i].run, &options, NULL);
+        CHECK(status == cases[i].wanted, "case %zu: status %d", i, (int)status);
+        CHECK(tiny_open_descriptors() == before, "case %zu: a file stayed open", i);
+    }
+}
+
 /* A long path is shown by its end, which tells files apart, and the message still has room. */
 static void test_long_path(void)
 {
@@ -240,6 +269,7 @@ int main(void)
     test_info();
     test_bad_labels();
     test_bad_images();
+    test_refused_copies_are_closed();
     test_long_path();
     test_softmax_of_small_logits();
     const char *const files[] = {model_path, input_path, images_path, labels_path};

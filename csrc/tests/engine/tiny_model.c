@@ -2,6 +2,7 @@
 
 #include "tiny_model.h"
 
+#include <fcntl.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -244,4 +245,12 @@ mamba_status tiny_open(mamba_model **out, const struct tiny_model *tiny, mamba_e
     mamba_status status = mamba_model_open(out, tiny_path(), error);
     unlink(tiny_path());
     return status;
+}
+
+int tiny_open_descriptors(void)
+{
+    int open = 0;
+    for (int i = 0; i < 1024; i++)
+        open += fcntl(i, F_GETFD) >= 0;
+    return open;
 }

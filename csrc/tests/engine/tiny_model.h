@@ -36,6 +36,9 @@ void tiny_write(const char *path, const void *bytes, size_t size);
 /* Writes the file, opens it and removes it: the mapping stays. */
 mamba_status tiny_open(mamba_model **out, const struct tiny_model *tiny, mamba_error *error);
 
+/* Returns how many descriptors of this process are open. */
+int tiny_open_descriptors(void);
+
 /* Returns a uniform number in -1..1, the same everywhere. */
 float tiny_random(uint32_t *state);
 
