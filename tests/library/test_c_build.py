@@ -66,9 +66,10 @@ def write_compiler(path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> 
 
 
 def write_source(folder: Path, value: int = 7) -> Path:
-    """Write answer.c, whose answer() returns a value of inc/value.h."""
+    """Write answer.c, whose answer() returns a value of inc/value.h, or the flag -DVALUE=."""
     (folder / "inc").mkdir(exist_ok=True)
-    (folder / "inc" / "value.h").write_text(f"#define VALUE {value}\n", encoding="utf-8")
+    header = f"#ifndef VALUE\n#define VALUE {value}\n#endif\n"
+    (folder / "inc" / "value.h").write_text(header, encoding="utf-8")
     source = folder / "answer.c"
     source.write_text(
         '#include "value.h"\nint answer(void);\nint answer(void) { return VALUE; }\n',
@@ -117,17 +118,21 @@ def test_each_part_of_the_key_compiles_again(
     paths = [build_library("answer", [source], include)]
     source.write_text(source.read_text(encoding="utf-8") + "/* changed */\n", encoding="utf-8")
     paths.append(build_library("answer", [source], include))
-    (tmp_path / "inc" / "value.h").write_text("#define VALUE 8\n", encoding="utf-8")
+    header = tmp_path / "inc" / "value.h"
+    header.write_text(header.read_text(encoding="utf-8").replace("7", "8"), encoding="utf-8")
     paths.append(build_library("answer", [source], include))
     paths.append(build_library("answer", [source], include, ["-O1"]))
     paths.append(build_library("answer", [source], include, ["-O1", "-march=native"]))
-    special = {"answer.c": ["-DVALUE_OF_ONE_FILE"]}
+    special = {"answer.c": ["-DVALUE=9"]}
     paths.append(build_library("answer", [source], include, file_cflags=special))
     monkeypatch.setattr(platform, "machine", lambda: "another")  # that shares this home
     paths.append(build_library("answer", [source], include))
-    assert len(set(paths)) == 7
-    assert builds(compile_log) == 7
-    assert [answer_of(path) for path in paths] == [7, 7, 8, 8, 8, 8, 8]
+    paths.append(build_library("answer", [source], include, ["-march=native"]))
+    monkeypatch.setattr(c_build, "_processor", lambda: "another")
+    paths.append(build_library("answer", [source], include, ["-march=native"]))
+    assert len(set(paths)) == 9
+    assert builds(compile_log) == 9
+    assert [answer_of(path) for path in paths] == [7, 7, 8, 8, 8, 9, 8, 8, 8]
 
 
 def test_the_compiler_belongs_to_the_key(
@@ -136,15 +141,14 @@ def test_the_compiler_belongs_to_the_key(
     source = write_source(tmp_path)
     keys = set()
     for version in ("1.0", "2.0"):
-        folder = tmp_path / version
-        folder.mkdir()
-        script = folder / "fake-cc"
+        script = tmp_path / "fake-cc"
         script.write_text(
             f'#!/bin/sh\n[ "$1" = --version ] && echo {version} && exit 0\nexec cc "$@"\n',
             encoding="utf-8",
         )
         script.chmod(0o755)
         monkeypatch.setenv("CC", str(script))
+        c_build._compiler_version.cache_clear()  # a process does not expect an update
         keys.add(build_library("answer", [source], [tmp_path / "inc"]))
     assert len(keys) == 2
 
@@ -392,6 +396,14 @@ def test_a_library_from_others_is_replaced(tmp_path: Path, cache: Path, by: str)
     library = build_answer(tmp_path)
     assert library == ours
     assert answer_of(library) == 7
+
+
+def test_another_process_may_create_the_cache_first(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache.mkdir()
+    monkeypatch.setattr(os.path, "lexists", lambda path: path != cache)
+    assert build_answer(tmp_path).parent == cache
 
 
 def test_links_on_the_way_to_the_cache_are_followed_once(
