@@ -52,10 +52,10 @@ def _target(path: Path) -> tuple[Path, os.stat_result | None]:
         path.lstat()
     except FileNotFoundError:
         return path, None
-    target = Path(os.path.realpath(path, strict=True))
-    old = target.stat()
+    old = path.stat()
     if not stat.S_ISREG(old.st_mode) or _is_standard_stream(old):
         raise OSError(f"{path}: expected a regular file other than stdout and stderr")
+    target = Path(os.path.realpath(path, strict=True))
     if not os.access(target, os.W_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
     return target, old

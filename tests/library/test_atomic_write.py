@@ -96,6 +96,13 @@ def test_other_kinds_of_files_are_refused(tmp_path: Path) -> None:
     for path in (fifo, tmp_path, Path("/dev/null")):
         with pytest.raises(OSError, match=f"^{path}: expected a regular file"):
             write_bytes(path, NEW)
+    reader, writer = os.pipe()
+    try:
+        with pytest.raises(OSError, match="expected a regular file"):
+            write_bytes(Path(f"/dev/fd/{writer}"), NEW)
+    finally:
+        os.close(reader)
+        os.close(writer)
     assert Path("/dev/null").is_char_device()
     assert list(tmp_path.iterdir()) == [fifo]
 

@@ -81,11 +81,12 @@ static mamba_status find_target(char target[PATH_MAX], struct stat *kept, const 
         strcpy(target, path);
         return MAMBA_OK;
     }
-    if (!realpath(path, target) || stat(target, kept) != 0 || access(target, W_OK) != 0)
-        return mamba_fail(error, MAMBA_ERR_IO, path, "cannot write: %s", strerror(errno));
-    if (!S_ISREG(kept->st_mode) || is_standard_stream(kept))
+    const bool exists = stat(path, kept) == 0;
+    if (exists && (!S_ISREG(kept->st_mode) || is_standard_stream(kept)))
         return mamba_fail(error, MAMBA_ERR_IO, path,
                           "expected a regular file other than stdout and stderr");
+    if (!exists || !realpath(path, target) || access(target, W_OK) != 0)
+        return mamba_fail(error, MAMBA_ERR_IO, path, "cannot write: %s", strerror(errno));
     return MAMBA_OK;
 }
 

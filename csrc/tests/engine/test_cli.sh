@@ -159,6 +159,9 @@ expect 3 eval "$model" images.idx labels.idx --logits .
 if [ -h /dev/stdout ]; then
     expect 3 eval "$model" images.idx labels.idx --logits /dev/stdout
     says '^mamba: /dev/stdout: expected a regular file'
+    $RUN "$mamba" eval "$model" images.idx labels.idx --logits /dev/stdout 2>err | cat >out
+    says '^mamba: /dev/stdout: expected a regular file'
+    check "nothing is written to a pipe" [ ! -s out ]
 fi
 
 # The logits are larger than a file may be here, whether a block has 512 or 1024 bytes.
