@@ -90,15 +90,16 @@ def seeds(runs: Mapping[str, Metrics]) -> Markup:
     return html(table, "seed")
 
 
-def progress(name: str, runs: Mapping[str, Metrics]) -> TemplateContext | None:
-    """Return how many trainings of a series are done; None if all are."""
+def progress(name: str, runs: Mapping[str, Metrics]) -> str | None:
+    """Return how many trainings of a series are done, as a sentence; None if all are."""
     series = load_series(name)
-    done = {run: len(runs[run]["trainings"]) if run in runs else 0 for run in series.runs}
-    n_done, total = sum(done.values()), len(series.seeds) * len(series.runs)
-    if n_done >= total:
+    done = [run for run in series.runs if run in runs for _ in runs[run]["trainings"]]
+    total = len(series.seeds) * len(series.runs)
+    if len(done) >= total:
         return None
-    missing = [run for run, n in done.items() if n == 0]
-    return {"done": n_done, "total": total, "missing": missing}
+    missing = ", ".join(run for run in series.runs if run not in done)
+    none = f", none of {missing}" if missing else ""
+    return f"{len(done)} of {total} trainings are done{none}; make {name} continues."
 
 
 def study(runs: Mapping[str, Metrics], speed: Mapping[str, Any] | None) -> Markup:
