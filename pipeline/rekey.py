@@ -21,7 +21,6 @@ from typing import Any
 import torch
 
 from mnist_mamba.atomic_write import write_text
-from mnist_mamba.data.splits import LabelledImages
 from mnist_mamba.training.loop import train
 from pipeline.common import command, git, paths
 from pipeline.common.build_model import build_model
@@ -49,10 +48,6 @@ class RekeyError(RuntimeError):
     """The old and the new code train different weights, or cannot be compared."""
 
 
-def _first(data: LabelledImages, n: int) -> LabelledImages:
-    return LabelledImages(data.images[:n], data.labels[:n])
-
-
 def short_training(params: Params, ema_decay: float) -> str:
     """Train a few steps and return the SHA-256 of the losses and the averaged weights."""
     short = dataclasses.replace(params.train, epochs=EPOCHS, ema_decay=ema_decay)
@@ -60,8 +55,8 @@ def short_training(params: Params, ema_decay: float) -> str:
     n = STEPS_PER_EPOCH * short.batch_size - short.batch_size // 2
     reports = train(
         build_model(params, read_info()),
-        _first(train_set, n),
-        None if val_set is None else _first(val_set, N_VAL),
+        train_set.select(slice(n)),
+        None if val_set is None else val_set.select(slice(N_VAL)),
         short,
         progress=False,
     )

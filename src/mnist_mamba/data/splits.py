@@ -26,8 +26,8 @@ class LabelledImages(NamedTuple):
         images = np.concatenate([self.images, other.images])
         return LabelledImages(images, np.concatenate([self.labels, other.labels]))
 
-    def select(self, chosen: np.ndarray) -> LabelledImages:
-        """Return the images at a mask or at indices."""
+    def select(self, chosen: np.ndarray | slice) -> LabelledImages:
+        """Return the images at a mask, at indices or in a slice."""
         return LabelledImages(self.images[chosen], self.labels[chosen])
 
 
