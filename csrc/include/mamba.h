@@ -164,7 +164,7 @@ MAMBA_API void mamba_softmax(const float *logits, float *probabilities, size_t n
  *         "x_proj"
  *         "delta"                     after softplus
  *         "scan"                      after D and the gate
- *         "conv_b" ... "scan_b"       the second scan of a bidirectional layer
+ *         "conv_b", "x_proj_b", "delta_b", "scan_b"   the second scan of a bidirectional layer
  *         "residual"
  *     "pooled"                        before norm_f's weight, which is part of the head
  *     "logits"

@@ -70,11 +70,30 @@ static float value_at(const struct record *record, size_t index)
     return value;
 }
 
+static char manual[20000]; /* the text of mamba.h */
+
+static void read_manual(void)
+{
+    FILE *file = fopen("csrc/include/mamba.h", "rb");
+    CHECK(file && fread(manual, 1, sizeof manual - 1, file) > 0 && feof(file), "no mamba.h");
+    if (file)
+        fclose(file);
+}
+
+/* Checks that mamba.h lists the name of a stage. */
+static void find_in_manual(const char *name)
+{
+    char quoted[40];
+    snprintf(quoted, sizeof quoted, "\"%s\"", name);
+    CHECK(strstr(manual, quoted), "mamba.h does not name the stage %s", quoted);
+}
+
 static void compare(void *user, const char *name, int layer, const float *data, size_t rows,
                     size_t cols, size_t row_stride)
 {
     struct replay *replay = user;
     struct record record;
+    find_in_manual(name);
     if (!CHECK(next_record(replay, &record), "%s: no record for %s, layer %d", replay->name, name,
                layer))
         return;
@@ -167,6 +186,7 @@ int main(int argc, char **argv)
     const char *folder = argc > 1 ? argv[1] : "csrc/tests/golden";
     DIR *directory = opendir(folder);
     int pairs = 0, models = 0;
+    read_manual();
     char name[200];
     for (struct dirent *entry; directory && (entry = readdir(directory));) {
         if (stem_of(name, sizeof name, entry->d_name, ".golden")) {
