@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import subprocess
@@ -10,13 +11,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from mnist_mamba.engine import Engine
 from pipeline.common import dvc_lock, paths
 from pipeline.common.command import NO_VERDICT, PASS, REGRESSION
-from pipeline.release import published
+from pipeline.common.content_key import file_md5
+from pipeline.common.params import load_params
+from pipeline.release import gate, published
+from pipeline.release import promote as promotion
+from pipeline.release.gate import NoVerdictError
 from tests.pipeline.project import (
     IDENTITY,
     SMALL,
@@ -28,8 +34,6 @@ from tests.pipeline.project import (
     write_changed,
 )
 
-pytestmark = pytest.mark.slow
-
 RULES: dict[str, Any] = {
     "accuracy.floor": 0.5,
     "metrics": {"eval.parity.prediction_mismatches": {"better": "lower", "bound": 0}},
@@ -38,7 +42,7 @@ README = "# Small\n\n<!-- results: make promote -->\nnothing yet\n<!-- end of re
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory, home: str) -> Path:
+def repository(tmp_path_factory: pytest.TempPathFactory, home: str) -> Path:
     """A repository with a committed, trained model that was never promoted."""
     folder = copy_project(tmp_path_factory.mktemp("promote") / "project")
     write_changed("gate.yaml", folder, RULES)
@@ -69,7 +73,78 @@ def published_files(folder: Path) -> dict[str, str]:
     return {file.name: hashlib.md5(file.read_bytes()).hexdigest() for file in files}
 
 
-def test_the_champion_and_what_is_refused(project: Path, home: str) -> None:
+@pytest.fixture
+def finished(project: Path) -> Path:
+    """The project of a finished run whose dvc.lock agrees with its files and params."""
+    results = (
+        paths.MODEL,
+        paths.METRICS / "eval.json",
+        paths.METRICS / "train.json",
+        paths.PLOTS / "predictions.png",
+        paths.PREDICTIONS,
+    )
+    outs = [{"path": str(path), "md5": file_md5(path)} for path in results]
+    outs.append({"path": "data/raw/train-images.idx", "md5": "not needed to promote"})
+    params = load_params().model_dump(mode="json")
+    content = {"stages": {"all": {"outs": outs, "params": {"params.yaml": params}}}}
+    Path("dvc.lock").write_text(yaml.safe_dump(content), encoding="utf-8")
+    return project
+
+
+def test_each_result_must_be_that_of_the_lock(finished: Path) -> None:
+    promotion.check_of_one_run(load_params())
+    for name in (
+        "artifacts/mnist_mamba.bin",
+        "metrics/eval.json",
+        "metrics/train.json",
+        "plots/predictions.csv",
+        "plots/predictions.png",
+    ):
+        content = Path(name).read_bytes()
+        Path(name).write_bytes(content + b" ")
+        with pytest.raises(NoVerdictError, match=rf"^{name}: got \w+, expected \w+ as in dvc.lock"):
+            promotion.check_of_one_run(load_params())
+        Path(name).unlink()
+        with pytest.raises(NoVerdictError, match=rf"^{name}: got no file, expected"):
+            promotion.check_of_one_run(load_params())
+        Path(name).write_bytes(content)
+    promotion.check_of_one_run(load_params())
+
+
+def test_each_param_must_be_that_of_the_lock(finished: Path) -> None:
+    for setting, value in (("train.lr", 0.5), ("data.val_fraction", 0.3), ("model.a", "free")):
+        set_params(finished, {**SMALL, setting: value})
+        with pytest.raises(
+            NoVerdictError, match=rf"^params.yaml: {setting} is {value!r}, expected"
+        ):
+            promotion.check_of_one_run(load_params())
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+@pytest.mark.parametrize("code", [PASS, REGRESSION])
+def test_only_a_result_that_passes_the_gate_is_registered_and_published(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, enabled: bool, code: int
+) -> None:
+    text = Path("dvc.lock").read_text(encoding="utf-8")
+    Path("dvc.lock").write_text(
+        text.replace("enabled: true", f"enabled: {str(enabled).lower()}"), encoding="utf-8"
+    )
+    set_params(finished, {**SMALL, "tracking.enabled": enabled})
+    registered: list[tuple[str, str]] = []
+    monkeypatch.setattr(gate, "main", lambda options: code)
+    monkeypatch.setattr(published, "prepare", lambda params: {Path("models/new"): b"content"})
+    monkeypatch.setattr(
+        promotion.tracked_model, "register", lambda _, name, alias: registered.append((name, alias))
+    )
+    assert promotion.main(argparse.Namespace(base="HEAD", output=None)) == code
+    passes = code == PASS
+    assert registered == [("mnist-mamba", "champion")] * (passes and enabled)
+    assert Path("models/new").is_file() == passes
+
+
+@pytest.mark.slow
+def test_the_champion_and_what_is_refused(repository: Path, home: str) -> None:
+    project = repository
     before = published_files(project)
 
     # A metric that no stage has written is refused.
