@@ -70,7 +70,10 @@ GOOD = bytes((0, 0, 8, 3)) + struct.pack(">3I", 1, 2, 2) + b"abcd"
         (gzip.compress(GOOD[:-2], mtime=0), "got 18 bytes, expected 20"),
         (bytes((0, 0, 8, 1)) + GOOD[4:], "magic: got 00 00 08 01, expected 00 00 08 03"),
         (bytes((0, 0, 13, 3)) + GOOD[4:], "magic: got 00 00 0d 03"),
-        (bytes((0, 0, 8, 3)) + struct.pack(">3I", 0, 2, 2), "expected none to be 0"),
+        *(
+            (bytes((0, 0, 8, 3)) + struct.pack(">3I", *dims), "expected none to be 0")
+            for dims in ((0, 2, 2), (2, 0, 2), (2, 2, 0))
+        ),
         (bytes((0, 0, 8, 3)) + b"\xff" * 12, "expected 79228162458924105385300197391"),
         (gzip.compress(GOOD, mtime=0)[:-4], "damaged gzip"),
     ],

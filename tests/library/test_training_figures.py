@@ -167,6 +167,15 @@ def test_a_rate_of_0_moves_no_weight(optimizer: OptimizerName) -> None:
     assert all(moved)
 
 
+def test_the_average_moves_towards_the_weights_after_the_step() -> None:
+    trainer = Trainer(new_model(), TrainConfig(ema_decay=0.9))
+    before = copy.deepcopy(trainer.model.state_dict())
+    trainer.step(torch.rand(6, 8, 8), torch.arange(6) % 3, lr=0.1)
+    average = trainer.ema.model.state_dict()
+    for name, value in trainer.model.state_dict().items():
+        torch.testing.assert_close(average[name], torch.lerp(value, before[name], 2 / 11))
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_predicting_uses_the_running_statistics_and_keeps_the_mode(training: bool) -> None:
     model = new_model(NORMED)
