@@ -1,10 +1,18 @@
-"""The choice of the images that plots show."""
+"""What plots show: which images, and the figures that they are given."""
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
-from pipeline.common.plots import even_choice
+import matplotlib as mpl
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from pipeline.common import plots
+from pipeline.common.plots import RIGHT, WRONG, even_choice
 
 
 def test_too_many_images_are_chosen_evenly_over_the_classes() -> None:
@@ -18,3 +26,120 @@ def test_all_images_that_fit_are_chosen_in_order() -> None:
     labels = np.array([7, 7, 2, 9, 7], np.uint8)
     assert even_choice(labels, 5).tolist() == [0, 1, 2, 3, 4]
     assert even_choice(labels[:0], 5).tolist() == []
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[Figure]]:
+    """The figures that were saved, in place of their files' pixels."""
+    figures: list[Figure] = []
+
+    def save(figure: Figure, path: Path, **_: Any) -> None:
+        Path(path).write_bytes(b"png")
+        figures.append(figure)
+
+    monkeypatch.setattr(Figure, "savefig", save)
+    monkeypatch.chdir(tmp_path)
+    yield figures
+    assert Path("plot.png").read_bytes() == b"png"
+
+
+def one_hot(predictions: list[int], confidences: list[float], n: int = 3) -> Any:
+    """Return probabilities [n_images, n] with these largest ones."""
+    rest = (1 - np.array(confidences)) / (n - 1)
+    probabilities = np.repeat(rest[:, None], n, axis=1)
+    probabilities[np.arange(len(predictions)), predictions] = confidences
+    return probabilities
+
+
+PLOT = Path("plot.png")
+IMAGES = np.zeros((6, 2, 2), np.uint8)
+LABELS = np.array([1, 0, 1, 2, 0, 2], np.uint8)
+FOUND = one_hot([1, 2, 1, 2, 1, 2], [0.99, 0.6, 0.5, 0.7, 0.8, 0.95])
+
+
+def same_colour(a: Any, b: Any) -> bool:
+    return mpl.colors.to_rgba(a) == mpl.colors.to_rgba(b)
+
+
+def test_predictions_begin_with_each_class_and_go_on_with_the_least_certain(
+    drawn: list[Figure],
+) -> None:
+    plots.draw_predictions(PLOT, IMAGES, LABELS, FOUND, columns=3)
+    (figure,) = drawn
+    pictures = [axes for axes in figure.axes if axes.images]
+    titles = [axes.get_title() for axes in pictures]
+    # First images of classes 0, 1 and 2, then the others by confidence.
+    firsts, others = ["2  60.0% (is 0)", "1  99.0%", "2  70.0%"], ["1  50.0%", "1  80.0% (is 0)"]
+    assert titles == [*firsts, *others, "2  95.0%"]
+    wrong = ["is" in title for title in titles]
+    colours = [axes.title.get_color() for axes in pictures]
+    assert [same_colour(colour, WRONG) for colour in colours] == wrong
+    assert [same_colour(colour, RIGHT) for colour in colours] == [not one for one in wrong]
+    bars = [axes for axes in figure.axes if axes.patches]
+    heights = [patch.get_height() for patch in bars[0].patches]
+    np.testing.assert_allclose(heights, FOUND[1])
+    marked = [same_colour(patch.get_facecolor(), WRONG) for patch in bars[0].patches]
+    assert marked == [False, False, True]
+
+
+def test_mistakes_are_counted_and_named_the_most_confident_first(
+    drawn: list[Figure], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plots.draw_misclassified(PLOT, IMAGES, LABELS, FOUND)
+    monkeypatch.setattr(plots, "MAX_MISCLASSIFIED", 1)
+    plots.draw_misclassified(PLOT, IMAGES, LABELS, FOUND)
+    titles = [[axes.get_title() for axes in figure.axes if axes.images] for figure in drawn]
+    assert titles == [["0 read as 1\n#4", "0 read as 2\n#1"], ["0 read as 1\n#4"]]
+    assert [figure.get_suptitle() for figure in drawn] == [
+        "2 of 6 test images misclassified",
+        "2 of 6 test images misclassified, 1 shown, evenly by class",
+    ]
+
+
+def test_a_reliability_diagram_has_accuracy_over_confidence(drawn: list[Figure]) -> None:
+    plots.draw_reliability(PLOT, FOUND, LABELS, bins=5)
+    curve, counts = drawn[0].axes
+    # Bins from 0.4, 0.6 and 0.8: images 2, then 1 and 3, then 0, 4 and 5.
+    points = np.array(curve.lines[1].get_xydata())
+    expected = [(0.5, 1), (0.65, 0.5), ((0.99 + 0.8 + 0.95) / 3, 2 / 3)]
+    np.testing.assert_allclose(points, expected)
+    error = abs(0.5 - 1) + abs(1.3 - 1) + abs(2.74 - 2)
+    assert curve.get_title() == f"expected calibration error {error / 6:.4f}"
+    assert [patch.get_height() for patch in counts.patches] == [0, 0, 1, 2, 3]
+    centres = [patch.get_x() + patch.get_width() / 2 for patch in counts.patches]
+    np.testing.assert_allclose(centres, [0.1, 0.3, 0.5, 0.7, 0.9])
+
+
+def test_robustness_is_in_percent_with_its_strengths_and_units(drawn: list[Figure]) -> None:
+    table = {"shift": {"5": 0.99, "10": 0.5}, "rotate": {"30": 0.25}, "noise": {"40": 0.125}}
+    plots.draw_robustness(PLOT, 0.97, table)
+    axes = drawn[0].axes
+    titles = [one.get_title() for one in axes[:3]]
+    assert titles == ["shift (% of sides)", "rotate (degrees)", "noise (%)"]
+    for one, row in zip(axes, table.values(), strict=False):
+        assert [patch.get_height() for patch in one.patches] == [100 * v for v in row.values()]
+        assert [label.get_text() for label in one.get_xticklabels()] == list(row)
+        assert set(one.lines[0].get_ydata()) == {97}
+
+
+def test_a_tradeoff_shows_time_in_batches_of_100_and_accuracy_in_percent(
+    drawn: list[Figure],
+) -> None:
+    accuracies = {
+        "base": {"mean": 0.75, "std": 0.125},
+        "other": {"mean": 0.5, "std": None},
+        "not timed": {"mean": 0.25, "std": None},
+    }
+    speed = {"base": {"b1": 1.0, "b100": 150.0}, "other": {"b1": 2.0, "b100": 90.0}, "gone": {}}
+    plots.draw_tradeoff(PLOT, accuracies, speed, "validation", marked="base")
+    (axes,) = drawn[0].axes
+    points = {
+        line.get_gid(): (*line.get_xydata()[0], same_colour(line.get_color(), RIGHT))
+        for line in axes.lines
+        if line.get_gid()
+    }
+    assert points == {"base": (150, 75, True), "other": (90, 50, False)}
+    assert {text.get_text() for text in axes.texts} == {"base", "other"}
+    assert axes.get_ylabel().startswith("validation accuracy (%)")
+    ends = [segment for bar in axes.collections for segment in bar.get_segments()]
+    np.testing.assert_allclose(ends, [[[150, 62.5], [150, 87.5]]])
