@@ -83,6 +83,7 @@ static void test_against_reference(void)
         rows.height = 1 + i / 6;
         rows.width = widths[i % 3];
         rows.stem_width = 12;
+        rows.d_model = 17;
         compare_with_reference(rows, 1002 + i);
     }
 }
