@@ -204,6 +204,39 @@ static void test_bad_images(void)
     tiny_free(&tiny);
 }
 
+/* The first of several tensors that are not finite is named, with its layer and its scan. */
+static void test_bad_tensors(void)
+{
+    /* Floats before the second layer's second scan, and within it before x_proj_b. */
+    enum { STEM = 16 * 6 + 16, IN_PROJ = 2 * 16 * 5, CONV = 3 * 16 + 16, SCAN = 19 * 16 };
+    enum { LAYER = IN_PROJ + 2 * SCAN + 16 * 7, SECOND = STEM + LAYER + IN_PROJ + SCAN };
+    const struct {
+        int place;
+        const char *name;
+    } cases[] = {{SECOND + CONV + 20, "tensor layers.1.x_proj_b: float 20:"},
+                 {SECOND + CONV + 5, "tensor layers.1.x_proj_b: float 5:"},
+                 {SECOND, "tensor layers.1.conv1d_b.weight: float 0:"},
+                 {SECOND - SCAN + CONV, "tensor layers.1.x_proj: float 0:"},
+                 {STEM - 1, "tensor stem.bias: float 15:"}};
+    mamba_info dims = tiny_dims();
+    dims.direction = 2;
+    struct tiny_model tiny = tiny_build(dims, 6);
+    mamba_error error = {MAMBA_OK, ""};
+    mamba_model *model;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) { /* each before those so far */
+        tiny_put_f32(&tiny, TINY_HEADER + 4 * (size_t)cases[i].place, NAN);
+        tiny_seal(&tiny);
+        CHECK(tiny_open(&model, &tiny, &error) == MAMBA_ERR_MODEL &&
+                  strstr(error.message, cases[i].name),
+              "expected %s, got %s", cases[i].name, error.message);
+    }
+    tiny_write(model_path, tiny.bytes, TINY_HEADER); /* a whole header, and no tensors */
+    CHECK(mamba_model_open(&model, model_path, &error) == MAMBA_ERR_MODEL &&
+              strstr(error.message, "got 256 bytes, expected the"),
+          "%s", error.message);
+    tiny_free(&tiny);
+}
+
 /* No file stays open if its head, which is copied first, is refused. */
 static void test_refused_copies_are_closed(void)
 {
@@ -230,6 +263,71 @@ static void test_refused_copies_are_closed(void)
         const mamba_status status = run(cases[i].run, &options, NULL);
         CHECK(status == cases[i].wanted, "case %zu: status %d", i, (int)status);
         CHECK(tiny_open_descriptors() == before, "case %zu: a file stayed open", i);
+    }
+}
+
+/* A missing argument is named, each alone; without images none is needed. */
+static void test_missing_arguments(void)
+{
+    struct tiny_model tiny = tiny_build(tiny_dims(), 7);
+    mamba_model *model;
+    mamba_context *context;
+    mamba_error error = {MAMBA_OK, ""};
+    if (!CHECK(tiny_open(&model, &tiny, NULL) == MAMBA_OK, "does not open"))
+        return;
+    const size_t bytes = mamba_batch_bytes(model, 1);
+    float floats[PIXELS] = {0}, logits[CLASSES];
+    void *arena = malloc(bytes);
+    const char *const names[] = {"model is NULL", "arena is NULL", "images is NULL",
+                                 "logits is NULL"};
+    for (int missing = 0; missing < 4; missing++) {
+        const mamba_status status = mamba_forward_batch(
+            missing == 0 ? NULL : model, missing == 1 ? NULL : arena, bytes, 1,
+            missing == 2 ? NULL : floats, 1, missing == 3 ? NULL : logits, &error);
+        CHECK(status == MAMBA_ERR_ARGUMENT && strstr(error.message, names[missing]),
+              "expected %s, got %s", names[missing], error.message);
+    }
+    CHECK(mamba_forward_batch(model, arena, bytes, 1, NULL, 0, NULL, &error) == MAMBA_OK, "%s",
+          error.message);
+    mamba_context_init(NULL, model, arena, bytes, &error);
+    CHECK(strstr(error.message, "out is NULL"), "%s", error.message);
+    mamba_context_init(&context, NULL, arena, bytes, &error);
+    CHECK(strstr(error.message, "model is NULL"), "%s", error.message);
+    mamba_context_init(&context, model, NULL, bytes, &error);
+    CHECK(strstr(error.message, "arena is NULL"), "%s", error.message);
+    mamba_model *other;
+    mamba_model_open(NULL, model_path, &error);
+    CHECK(strstr(error.message, "out is NULL"), "%s", error.message);
+    mamba_model_open(&other, NULL, &error);
+    CHECK(strstr(error.message, "path is NULL") && !other, "%s", error.message);
+    mamba_model_from_bytes(&other, NULL, tiny.size, &error);
+    CHECK(strstr(error.message, "bytes is NULL") && !other, "%s", error.message);
+    mamba_model_from_bytes(&other, tiny.bytes + 2, tiny.size - 2, &error);
+    CHECK(strstr(error.message, "not aligned") && !other, "%s", error.message);
+    free(arena);
+    mamba_model_close(model);
+    tiny_free(&tiny);
+}
+
+/* One logit that overflows is enough, whichever class it is of. */
+static void test_one_bad_logit(void)
+{
+    const float black[PIXELS] = {0};
+    struct options options = PREDICT;
+    mamba_error error = {MAMBA_OK, ""};
+    tiny_write(input_path, black, sizeof black);
+    for (size_t class = 0; class < CLASSES; class++) {
+        struct tiny_model tiny = tiny_build(tiny_dims(), 3);
+        const size_t head = tiny.size - (size_t)(16 * 5 + 16) * sizeof(float);
+        memset(tiny.bytes + head, 0, tiny.size - head);
+        for (size_t i = 0; i < 5; i++) /* each channel with the sign that makes the sum overflow */
+            tiny_put_f32(&tiny, head + (i * 16 + class) * sizeof(float), i == 0 ? 3e38f : -3e38f);
+        tiny_seal(&tiny);
+        tiny_write(model_path, tiny.bytes, tiny.size);
+        tiny_free(&tiny);
+        CHECK(run(command_predict, &options, &error) == MAMBA_ERR_MODEL &&
+                  strstr(error.message, "NaN or infinity"),
+              "class %zu: %s", class, error.message);
     }
 }
 
@@ -269,6 +367,9 @@ int main(void)
     test_info();
     test_bad_labels();
     test_bad_images();
+    test_bad_tensors();
+    test_missing_arguments();
+    test_one_bad_logit();
     test_refused_copies_are_closed();
     test_long_path();
     test_softmax_of_small_logits();
