@@ -108,6 +108,21 @@ def test_a_model_that_another_thread_closes_stays_open_for_running_calls(expecte
             assert {call.result() for call in calls} == {"the engine was closed"}
 
 
+def test_calls_of_several_threads_run_at_the_same_time() -> None:
+    engine = Engine(MODEL)
+    model: Any = engine._model
+    assert not isinstance(model.library, ctypes.PyDLL)  # which would keep Python's own lock
+    both = threading.Barrier(2, timeout=60)
+    model.library = SimpleNamespace(
+        mamba_max_threads=lambda: 1,
+        mamba_batch_bytes=lambda *arguments: 100,
+        mamba_forward_batch_u8=lambda *arguments: both.wait() * 0,
+    )
+    with ThreadPoolExecutor(2) as pool:
+        for call in [pool.submit(engine.logits, IMAGES) for _ in range(2)]:
+            call.result()  # raises BrokenBarrierError if one call waits for the other
+
+
 def test_the_interpreter_ends_quietly_while_threads_classify() -> None:
     done = python(
         f"""
