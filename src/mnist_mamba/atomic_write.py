@@ -18,7 +18,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path that replaces `path` once the body has written it.
 
     The old file stays if the body raises or the machine stops. Links are followed. A file that
-    exists keeps its mode, and its owner if this process may choose it.
+    exists keeps its mode.
 
     Raises:
         OSError: the folder or the file cannot be written, the disk is full, or `path` is not a
@@ -33,10 +33,7 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb+") as file:
             if old:
-                # Only root can give a file away, and some file systems have no modes.
-                with suppress(OSError):
-                    os.fchown(file.fileno(), old.st_uid, old.st_gid)
-                with suppress(OSError):
+                with suppress(OSError):  # some file systems have no modes
                     os.fchmod(file.fileno(), old.st_mode & 0o777)
             os.fsync(file.fileno())
         temporary.replace(target)

@@ -66,15 +66,6 @@ def test_a_new_file_has_the_mode_of_the_umask_and_an_old_one_keeps_its_own(tmp_p
         os.umask(before)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
-def test_root_keeps_the_owner_of_a_file(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    path.write_bytes(OLD)
-    os.chown(path, OTHER_USER, OTHER_USER)
-    write_bytes(path, NEW)
-    assert (path.stat().st_uid, path.stat().st_gid) == (OTHER_USER, OTHER_USER)
-
-
 def test_links_are_followed(tmp_path: Path) -> None:
     target, near, far = tmp_path / "folder" / "file", tmp_path / "folder" / "link", tmp_path / "far"
     target.parent.mkdir()

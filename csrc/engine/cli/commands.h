@@ -35,9 +35,9 @@ size_t argmax(const float *logits, size_t n);
 int choose_threads(int wanted, int otherwise);
 
 /* Writes `data` [bytes] to the file `path`, completely or not at all: to a new file next to it,
- * which is synced and renamed. Links are followed. A file that exists keeps its mode, and its owner
- * if this process may choose it. Anything but a regular file is refused, and so is the one that
- * stdout or stderr goes to. */
+ * which is synced and renamed. Links are followed, and a file that exists keeps its mode. Anything
+ * but a regular file is refused, and so is the one that stdout or stderr goes to. Threads that make
+ * files meanwhile would get the wrong mode. */
 mamba_status write_file(const char *path, const void *data, size_t bytes, mamba_error *error);
 
 #endif

@@ -1,13 +1,13 @@
-#define _XOPEN_SOURCE 700 /* POSIX 2008 and its realpath */
+#define _DEFAULT_SOURCE /* POSIX 2008, realpath and getentropy */
 #define _FILE_OFFSET_BITS 64
 
 #include <errno.h>
 #include <fcntl.h>
-#include <libgen.h>
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
@@ -67,27 +67,28 @@ static bool is_standard_stream(const struct stat *file)
     return false;
 }
 
-/* Sets `target` to the file that `path` names, after all links, and *kept to the mode and the owner
- * that its new content gets. */
-static mamba_status find_target(char target[PATH_MAX], struct stat *kept, const char *path,
-                                mamba_error *error)
+/* Returns the file that `path` names, after all links; it may be in `buffer`. Returns NULL, and
+ * errno says why, if it cannot be written; a link to nothing cannot. */
+static const char *find_target(const char *path, bool exists, char buffer[PATH_MAX])
 {
-    if (lstat(path, kept) != 0) {
-        if (errno != ENOENT) /* also a path longer than PATH_MAX */
-            return mamba_fail(error, MAMBA_ERR_IO, path, "cannot stat: %s", strerror(errno));
-        const mode_t mask = umask(0); /* umask(2) cannot be read without being set */
-        umask(mask);
-        *kept = (struct stat){.st_mode = 0666 & ~mask, .st_uid = (uid_t)-1, .st_gid = (gid_t)-1};
-        strcpy(target, path);
-        return MAMBA_OK;
-    }
-    const bool exists = stat(path, kept) == 0;
-    if (exists && (!S_ISREG(kept->st_mode) || is_standard_stream(kept)))
-        return mamba_fail(error, MAMBA_ERR_IO, path,
-                          "expected a regular file other than stdout and stderr");
-    if (!exists || !realpath(path, target) || access(target, W_OK) != 0)
-        return mamba_fail(error, MAMBA_ERR_IO, path, "cannot write: %s", strerror(errno));
-    return MAMBA_OK;
+    if (!exists)
+        return errno == ENOENT && readlink(path, buffer, PATH_MAX) < 0 ? path : NULL;
+    const int fd = open(path, O_WRONLY | O_CLOEXEC);
+    return fd >= 0 && close(fd) == 0 ? realpath(path, buffer) : NULL;
+}
+
+/* Creates a file with a random name next to `target`, with the mode of *old, or a new file's. */
+static int create(char *name, size_t size, const char *target, const struct stat *old)
+{
+    unsigned long long random;
+    if (getentropy(&random, sizeof random) != 0)
+        return -1;
+    snprintf(name, size, "%s.tmp.%llx", target, random);
+    const mode_t mask = umask(0); /* cannot be read without being set */
+    const int fd = open(name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC,
+                        old ? old->st_mode & 0777 : 0666 & ~mask);
+    umask(mask);
+    return fd;
 }
 
 static bool write_all(int fd, const char *data, size_t bytes)
@@ -107,7 +108,11 @@ static bool write_all(int fd, const char *data, size_t bytes)
 /* Makes a rename in the folder of `path` survive a power cut, where the system can. */
 static void sync_folder(char *path)
 {
-    const int fd = open(dirname(path), O_RDONLY | O_CLOEXEC);
+    size_t n = strlen(path);
+    while (n > 0 && path[n - 1] != '/')
+        n--;
+    path[n] = '\0';
+    const int fd = open(n ? path : ".", O_RDONLY | O_CLOEXEC);
     if (fd >= 0) {
         fsync(fd);
         close(fd);
@@ -116,24 +121,21 @@ static void sync_folder(char *path)
 
 mamba_status write_file(const char *path, const void *data, size_t bytes, mamba_error *error)
 {
-    char target[PATH_MAX], temporary[PATH_MAX + sizeof ".tmp.XXXXXX"];
-    struct stat kept;
-    mamba_status status = find_target(target, &kept, path, error);
-    if (status != MAMBA_OK)
-        return status;
-    snprintf(temporary, sizeof temporary, "%s.tmp.XXXXXX", target);
-    const int fd = mkstemp(temporary);
-    if (fd < 0)
-        return mamba_fail(error, MAMBA_ERR_IO, path, "cannot create: %s", strerror(errno));
-    /* Only root can give a file away, and some file systems have no modes: not an error. */
-    if (fchown(fd, kept.st_uid, kept.st_gid) == 0 || errno == EPERM)
-        fchmod(fd, kept.st_mode & 0777);
-    const bool good = write_all(fd, data, bytes) && fsync(fd) == 0;
-    if (close(fd) == 0 && good && rename(temporary, target) == 0) {
+    char buffer[PATH_MAX], temporary[PATH_MAX + 32];
+    struct stat old;
+    const bool exists = stat(path, &old) == 0;
+    if (exists && (!S_ISREG(old.st_mode) || is_standard_stream(&old)))
+        return mamba_fail(error, MAMBA_ERR_IO, path,
+                          "expected a regular file other than stdout and stderr");
+    const char *target = find_target(path, exists, buffer);
+    const int fd = target ? create(temporary, sizeof temporary, target, exists ? &old : NULL) : -1;
+    const bool good = fd >= 0 && write_all(fd, data, bytes) && fsync(fd) == 0;
+    if (fd >= 0 && close(fd) == 0 && good && rename(temporary, target) == 0) {
         sync_folder(temporary);
         return MAMBA_OK;
     }
     mamba_fail(error, MAMBA_ERR_IO, path, "cannot write: %s", strerror(errno));
-    unlink(temporary);
+    if (fd >= 0)
+        unlink(temporary);
     return MAMBA_ERR_IO;
 }

@@ -153,7 +153,7 @@ check "size of the logits" [ "$(wc -c <logits.f32)" -eq $((3 * classes * 4)) ]
 expect 0 eval "$model" images.idx labels.idx --threads 2 --logits logits2.f32
 check "the same logits on two threads" cmp logits.f32 logits2.f32
 expect 3 eval "$model" images.idx labels.idx --logits missing/logits
-says '^mamba: missing/logits: cannot create'
+says '^mamba: missing/logits: cannot write: No such file'
 expect 3 eval "$model" images.idx labels.idx --logits /dev/null
 expect 3 eval "$model" images.idx labels.idx --logits .
 if [ -h /dev/stdout ]; then
