@@ -182,8 +182,7 @@ test-big-endian: $(BUILD)/plain/mamba $(BUILD)/plain/tests/test_idx
 # malloc, and test_kernels, which runs each function on millions of floats (test_forward runs the
 # same code).
 VALGRIND := valgrind -q --leak-check=full --error-exitcode=9
-VALGRIND_TESTS := test_model test_hostile test_threads test_idx test_write_file test_forward \
-    test_golden test_numbers
+VALGRIND_TESTS := $(filter-out test_allocation test_kernels,$(ENGINE_TESTS))
 VALGRIND_PROGRAMS := $(addprefix $(BUILD)/plain/tests/,$(VALGRIND_TESTS))
 test-valgrind: $(VALGRIND_PROGRAMS) $(BUILD)/plain/mamba ## run the C tests under valgrind
 	@command -v valgrind >/dev/null || { echo "error: valgrind not found: install it" >&2; exit 1; }
