@@ -103,7 +103,8 @@ kernels: $(INSTALLED) ## build the training kernels now, not on first use
 ##@ Test
 
 # `check` leaves out the library's slowest files: the training loop above all.
-CHECK_C := $(addprefix $(BUILD)/plain/tests/,test_model test_forward test_golden)
+CHECK_C := $(addprefix $(BUILD)/plain/tests/,test_model test_forward test_golden test_numbers \
+    test_bench)
 CHECK_LIBRARY := tests/library $(addprefix --ignore=tests/library/,test_training.py \
     test_scan_triton.py test_differential.py test_allocator.py)
 
