@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 SERVING = Path(__file__).with_name("serving.py")
 PACKAGE = Path(mnist_mamba.__file__).parent
+SCORES = ("eval/accuracy", "eval/nll", "eval/ece")
+"""Metrics of the run that MLflow also shows with the model."""
 BUNDLE_TAG = "bundle_md5"
 """Tag with a hash of all files in the model, so that equal models are logged once."""
 
@@ -45,6 +47,7 @@ def log(client: MlflowClient, run: Run, params: Params) -> LoggedModel:
         OSError: a file of the model is missing; the stages before `track` write them.
     """
     import mlflow
+    from mlflow.entities import LoggedModelOutput
     from mlflow.models import Model
 
     from pipeline.tracking import serving
@@ -52,15 +55,22 @@ def log(client: MlflowClient, run: Run, params: Params) -> LoggedModel:
     bundle = _bundle_md5()
     if known := _find(client, run, bundle):
         return known
-    tags = {BUNDLE_TAG: bundle, KEY_TAG: run.data.tags[KEY_TAG]}
+    model = client.create_logged_model(
+        run.info.experiment_id,
+        name=params.tracking.model_name,
+        source_run_id=run.info.run_id,
+        tags={BUNDLE_TAG: bundle, KEY_TAG: run.data.tags[KEY_TAG]},
+        params=dict(run.data.params),
+    )
+    client.log_outputs(run.info.run_id, [LoggedModelOutput(model.model_id, step=0)])
+    _log_scores(client, run, model)
     signature, image = _signature_and_example()
-    with _process_defaults(run.info.experiment_id):
-        info = Model.log(
+    with _process_default():
+        # Without a run, of which it would log all metrics again.
+        Model.log(
             artifact_path=None,
             flavor=mlflow.pyfunc,
-            name=params.tracking.model_name,
-            run_id=run.info.run_id,
-            tags=tags,
+            model_id=model.model_id,
             python_model=str(SERVING),
             artifacts={serving.MODEL: str(paths.MODEL), serving.LIBRARY: str(paths.ENGINE_LIBRARY)},
             code_paths=[str(PACKAGE)],
@@ -69,7 +79,22 @@ def log(client: MlflowClient, run: Run, params: Params) -> LoggedModel:
             # Without a list MLflow would search for imports.
             pip_requirements=[f"mlflow=={mlflow.__version__}", f"numpy=={np.__version__}"],
         )
-    return client.get_logged_model(info.model_id)
+    return model
+
+
+def _log_scores(client: MlflowClient, run: Run, model: LoggedModel) -> None:
+    """Log the run's scores on the test images as the model's."""
+    from mlflow.entities import Metric
+
+    digest = file_md5(paths.images(paths.PREPARED, "test"))
+    links = {"model_id": model.model_id, "dataset_name": "test", "dataset_digest": digest}
+    scores = [
+        # The run's own time, or its history would get the value again.
+        Metric(known.key, known.value, known.timestamp, known.step, **links)
+        for name in SCORES
+        for known in client.get_metric_history(run.info.run_id, name)[-1:]
+    ]
+    client.log_batch(run.info.run_id, metrics=scores)
 
 
 def _find(client: MlflowClient, run: Run, bundle: str) -> LoggedModel | None:
@@ -144,12 +169,11 @@ def _version(client: MlflowClient, name: str, model: LoggedModel) -> str:
     for known in client.search_model_versions(f"name = '{name}'"):
         if known.source == model.model_uri:
             return str(known.version)
-    with _process_defaults(model.experiment_id):
+    with _process_default():
         created = mlflow.register_model(model.model_uri, name, tags={KEY_TAG: model.tags[KEY_TAG]})
     return str(created.version)
 
 
-def _process_defaults(experiment: str) -> Any:
-    """Return a context in which functions of MLflow that take no client use ours."""
-    values = {"MLFLOW_TRACKING_URI": tracking.tracking_uri(), "MLFLOW_EXPERIMENT_ID": experiment}
-    return mock.patch.dict(os.environ, values)
+def _process_default() -> Any:
+    """Return a context in which functions of MLflow that take no client use our database."""
+    return mock.patch.dict(os.environ, MLFLOW_TRACKING_URI=tracking.tracking_uri())

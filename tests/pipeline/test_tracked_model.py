@@ -29,6 +29,7 @@ from mnist_mamba.engine import Engine
 from mnist_mamba.export import write_model
 from mnist_mamba.model import MambaClassifier
 from pipeline.common import paths
+from pipeline.common.content_key import file_md5
 from pipeline.common.params import load_params
 from pipeline.tracking import client as tracking
 from pipeline.tracking import model as tracked_model
@@ -124,9 +125,12 @@ def test_a_model_is_logged_once_and_a_changed_one_again(project: Path) -> None:
         second.model_id,
     }
     assert second.name == params.tracking.model_name
-    assert {metric.key: metric.value for metric in second.metrics}.items() >= {
+    assert [(metric.key, metric.value) for metric in first.metrics] == [("eval/accuracy", 0.7)]
+    assert {metric.key: metric.value for metric in second.metrics} == {
         f"eval/{name}": scores[name] for name in ("accuracy", "nll", "ece")
-    }.items()
+    }
+    test = file_md5(paths.images(paths.PREPARED, "test"))
+    assert {(one.dataset_name, one.dataset_digest) for one in second.metrics} == {("test", test)}
     assert len(client.get_metric_history(run.info.run_id, "eval/accuracy")) == 2
 
 
