@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
+import re
 import statistics
 import sys
 from pathlib import Path
@@ -23,7 +25,18 @@ from mnist_mamba.data.splits import LabelledImages, split
 from mnist_mamba.engine.format import read_model
 from mnist_mamba.model import MambaClassifier
 from mnist_mamba.training.checkpoint import Checkpoint, save_checkpoint
-from pipeline import benchmark, demo, download, evaluate, export, prepare, seeds, study, track
+from pipeline import (
+    benchmark,
+    demo,
+    download,
+    evaluate,
+    export,
+    prepare,
+    seeds,
+    study,
+    track,
+    train,
+)
 from pipeline.common import command, dvc_lock, paths, run_engine
 from pipeline.common.content_key import content_key
 from pipeline.common.nested import flatten, look_up
@@ -46,6 +59,79 @@ def replace_argv(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
 def small_model() -> MambaClassifier:
     torch.manual_seed(0)
     return MambaClassifier(CONFIG, scan="reference")
+
+
+COMMANDS = (
+    *("benchmark", "demo", "download", "evaluate", "export", "prepare"),
+    *("rekey", "seeds", "study", "track", "train"),
+)
+
+
+def help_of(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str
+) -> str:
+    """Return the help that a command of pipeline/ prints, with single spaces."""
+    replace_argv(monkeypatch, *words, "--help")
+    monkeypatch.setenv("COLUMNS", "1000")
+    with pytest.raises(SystemExit) as end:
+        importlib.import_module(f"pipeline.{name}").main()
+    assert end.value.code == 0
+    return " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_says_what_a_command_does_and_its_examples_have_options_that_it_has(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = help_of(name, monkeypatch, capsys)
+    described, _, examples = text.partition(" examples: ")
+    document = " ".join(str(importlib.import_module(f"pipeline.{name}").__doc__).split())
+    own_text = {
+        "export": "Write the C engine's input: a model file, or one image as raw float32.",
+        "rekey": "Check that this work tree trains the same weights as another revision",
+        "seeds": "The last averaged weights are scored on the test images.",
+        "study": "They are compared on validation images; test images are not read.",
+        "train": "Options that are not given come from params.yaml.",
+    }
+    assert own_text.get(name, document) in described
+    if name == "export":
+        described += help_of(name, monkeypatch, capsys, "model")
+        described += help_of(name, monkeypatch, capsys, "image")
+    own = examples.split("dvc exp run")[0].replace("torchrun --standalone --nproc_per_node=2", "")
+    for option in re.findall(r" (--[a-z-]+)", own):
+        assert f" {option}" in described, option
+    with_examples = {"download", "export", "rekey", "seeds", "study", "train"}
+    assert (f"python -m pipeline.{name}" in examples) == (name in with_examples)
+
+
+@pytest.mark.parametrize("module", [export, train])
+def test_the_examples_in_the_help_are_accepted(
+    module: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    replace_argv(monkeypatch, "--help")
+    monkeypatch.setenv("COLUMNS", "1000")
+    with pytest.raises(SystemExit):
+        module.main()
+    name = module.__name__.split(".")[-1]
+    lines = re.findall(
+        rf"^ +python -m pipeline.{name}\b(.*)", capsys.readouterr().out, re.MULTILINE
+    )
+    assert len(lines) >= 2
+    for line in lines:
+        replace_argv(monkeypatch, *line.split())
+        module.parse_arguments()
+
+
+def test_options_of_a_training_are_params(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ("--batch-size", "7", "--epochs", "3", "--learning-rate", "0.5")
+    replace_argv(monkeypatch, *words, "--set", "train.seed=4", "--set", "model.patch=[2, 2]")
+    params = load_params(ROOT / "params.yaml")
+    changed = train.with_overrides(params, train.parse_arguments())
+    values = {"batch_size": 7, "epochs": 3, "lr": 0.5, "seed": 4}
+    wanted = {f"train.{name}": value for name, value in values.items()}
+    assert changed == params.changed({**wanted, "model.patch": [2, 2]}, "test")
+    replace_argv(monkeypatch)
+    assert train.with_overrides(params, train.parse_arguments()) == params
 
 
 # benchmark, demo

@@ -346,23 +346,3 @@ def test_the_stage_s_own_library_wins_over_an_installed_one(tmp_path: Path) -> N
         folder, [shutil.which("python3") or "python3", "-c", program], PYTHONPATH=str(ROOT / "src")
     )
     assert done.stdout.strip() == str(folder / "src/mnist_mamba/__init__.py")
-
-
-HELP = {
-    "download": ("four IDX files", "examples: MNIST_MIRROR="),
-    "prepare": ("set validation images aside",),
-    "train": ("Train a model on data/prepared", "--set KEY=VALUE", "examples: python -m"),
-    "export": ("model file, or one image", "examples: python -m"),
-    "evaluate": ("compare it with PyTorch",),
-    "benchmark": ("time the C engine",),
-    "track": ("MLflow",),
-}
-"""Parts of each stage's help."""
-
-
-@pytest.mark.parametrize("stage", STAGES)
-def test_help_says_what_a_stage_does(stage: str) -> None:
-    done = run_module(ROOT, f"pipeline.{stage}", "--help")
-    assert (done.returncode, done.stderr) == (0, "")
-    text = " ".join(done.stdout.split())
-    assert [part for part in HELP[stage] if part not in text] == []
