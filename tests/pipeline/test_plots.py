@@ -1,4 +1,4 @@
-"""What plots show: which images, and the figures that they are given."""
+"""Plots: the choice of their images, and the figures that they show."""
 
 from __future__ import annotations
 

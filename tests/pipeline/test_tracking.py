@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
 from mnist_mamba.atomic_write import write_json
 from pipeline.common import paths
@@ -18,7 +22,7 @@ from pipeline.tracking import client as tracking
 from pipeline.tracking import run as tracked_run
 from pipeline.tracking.live import live_run
 from tests.pipeline.conftest import POINTS
-from tests.pipeline.project import SMALL, set_params
+from tests.pipeline.project import SMALL, git, run, set_params
 
 
 def runs(params: Params) -> list[Any]:
@@ -112,6 +116,84 @@ def test_curves_of_a_retraining_with_other_bits_are_corrected(project: Path) -> 
     assert run.data.metrics["curve/train_loss"] == 1.5
 
 
+def test_a_second_upsert_logs_what_has_changed_and_nothing_else(project: Path) -> None:
+    params = load_params()
+    write_json(paths.CURVES, [{**POINTS[0], "val_accuracy": None, "val_loss": None}, POINTS[1]])
+    tracked_run.upsert(params)
+    (first,) = runs(params)
+    scores = {"accuracy": 0.9, "n_test": 3, "parity": {"max": 1e-6}, "new": 2, "flag": True}
+    write_json(paths.METRICS / "eval.json", {**scores, "text": "words"})
+    images = paths.images(paths.PREPARED, "val")
+    images.write_bytes(images.read_bytes()[:-1] + b"\7")
+    tracked_run.upsert(params)
+    tracked_run.upsert(params)
+    (run,) = runs(params)
+    assert run.info.end_time == first.info.end_time
+    client, _ = tracking.connect(params)
+
+    def history(name: str) -> list[float]:
+        return [metric.value for metric in client.get_metric_history(run.info.run_id, name)]
+
+    assert history("eval/accuracy") == [0.7, 0.9]
+    assert history("eval/parity/max") == [1e-6]
+    assert history("train/epochs") == [2]
+    assert {name for name in run.data.metrics if name.startswith("eval/")} == {
+        *("eval/accuracy", "eval/n_test", "eval/parity/max", "eval/new")
+    }
+    assert curve(params, run.info.run_id, "val_accuracy") == [(2, 0.75)]
+    assert history("curve/val_loss") == []
+    assert {name.split(".")[0] for name in run.data.params} == {
+        *("data", "model", "train", "export", "evaluate")
+    }
+    names = [entry.dataset.name for entry in run.inputs.dataset_inputs]
+    assert sorted(names) == ["test", "train", "val", "val"]
+    for entry in run.inputs.dataset_inputs:
+        profile = json.loads(entry.dataset.profile)
+        labels = paths.labels(paths.PREPARED, entry.dataset.name)
+        assert profile["labels_md5"] == hashlib.md5(labels.read_bytes()).hexdigest()
+        assert (profile["num_rows"], profile["per_class"]) == (3, [2, 1])
+        tags = {tag.key: tag.value for tag in entry.tags}
+        assert tags["mlflow.data.context"] == entry.dataset.name
+
+
+def test_a_run_is_named_by_data_and_key_and_has_the_project_s_commit(
+    project: Path, home: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    git(project, home, "init", "-q")
+    git(project, home, "commit", "-q", "--allow-empty", "-m", "start")
+    head = run(project, ["git", "rev-parse", "HEAD"]).stdout.strip()
+    params = load_params()
+    key = tracked_run.upsert(params)
+    (found,) = runs(params)
+    assert found.info.run_name == f"idx-{key[:8]}"
+    assert found.data.tags["mlflow.source.git.commit"] == head
+    note = found.data.tags["mlflow.note.content"]
+    train = params.train
+    for words in (
+        f"{params.model.n_layers} layers of width {params.model.d_model}, ",
+        f"{params.model.d_state} states, stem {params.model.stem}, ",
+        f"2 epochs of {train.optimizer}, peak learning rate {train.lr:g}, seed {train.seed}.",
+        f"`git checkout {head[:12]}`",
+    ):
+        assert words in note
+    assert "dvc exp apply" not in note
+    # An experiment without a known commit has no parent.
+    monkeypatch.setenv("DVC_EXP_NAME", "wavy-hare")
+    set_params(project, {**SMALL, "train.lr": 0.5})
+    tracked_run.upsert(load_params())
+    assert {one.info.run_name for one in runs(params)} == {f"idx-{key[:8]}", "wavy-hare"}
+
+
+def test_one_process_at_a_time_holds_the_project_s_lock(project: Path) -> None:
+    def take() -> None:
+        with Path(".mlflow.lock").open() as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    with tracking.project_lock(), pytest.raises(BlockingIOError):
+        take()
+    take()
+
+
 def test_track_says_in_one_line_where_mlflow_cannot_be_written(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -180,6 +262,40 @@ def test_training_goes_on_where_mlflow_cannot(
     with live_run(load_params()) as log_point:
         log_point(POINTS[0])
     assert "MLflow is not available" in caplog.text
+
+
+def test_training_goes_on_where_mlflow_fails_later(
+    project: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    params, fails = load_params(), {"log_batch": True, "set_terminated": True}
+
+    def failing(name: str) -> Callable[..., Any]:
+        real = getattr(MlflowClient, name)
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            if fails[name]:
+                raise MlflowException(f"no {name}")
+            return real(*arguments, **options)
+
+        return call
+
+    with live_run(params) as log_point:
+        (run,) = runs(params)
+        assert (run.info.status, run.data.tags["pipeline"]) == ("RUNNING", "training alone")
+        for name in fails:
+            monkeypatch.setattr(MlflowClient, name, failing(name))
+        log_point(POINTS[0])
+        fails["log_batch"] = False
+        log_point(POINTS[1])
+    assert "MLflow did not store epoch 1: no log_batch" in caplog.text
+    assert "MLflow did not store the end of the run: no set_terminated" in caplog.text
+    assert curve(params, run.info.run_id, "lr") == [(2, 0.2)]
+
+
+def test_a_training_that_is_not_the_pipeline_s_makes_no_run(project: Path) -> None:
+    with live_run(load_params(), enabled=False) as log_point:
+        log_point(POINTS[0])
+    assert runs(load_params()) == []
 
 
 def test_a_training_that_fails_is_shown_as_failed(project: Path) -> None:
