@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 import struct
 import zlib
@@ -220,10 +221,11 @@ def test_the_limits_match_the_specification() -> None:
     assert "must be 2^24 or less" in text
 
 
-def test_a_diverged_model_is_not_written(tmp_path: Path) -> None:
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_diverged_model_is_not_written(value: float, tmp_path: Path) -> None:
     model = make_model("patch_forward_mean")
     with torch.no_grad():
-        model.head.weight[0, 0] = float("nan")
+        model.head.weight[0, 0] = value
     path = tmp_path / "model.bin"
     path.write_bytes(b"the old one")
     with pytest.raises(FormatError, match=r"head\.weight holds NaN"):

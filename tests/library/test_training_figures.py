@@ -194,6 +194,37 @@ def test_a_trainer_trains_a_model_that_was_in_evaluation_mode() -> None:
     trainer = Trainer(model, TrainConfig())
     assert model.training
     assert not trainer.ema.model.training
+    assert not any(average.requires_grad for average in trainer.ema.model.parameters())
+
+
+def test_an_ensemble_s_hits_are_those_of_its_mean_logits() -> None:
+    ensemble = new_model(dataclasses.replace(MODEL, members=3))
+    pixels, labels = torch.rand(60, 8, 8), torch.arange(60) % 3
+    with torch.no_grad():
+        each = (ensemble.member_logits(pixels).argmax(dim=2) == labels).sum(dim=1)
+        together = int((ensemble(pixels).argmax(dim=1) == labels).sum())
+    assert together not in each.tolist()
+    assert Trainer(ensemble, TrainConfig()).step(pixels, labels, lr=0.01)[1] == together
+
+
+def test_processes_connect_by_the_backend_of_their_device(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls: list[Any] = []
+    monkeypatch.setattr(torch.cuda, "set_device", calls.append)
+    monkeypatch.setattr(torch.distributed, "init_process_group", calls.append)
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: calls.append("end"))
+    for processes, device in ((Processes(), "cpu"), (Processes(), "cuda")):
+        with processes.connected(device):
+            assert calls == []
+    for device, wanted in (("cpu", ["gloo"]), ("cuda:1", ["cuda:1", "nccl"])):
+        with Processes(1, 2, 1, 2).connected(device):
+            assert calls == wanted
+        assert calls == [*wanted, "end"]
+        calls.clear()
+    with pytest.raises(RuntimeError, match="failed"), Processes(1, 2, 1, 2).connected("cpu"):
+        raise RuntimeError("failed")
+    assert calls == ["gloo"]  # the others may never get here
 
 
 class Clock:
