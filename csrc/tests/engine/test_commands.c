@@ -4,6 +4,7 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "check.h"
@@ -14,25 +15,51 @@ enum { PIXELS = 4 * 6, CLASSES = 3, IMAGES = 4 };
 
 /* ---- running a command --------------------------------------------------------------------- */
 
+/* Replaces the C library's: each reading is half a second later than the one before. */
+int clock_gettime(clockid_t clock, struct timespec *now)
+{
+    static time_t readings;
+    (void)clock;
+    now->tv_sec = readings / 2;
+    now->tv_nsec = readings % 2 ? 500000000L : 0;
+    readings++;
+    return 0;
+}
+
 static char folder[] = "/tmp/mamba_commands_XXXXXX";
 static char model_path[80], input_path[80], images_path[80], labels_path[80];
-static char printed[4096]; /* on stdout, by the last command */
+static char printed[4096], noted[4096]; /* on stdout and stderr, by the last command */
 
-/* Runs a command, whose output goes to `printed`. */
-static mamba_status run(command_function command, const struct options *options, mamba_error *error)
+/* Redirects a stream to a new temporary file; returns a descriptor of where it went before. */
+static int redirect(FILE *stream, FILE **file)
 {
-    FILE *file = tmpfile();
-    fflush(stdout);
-    const int kept = dup(STDOUT_FILENO);
-    if (!file || kept < 0 || dup2(fileno(file), STDOUT_FILENO) < 0)
+    *file = tmpfile();
+    fflush(stream);
+    const int kept = dup(fileno(stream));
+    if (!*file || kept < 0 || dup2(fileno(*file), fileno(stream)) < 0)
         abort();
-    const mamba_status status = run_command(command, options, error);
-    fflush(stdout);
-    dup2(kept, STDOUT_FILENO);
+    return kept;
+}
+
+/* Ends the redirection, and reads what the stream got meanwhile. */
+static void restore(FILE *stream, int kept, FILE *file, char text[4096])
+{
+    fflush(stream);
+    dup2(kept, fileno(stream));
     close(kept);
     rewind(file);
-    printed[fread(printed, 1, sizeof printed - 1, file)] = '\0';
+    text[fread(text, 1, 4095, file)] = '\0';
     fclose(file);
+}
+
+/* Runs a command, whose output goes to `printed` and `noted`. */
+static mamba_status run(command_function command, const struct options *options, mamba_error *error)
+{
+    FILE *out, *err;
+    const int kept_out = redirect(stdout, &out), kept_err = redirect(stderr, &err);
+    const mamba_status status = run_command(command, options, error);
+    restore(stderr, kept_err, err, noted);
+    restore(stdout, kept_out, out, printed);
     return status;
 }
 
@@ -111,6 +138,68 @@ static void test_ties(void)
     eval.json = false;
     CHECK(run(command_eval, &eval, NULL) == MAMBA_OK, "eval");
     CHECK(strcmp(printed, "accuracy 0.5000 (2 of 4)\n") == 0, "got %s", printed);
+}
+
+/* No more threads than images; 0 is the command's own choice; one if there are no others. */
+static void test_threads(void)
+{
+    const float bias[CLASSES] = {0};
+    const uint8_t labels[IMAGES] = {0};
+    const bool several = mamba_max_threads() > 1;
+    struct options options = EVAL;
+    write_constant_model(bias);
+    write_set(labels);
+    for (int threads = 1; threads <= 8; threads++) {
+        char wanted[80];
+        const int used = several ? (threads < IMAGES ? threads : IMAGES) : 1;
+        snprintf(wanted, sizeof wanted,
+                 "4 images in 0.500 s: 125000.0 us per image on %d thread%s\n", used,
+                 used == 1 ? "" : "s");
+        options.threads = threads;
+        CHECK(run(command_eval, &options, NULL) == MAMBA_OK, "eval");
+        CHECK(strstr(noted, wanted), "expected %s, got %s", wanted, noted);
+        CHECK(!strstr(noted, "warning") == (several || threads == 1), "got %s", noted);
+    }
+    CHECK(choose_threads(0, 7) == 7 && choose_threads(1, 7) == 1, "the number of threads");
+}
+
+static void test_options(void)
+{
+    static const struct syntax bench = {"bench", "MODEL", 1,
+                                        ALLOW_BATCH | ALLOW_THREADS | ALLOW_ROUNDS};
+    static const struct {
+        char *words[3];
+        const char *refusal; /* NULL if it is accepted */
+    } cases[] = {
+        {{"m", "--batch", "65536"}, NULL},
+        {{"m", "--batch", "65537"}, "--batch: got '65537', expected 1..65536"},
+        {{"m", "--batch", "1x"}, "--batch: got '1x', expected 1..65536"},
+        {{"m", "--rounds", "1000"}, NULL},
+        {{"m", "--rounds", "1001"}, "--rounds: got '1001', expected 1..1000"},
+        {{"m", "--threads", "1024"}, NULL},
+        {{"m", "--threads", "1025"}, "--threads: got '1025', expected 1..1024"},
+        {{"m", "--threads", "0"}, "--threads: got '0', expected 1..1024"},
+        {{"m", "--threads", "99999999999999999999"}, "--threads: got '99999999999999999999',"},
+        {{"m", "--logits", "f"}, "--logits: not an option of `mamba bench`"},
+        {{"m", "n", "--json"}, "`mamba bench`: expected MODEL, got 2 files"},
+        {{"m", "--json", "--batch"}, "--batch: expected a value after it"},
+        {{"m", "--json", "-b"}, "unknown option '-b'"},
+    };
+    struct options options;
+    mamba_error error = {MAMBA_OK, ""};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        const mamba_status status = parse_options(&options, 3, cases[i].words, &bench, &error);
+        if (cases[i].refusal)
+            CHECK(status == MAMBA_ERR_ARGUMENT && strstr(error.message, cases[i].refusal),
+                  "expected %s, got %s", cases[i].refusal, error.message);
+        else
+            CHECK(status == MAMBA_OK, "%s %s: %s", cases[i].words[1], cases[i].words[2],
+                  error.message);
+    }
+    CHECK(parse_options(&options, 1, cases[0].words, &bench, &error) == MAMBA_OK, "no option");
+    CHECK(options.batch == 1 && options.rounds == 5 && options.threads == 0 && !options.json &&
+              options.access == FILE_MAPPED && !options.logits,
+          "defaults");
 }
 
 /* Each number has a value of its own, so that no two can be swapped. */
@@ -345,6 +434,29 @@ static void test_long_path(void)
           "%s", error.message);
 }
 
+/* Returns whether a file is mapped; false where Linux's list of mappings is missing. */
+static bool is_mapped(const char *path)
+{
+    char line[512];
+    bool found = false;
+    FILE *maps = fopen("/proc/self/maps", "r");
+    while (maps && fgets(line, sizeof line, maps))
+        found = found || strstr(line, path);
+    if (maps)
+        fclose(maps);
+    return found;
+}
+
+static void test_closed_models_are_unmapped(void)
+{
+    const float bias[CLASSES] = {0};
+    mamba_model *model;
+    write_constant_model(bias);
+    CHECK(mamba_model_open(&model, model_path, NULL) == MAMBA_OK, "does not open");
+    mamba_model_close(model);
+    CHECK(!is_mapped(model_path), "%s is still mapped", model_path);
+}
+
 static void test_softmax_of_small_logits(void)
 {
     float logits[] = {-1000.0f, -1000.0f, -2000.0f, -1000.0f};
@@ -364,6 +476,8 @@ int main(void)
     snprintf(labels_path, sizeof labels_path, "%s/labels.idx", folder);
     test_prediction();
     test_ties();
+    test_threads();
+    test_options();
     test_info();
     test_bad_labels();
     test_bad_images();
@@ -371,6 +485,7 @@ int main(void)
     test_missing_arguments();
     test_one_bad_logit();
     test_refused_copies_are_closed();
+    test_closed_models_are_unmapped();
     test_long_path();
     test_softmax_of_small_logits();
     const char *const files[] = {model_path, input_path, images_path, labels_path};
