@@ -49,6 +49,13 @@ def make_inputs(
     return {name: value for name, value in inputs.items() if name not in without}
 
 
+def lazy(tensor: Tensor) -> Tensor:
+    """Return an equal tensor whose negative bit is set: its memory holds the negated values."""
+    view: Tensor = torch._neg_view(-tensor)
+    assert view.is_neg()
+    return view
+
+
 def run(
     inputs: dict[str, Any], backend: str, softplus: bool = True, seed: int = 1
 ) -> dict[str, Any]:
@@ -91,5 +98,13 @@ def instruction_set(isa: str) -> Iterator[None]:
     """Run the C kernels of this instruction set."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(c_library.ISA_VARIABLE, isa)
+        _choose_again()
         assert c_library.isa() == isa
         yield
+    _choose_again()
+
+
+def _choose_again() -> None:
+    """Forget the instruction set, and the plans for it."""
+    c_library.isa_number.cache_clear()
+    c_library._block_plan.cache_clear()

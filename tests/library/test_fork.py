@@ -109,16 +109,16 @@ def start_workers() -> None:
 
 
 def fork_while_a_thread_loads_the_library() -> None:
-    loading, really_load = threading.Event(), c_library._load
+    loading, really_load = threading.Event(), c_library.load
 
     def load_for_ever() -> None:
         loading.set()
         threading.Event().wait()
 
-    c_library._load = load_for_ever  # type: ignore[assignment]
+    c_library.load = load_for_ever  # type: ignore[assignment]
     threading.Thread(target=c_library.load, daemon=True).start()
     loading.wait()
-    c_library._load = really_load
+    c_library.load = really_load
     child = os.fork()
     signal.alarm(LIMIT_S)
     c_library.load()

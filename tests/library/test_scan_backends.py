@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import sys
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ from mnist_mamba.scan import (
     triton_scan,
 )
 from mnist_mamba.scan.reference import selective_scan_reference
-from tests.library.scan_cases import WORKING_ISAS, make_inputs
+from tests.library.scan_cases import WORKING_ISAS, lazy, make_inputs
 
 
 @pytest.fixture
@@ -32,9 +33,11 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     def forget() -> None:
         memos = (
-            c_library._load,
+            c_library.load,
+            c_library.isa_number,
             mamba_ssm._interface,
             mamba_ssm.check_kernel,
+            scan._first_answer,
             scan._log_once,
         )
         for memo in memos:
@@ -94,6 +97,35 @@ def test_without_a_compiler_auto_warns_once_and_takes_the_reference(
         cpu.selective_scan_cpu(**inputs)
 
 
+def test_a_named_backend_is_tried_again(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk was full, say. `auto` keeps to its first answer, so that a program does not mix."""
+    path = c_library.library_path()
+
+    def full() -> Path:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(c_library, "library_path", full)
+    assert choose("auto", "cpu") == "reference"
+    with pytest.raises(ScanBackendError, match="No space left on device"):
+        choose("cpu", "cpu")
+    monkeypatch.setattr(c_library, "library_path", lambda: path)
+    assert choose("cpu", "cpu") == "cpu"
+    assert choose("auto", "cpu") == "reference"
+
+
+def test_auto_builds_once(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    builds = []
+
+    def failing() -> Path:
+        builds.append(1)
+        raise OSError("broken")
+
+    monkeypatch.setattr(c_library, "library_path", failing)
+    for _ in range(3):
+        selective_scan(**make_inputs(1, 2, 2, 3))
+    assert len(builds) == 1
+
+
 # mamba-ssm, for which a stand-in is imported: no test machine has a GPU and the package.
 
 INTERFACE = "mamba_ssm.ops.selective_scan_interface"
@@ -120,6 +152,37 @@ def selective_scan_fn(u, delta, A, B, C, D, z, delta_bias, delta_softplus):
     assert A.dtype == D.dtype == delta_bias.dtype == torch.float32
     assert u.dtype == z.dtype == torch.bfloat16
     return selective_scan_reference(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
+selective_scan_cuda = object()
+"""
+
+ONLY_MEMORY = """
+import torch
+from mnist_mamba.scan.reference import selective_scan_reference
+
+class Kernel(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, out):
+        return out.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        assert not grad.is_neg()
+        return grad
+
+def selective_scan_fn(*inputs):
+    assert not any(tensor.is_neg() for tensor in inputs[:-1])
+    return Kernel.apply(selective_scan_reference(*inputs))
+
+selective_scan_cuda = object()
+"""
+FAILS_ONCE = """
+from mnist_mamba.scan.reference import selective_scan_reference
+calls = []
+def selective_scan_fn(**inputs):
+    calls.append(1)
+    if len(calls) == 1:
+        raise RuntimeError("CUDA out of memory")
+    return selective_scan_reference(**inputs)
 selective_scan_cuda = object()
 """
 
@@ -181,8 +244,8 @@ def test_a_mamba_ssm_that_computes_something_else_is_refused(
 ) -> None:
     """Its kernel is checked on the CPU, since there may be no GPU, but chosen for a GPU."""
     install_mamba_ssm(monkeypatch, tmp_path, interface)
-    found = mamba_ssm.check_kernel(torch.device("cpu"))
-    monkeypatch.setattr(mamba_ssm, "check_kernel", lambda device: found)
+    check = mamba_ssm.check_kernel
+    monkeypatch.setattr(mamba_ssm, "check_kernel", lambda _: check(torch.device("cpu")))
     if message is None:
         assert choose("auto", "cuda") == choose("cuda", "cuda:0") == "cuda"
     else:
@@ -201,6 +264,30 @@ def test_mamba_ssm_gets_float32_parameters(
     assert out.dtype == torch.bfloat16
 
 
+def test_mamba_ssm_gets_no_lazy_views(
+    fresh: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    install_mamba_ssm(monkeypatch, tmp_path, ONLY_MEMORY)
+    monkeypatch.setattr(mamba_ssm, "why_unavailable", lambda device: None)
+    plain = make_inputs(1, 2, 2, 3)
+    inputs = {name: lazy(value).requires_grad_() for name, value in plain.items()}
+    out = mamba_ssm.selective_scan_cuda(**inputs, delta_softplus=True)
+    torch.testing.assert_close(out, selective_scan_reference(**plain, delta_softplus=True))
+    out.backward(lazy(torch.ones_like(out)))
+    with torch.no_grad():
+        assert not mamba_ssm.selective_scan_cuda(**plain).requires_grad
+
+
+def test_a_failed_check_of_mamba_ssm_is_not_remembered(
+    fresh: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    install_mamba_ssm(monkeypatch, tmp_path, FAILS_ONCE)
+    device = torch.device("cpu")
+    with pytest.raises(ScanBackendError, match="out of memory"):
+        mamba_ssm.check_kernel(device)
+    mamba_ssm.check_kernel(device)
+
+
 def test_inputs_that_mamba_ssm_does_not_take(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mamba_ssm, "why_unavailable", lambda device: None)
     with pytest.raises(ScanBackendError, match="d_state <= 256, got 257"):
@@ -217,10 +304,19 @@ def test_the_best_instruction_set_is_taken() -> None:
 
 
 def test_an_unusable_instruction_set_is_refused(
-    monkeypatch: pytest.MonkeyPatch,
+    fresh: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     missing = next(isa for isa in c_library.ISAS if isa not in WORKING_ISAS)
     for wanted in (missing, "sse9"):
         monkeypatch.setenv(c_library.ISA_VARIABLE, wanted)
         with pytest.raises(ScanBackendError, match=f"MAMBA_ISA={wanted}: expected one .*scalar"):
             c_library.isa()
+    monkeypatch.setenv(c_library.ISA_VARIABLE, "")  # as if it were not set
+    assert c_library.isa() == WORKING_ISAS[-1]
+
+
+def test_the_instruction_set_stays_the_same(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forward and backward pass share memory whose layout depends on it."""
+    before = c_library.isa()
+    monkeypatch.setenv(c_library.ISA_VARIABLE, "scalar" if before != "scalar" else "sse9")
+    assert c_library.isa() == before

@@ -26,7 +26,7 @@ from mnist_mamba.scan import (
     triton_scan,
 )
 from mnist_mamba.scan.reference import selective_scan_reference
-from tests.library.scan_cases import OPTIONAL, make_inputs
+from tests.library.scan_cases import OPTIONAL, lazy, make_inputs
 
 ROOT = Path(__file__).parents[2]
 KERNEL = "mnist_mamba.scan.triton_kernels"
@@ -53,6 +53,13 @@ def device() -> Iterator[str]:
         yield "cpu"
     _take_out_triton()
     sys.modules.update(before)
+
+
+@pytest.fixture(autouse=True)
+def auto_asks_again() -> Iterator[None]:
+    scan._first_answer.cache_clear()
+    yield
+    scan._first_answer.cache_clear()
 
 
 def _take_out_triton() -> dict[str, ModuleType]:
@@ -131,6 +138,23 @@ def test_the_softplus_of_a_large_step_is_the_step(device: str) -> None:
 
 
 @needs_triton
+def test_the_values_of_lazy_views_are_read(device: str) -> None:
+    weight = torch.randn(1, 4, 5, generator=torch.Generator().manual_seed(1))
+    plain = {name: value.to(device) for name, value in make_inputs(1, 4, 2, 5).items()}
+    expected = run(plain, "triton", True, weight)
+    views = {name: lazy(value) for name, value in plain.items()}
+    got = run(views, "triton", True, lazy(weight))
+    assert all(torch.equal(got[name], expected[name]) for name in expected)
+
+
+@needs_triton
+def test_torch_checks_it_as_an_operator(device: str) -> None:
+    inputs = make_inputs(1, 4, 2, 5).values()
+    arguments = [value.to(device).requires_grad_() for value in inputs]
+    torch.library.opcheck(triton_scan._scan.forward, (*arguments, True, True))
+
+
+@needs_triton
 @pytest.mark.parametrize("reverse", [False, True])
 def test_a_mixer_runs_on_it(device: str, reverse: bool) -> None:
     torch.manual_seed(0)
@@ -171,12 +195,13 @@ def test_states_are_kept_only_where_a_backward_may_follow(
 @needs_triton
 def test_no_tokens_and_no_second_derivatives(device: str) -> None:
     inputs = {name: value.to(device) for name, value in make_inputs(2, 3, 2, 0).items()}
-    assert triton_scan.selective_scan_triton(**inputs).shape == (2, 3, 0)
+    with pytest.raises(ValueError, match=r"u: got shape \(2, 3, 0\), expected .* at least 1"):
+        triton_scan.selective_scan_triton(**inputs)
     leaf = make_inputs(1, 3, 2, 2)["u"].to(device).requires_grad_()
     others = {name: value.to(device) for name, value in make_inputs(1, 3, 2, 2).items()}
     out = triton_scan.selective_scan_triton(**{**others, "u": leaf})
     (grad,) = torch.autograd.grad(out.sum(), leaf, create_graph=True)
-    with pytest.raises(RuntimeError):
+    with pytest.raises(RuntimeError, match=r"no second derivatives.*backend='reference'"):
         grad.sum().backward()
 
 
@@ -225,12 +250,12 @@ def test_inputs_that_triton_does_not_take_are_refused(monkeypatch: pytest.Monkey
 
 
 def test_without_triton_auto_takes_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        triton_scan, "_kernels", lambda: "Triton cannot be imported (no such module)"
-    )
+    monkeypatch.setitem(sys.modules, KERNEL, None)
+    triton_scan._kernels.cache_clear()
     monkeypatch.setattr(mamba_ssm, "why_unavailable", lambda _: None)
     assert choose("auto", "cuda") == "cuda"
     monkeypatch.setattr(mamba_ssm, "why_unavailable", lambda _: "mamba-ssm is not installed")
+    scan._first_answer.cache_clear()
     assert choose("auto", "cuda") == "reference"
     with pytest.raises(ScanBackendError, match="Triton cannot be imported"):
         choose("triton", "cuda")
@@ -257,6 +282,7 @@ def test_auto_on_a_gpu_takes_the_first_kernel_that_fits(
     selective_scan(**wide)
     assert taken == ["triton", "cuda"]
     monkeypatch.setattr(mamba_ssm, "why_unavailable", lambda _: "mamba-ssm is not installed")
+    scan._first_answer.cache_clear()
     double = {name: value.double() for name, value in small.items()}
     for inputs in (wide, double):
         torch.testing.assert_close(selective_scan(**inputs), selective_scan_reference(**inputs))

@@ -12,6 +12,7 @@ import functools
 import itertools
 import logging
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +24,8 @@ from mnist_mamba.scan.errors import ScanBackendError
 from mnist_mamba.scan.reference import selective_scan_reference
 
 __all__ = ["BACKENDS", "ScanBackendError", "available_backends", "choose", "selective_scan"]
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +102,8 @@ def selective_scan(
 def choose(backend: str, device: torch.device | str) -> str:
     """Return the backend for tensors on this device: reference, cpu, triton or cuda.
 
-    One warning is logged if ``auto`` has to fall back to the reference.
+    ``auto`` asks each backend once per process, and logs one warning if it has to fall back to the
+    reference. To name a backend is to try it again.
 
     Args:
         backend: one of BACKENDS.
@@ -127,7 +131,7 @@ def _first_on(device: torch.device, why_not: Callable[[str], str | None] = lambd
     """Return the first backend that works on this device and for which why_not gives no reason."""
     reasons = []
     for name in SCANS.get(device.type, ("cpu",)):
-        reason = _why_unavailable(name, device) or why_not(name)
+        reason = _why_auto_skips(name, device) or why_not(name)
         if reason is None:
             _log_choice(name, device)
             return name
@@ -139,6 +143,16 @@ def _first_on(device: torch.device, why_not: Callable[[str], str | None] = lambd
     return "reference"
 
 
+def _constant(function: _Function) -> _Function:
+    """Let torch.compile call the function once, when it traces, instead of tracing it.
+
+    This is torch.compiler.assume_constant_result, which would import the compiler.
+    """
+    setattr(function, "_dynamo_marked_constant", True)  # noqa: B010
+    return function
+
+
+@_constant
 def _log_choice(name: str, device: torch.device) -> None:
     detail = f", {c_library.isa()}" if name == "cpu" else ""
     _log_once(logging.INFO, f"selective scan on {device}: backend {name}{detail}")
@@ -164,6 +178,13 @@ def _why_unfit(name: str, u: Tensor, A: Tensor) -> str | None:
     return None
 
 
+@_constant
+def _why_auto_skips(name: str, device: torch.device) -> str | None:
+    """Ask the backend once per process, so that a failing build does not run at each call."""
+    return _first_answer(name, device)
+
+
+@_constant
 def _why_unavailable(name: str, device: torch.device) -> str | None:
     if name == "triton":
         return triton_scan.why_unavailable(device)
@@ -172,6 +193,9 @@ def _why_unavailable(name: str, device: torch.device) -> str | None:
     if device.type != "cpu":
         return f"the C kernel needs tensors on the CPU, got tensors on {device}"
     return c_library.why_unavailable()
+
+
+_first_answer = functools.cache(_why_unavailable)
 
 
 @functools.lru_cache(maxsize=64)

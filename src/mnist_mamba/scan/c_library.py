@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,7 +30,7 @@ _STATUS = {
 # State updates per thread: about 5 µs. Waking a thread for less costs more than it saves.
 _UPDATES_PER_THREAD = 16384
 
-OptionalTensors = Mapping[str, Tensor | None]
+Tensors = Sequence[Tensor | None]
 
 
 class _Tensor3(ctypes.Structure):
@@ -76,8 +76,9 @@ class _BlockDims(ctypes.Structure):
 _SHARED_WEIGHTS = ("norm", "in_proj", "out_proj")
 _DIRECTION_WEIGHTS = ("conv_weight", "conv_bias", "x_proj", "dt_proj", "dt_bias", "A_log", "D")
 _MAX_DIRECTIONS = 2
-_WEIGHTS = _SHARED_WEIGHTS + _MAX_DIRECTIONS * _DIRECTION_WEIGHTS
-_BlockPointers = ctypes.c_void_p * len(_WEIGHTS)
+WEIGHTS = (*_SHARED_WEIGHTS, *_DIRECTION_WEIGHTS, *(f"{name}_b" for name in _DIRECTION_WEIGHTS))
+"""Names of a block's weights: shared ones, then each direction's."""
+_BlockPointers = ctypes.c_void_p * len(WEIGHTS)
 
 Shape = tuple[int, ...]
 
@@ -103,16 +104,19 @@ def include_dirs() -> list[Path]:
     return [csrc_dir() / "scan", csrc_dir() / "simd"]
 
 
-@functools.lru_cache(maxsize=1)
-def _load() -> ctypes.CDLL | str:
-    """Return the library, or why there is none; cached, so that a failing compiler runs once.
+@functools.cache
+def load() -> ctypes.CDLL:
+    """Return the C library; cached if it loads, so that a cause that has gone is not remembered.
 
     No lock: a fork could leave it locked in the child for ever. Threads may build at the same time.
+
+    Raises:
+        ScanBackendError: the library cannot be built.
     """
     try:
         library = ctypes.CDLL(str(library_path()))
     except (NativeBuildError, OSError) as error:
-        return str(error)
+        raise ScanBackendError(f"the C kernels of the scan cannot be built: {error}") from error
     library.mamba_scan_isa_works.argtypes = [ctypes.c_int]
     library.mamba_scan_isa_works.restype = ctypes.c_bool
     for name, dims in (
@@ -143,18 +147,6 @@ def why_unavailable() -> str | None:
     return None
 
 
-def load() -> ctypes.CDLL:
-    """Return the C library.
-
-    Raises:
-        ScanBackendError: the library cannot be built.
-    """
-    loaded = _load()
-    if isinstance(loaded, str):
-        raise ScanBackendError(f"the C kernels of the scan cannot be built: {loaded}")
-    return loaded
-
-
 def isa() -> str:
     """Return the name of the instruction set in use: $MAMBA_ISA, or else the best one here.
 
@@ -164,13 +156,13 @@ def isa() -> str:
     return ISAS[isa_number()]
 
 
+@functools.cache
 def isa_number() -> int:
-    """Return the instruction set in use as the value of the C enum; see `isa`."""
-    return _isa_number(load(), os.environ.get(ISA_VARIABLE, ""))
+    """Return the instruction set in use as the value of the C enum; see `isa`.
 
-
-@functools.lru_cache
-def _isa_number(library: ctypes.CDLL, wanted: str) -> int:
+    It stays the same while the process runs: the layout of what a forward pass keeps depends on it.
+    """
+    library, wanted = load(), os.environ.get(ISA_VARIABLE)
     if not wanted:
         return int(library.mamba_scan_best_isa())
     working = [name for i, name in enumerate(ISAS) if library.mamba_scan_isa_works(i)]
@@ -181,49 +173,47 @@ def _isa_number(library: ctypes.CDLL, wanted: str) -> int:
     return ISAS.index(wanted)
 
 
+def scan_item_bytes(tensors: Tensors) -> int:
+    """Return the bytes that a forward scan keeps of each sequence; 0 for short ones."""
+    return int(load().mamba_scan_checkpoint_bytes(_scan_dims(1, tensors, False)))
+
+
 def scan_forward(
-    inputs: OptionalTensors, delta_softplus: bool, out: Tensor, keep_checkpoints: bool
-) -> Tensor | None:
-    """Run the forward scan into `out`; return the states at chunk borders if they are to be kept.
+    tensors: Tensors, delta_softplus: bool, out: Tensor, checkpoints: Tensor | None
+) -> None:
+    """Run the forward scan into `out`.
 
     Args:
-        inputs: u, delta, z (batch, Di, length), B, C (batch, N, length), A (Di, N), D,
-            delta_bias (Di). All have one dtype, float32 or float64; z, D and delta_bias may be
-            None. Sequences may be strided; A, D and delta_bias are contiguous.
+        tensors: u, delta (batch, Di, length), A (Di, N), B, C (batch, N, length), D (Di),
+            z (batch, Di, length), delta_bias (Di). All have one dtype, float32 or float64; D, z and
+            delta_bias may be None. Sequences may be strided; A, D and delta_bias are contiguous.
         delta_softplus: whether to apply a softplus to delta + delta_bias.
         out: (batch, Di, length).
-        keep_checkpoints: whether a backward pass will follow.
+        checkpoints: `scan_item_bytes` per sequence for the states at chunk borders; None if no
+            backward pass will follow.
     """
-    library = load()
-    dims = _scan_dims(inputs, delta_softplus)
-    workspace = _bytes(library.mamba_scan_workspace_bytes(dims))
-    checkpoints = _bytes(library.mamba_scan_checkpoint_bytes(dims)) if keep_checkpoints else None
-    library.mamba_scan_forward(
+    dims = _scan_dims(out.shape[0], tensors, delta_softplus)
+    workspace = _bytes(load().mamba_scan_workspace_bytes(dims))
+    load().mamba_scan_forward(
         ctypes.byref(dims),
-        ctypes.byref(_scan_tensors(inputs)),
+        ctypes.byref(_scan_tensors(tensors)),
         ctypes.byref(_tensor3(out)),
         _pointer(checkpoints),
         workspace.data_ptr(),
     )
-    return checkpoints
 
 
 def scan_backward(
-    inputs: OptionalTensors,
-    delta_softplus: bool,
-    grad_out: Tensor,
-    checkpoints: Tensor,
-    grads: OptionalTensors,
+    tensors: Tensors, delta_softplus: bool, grad_out: Tensor, checkpoints: Tensor, grads: Tensors
 ) -> None:
-    """Run the backward scan into `grads`, which have the names and shapes of `inputs`."""
-    library = load()
-    dims = _scan_dims(inputs, delta_softplus)
-    workspace = _bytes(library.mamba_scan_workspace_bytes(dims))
-    library.mamba_scan_backward(
+    """Run the backward scan into `grads`, which have the order and shapes of `tensors`."""
+    dims = _scan_dims(grad_out.shape[0], tensors, delta_softplus)
+    workspace = _bytes(load().mamba_scan_workspace_bytes(dims))
+    load().mamba_scan_backward(
         ctypes.byref(dims),
-        ctypes.byref(_scan_tensors(inputs)),
+        ctypes.byref(_scan_tensors(tensors)),
         ctypes.byref(_tensor3(grad_out)),
-        checkpoints.data_ptr(),
+        checkpoints.data_ptr() or workspace.data_ptr(),  # may be empty, but not NULL
         ctypes.byref(_scan_tensors(grads)),
         workspace.data_ptr(),
     )
@@ -233,58 +223,57 @@ class BlockPlan(NamedTuple):
     """The checked sizes of a block's tensors, and the bytes of memory that its passes need."""
 
     dims: _BlockDims
-    saved_bytes: int
+    saved_item_bytes: int
+    """Bytes of each sequence that a forward pass saves for the backward pass."""
     workspace_bytes: int
 
 
 def block_plan(
-    hidden: Tensor, weights: Sequence[Tensor | None], reverse: bool, norm_eps: float
+    hidden: Tensor, weights: Tensors, reverse: bool, norm_eps: float, fake: bool
 ) -> BlockPlan:
     """Check a block's tensors, of which the C code gets addresses only, and plan its calls.
 
     Args:
         hidden: (batch, length, d_model), float32 or float64.
-        weights: of the same dtype: norm (d_model) or None for neither norm nor residual, in_proj
-            (2 Di, d_model), out_proj (d_model, Di), then the fields of `DirectionWeights` for one
-            or two directions.
+        weights: of the same dtype, in the order of WEIGHTS: norm (d_model) or None for neither norm
+            nor residual, in_proj (2 Di, d_model), out_proj (d_model, Di), then the fields of
+            `DirectionWeights` for each direction; None for those of a missing second one.
         reverse: whether the first direction runs from the last step to the first.
         norm_eps: added to the mean of squares.
+        fake: whether the batch may be a symbol. The plan is then for a batch of 1.
 
     Raises:
-        TypeError, ValueError: a weight has the wrong dtype, shape or device.
+        TypeError, ValueError: a tensor has the wrong dtype, shape or device.
     """
-    for name, weight in zip(_WEIGHTS, weights, strict=False):
-        if weight is not None and weight.dtype != hidden.dtype:
-            raise TypeError(
-                f"{name}: got dtype {weight.dtype}, expected {hidden.dtype} like hidden"
-            )
-        if weight is not None and not weight.is_cpu:
-            raise ValueError(f"{name}: got device {weight.device}, expected cpu")
+    tensors = [hidden[:1], *weights] if fake else [hidden, *weights]
     return _block_plan(
-        load(),
-        hidden.shape,
-        tuple(None if weight is None else weight.shape for weight in weights),
+        tuple(
+            None if t is None else (_integers(t.shape) if fake else t.shape, t.dtype, t.device)
+            for t in tensors
+        ),
         reverse,
         norm_eps,
         torch.get_num_threads(),
-        _TYPE[hidden.dtype],
-        isa_number(),
     )
 
 
+def _integers(shape: Sequence[Any]) -> Shape:
+    """Return a shape of symbols as numbers."""
+    return tuple(map(int, shape))
+
+
 def block_forward(
-    plan: BlockPlan, hidden: Tensor, weights: Sequence[Tensor | None], out: Tensor, keep: bool
-) -> Tensor | None:
-    """Run a block into `out`; return what its backward pass needs if that is to be kept.
+    plan: BlockPlan, hidden: Tensor, weights: Tensors, out: Tensor, saved: Tensor | None
+) -> None:
+    """Run a block into `out`.
 
     Args:
         plan: the plan of these tensors.
         hidden, weights: see `block_plan`; contiguous.
         out: (batch, length, d_model), contiguous.
-        keep: whether a backward pass will follow.
+        saved: plan.saved_item_bytes per sequence; None if no backward pass will follow.
     """
     workspace = _bytes(plan.workspace_bytes)
-    saved = _bytes(plan.saved_bytes) if keep else None
     load().mamba_block_forward(
         ctypes.byref(plan.dims),
         _block_pointers(weights),
@@ -293,19 +282,17 @@ def block_forward(
         _pointer(saved),
         workspace.data_ptr(),
     )
-    return saved
 
 
 def block_backward(
     plan: BlockPlan,
     hidden: Tensor,
-    weights: Sequence[Tensor | None],
+    weights: Tensors,
     saved: Tensor,
     grad_out: Tensor,
-    grad_hidden: Tensor,
-    grads: Sequence[Tensor | None],
+    grads: Tensors,
 ) -> None:
-    """Run the backward pass into `grad_hidden` and `grads`, which have the order of `weights`."""
+    """Run the backward pass into `grads`: that of `hidden`, then those of `weights`."""
     workspace = _bytes(plan.workspace_bytes)
     load().mamba_block_backward(
         ctypes.byref(plan.dims),
@@ -313,8 +300,8 @@ def block_backward(
         hidden.data_ptr(),
         saved.data_ptr(),
         grad_out.data_ptr(),
-        grad_hidden.data_ptr(),
-        _block_pointers(grads),
+        _pointer(grads[0]),
+        _block_pointers(grads[1:]),
         workspace.data_ptr(),
     )
 
@@ -324,20 +311,14 @@ def _bytes(count: int) -> Tensor:
     return torch.empty(max(1, count), dtype=torch.uint8, device="cpu")
 
 
-def _given(tensor: Tensor | None) -> Tensor:
-    if tensor is None:
-        raise TypeError("a required tensor is None")
-    return tensor
-
-
 def _threads(updates: int, at_most: int) -> int:
     return min(at_most, 1 + updates // _UPDATES_PER_THREAD)
 
 
-def _scan_dims(inputs: OptionalTensors, delta_softplus: bool) -> _ScanDims:
-    u = _given(inputs["u"])
-    batch, channels, length = u.shape
-    states = _given(inputs["A"]).shape[1]
+def _scan_dims(batch: int, tensors: Sequence[Any], delta_softplus: bool) -> _ScanDims:
+    u, _, A, *_ = tensors
+    channels, length = map(int, u.shape[1:])
+    states = int(A.shape[1])
     return _ScanDims(
         batch=batch,
         channels=channels,
@@ -353,21 +334,25 @@ def _scan_dims(inputs: OptionalTensors, delta_softplus: bool) -> _ScanDims:
 
 @functools.lru_cache(maxsize=256)
 def _block_plan(
-    library: ctypes.CDLL,
-    hidden: Shape,
-    weights: tuple[Shape | None, ...],
+    described: tuple[tuple[Shape, torch.dtype, torch.device] | None, ...],
     reverse: bool,
     norm_eps: float,
     max_threads: int,
-    type_number: int,
-    isa: int,
 ) -> BlockPlan:
-    """Return the plan for these shapes, cached: each training step has the same few."""
+    """Return the plan for such tensors, cached: each training step has the same few."""
+    hidden, *weights = (tensor and tensor[0] for tensor in described)
+    dtype = _check_types(described)
+    if hidden is None or len(hidden) != 3:
+        raise ValueError(f"hidden: got shape {hidden}, expected (batch, length, d_model)")
     batch, length, d_model = hidden
     conv_weight, _, x_proj, dt_proj, _, a_log, _ = (shape or () for shape in weights[3:10])
     channels, rank = dt_proj
     tied = a_log[1] == 1
     states = (x_proj[0] - rank) // 2 if tied else a_log[1]
+    shapes = weight_shapes(d_model, channels, states, rank, conv_weight[-1], tied)
+    for name, got, expected in zip(WEIGHTS, weights, shapes, strict=True):
+        if got is not None and got != expected:
+            raise ValueError(f"{name}: got shape {tuple(got)}, expected {expected}")
     dims = _BlockDims(
         batch=batch,
         length=length,
@@ -376,38 +361,51 @@ def _block_plan(
         states=states,
         rank=rank,
         taps=conv_weight[-1],
-        directions=(len(weights) - len(_SHARED_WEIGHTS)) // len(_DIRECTION_WEIGHTS),
+        directions=2 if any(weights[10:]) else 1,
         reverse=reverse,
         tied=tied,
         threads=_threads(batch * channels * length * states, max_threads),
-        type=type_number,
-        isa=isa,
+        type=_TYPE[dtype],
+        isa=isa_number(),
         norm_eps=norm_eps,
     )
-    for i, (got, expected) in enumerate(zip(weights, _weight_shapes(dims), strict=True)):
-        if got is not None and tuple(got) != expected:
-            raise ValueError(f"{_WEIGHTS[i]}: got shape {tuple(got)}, expected {expected}")
     return BlockPlan(
         dims,
-        library.mamba_block_saved_bytes(dims),
-        library.mamba_block_workspace_bytes(dims),
+        load().mamba_block_saved_bytes(dims) // max(1, batch),
+        load().mamba_block_workspace_bytes(dims),
     )
 
 
-def _weight_shapes(dims: _BlockDims) -> list[Shape]:
-    """Return the shapes of _SHARED_WEIGHTS, then of _DIRECTION_WEIGHTS for each direction."""
-    d_model, channels, rank, states = dims.d_model, dims.channels, dims.rank, dims.states
-    shared: list[Shape] = [(d_model,), (2 * channels, d_model), (d_model, channels)]
-    direction: list[Shape] = [
-        (channels, 1, dims.taps),
+def _check_types(
+    described: tuple[tuple[Shape, torch.dtype, torch.device] | None, ...],
+) -> torch.dtype:
+    """Return the dtype of all tensors of a block, which are on the CPU."""
+    dtype = torch.float32 if described[0] is None else described[0][1]
+    if dtype not in _TYPE:
+        raise TypeError(f"hidden: got dtype {dtype}, expected torch.float32 or torch.float64")
+    for name, tensor in zip(("hidden", *WEIGHTS), described, strict=True):
+        if tensor is not None and tensor[1] != dtype:
+            raise TypeError(f"{name}: got dtype {tensor[1]}, expected {dtype} like hidden")
+        if tensor is not None and tensor[2].type != "cpu":
+            raise ValueError(f"{name}: got device {tensor[2]}, expected cpu")
+    return dtype
+
+
+def weight_shapes(
+    d_model: int, channels: int, states: int, rank: int, taps: int, tied: bool
+) -> tuple[Shape, ...]:
+    """Return the shapes of WEIGHTS."""
+    shared = [(d_model,), (2 * channels, d_model), (d_model, channels)]
+    direction = [
+        (channels, 1, taps),
         (channels,),
         (rank + 2 * states, channels),
         (channels, rank),
         (channels,),
-        (channels, 1 if dims.tied else states),
+        (channels, 1 if tied else states),
         (channels,),
     ]
-    return shared + int(dims.directions) * direction
+    return (*shared, *_MAX_DIRECTIONS * direction)
 
 
 def _tensor3(tensor: Tensor | None) -> _Tensor3:
@@ -418,12 +416,12 @@ def _pointer(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 
-def _scan_tensors(tensors: OptionalTensors) -> _ScanTensors:
-    sequences = [_tensor3(tensors[name]) for name in ("u", "delta", "B", "C", "z")]
-    return _ScanTensors(*sequences, *(_pointer(tensors[name]) for name in ("A", "D", "delta_bias")))
+def _scan_tensors(tensors: Tensors) -> _ScanTensors:
+    u, delta, A, B, C, D, z, delta_bias = tensors
+    return _ScanTensors(*map(_tensor3, (u, delta, B, C, z)), *map(_pointer, (A, D, delta_bias)))
 
 
-def _block_pointers(tensors: Sequence[Tensor | None]) -> ctypes.Array[ctypes.c_void_p]:
+def _block_pointers(tensors: Tensors) -> ctypes.Array[ctypes.c_void_p]:
     return _BlockPointers(*map(_pointer, tensors))
 
 

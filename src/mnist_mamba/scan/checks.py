@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
+
+TENSORS = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
+"""Names of the scan's tensors, in the order of its arguments."""
 
 _HALF = (torch.float16, torch.bfloat16)
 _DTYPES = (torch.float32, torch.float64, *_HALF)
@@ -25,12 +31,9 @@ def check_arguments(
         TypeError: an argument is not a tensor or has the wrong dtype.
         ValueError: wrong shape or device.
     """
-    arguments = {
-        "u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D, "z": z, "delta_bias": delta_bias,
-    }  # fmt: skip
     optional = ("D", "z", "delta_bias")
     given: dict[str, Tensor] = {}
-    for name, value in arguments.items():
+    for name, value in zip(TENSORS, (u, delta, A, B, C, D, z, delta_bias), strict=True):
         if value is None and name in optional:
             continue
         if not isinstance(value, Tensor):
@@ -50,6 +53,21 @@ def check_arguments(
     for name, tensor in given.items():
         if tensor.device != u.device:
             raise ValueError(f"{name}: got device {tensor.device}, expected {u.device}, as u has")
+
+
+def checked_inputs(tensors: Sequence[Any]) -> list[Any]:
+    """Check the tensors and return them as the kernels read them: parameters are contiguous."""
+    check_arguments(*tensors)
+    return [t.contiguous() if t is not None and t.dim() < 3 else t for t in tensors]
+
+
+def check_kept(kept: Tensor, shape: tuple[int, ...]) -> None:
+    """Check the shape of what a forward pass kept for the backward pass."""
+    if tuple(kept.shape) != shape:
+        raise ValueError(
+            f"kept: got shape {tuple(kept.shape)}, expected {shape}, which the forward pass of the "
+            "same tensors returns"
+        )
 
 
 def _check_shapes(given: dict[str, Tensor], u: Tensor, A: Tensor) -> None:
@@ -75,11 +93,3 @@ def _check_dtypes(given: dict[str, Tensor], u: Tensor) -> None:
         if tensor.dtype not in allowed:
             names = " or ".join(str(dtype) for dtype in allowed)
             raise TypeError(f"{name}: got dtype {tensor.dtype}, expected {names} (u: {u.dtype})")
-
-
-def backward_may_follow(*tensors: Tensor | None) -> bool:
-    """Return whether autograd may ask for gradients of these tensors.
-
-    Call it outside of an autograd function: inside, gradients are always off.
-    """
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)

@@ -1,4 +1,4 @@
-"""The selective scan and the residual block on the CPU: autograd functions around csrc/scan."""
+"""The selective scan and the residual block on the CPU: the kernels of csrc/scan."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from mnist_mamba.scan import c_library
-from mnist_mamba.scan.checks import backward_may_follow
-
-_SCAN_NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
+from mnist_mamba.scan.checks import TENSORS, check_kept, checked_inputs
+from mnist_mamba.scan.operators import Kernel
 
 
 def selective_scan_cpu(
@@ -41,10 +40,7 @@ def selective_scan_cpu(
         None if tensor is None else tensor.to(dtype)
         for tensor in (u, delta, A, B, C, D, z, delta_bias)
     ]
-    out: Tensor = _SelectiveScan.apply(  # type: ignore[no-untyped-call]
-        *tensors, delta_softplus, backward_may_follow(*tensors)
-    )
-    return out.to(u.dtype)
+    return _scan(*tensors, delta_softplus).to(u.dtype)
 
 
 class DirectionWeights(NamedTuple):
@@ -98,67 +94,79 @@ def mamba_block_cpu(
         ScanBackendError: the kernel cannot be built.
     """
     weights = [norm, in_proj, out_proj, *(w for direction in directions for w in direction)]
-    keep = backward_may_follow(hidden, *weights)
-    out: Tensor = _MambaBlock.apply(  # type: ignore[no-untyped-call]
-        hidden, reverse, norm_eps, keep, *weights
-    )
-    return out
+    absent = [None] * (len(c_library.WEIGHTS) - len(weights))
+    return _block(hidden, *weights, *absent, reverse, norm_eps)
 
 
-class _SelectiveScan(torch.autograd.Function):
-    """The scan, which keeps its inputs and the states at chunk borders and recomputes the rest."""
-
-    @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> Tensor:
-        *tensors, delta_softplus, keep = arguments
-        tensors = [t.contiguous() if t is not None and t.dim() < 3 else t for t in tensors]
-        inputs = dict(zip(_SCAN_NAMES, tensors, strict=True))
-        out = torch.empty_like(inputs["delta"])
-        checkpoints = c_library.scan_forward(inputs, delta_softplus, out, keep)
-        ctx.save_for_backward(*tensors, checkpoints)
-        ctx.delta_softplus = delta_softplus
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-        _refuse_second_derivatives()
-        *tensors, checkpoints = ctx.saved_tensors
-        inputs = dict(zip(_SCAN_NAMES, tensors, strict=True))
-        # empty_like gives an expanded input a gradient of its full size; autograd sums it.
-        grads = {name: None if t is None else torch.empty_like(t) for name, t in inputs.items()}
-        c_library.scan_backward(inputs, ctx.delta_softplus, grad_out, checkpoints, grads)
-        needed = zip(_SCAN_NAMES, ctx.needs_input_grad, strict=False)
-        return (*(grads[name] if need else None for name, need in needed), None, None)
+def _scan_forward(compute: bool, *arguments: Any) -> tuple[Tensor, Tensor]:
+    *tensors, delta_softplus, keep = arguments
+    tensors = checked_inputs(tensors)
+    out = torch.empty_like(tensors[1])
+    kept = _memory(out, c_library.scan_item_bytes(tensors) if keep else 0)
+    if compute:
+        c_library.scan_forward(tensors, delta_softplus, out, kept if keep else None)
+    return out, kept
 
 
-class _MambaBlock(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, hidden: Tensor, reverse: bool, norm_eps: float, keep: bool, *weights: Any
-    ) -> Tensor:
-        hidden = hidden.contiguous()
-        weights = tuple(None if w is None else w.contiguous() for w in weights)
-        out = torch.empty_like(hidden)
-        ctx.plan = c_library.block_plan(hidden, weights, reverse, norm_eps)
-        saved = c_library.block_forward(ctx.plan, hidden, weights, out, keep)
-        ctx.save_for_backward(hidden, saved, *weights)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-        _refuse_second_derivatives()
-        hidden, saved, *weights = ctx.saved_tensors
-        grad_hidden = torch.empty_like(hidden)
-        grads = [None if w is None else torch.empty_like(w) for w in weights]
-        c_library.block_backward(
-            ctx.plan, hidden, weights, saved, grad_out.contiguous(), grad_hidden, grads
-        )
-        return (grad_hidden, None, None, None, *grads)
+def _scan_backward(
+    compute: bool, grad_out: Tensor, kept: Tensor, *arguments: Any
+) -> list[Tensor | None]:
+    *tensors, delta_softplus = arguments
+    tensors = checked_inputs(tensors)
+    check_kept(kept, (tensors[0].shape[0], c_library.scan_item_bytes(tensors)))
+    # empty_like gives an expanded input a gradient of its full size; autograd sums it.
+    grads = [None if tensor is None else torch.empty_like(tensor) for tensor in tensors]
+    if compute:
+        c_library.scan_backward(tensors, delta_softplus, grad_out, kept, grads)
+    return grads
 
 
-def _refuse_second_derivatives() -> None:
-    if torch.is_grad_enabled():  # create_graph=True; torch's own check looks at grad_out only
-        raise RuntimeError(
-            "the C kernel of the selective scan has no second derivatives (create_graph=True): "
-            "use backend='reference'"
-        )
+def _block_forward(compute: bool, hidden: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    *weights, reverse, norm_eps, keep = arguments
+    hidden, *weights = _contiguous([hidden, *weights])
+    plan = c_library.block_plan(hidden, weights, reverse, norm_eps, fake=not compute)
+    out = torch.empty_like(hidden)
+    kept = _memory(hidden, plan.saved_item_bytes if keep else 0)
+    if compute:
+        c_library.block_forward(plan, hidden, weights, out, kept if keep else None)
+    return out, kept
+
+
+def _block_backward(
+    compute: bool, grad_out: Tensor, kept: Tensor, hidden: Tensor, *arguments: Any
+) -> list[Tensor | None]:
+    *weights, reverse, norm_eps = arguments
+    hidden, grad_out, *weights = _contiguous([hidden, grad_out, *weights])
+    plan = c_library.block_plan(hidden, weights, reverse, norm_eps, fake=not compute)
+    check_kept(kept, (hidden.shape[0], plan.saved_item_bytes))
+    grads = [None if tensor is None else torch.empty_like(tensor) for tensor in (hidden, *weights)]
+    if compute:
+        c_library.block_backward(plan, hidden, weights, kept, grad_out, grads)
+    return grads
+
+
+def _contiguous(tensors: Sequence[Tensor | None]) -> list[Any]:
+    return [None if tensor is None else tensor.contiguous() for tensor in tensors]
+
+
+def _memory(tensor: Tensor, item_bytes: int) -> Tensor:
+    """Return item_bytes of memory for each sequence of the tensor; torch aligns it to 64."""
+    return tensor.new_empty(tensor.shape[0], item_bytes, dtype=torch.uint8)
+
+
+_scan = Kernel(
+    "selective_scan_cpu",
+    devices=["CPU"],
+    tensors=TENSORS,
+    options=["bool delta_softplus"],
+    forward=_scan_forward,
+    backward=_scan_backward,
+)
+_block = Kernel(
+    "mamba_block_cpu",
+    devices=["CPU"],
+    tensors=["hidden", *c_library.WEIGHTS],
+    options=["bool reverse", "float norm_eps"],
+    forward=_block_forward,
+    backward=_block_backward,
+)

@@ -7,7 +7,7 @@ import importlib
 import logging
 import threading
 from collections.abc import Callable
-from typing import Any
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -30,29 +30,37 @@ def why_unavailable(device: torch.device) -> str | None:
     """Return None if mamba-ssm's kernel works on this device, else the reason why not."""
     if device.type != "cuda":
         return f"mamba-ssm needs CUDA tensors, got tensors on {device}"
-    with _lock:
-        found = _interface()
-        if isinstance(found, str):
-            return found
-        return check_kernel(device)
+    try:
+        with _lock:
+            check_kernel(device)
+    except ScanBackendError as error:
+        return str(error)
+    return None
 
 
-@functools.lru_cache(maxsize=1)
-def _interface() -> Any | str:
-    """Return mamba-ssm's interface module with its kernel, or why there is none."""
+@functools.cache
+def _interface() -> ModuleType:
+    """Return mamba-ssm's interface module with its kernel; only success is cached."""
     try:
         module = importlib.import_module(_INTERFACE)
     except Exception as error:  # it imports CUDA, Triton and more, which raise anything
-        return f"mamba-ssm cannot be imported ({type(error).__name__}: {error}); {INSTALL_HINT}"
+        raise ScanBackendError(
+            f"mamba-ssm cannot be imported ({type(error).__name__}: {error}); {INSTALL_HINT}"
+        ) from error
     # Newer releases import without their kernel, so an import alone proves nothing.
     if getattr(module, "selective_scan_cuda", None) is None:
-        return f"mamba-ssm is installed without its CUDA kernel; {INSTALL_HINT}"
+        raise ScanBackendError(f"mamba-ssm is installed without its CUDA kernel; {INSTALL_HINT}")
     return module
 
 
-@functools.lru_cache(maxsize=16)
-def check_kernel(device: torch.device) -> str | None:
-    """Return None if the kernel agrees with the reference on a small input, else what is wrong."""
+@functools.cache
+def check_kernel(device: torch.device) -> None:
+    """Compare the kernel with the reference on a small input; only success is cached.
+
+    Raises:
+        ScanBackendError: no kernel, or one that fails or computes something else.
+    """
+    kernel = _interface().selective_scan_fn
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> Tensor:
@@ -71,27 +79,20 @@ def check_kernel(device: torch.device) -> str | None:
     }
     grad_out = draw(batch, d_inner, length)
     try:
-        got = _results(_kernel(), inputs, grad_out)
+        got = _results(kernel, inputs, grad_out)
         expected = _results(selective_scan_reference, inputs, grad_out)
     except Exception as error:  # a kernel built for another GPU or torch raises anything
-        return f"mamba-ssm's kernel fails on {device} ({type(error).__name__}: {error})"
+        raise ScanBackendError(
+            f"mamba-ssm's kernel fails on {device} ({type(error).__name__}: {error})"
+        ) from error
     for name, value in expected.items():
         difference = float((got[name] - value).norm() / value.norm())
         if not difference <= _TOLERANCE:
-            return (
+            raise ScanBackendError(
                 f"mamba-ssm's kernel gives a wrong {name} on {device}: got relative error "
                 f"{difference:.1e}, expected at most {_TOLERANCE:.0e}"
             )
     logger.info("selective scan on %s: mamba-ssm's CUDA kernel, self-check passed", device)
-    return None
-
-
-def _kernel() -> Callable[..., Tensor]:
-    module = _interface()
-    if isinstance(module, str):
-        raise ScanBackendError(module)
-    function: Callable[..., Tensor] = module.selective_scan_fn
-    return function
 
 
 def _results(
@@ -138,4 +139,11 @@ def selective_scan_cuda(
     # The kernel expects float32 parameters for every dtype of u.
     skip = None if D is None else D.float()
     bias = None if delta_bias is None else delta_bias.float()
-    return _kernel()(u, delta, A.float(), B, C, skip, z, bias, delta_softplus)
+    # It reads memory, which does not hold the values of a lazy view. It cannot read fake tensors or
+    # those of torch.func: they have no memory, and torch says so.
+    tensors = (u, delta, A.float(), B, C, skip, z, bias)
+    resolved = (None if tensor is None else tensor.resolve_neg() for tensor in tensors)
+    out: Tensor = _interface().selective_scan_fn(*resolved, delta_softplus)
+    if out.requires_grad:
+        out.register_hook(torch.resolve_neg)
+    return out

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import os
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from mnist_mamba.scan.checks import backward_may_follow
+from mnist_mamba.scan.checks import TENSORS, check_kept, checked_inputs
 from mnist_mamba.scan.errors import ScanBackendError
+from mnist_mamba.scan.operators import Kernel
 
 MAX_D_STATE = 64
 """Most states per channel: they stay in the registers of one warp."""
@@ -24,8 +26,11 @@ def why_unavailable(device: torch.device) -> str | None:
     """Return None if the kernel works on this device, else the reason why not."""
     if device.type != "cuda" and not _is_interpreted():
         return f"the Triton kernel needs CUDA tensors, got tensors on {device}"
-    module = _kernels()
-    return module if isinstance(module, str) else None
+    try:
+        _kernels()
+    except ScanBackendError as error:
+        return str(error)
+    return None
 
 
 def _is_interpreted() -> bool:
@@ -33,14 +38,15 @@ def _is_interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-@functools.lru_cache(maxsize=1)
-def _kernels() -> Any | str:
-    """Return the module with the kernels, or why there is none."""
+@functools.cache
+def _kernels() -> ModuleType:
+    """Return the module with the kernels; only success is cached."""
     try:
-        import mnist_mamba.scan.triton_kernels as kernels
+        return importlib.import_module("mnist_mamba.scan.triton_kernels")
     except Exception as error:  # Triton looks for drivers when imported, which raises anything
-        return f"Triton cannot be imported ({type(error).__name__}: {error})"
-    return kernels
+        raise ScanBackendError(
+            f"Triton cannot be imported ({type(error).__name__}: {error})"
+        ) from error
 
 
 def why_unfit(u: Tensor, A: Tensor) -> str | None:
@@ -75,60 +81,52 @@ def selective_scan_triton(
     reason = why_unavailable(u.device) or why_unfit(u, A)
     if reason is not None:
         raise ScanBackendError(f"scan backend 'triton': {reason}")
-    tensors = (u, delta, A, B, C, D, z, delta_bias)
-    keep = backward_may_follow(*tensors)
-    out: Tensor = _SelectiveScan.apply(  # type: ignore[no-untyped-call]
-        *tensors, delta_softplus, keep
-    )
-    return out
+    return _scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
 
 
-class _SelectiveScan(torch.autograd.Function):
-    """The two Triton kernels as one autograd function."""
-
-    @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> Tensor:
-        *tensors, softplus, keep = arguments
-        inputs = [t.contiguous() if t is not None and t.dim() < 3 else t for t in tensors]
-        u, _, A, *_ = inputs
-        batch, channels, length = u.shape
-        # The layout that out_proj reads.
-        out: Tensor = u.new_empty(batch, length, channels)
-        kept = (batch, length, channels, A.shape[1]) if keep else (0,)
-        states = u.new_empty(kept, dtype=torch.float32)
+def _forward(compute: bool, *arguments: Any) -> tuple[Tensor, Tensor]:
+    *tensors, softplus, keep = arguments
+    inputs = checked_inputs(tensors)
+    u, _, A, *_ = inputs
+    batch, channels, length = u.shape
+    # The layout that out_proj reads.
+    out: Tensor = u.new_empty(batch, length, channels)
+    kept = (batch, length, channels, A.shape[1]) if keep else (0,)
+    states = u.new_empty(kept, dtype=torch.float32)
+    if compute:
         _launch("scan_forward", inputs, (out, states), softplus=softplus, keep=keep)
-        ctx.softplus = softplus
-        ctx.save_for_backward(*inputs, states)
-        return out.transpose(1, 2)
+    return out.transpose(1, 2), states
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        *inputs, states = ctx.saved_tensors
-        u, _, A, _, _, D, z, delta_bias = inputs
-        batch, channels, length = u.shape
-        n_states, blocks = A.shape[1], -(-channels // _CHANNELS)
-        like_u = {"dtype": u.dtype, "device": u.device}
-        part = {"dtype": torch.float32, "device": u.device}
-        du = torch.empty(batch, channels, length, **like_u)
-        ddelta, dz = (torch.empty(batch, length, channels, **like_u) for _ in range(2))
-        da = torch.empty(batch, channels, n_states, **part)
-        db, dc = (torch.empty(batch, blocks, length, n_states, **part) for _ in range(2))
-        dd, dbias = (torch.empty(batch, channels, **part) for _ in range(2))
-        outs = (states, grad, du, ddelta, da, db, dc, dd, dz, dbias)
-        _launch("scan_backward", inputs, outs, *grad.stride(), softplus=ctx.softplus)
-        return (
-            du,
-            ddelta.transpose(1, 2),
-            da.sum(0).to(A.dtype),
-            db.sum(1).to(u.dtype).transpose(1, 2),
-            dc.sum(1).to(u.dtype).transpose(1, 2),
-            None if D is None else dd.sum(0).to(D.dtype),
-            None if z is None else dz.transpose(1, 2),
-            None if delta_bias is None else dbias.sum(0).to(delta_bias.dtype),
-            None,
-            None,
-        )
+
+def _backward(
+    compute: bool, grad: Tensor, states: Tensor, *arguments: Any
+) -> tuple[Tensor | None, ...]:
+    *tensors, softplus = arguments
+    inputs = checked_inputs(tensors)
+    u, _, A, _, _, D, z, delta_bias = inputs
+    batch, channels, length = u.shape
+    n_states, blocks = A.shape[1], -(-channels // _CHANNELS)
+    check_kept(states, (batch, length, channels, n_states))
+    like_u = {"dtype": u.dtype, "device": u.device}
+    part = {"dtype": torch.float32, "device": u.device}
+    du = torch.empty(batch, channels, length, **like_u)
+    ddelta, dz = (torch.empty(batch, length, channels, **like_u) for _ in range(2))
+    da = torch.empty(batch, channels, n_states, **part)
+    db, dc = (torch.empty(batch, blocks, length, n_states, **part) for _ in range(2))
+    dd, dbias = (torch.empty(batch, channels, **part) for _ in range(2))
+    outs = (states, grad, du, ddelta, da, db, dc, dd, dz, dbias)
+    if compute:
+        _launch("scan_backward", inputs, outs, *grad.stride(), softplus=softplus)
+    return (
+        du,
+        ddelta.transpose(1, 2),
+        da.sum(0).to(A.dtype),
+        db.sum(1).to(u.dtype).transpose(1, 2),
+        dc.sum(1).to(u.dtype).transpose(1, 2),
+        None if D is None else dd.sum(0).to(D.dtype),
+        None if z is None else dz.transpose(1, 2),
+        None if delta_bias is None else dbias.sum(0).to(delta_bias.dtype),
+    )
 
 
 def _launch(
@@ -137,8 +135,6 @@ def _launch(
     """Run a kernel for each item of the batch and each _CHANNELS channels."""
     u, delta, A, B, C, D, z, delta_bias = inputs
     batch, channels, length = u.shape
-    if 0 in u.shape:
-        return
     # The kernel never reads a None's stand-in.
     pointers = (u if tensor is None else tensor for tensor in inputs)
     kernel = getattr(_kernels(), name)[batch, -(-channels // _CHANNELS)]
@@ -161,3 +157,13 @@ def _launch(
             num_warps=1,
             **switches,
         )
+
+
+_scan = Kernel(
+    "selective_scan_triton",
+    devices=["CUDA", "CPU"],  # the CPU where Triton interprets
+    tensors=TENSORS,
+    options=["bool delta_softplus"],
+    forward=_forward,
+    backward=_backward,
+)
