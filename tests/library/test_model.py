@@ -218,6 +218,20 @@ def test_folding_a_local_convolution_keeps_its_map() -> None:
         torch.testing.assert_close(local(tokens).double(), folded.flatten(2).transpose(1, 2))
 
 
+@pytest.mark.parametrize("changed", ["hooked", "replaced"])
+def test_the_final_norm_is_called_if_it_was_changed(changed: str) -> None:
+    model = make_model("patch_forward_mean")
+    pixels = make_images(model.config, 2).float() / 255
+    calls = []
+    expected = model(pixels)
+    if changed == "replaced":
+        model.norm_f = torch.nn.LayerNorm(model.config.d_model)  # type: ignore[assignment]
+    model.norm_f.register_forward_hook(lambda _, __, output: calls.append(output))
+    logits = model(pixels)
+    torch.testing.assert_close(logits, model.head(calls[0].mean(dim=1)))
+    assert torch.allclose(logits, expected, atol=1e-5) == (changed == "hooked")
+
+
 def test_images_of_another_size_are_refused() -> None:
     for shape in ((2, 8, 9), (2, 9, 8), (8, 8), (2, 1, 8, 8)):
         message = rf"shape {re.escape(str(shape))}, expected \(batch, 8, 8\)"

@@ -10,6 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.utils import prune
+from torch.nn.utils.parametrizations import weight_norm
+from torch.nn.utils.parametrize import register_parametrization
 
 from mnist_mamba.config import ModelConfig
 from mnist_mamba.model import MambaMixer
@@ -334,23 +338,181 @@ def test_what_the_fused_block_does_not_take() -> None:
     assert not any(MambaMixer(8, scan="cpu").runs_fused(hidden, norm) for norm in norms)
 
 
+class Doubled(nn.Module):
+    """A parametrisation."""
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return 2 * weight
+
+
+class Louder(MambaMixer):
+    """A subclass that does something else."""
+
+    def forward(self, hidden: Tensor, reverse: bool = False) -> Tensor:
+        return 3 * super().forward(hidden, reverse)
+
+
+def replace_forward(linear: Any) -> None:
+    linear.forward = lambda x: 2 * nn.functional.linear(x, linear.weight)
+
+
+def parametrised(module: str, weight: str) -> Callable[[MambaMixer], object]:
+    return lambda m: register_parametrization(m.get_submodule(module), weight, Doubled())
+
+
+def pruned(module: str, weight: str) -> Callable[[MambaMixer], object]:
+    return lambda m: prune.random_unstructured(m.get_submodule(module), weight, 0.5)
+
+
+def replace_conv(mixer: Any) -> None:
+    mixer.conv1d = nn.Conv1d(16, 16, 4, padding=3, padding_mode="reflect")
+
+
+CHANGES: dict[str, Callable[[Any], object]] = {
+    "bias": lambda m: setattr(m, "in_proj", nn.Linear(8, 32)),
+    "wrapped": lambda m: setattr(m, "out_proj", nn.Sequential(nn.Linear(16, 8, bias=False))),
+    "wrapped dt_proj": lambda m: setattr(m, "dt_proj", nn.Sequential(nn.Linear(1, 16))),
+    "no bias": lambda m: setattr(
+        m, "conv1d", nn.Conv1d(16, 16, 4, groups=16, padding=3, bias=False)
+    ),
+    "no dt bias": lambda m: setattr(m, "dt_proj", nn.Linear(1, 16, bias=False)),
+    "padding": lambda m: setattr(m.conv1d, "padding", (5,)),
+    "padding mode": lambda m: setattr(m.conv1d, "padding_mode", "circular"),
+    "dilation": lambda m: setattr(m.conv1d, "dilation", (2,)),
+    "groups": lambda m: setattr(m, "conv1d", nn.Conv1d(16, 16, 4, groups=8, padding=3)),
+    "another convolution": replace_conv,
+    "more taps": lambda m: setattr(m, "conv1d", nn.Conv1d(16, 16, 6, groups=16, padding=3)),
+    "parametrised D": parametrised("", "D"),
+    "parametrised A_log": parametrised("", "A_log"),
+    "parametrised taps": parametrised("conv1d", "weight"),
+    "parametrised dt_proj": parametrised("dt_proj", "weight"),
+    "weight norm": lambda m: weight_norm(m.x_proj),
+    "pruned D": pruned("", "D"),
+    "pruned A_log": pruned("", "A_log"),
+    "pruned dt_proj": pruned("dt_proj", "weight"),
+    "pruned in_proj": pruned("in_proj", "weight"),
+    "forward of a part": lambda m: replace_forward(m.in_proj),
+    "subclass": lambda m: setattr(m, "__class__", Louder),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_torch_runs_a_changed_mixer(name: str) -> None:
+    block, residual = make_whole_block()
+    CHANGES[name](block.mixer)
+    assert not block.mixer.runs_fused(residual, block.norm)
+    results = []
+    for backend in ("cpu", "reference"):
+        block.mixer.scan_backend = backend
+        leaf = residual.clone().requires_grad_()
+        out = block(leaf)
+        results.append((out.detach(), *torch.autograd.grad(out.square().sum(), leaf)))
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
+    expected = results[0][0] - residual
+    normed = block.norm(residual)
+    torch.testing.assert_close(block.mixer(normed, reverse=True).detach(), expected)
+
+
+def make_whole_block() -> tuple[Block, Tensor]:
+    torch.manual_seed(0)
+    config = ModelConfig(height=8, width=8, n_classes=3, d_model=8)
+    block = Block(config, ScanOrder(columns=False, reverse=True), scan="cpu")
+    residual = torch.randn(2, 6, 8)
+    assert block.mixer.runs_fused(residual, block.norm)
+    return block, residual
+
+
 @pytest.mark.parametrize(
     "change",
     [
         lambda m: setattr(m.D, "data", m.D.data.double()),
-        lambda m: setattr(m, "in_proj", nn.Linear(8, 32)),  # with a bias
-        lambda m: setattr(m, "out_proj", nn.Sequential(nn.Linear(16, 8, bias=False))),
-        lambda m: setattr(m, "conv1d", nn.Conv1d(16, 16, 4, groups=16, padding=3, bias=False)),
-        lambda m: setattr(m.conv1d, "padding", (5,)),
-        lambda m: m.x_proj.register_forward_hook(lambda *_: None),
-        lambda m: m.register_forward_hook(lambda *_: None),
+        lambda m: setattr(m.conv1d, "stride", (2,)),
+        lambda m: setattr(m.conv1d, "groups", 8),
+        lambda m: setattr(m, "D", nn.Parameter(torch.ones(1))),
+        lambda m: setattr(m, "A_log", nn.Parameter(torch.ones(16, 1))),
+        lambda m: setattr(m, "out_proj", nn.Linear(16, 4, bias=False)),
+        lambda m: setattr(m, "forward", m.forward),
     ],
-    ids=["dtype", "bias", "wrapped", "no bias", "padding", "hook", "hook of the mixer"],
+    ids=["dtype", "stride", "groups", "shape of D", "shape of A", "width", "forward"],
 )
 def test_a_changed_mixer_is_not_run_fused(change: Callable[[Any], object]) -> None:
     mixer, hidden = MambaMixer(8, scan="cpu"), torch.randn(1, 3, 8)
     change(mixer)
     assert not mixer.runs_fused(hidden)
+
+
+def test_autocast_is_torch_s() -> None:
+    mixer, hidden = MambaMixer(8, scan="cpu"), torch.randn(1, 3, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not mixer.runs_fused(hidden)
+        assert mixer(hidden).dtype == torch.bfloat16
+
+
+MIXER_PARTS = ("in_proj", "conv1d", "x_proj", "dt_proj", "out_proj")
+PARTS = ("norm", "mixer", *(f"mixer.{part}" for part in MIXER_PARTS))
+HOOKS = ("forward_pre_hook", "forward_hook", "full_backward_pre_hook", "full_backward_hook")
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("kind", HOOKS)
+def test_hooks_are_called(part: str, kind: str) -> None:
+    block, residual = make_whole_block()
+    expected = block(residual)
+    calls = []
+    register = getattr(block.get_submodule(part), f"register_{kind}")
+    register(lambda *_: calls.append(1))
+    out = block(residual.requires_grad_())
+    out.sum().backward()
+    assert calls == [1]
+    torch.testing.assert_close(out, expected)
+
+
+@pytest.mark.parametrize("kind", HOOKS)
+def test_global_hooks_are_called_for_each_part(kind: str) -> None:
+    block, residual = make_whole_block()
+    seen = []
+    register = getattr(torch.nn.modules.module, f"register_module_{kind}")
+    handle = register(lambda module, *_: seen.append(module))
+    try:
+        block(residual.requires_grad_()).sum().backward()
+    finally:
+        handle.remove()
+    assert all(any(block.get_submodule(part) is module for module in seen) for part in PARTS)
+    assert block.mixer.runs_fused(residual, block.norm)
+
+
+@pytest.mark.parametrize("change", [lambda _: None, CHANGES["bias"]], ids=["fused", "composed"])
+def test_functional_call_computes_with_its_weights(change: Callable[[Any], object]) -> None:
+    block, residual = make_whole_block()
+    change(block.mixer)
+    weights = {name: 0.9 * p.detach() for name, p in block.named_parameters()}
+    for value in weights.values():
+        value.requires_grad_()
+    out = functional_call(block, weights, (residual,))
+    grads = torch.autograd.grad(out.square().sum(), list(weights.values()))
+    block.load_state_dict(weights)
+    expected = block(residual)
+    torch.testing.assert_close(out, expected)
+    torch.testing.assert_close(
+        grads, torch.autograd.grad(expected.square().sum(), list(block.parameters()))
+    )
+
+
+def replica_of(module: nn.Module) -> Any:
+    """Return what torch.nn.parallel.replicate makes for a GPU: its weights are plain tensors."""
+    replica: Any = module._replicate_for_data_parallel()
+    for name, parameter in module._parameters.items():
+        setattr(replica, name, None if parameter is None else parameter.clone())
+    for name, part in module._modules.items():
+        replica._modules[name] = None if part is None else replica_of(part)
+    return replica
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_a_replica_computes_the_same(backend: str) -> None:
+    block, residual = make_whole_block()
+    block.mixer.scan_backend = backend
+    assert torch.equal(replica_of(block)(residual), block(residual))
 
 
 def test_a_block_with_a_norm_of_another_kind_is_run_by_torch() -> None:

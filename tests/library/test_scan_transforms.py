@@ -81,7 +81,7 @@ def test_the_scan_reads_the_values_of_a_lazy_view(name: str) -> None:
 
 @pytest.mark.parametrize("index", range(12))
 def test_the_block_reads_the_values_of_a_lazy_view(index: int) -> None:
-    """Of its input, each of its weights, and the gradient of its output."""
+    """The view is its input, one of its weights or the gradient of its output."""
     tensors = make_block()
     weight = torch.randn(2, 5, 8)
     expected = gradients(block, tensors, weight)

@@ -50,7 +50,7 @@ def trace_block(block: Block, layer: int, residual: Tensor) -> tuple[list[Record
             """Reorder (length, n) from the layer's order to the scan's, or back."""
             return rows.flip(0) if reverse else rows
 
-        u, dt, B, C = mixer.scan_inputs(ordered(x).T[None], suffix)
+        u, dt, B, C, _ = mixer.scan_inputs(ordered(x).T[None], suffix)
         delta = F.softplus(dt + mixer.get_submodule(f"dt_proj{suffix}").bias[:, None])
         A, D = mixer.state_matrix(suffix), mixer.get_parameter(f"D{suffix}")
         z_scan = ordered(z).T[None]

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mnist_mamba.config import Direction, ModelConfig
-from mnist_mamba.model.mixer import MambaMixer
+from mnist_mamba.model.mixer import MambaMixer, is_rms_norm
 
 
 class PatchStem(nn.Module):
@@ -257,6 +257,9 @@ class MambaClassifier(nn.Module):
         if self.config.pool == "last":
             last: Tensor = self.norm_f(residual[:, -1].to(dtype))
             return last
+        if not is_rms_norm(self.norm_f, self.config.d_model):  # replaced or hooked
+            normed: Tensor = self.norm_f(residual.to(dtype))
+            return normed.mean(dim=1)
         # The mean of the normed tokens as one matrix product: half the passes over the residual.
         mean_square = torch.linalg.vecdot(residual, residual) / self.config.d_model
         scale = torch.rsqrt(mean_square + self.config.norm_eps) / residual.shape[1]

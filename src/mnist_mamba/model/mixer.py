@@ -8,8 +8,9 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
-from mnist_mamba.scan import choose, selective_scan
+from mnist_mamba.scan import c_library, choose, selective_scan
 from mnist_mamba.scan.cpu import DirectionWeights, mamba_block_cpu
 
 _FUSED_DTYPES = (torch.float32, torch.float64)
@@ -101,7 +102,7 @@ class MambaMixer(nn.Module):
 
     def state_matrix(self, suffix: str = "") -> Tensor:
         """Return A (Di, N) of one direction, all negative, in the parameters' dtype."""
-        log = self.get_parameter(self.a_name(suffix))
+        log: Tensor = getattr(self, self.a_name(suffix))
         if not self.tied:
             return -torch.exp(log)
         states = torch.arange(1, self.d_state + 1, dtype=log.dtype, device=log.device)
@@ -120,7 +121,9 @@ class MambaMixer(nn.Module):
         """Suffixes of the directions' parameter names."""
         return ("", "_b") if self.bidirectional else ("",)
 
-    def scan_inputs(self, x: Tensor, suffix: str = "") -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def scan_inputs(
+        self, x: Tensor, suffix: str = ""
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
         """Return the inputs of one direction's scan.
 
         Args:
@@ -129,63 +132,81 @@ class MambaMixer(nn.Module):
 
         Returns:
             u (batch, Di, length), delta before bias and softplus (batch, Di, length),
-            B and C (batch, N, length).
+            B and C (batch, N, length), and delta's bias (Di), or None if delta has it already.
         """
         length = x.shape[-1]
         u = F.silu(self.get_submodule(f"conv1d{suffix}")(x)[..., :length])
         projected = self.get_submodule(f"x_proj{suffix}")(u.transpose(1, 2))
         dt, B, C = projected.split([self.dt_rank, self.d_state, self.d_state], dim=-1)
-        dt_proj = self.get_submodule(f"dt_proj{suffix}")
-        assert isinstance(dt_proj, nn.Linear)
-        delta = F.linear(dt, dt_proj.weight)  # the scan adds the bias
-        return u, delta.transpose(1, 2), B.transpose(1, 2), C.transpose(1, 2)
+        dt_proj: Any = self.get_submodule(f"dt_proj{suffix}")
+        if _is_plain(dt_proj, nn.Linear):
+            delta, bias = F.linear(dt, dt_proj.weight), dt_proj.bias
+        else:
+            delta, bias = dt_proj(dt), None
+        return u, delta.transpose(1, 2), B.transpose(1, 2), C.transpose(1, 2), bias
 
     def direction_weights(self, suffix: str = "") -> DirectionWeights:
-        """Return one direction's parameters, assuming the modules that __init__ made."""
-        parts, parameters = self._modules, self._parameters
-        conv1d: Any = parts[f"conv1d{suffix}"]
-        dt_proj: Any = parts[f"dt_proj{suffix}"]
-        x_proj: Any = parts[f"x_proj{suffix}"]
-        a_log, D = parameters[self.a_name(suffix)], parameters[f"D{suffix}"]
-        assert a_log is not None
-        assert D is not None
+        """Return one direction's parameters, assuming the modules that __init__ made.
+
+        They need not be Parameters: `functional_call` and replicas put other tensors there.
+        """
+        conv1d: Any = self._modules[f"conv1d{suffix}"]
+        dt_proj: Any = self._modules[f"dt_proj{suffix}"]
+        x_proj: Any = self._modules[f"x_proj{suffix}"]
         return DirectionWeights(
-            conv1d.weight, conv1d.bias, x_proj.weight, dt_proj.weight, dt_proj.bias, a_log, D
+            conv1d.weight,
+            conv1d.bias,
+            x_proj.weight,
+            dt_proj.weight,
+            dt_proj.bias,
+            getattr(self, self.a_name(suffix)),
+            getattr(self, f"D{suffix}"),
         )
 
     def runs_fused(self, hidden: Tensor, norm: nn.Module | None = None) -> bool:
-        """Whether `fused` may replace the modules: CPU, one dtype, and no module was changed.
+        """Return whether `fused` computes what the modules would; otherwise torch must run them.
 
-        If a module was replaced, hooked or given a bias, torch must run it. The check runs in
-        every layer at every step, so it is kept short.
+        It does on the CPU if all tensors have one dtype, float32 or float64, without autocast, and
+        if each module is as __init__ made it, but for the values of its weights: of the same class
+        (no subclass, so not parametrised either), with the same settings and shapes, without a
+        replaced `forward` and without hooks, its own or global ones. The norm has to be an RMSNorm
+        with a weight and an eps.
         """
         return (
             hidden.dtype in _FUSED_DTYPES
-            and not _has_hooks(self)
-            and all(self._is_own(name, module) for name, module in self._modules.items())
-            and (norm is None or _is_plain_norm(norm))
-            and all(weight.dtype == hidden.dtype for weight in self._weights(norm))
+            and not torch.is_autocast_enabled("cpu")
+            and _is_plain(self, MambaMixer)
+            and all(map(self._has_own_parts, self.suffixes))
+            and _is_linear(self.in_proj, with_bias=False)
+            and _is_linear(self.out_proj, with_bias=False)
+            and (norm is None or is_rms_norm(norm, self.d_model))
+            and self._has_own_shapes(hidden.dtype, norm)
             and choose(self.scan_backend, hidden.device) == "cpu"
         )
 
-    def _is_own(self, name: str, module: nn.Module | None) -> bool:
-        """Whether a child module is as __init__ made it, and without hooks."""
-        if module is None or _has_hooks(module):
-            return False
-        if name.startswith("conv1d"):
-            padding = (self.d_conv - 1,)
-            return (
-                type(module) is nn.Conv1d and module.bias is not None and module.padding == padding
-            )
-        wants_bias = name.startswith("dt_proj")
-        return type(module) is nn.Linear and (module.bias is not None) == wants_bias
+    def _has_own_parts(self, suffix: str) -> bool:
+        """Return whether one direction's modules are as `_add_scan` made them."""
+        conv1d: Any = self._modules[f"conv1d{suffix}"]
+        return (
+            _is_plain(conv1d, nn.Conv1d)
+            and conv1d.bias is not None
+            and (conv1d.padding, conv1d.padding_mode) == ((self.d_conv - 1,), "zeros")
+            and (conv1d.stride, conv1d.dilation, conv1d.groups) == ((1,), (1,), self.d_inner)
+            and _is_linear(self._modules[f"x_proj{suffix}"], with_bias=False)
+            and _is_linear(self._modules[f"dt_proj{suffix}"], with_bias=True)
+        )
 
-    def _weights(self, norm: Any) -> list[Tensor]:
-        """Return all that `fused` reads; call after `_is_own` and `_is_plain_norm`."""
-        shared = [self.in_proj.weight, self.out_proj.weight]
-        if norm is not None:
-            shared.append(norm.weight)
-        return shared + [w for suffix in self.suffixes for w in self.direction_weights(suffix)]
+    def _has_own_shapes(self, dtype: torch.dtype, norm: Any) -> bool:
+        """Return whether all weights have this dtype and the shapes that __init__ gave them."""
+        weights = [None if norm is None else norm.weight, self.in_proj.weight, self.out_proj.weight]
+        weights += [w for suffix in self.suffixes for w in self.direction_weights(suffix)]
+        shapes = c_library.weight_shapes(
+            self.d_model, self.d_inner, self.d_state, self.dt_rank, self.d_conv, self.tied
+        )
+        return all(
+            weight is None or (weight.dtype, weight.shape) == (dtype, shape)
+            for weight, shape in zip(weights, shapes, strict=False)
+        )
 
     def fused(self, hidden: Tensor, reverse: bool, norm: nn.RMSNorm | None = None) -> Tensor:
         """Return mixer(hidden), or hidden + mixer(norm(hidden)), from one C call.
@@ -207,16 +228,16 @@ class MambaMixer(nn.Module):
         if reverse:
             xz = xz.flip(1)
         x, z = xz.transpose(1, 2).chunk(2, dim=1)
-        u, delta, B, C = self.scan_inputs(x, suffix)
+        u, delta, B, C, delta_bias = self.scan_inputs(x, suffix)
         y = selective_scan(
             u,
             delta,
             self.state_matrix(suffix),
             B,
             C,
-            D=self.get_parameter(f"D{suffix}"),
+            D=getattr(self, f"D{suffix}"),
             z=z,
-            delta_bias=self.get_parameter(f"dt_proj{suffix}.bias"),
+            delta_bias=delta_bias,
             delta_softplus=True,
             backend=self.scan_backend,
         ).transpose(1, 2)
@@ -234,11 +255,27 @@ class MambaMixer(nn.Module):
         return out
 
 
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
+def _is_plain(module: nn.Module | None, kind: type[nn.Module]) -> bool:
+    """Return whether a call of the module runs the class's `forward` and nothing else."""
+    return (
+        type(module) is kind
+        and "forward" not in module.__dict__
+        and not module._forward_hooks
+        and not module._forward_pre_hooks
+        and not module._backward_hooks
+        and not module._backward_pre_hooks
+        and not _has_any_global_hook()
+    )
 
 
-def _is_plain_norm(norm: nn.Module) -> bool:
-    """Whether the kernel computes this norm; without an eps, torch chooses one by the dtype."""
-    plain = type(norm) is nn.RMSNorm and norm.weight is not None and norm.eps is not None
-    return plain and not _has_hooks(norm)
+def _is_linear(module: Any, with_bias: bool) -> bool:
+    return _is_plain(module, nn.Linear) and (module.bias is not None) == with_bias
+
+
+def is_rms_norm(norm: Any, d_model: int) -> bool:
+    """Return whether a call of the module is an RMSNorm with its weight and eps, and nothing else.
+
+    Without an eps, torch chooses one by dtype.
+    """
+    has_weight = _is_plain(norm, nn.RMSNorm) and norm.weight is not None
+    return has_weight and norm.eps is not None and norm.normalized_shape == (d_model,)
