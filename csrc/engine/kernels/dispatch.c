@@ -6,6 +6,11 @@
 
 #include "kernels.h"
 
+static bool allows(const char *wanted, const char *name)
+{
+    return !wanted || !*wanted || strcmp(wanted, name) == 0;
+}
+
 #if defined(__x86_64__)
 /* Bits of CPUID and XGETBV: Intel's manual, volume 2. (__builtin_cpu_supports does the same with
  * 6 KB of code.) */
@@ -14,32 +19,41 @@ enum { EBX_AVX2 = 1 << 5, EBX_AVX512F = 1 << 16, EBX_AVX512DQ = 1 << 17 };
 enum { STATE_AVX = 0x06, STATE_AVX512 = 0xE6 }; /* registers that the operating system saves */
 
 /* Returns whether the processor has FMA and `features`, and the system saves `state`. */
-static bool has(unsigned features, unsigned state)
+static bool has(struct mamba_x86 cpu, unsigned features, unsigned state)
 {
-    unsigned eax, ebx, ecx, edx, saved, high;
-    if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx) || !(ecx & ECX_FMA) || !(ecx & ECX_OSXSAVE))
-        return false;
-    __asm__("xgetbv" : "=a"(saved), "=d"(high) : "c"(0));
-    return (saved & state) == state && __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) &&
-           (ebx & features) == features;
+    return (cpu.ecx_1 & ECX_FMA) && (cpu.xcr0 & state) == state &&
+           (cpu.ebx_7 & features) == features;
 }
-#endif
 
-static bool allows(const char *wanted, const char *name)
+const struct mamba_kernels *mamba_choose_x86_kernels(struct mamba_x86 cpu, const char *wanted)
 {
-    return !wanted || !*wanted || strcmp(wanted, name) == 0;
+    if (allows(wanted, "avx512") && has(cpu, EBX_AVX2 | EBX_AVX512F | EBX_AVX512DQ, STATE_AVX512))
+        return &mamba_kernels_avx512;
+    if (allows(wanted, "avx2") && has(cpu, EBX_AVX2, STATE_AVX))
+        return &mamba_kernels_avx2;
+    return allows(wanted, "scalar") ? &mamba_kernels_scalar : NULL;
 }
 
 const struct mamba_kernels *mamba_choose_kernels(const char *wanted)
 {
-#if defined(__x86_64__)
-    if (allows(wanted, "avx512") && has(EBX_AVX2 | EBX_AVX512F | EBX_AVX512DQ, STATE_AVX512))
-        return &mamba_kernels_avx512;
-    if (allows(wanted, "avx2") && has(EBX_AVX2, STATE_AVX))
-        return &mamba_kernels_avx2;
-#elif defined(__aarch64__)
+    struct mamba_x86 cpu = {0, 0, 0};
+    unsigned eax, ecx, edx, high;
+    if (__get_cpuid(1, &eax, &cpu.ebx_7, &cpu.ecx_1, &edx) && (cpu.ecx_1 & ECX_OSXSAVE))
+        __asm__("xgetbv" : "=a"(cpu.xcr0), "=d"(high) : "c"(0));
+    if (!__get_cpuid_count(7, 0, &eax, &cpu.ebx_7, &ecx, &edx))
+        cpu.ebx_7 = 0;
+    return mamba_choose_x86_kernels(cpu, wanted);
+}
+
+#else
+
+const struct mamba_kernels *mamba_choose_kernels(const char *wanted)
+{
+#if defined(__aarch64__)
     if (allows(wanted, "neon"))
         return &mamba_kernels_neon;
 #endif
     return allows(wanted, "scalar") ? &mamba_kernels_scalar : NULL;
 }
+
+#endif

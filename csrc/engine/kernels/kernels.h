@@ -103,4 +103,13 @@ extern const struct mamba_kernels mamba_kernels_scalar, mamba_kernels_avx2, mamb
  * or ""; NULL if `wanted` is unknown or does not work here. */
 const struct mamba_kernels *mamba_choose_kernels(const char *wanted);
 
+/* Registers that tell what an x86 processor and its operating system can do: of CPUID's leaves 1
+ * and 7, and of XGETBV. 0 where there is no such leaf or instruction. */
+struct mamba_x86 {
+    unsigned ecx_1, ebx_7, xcr0;
+};
+
+/* The choice of mamba_choose_kernels for a given processor. */
+const struct mamba_kernels *mamba_choose_x86_kernels(struct mamba_x86 cpu, const char *wanted);
+
 #endif

@@ -203,6 +203,8 @@ expect 2 "$model" input.bin
 says "MAMBA_ISA: got mmx"
 MAMBA_ISA=scalar
 expect 0 info "$model"
+MAMBA_ISA=
+expect 0 info "$model"
 MAMBA_ISA=$isa
 [ -n "$isa" ] || unset MAMBA_ISA
 

@@ -186,6 +186,12 @@ static void test_arguments(void)
     CHECK(mamba_forward_batch(model, arena, bytes, 1, NULL, 1, logits, &error) ==
               MAMBA_ERR_ARGUMENT,
           "images");
+    CHECK(mamba_forward_batch(model, arena, bytes, 1, pixels, 1, NULL, &error) ==
+              MAMBA_ERR_ARGUMENT,
+          "logits");
+    CHECK(mamba_forward_batch(model, arena, bytes, 1, NULL, 0, NULL, &error) == MAMBA_OK &&
+              mamba_forward_batch_u8(model, arena, bytes, 1, NULL, 0, NULL, &error) == MAMBA_OK,
+          "no images");
     CHECK(mamba_max_threads() >= 1 && mamba_version()[0], "threads, version");
     free(arena);
     mamba_model_close(model);

@@ -397,12 +397,55 @@ static void test_decays(const struct mamba_kernels *kernels, bool tied)
     }
 }
 
+#if defined(__x86_64__)
+/* No kernels are chosen that a processor lacks a feature for, or whose registers the system does
+ * not save. */
+static void test_choice(void)
+{
+    const unsigned fma = 1u << 12, avx2 = 1u << 5, f = 1u << 16, dq = 1u << 17;
+    const struct {
+        struct mamba_x86 cpu;
+        const struct mamba_kernels *best;
+        bool has_avx2;
+    } cases[] = {
+        {{fma, avx2 | f | dq, 0xE7}, &mamba_kernels_avx512, true},
+        {{fma, avx2 | f, 0xE7}, &mamba_kernels_avx2, true},
+        {{fma, avx2 | dq, 0xE7}, &mamba_kernels_avx2, true},
+        {{fma, avx2 | f | dq, 0x67}, &mamba_kernels_avx2, true},
+        {{fma, avx2 | f | dq, 0xA7}, &mamba_kernels_avx2, true},
+        {{fma, avx2 | f | dq, 0xC7}, &mamba_kernels_avx2, true},
+        {{fma, avx2, 0x06}, &mamba_kernels_avx2, true},
+        {{fma, avx2 | f | dq, 0xE2}, &mamba_kernels_scalar, false},
+        {{fma, avx2 | f | dq, 0xE4}, &mamba_kernels_scalar, false},
+        {{fma, f | dq, 0xE7}, &mamba_kernels_scalar, false},
+        {{~fma, avx2 | f | dq, 0xE7}, &mamba_kernels_scalar, false},
+        {{0, 0, 0}, &mamba_kernels_scalar, false},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        const struct mamba_kernels *best = mamba_choose_x86_kernels(cases[i].cpu, NULL);
+        CHECK(best == cases[i].best, "processor %zu: got %s", i, best->name);
+        const bool has_avx512 = cases[i].best == &mamba_kernels_avx512;
+        CHECK(mamba_choose_x86_kernels(cases[i].cpu, "avx512") ==
+                  (has_avx512 ? &mamba_kernels_avx512 : NULL),
+              "processor %zu: avx512", i);
+        CHECK(mamba_choose_x86_kernels(cases[i].cpu, "avx2") ==
+                  (cases[i].has_avx2 ? &mamba_kernels_avx2 : NULL),
+              "processor %zu: avx2", i);
+        CHECK(mamba_choose_x86_kernels(cases[i].cpu, "scalar") == &mamba_kernels_scalar,
+              "processor %zu: scalar", i);
+    }
+}
+#endif
+
 int main(void)
 {
     const char *const names[] = {"scalar", "neon", "avx2", "avx512"};
     denormals_off();
     CHECK(mamba_choose_kernels("mmx") == NULL, "an unknown instruction set was chosen");
     CHECK(mamba_choose_kernels(NULL) != NULL, "none was chosen");
+#if defined(__x86_64__)
+    test_choice();
+#endif
     CHECK(mamba_choose_kernels("") == mamba_choose_kernels(NULL),
           "an empty name is not the default");
 #if defined(__aarch64__)
