@@ -130,32 +130,45 @@ static void test_checksum(void)
     tiny_free(&tiny);
 }
 
-/* Each integer of the header, just outside its range and far outside. */
+/* Checks that the range of a field has no complaint about its value. Others may have. */
+static void expect_in_range(const struct tiny_model *tiny, const char *name, double value)
+{
+    mamba_model *model;
+    mamba_error error = {MAMBA_OK, ""};
+    char complaint[60];
+    snprintf(complaint, sizeof complaint, ": %s: got %.9g, expected ", name, value);
+    const mamba_status status = tiny_open(&model, tiny, &error);
+    const char *found = strstr(error.message, complaint);
+    CHECK(status == MAMBA_OK || !found || strstr(found, "a divisor"), "%s", error.message);
+    mamba_model_close(model);
+}
+
+/* Each integer of the header: just outside its range and far outside, and its ends. */
 static void test_integer_fields(void)
 {
     const struct {
         const char *name;
         size_t offset;
-        uint32_t bad[3];
+        uint32_t bad[3], good[2];
     } fields[] = {
-        {"flags", 16, {8, 0x80000000u, UINT32_MAX}},
-        {"height", 20, {0, 4097, UINT32_MAX}},
-        {"width", 24, {0, 4097, UINT32_MAX}},
-        {"channels", 28, {0, 2, UINT32_MAX}},
-        {"n_classes", 32, {1, 257, UINT32_MAX}},
-        {"stem", 36, {3, 4, UINT32_MAX}},
-        {"patch_height", 40, {0, 3, 5}},
-        {"patch_width", 44, {0, 4, 7}},
-        {"stem_width", 48, {1, 512, UINT32_MAX}},
-        {"d_model", 52, {0, 2049, UINT32_MAX}},
-        {"n_layers", 56, {0, 65, UINT32_MAX}},
-        {"d_state", 60, {0, 257, UINT32_MAX}},
-        {"d_conv", 64, {0, 17, UINT32_MAX}},
-        {"d_inner", 68, {0, 8193, UINT32_MAX}},
-        {"dt_rank", 72, {0, 2049, UINT32_MAX}},
-        {"direction", 76, {4, 5, UINT32_MAX}},
-        {"pool", 80, {2, 3, UINT32_MAX}},
-        {"more_members", 96, {64, 255, UINT32_MAX}},
+        {"flags", 16, {8, 0x80000000u, UINT32_MAX}, {0, 7}},
+        {"height", 20, {0, 4097, UINT32_MAX}, {1, 4096}},
+        {"width", 24, {0, 4097, UINT32_MAX}, {1, 4096}},
+        {"channels", 28, {0, 2, UINT32_MAX}, {1, 1}},
+        {"n_classes", 32, {1, 257, UINT32_MAX}, {2, 256}},
+        {"stem", 36, {3, 4, UINT32_MAX}, {0, 2}},
+        {"patch_height", 40, {0, 3, 5}, {1, 4}},
+        {"patch_width", 44, {0, 4, 7}, {1, 6}},
+        {"stem_width", 48, {1, 512, UINT32_MAX}, {0, 0}},
+        {"d_model", 52, {0, 2049, UINT32_MAX}, {1, 2048}},
+        {"n_layers", 56, {0, 65, UINT32_MAX}, {1, 64}},
+        {"d_state", 60, {0, 257, UINT32_MAX}, {1, 256}},
+        {"d_conv", 64, {0, 17, UINT32_MAX}, {1, 16}},
+        {"d_inner", 68, {0, 8193, UINT32_MAX}, {1, 8192}},
+        {"dt_rank", 72, {0, 2049, UINT32_MAX}, {1, 2048}},
+        {"direction", 76, {4, 5, UINT32_MAX}, {0, 3}},
+        {"pool", 80, {2, 3, UINT32_MAX}, {0, 1}},
+        {"more_members", 96, {64, 255, UINT32_MAX}, {0, 63}},
     };
     struct tiny_model tiny = tiny_build(tiny_dims(), 5);
     for (size_t i = 0; i < sizeof fields / sizeof *fields; i++) {
@@ -164,6 +177,11 @@ static void test_integer_fields(void)
             tiny_put_u32(&tiny, fields[i].offset, fields[i].bad[j]);
             tiny_seal(&tiny);
             expect_refused(&tiny, fields[i].name);
+        }
+        for (size_t j = 0; j < 2; j++) {
+            tiny_put_u32(&tiny, fields[i].offset, fields[i].good[j]);
+            tiny_seal(&tiny);
+            expect_in_range(&tiny, fields[i].name, fields[i].good[j]);
         }
         tiny_put_u32(&tiny, fields[i].offset, good);
     }
@@ -187,6 +205,10 @@ static void test_conv_stem_fields(uint32_t stem)
     expect_refused(&tiny, "stem_width");
     tiny_put_u32(&tiny, 48, 513);
     expect_refused(&tiny, "stem_width");
+    for (uint32_t good = 1; good <= 512; good += 511) {
+        tiny_put_u32(&tiny, 48, good);
+        expect_in_range(&tiny, "stem_width", good);
+    }
     tiny_free(&tiny);
 }
 
@@ -195,19 +217,36 @@ static void test_float_fields(void)
     const struct {
         const char *name;
         size_t offset;
-        float bad[5];
+        float bad[7], good[3];
     } fields[] = {
-        {"norm_eps", 84, {0.0f, -1e-5f, 0.11f, INFINITY, NAN}},
-        {"pixel_mean", 88, {-0.1f, 1.1f, INFINITY, -INFINITY, NAN}},
-        {"pixel_std", 92, {0.0f, -1.0f, 2e6f, INFINITY, NAN}},
+        {"norm_eps",
+         84,
+         {0.0f, -0.0f, -1e-5f, 0.10000001f, INFINITY, NAN, -NAN},
+         {1e-45f, 1e-5f, 0.1f}},
+        {"pixel_mean",
+         88,
+         {-1e-45f, -0.1f, 1.0000001f, INFINITY, -INFINITY, NAN, -NAN},
+         {0.0f, -0.0f, 1.0f}},
+        {"pixel_std",
+         92,
+         {0.0f, -1.0f, 9.999999e-7f, 1000000.06f, INFINITY, NAN, -NAN},
+         {1e-6f, 1.0f, 1e6f}},
     };
     struct tiny_model tiny = tiny_build(tiny_dims(), 7);
     for (size_t i = 0; i < sizeof fields / sizeof *fields; i++) {
         uint32_t good = tiny_get_u32(&tiny, fields[i].offset);
-        for (size_t j = 0; j < 5; j++) {
+        for (size_t j = 0; j < 7; j++) {
             tiny_put_f32(&tiny, fields[i].offset, fields[i].bad[j]);
             tiny_seal(&tiny);
             expect_refused(&tiny, fields[i].name);
+        }
+        for (size_t j = 0; j < 3; j++) {
+            mamba_model *model;
+            mamba_error error;
+            tiny_put_f32(&tiny, fields[i].offset, fields[i].good[j]);
+            tiny_seal(&tiny);
+            CHECK(tiny_open(&model, &tiny, &error) == MAMBA_OK, "%s", error.message);
+            mamba_model_close(model);
         }
         tiny_put_u32(&tiny, fields[i].offset, good);
     }
@@ -235,6 +274,11 @@ static void test_huge_claims(void)
     tiny_put_u32(&tiny, 40, 1);
     tiny_put_u32(&tiny, 44, 1);
     expect_refused(&tiny, "sequence length");
+    tiny_put_u32(&tiny, 20, 16); /* 65,536 tokens: just allowed */
+    expect_refused(&tiny, "file size");
+    tiny_put_u32(&tiny, 20, 17);
+    expect_refused(&tiny, "sequence length: got 69632 tokens");
+    tiny_put_u32(&tiny, 20, 4096);
     tiny_put_u32(&tiny, 40, 4096);
     tiny_put_u32(&tiny, 44, 4096);
     const size_t offsets[] = {52, 56, 60, 64, 68, 72};
@@ -262,6 +306,59 @@ static void test_not_finite_weights(void)
     tiny_put_f32(&tiny, TINY_HEADER + 4 * 3, NAN);
     tiny_seal(&tiny);
     expect_refused(&tiny, "tensor stem.weight: float 3:");
+    tiny_free(&tiny);
+}
+
+/* A message names the first bad tensor and its first bad float, of any tensor. */
+static void test_tensor_names(void)
+{
+    mamba_info dims = tiny_dims();
+    dims.direction = 2;
+    dims.pos_embed = dims.local_conv = 1;
+    struct tiny_model tiny = tiny_build(dims, 13);
+    const struct {
+        const char *name;
+        size_t rows; /* of 16 floats */
+    } tensors[] = {
+        {"stem.weight", 6},
+        {"stem.bias", 1},
+        {"pos_embed", 4},
+        {"layers.0.local.weight", 9},
+        {"layers.0.local.bias", 1},
+        {"layers.0.in_proj.x", 5},
+        {"layers.0.in_proj.z", 5},
+        {"layers.0.conv1d.weight", 3},
+        {"layers.0.conv1d.bias", 1},
+        {"layers.0.x_proj", 7},
+        {"layers.0.dt_proj.weight", 2},
+        {"layers.0.dt_proj.bias", 1},
+        {"layers.0.A", 4},
+        {"layers.0.D", 1},
+        {"layers.0.conv1d_b.weight", 3},
+        {"layers.0.conv1d_b.bias", 1},
+        {"layers.0.x_proj_b", 7},
+        {"layers.0.dt_proj_b.weight", 2},
+        {"layers.0.dt_proj_b.bias", 1},
+        {"layers.0.A_b", 4},
+        {"layers.0.D_b", 1},
+        {"layers.0.out_proj", 7},
+        {"layers.1.local.weight", 9},
+    };
+    size_t offset = TINY_HEADER;
+    tiny_put_f32(&tiny, tiny.size - 4, NAN);
+    tiny_put_f32(&tiny, tiny.size - 8, NAN);
+    tiny_seal(&tiny);
+    expect_refused(&tiny, "tensor head.bias: float 14:");
+    for (size_t i = 0; i < sizeof tensors / sizeof *tensors; i++) {
+        const uint32_t good = tiny_get_u32(&tiny, offset + 4);
+        char expected[80];
+        tiny_put_f32(&tiny, offset + 4, INFINITY);
+        tiny_seal(&tiny);
+        snprintf(expected, sizeof expected, "tensor %s: float 1:", tensors[i].name);
+        expect_refused(&tiny, expected);
+        tiny_put_u32(&tiny, offset + 4, good);
+        offset += 64 * tensors[i].rows;
+    }
     tiny_free(&tiny);
 }
 
@@ -352,6 +449,7 @@ int main(void)
     test_reserved();
     test_huge_claims();
     test_not_finite_weights();
+    test_tensor_names();
     test_ensembles();
     test_not_files();
     return check_summary();
