@@ -25,8 +25,10 @@ const struct scan_kernels *mamba_scan_kernels_for(enum scan_type type, enum scan
             return &mamba_scan_kernels_avx2;
         return NULL;
     case SCAN_ISA_AVX512:
-        if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq"))
+        if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+            __builtin_cpu_supports("fma")) {
             return &mamba_scan_kernels_avx512;
+        }
         return NULL;
 #elif defined(__aarch64__)
     case SCAN_ISA_NEON:

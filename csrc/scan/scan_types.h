@@ -26,7 +26,7 @@ enum scan_isa {
     SCAN_ISA_SCALAR = 0,
     SCAN_ISA_NEON = 1,
     SCAN_ISA_AVX2 = 2,   /* with FMA */
-    SCAN_ISA_AVX512 = 3, /* F and DQ */
+    SCAN_ISA_AVX512 = 3, /* F and DQ, with FMA */
 };
 
 /* The best instruction set that this library was built with and this machine has. */

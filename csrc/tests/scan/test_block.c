@@ -3,6 +3,7 @@
  * exactly as large as it may be. */
 #include "check.h"
 #include "exact_block.h"
+#include "float_mode.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -147,18 +148,23 @@ static void run_forward(struct block *block, void *saved)
     free(workspace);
 }
 
-static void run_block(struct block *block)
+static void run_backward(struct block *block, const void *saved)
 {
     const struct block_weights weights = weights_of(block);
     const struct block_gradients grads = gradients_of(block);
-    void *saved = nan_memory(mamba_block_saved_bytes(&block->dims));
-    run_forward(block, saved);
     void *workspace = nan_memory(mamba_block_workspace_bytes(&block->dims));
     const enum scan_status status =
         mamba_block_backward(&block->dims, &weights, block->input.memory, saved,
                              block->grad_out.memory, block->grad_input.memory, &grads, workspace);
     CHECK(status == SCAN_OK, "backward: status %d", (int)status);
     free(workspace);
+}
+
+static void run_block(struct block *block)
+{
+    void *saved = nan_memory(mamba_block_saved_bytes(&block->dims));
+    run_forward(block, saved);
+    run_backward(block, saved);
     free(saved);
 }
 
@@ -297,6 +303,18 @@ static void test_nothing_saved(enum scan_isa isa)
     }
 }
 
+static void test_mode(enum scan_isa isa)
+{
+    struct block_dims dims = random_dims(SCAN_FLOAT32, isa);
+    dims.batch = dims.threads = 3;
+    struct block block = make_block(&dims);
+    void *saved = nan_memory(mamba_block_saved_bytes(&dims));
+    CHECK_MODE_KEPT(run_forward(&block, saved), "forward pass", isa);
+    CHECK_MODE_KEPT(run_backward(&block, saved), "backward pass", isa);
+    free(saved);
+    free_block(&block);
+}
+
 static const struct block_dims SMALL = {.batch = 2,
                                         .length = 3,
                                         .d_model = 4,
@@ -416,6 +434,7 @@ int main(void)
         test_lengths(SCAN_FLOAT32, isa);
         test_threads(isa);
         test_nothing_saved(isa);
+        test_mode(isa);
     }
     test_blocks(SCAN_FLOAT64, SCAN_ISA_SCALAR);
     test_lengths(SCAN_FLOAT64, SCAN_ISA_SCALAR);

@@ -3,6 +3,7 @@
  * as it may be. */
 #include "check.h"
 #include "exact_scan.h"
+#include "float_mode.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -34,41 +35,67 @@ static void check_tensor(const char *what, const char *name, const struct tensor
     CHECK(distance <= tolerance(got), "%s %s: relative distance %.3g", what, name, distance);
 }
 
-static void run_scan(struct scan *scan)
+static struct scan_inputs inputs_of(const struct scan *scan)
 {
-    const struct scan_dims *dims = &scan->dims;
     const struct scan_tensor none = {NULL, {0, 0, 0}};
+    return (struct scan_inputs){input(&scan->u),
+                                input(&scan->delta),
+                                input(&scan->b),
+                                input(&scan->c),
+                                scan->has_z ? input(&scan->z) : none,
+                                scan->a.memory,
+                                scan->has_d ? scan->d.memory : NULL,
+                                scan->has_bias ? scan->bias.memory : NULL,
+                                scan->dims.rank > 0 ? scan->w.memory : NULL};
+}
+
+static struct scan_gradients gradients_of(const struct scan *scan)
+{
     const struct scan_mutable_tensor nothing = {NULL, {0, 0, 0}};
-    const struct scan_inputs inputs = {input(&scan->u),
-                                       input(&scan->delta),
-                                       input(&scan->b),
-                                       input(&scan->c),
-                                       scan->has_z ? input(&scan->z) : none,
-                                       scan->a.memory,
-                                       scan->has_d ? scan->d.memory : NULL,
-                                       scan->has_bias ? scan->bias.memory : NULL,
-                                       dims->rank > 0 ? scan->w.memory : NULL};
-    const struct scan_gradients grads = {scan->grad_u.view,
-                                         scan->grad_delta.view,
-                                         scan->grad_b.view,
-                                         scan->grad_c.view,
-                                         scan->has_z ? scan->grad_z.view : nothing,
-                                         scan->grad_a.memory,
-                                         scan->has_d ? scan->grad_d.memory : NULL,
-                                         scan->has_bias ? scan->grad_bias.memory : NULL,
-                                         dims->rank > 0 ? scan->grad_w.memory : NULL};
-    const struct scan_tensor grad_out = input(&scan->grad_out);
-    const size_t checkpoint_bytes = mamba_scan_checkpoint_bytes(dims);
-    void *checkpoints = nan_memory(checkpoint_bytes > 0 ? checkpoint_bytes : 1);
-    void *workspace = nan_memory(mamba_scan_workspace_bytes(dims));
-    enum scan_status status =
-        mamba_scan_forward(dims, &inputs, &scan->out.view, checkpoints, workspace);
+    return (struct scan_gradients){scan->grad_u.view,
+                                   scan->grad_delta.view,
+                                   scan->grad_b.view,
+                                   scan->grad_c.view,
+                                   scan->has_z ? scan->grad_z.view : nothing,
+                                   scan->grad_a.memory,
+                                   scan->has_d ? scan->grad_d.memory : NULL,
+                                   scan->has_bias ? scan->grad_bias.memory : NULL,
+                                   scan->dims.rank > 0 ? scan->grad_w.memory : NULL};
+}
+
+static void *checkpoints_of(const struct scan *scan)
+{
+    const size_t bytes = mamba_scan_checkpoint_bytes(&scan->dims);
+    return nan_memory(bytes > 0 ? bytes : 1);
+}
+
+static void run_forward(struct scan *scan, void *checkpoints)
+{
+    const struct scan_inputs inputs = inputs_of(scan);
+    void *workspace = nan_memory(mamba_scan_workspace_bytes(&scan->dims));
+    const enum scan_status status =
+        mamba_scan_forward(&scan->dims, &inputs, &scan->out.view, checkpoints, workspace);
     CHECK(status == SCAN_OK, "forward: status %d", status);
     free(workspace);
-    workspace = nan_memory(mamba_scan_workspace_bytes(dims));
-    status = mamba_scan_backward(dims, &inputs, &grad_out, checkpoints, &grads, workspace);
+}
+
+static void run_backward(struct scan *scan, const void *checkpoints)
+{
+    const struct scan_inputs inputs = inputs_of(scan);
+    const struct scan_gradients grads = gradients_of(scan);
+    const struct scan_tensor grad_out = input(&scan->grad_out);
+    void *workspace = nan_memory(mamba_scan_workspace_bytes(&scan->dims));
+    const enum scan_status status =
+        mamba_scan_backward(&scan->dims, &inputs, &grad_out, checkpoints, &grads, workspace);
     CHECK(status == SCAN_OK, "backward: status %d", status);
     free(workspace);
+}
+
+static void run_scan(struct scan *scan)
+{
+    void *checkpoints = checkpoints_of(scan);
+    run_forward(scan, checkpoints);
+    run_backward(scan, checkpoints);
     free(checkpoints);
 }
 
@@ -131,35 +158,138 @@ static void test_threads(enum scan_isa isa)
     }
 }
 
-static void test_refusals(void)
+static void test_mode(enum scan_isa isa)
 {
-    struct scan scan = random_scan(SCAN_FLOAT32, SCAN_ISA_SCALAR, false);
-    struct scan_dims dims = scan.dims;
-    struct scan_inputs inputs;
-    memset(&inputs, 0, sizeof inputs);
-    struct scan_gradients grads;
-    memset(&grads, 0, sizeof grads);
-    const struct scan_tensor grad_out = {NULL, {0, 0, 0}};
+    struct scan scan = random_scan(SCAN_FLOAT32, isa, false);
+    scan.dims.threads = 3;
+    void *checkpoints = checkpoints_of(&scan);
+    CHECK_MODE_KEPT(run_forward(&scan, checkpoints), "forward pass", isa);
+    CHECK_MODE_KEPT(run_backward(&scan, checkpoints), "backward pass", isa);
+    free(checkpoints);
+    free_scan(&scan);
+}
+
+/* A scan of which each tensor is given, with a W or without. */
+static struct scan whole_scan(ptrdiff_t rank)
+{
+    const struct scan_dims dims = {.batch = 2,
+                                   .channels = 3,
+                                   .length = 4,
+                                   .states = 2,
+                                   .rank = rank,
+                                   .threads = 1,
+                                   .type = SCAN_FLOAT32,
+                                   .isa = SCAN_ISA_SCALAR};
+    struct scan scan = make_scan(&dims, false, false);
+    scan.has_z = scan.has_d = scan.has_bias = true;
+    return scan;
+}
+
+/* Both passes return `wanted`, and both sizes are 0. Nothing is read or written. */
+static void check_dims_refused(const struct scan_dims *dims, enum scan_status wanted,
+                               const char *what)
+{
+    struct scan scan = whole_scan(2);
+    const struct scan_inputs inputs = inputs_of(&scan);
+    const struct scan_gradients grads = gradients_of(&scan);
+    const struct scan_tensor grad_out = input(&scan.grad_out);
     char memory[1];
-    dims.length = 0;
-    CHECK(mamba_scan_workspace_bytes(&dims) == 0, "length 0");
-    CHECK(mamba_scan_checkpoint_bytes(&dims) == 0, "length 0");
-    CHECK(mamba_scan_forward(&dims, &inputs, &scan.out.view, NULL, memory) == SCAN_ERROR_DIMS,
-          "length 0");
-    dims.length = 1;
+    CHECK(mamba_scan_workspace_bytes(dims) == 0, "%s", what);
+    CHECK(mamba_scan_checkpoint_bytes(dims) == 0, "%s", what);
+    CHECK(mamba_scan_forward(dims, &inputs, &scan.out.view, memory, memory) == wanted, "%s", what);
+    CHECK(mamba_scan_backward(dims, &inputs, &grad_out, memory, &grads, memory) == wanted, "%s",
+          what);
+    free_scan(&scan);
+}
+
+static void test_refused_dims(void)
+{
+    struct scan scan = whole_scan(2);
+    struct scan_dims dims = scan.dims;
+    ptrdiff_t *const sizes[] = {&dims.batch,  &dims.channels, &dims.length,
+                                &dims.states, &dims.threads,  &dims.rank};
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+        for (ptrdiff_t bad = -1; bad <= (sizes[i] == &dims.rank ? -1 : 0); bad++) {
+            const ptrdiff_t good = *sizes[i];
+            *sizes[i] = bad;
+            char what[40];
+            snprintf(what, sizeof what, "size %zu is %td", i, bad);
+            check_dims_refused(&dims, SCAN_ERROR_DIMS, what);
+            *sizes[i] = good;
+        }
+    }
     dims.isa = 99;
-    CHECK(mamba_scan_workspace_bytes(&dims) == 0, "isa 99");
-    CHECK(mamba_scan_forward(&dims, &inputs, &scan.out.view, NULL, memory) == SCAN_ERROR_ISA,
-          "isa 99");
-    dims.isa = SCAN_ISA_SCALAR;
+    check_dims_refused(&dims, SCAN_ERROR_ISA, "isa 99");
+    dims = scan.dims;
     dims.type = 7;
-    CHECK(mamba_scan_forward(&dims, &inputs, &scan.out.view, NULL, memory) == SCAN_ERROR_ISA,
-          "type 7");
-    dims.type = SCAN_FLOAT32;
-    CHECK(mamba_scan_forward(&dims, &inputs, &scan.out.view, NULL, memory) == SCAN_ERROR_NULL,
-          "no inputs");
-    CHECK(mamba_scan_backward(&dims, &inputs, &grad_out, memory, &grads, memory) == SCAN_ERROR_NULL,
-          "no inputs");
+    check_dims_refused(&dims, SCAN_ERROR_ISA, "type 7");
+    free_scan(&scan);
+}
+
+/* Both passes refuse these inputs. */
+static void check_inputs_refused(const struct scan *scan, const struct scan_inputs *inputs,
+                                 const char *what, int i)
+{
+    const struct scan_gradients grads = gradients_of(scan);
+    const struct scan_tensor grad_out = input(&scan->grad_out);
+    char memory[1];
+    CHECK(mamba_scan_forward(&scan->dims, inputs, &scan->out.view, memory, memory) ==
+              SCAN_ERROR_NULL,
+          "%s %d", what, i);
+    CHECK(mamba_scan_backward(&scan->dims, inputs, &grad_out, memory, &grads, memory) ==
+              SCAN_ERROR_NULL,
+          "%s %d", what, i);
+}
+
+/* Leave out each required input in turn. */
+static void test_missing_inputs(void)
+{
+    struct scan scan = whole_scan(2);
+    struct scan_inputs inputs = inputs_of(&scan);
+    const void **const required[] = {&inputs.u.data, &inputs.delta.data, &inputs.B.data,
+                                     &inputs.C.data, &inputs.A,          &inputs.W};
+    for (int i = 0; i < 6; i++) {
+        const void *const given = *required[i];
+        *required[i] = NULL;
+        check_inputs_refused(&scan, &inputs, "no input", i);
+        *required[i] = given;
+    }
+    struct scan without = whole_scan(0);
+    struct scan_inputs too_many = inputs_of(&without);
+    too_many.W = scan.w.memory;
+    check_inputs_refused(&without, &too_many, "W for rank", 0);
+    free_scan(&without);
+    free_scan(&scan);
+}
+
+/* Leave out the memory of each gradient, and each buffer. */
+static void test_missing_gradients_and_buffers(void)
+{
+    struct scan scan = whole_scan(2);
+    const struct scan_inputs inputs = inputs_of(&scan);
+    const struct scan_tensor grad_out = input(&scan.grad_out), no_grad_out = {NULL, {0, 0, 0}};
+    const struct scan_mutable_tensor no_out = {NULL, {0, 0, 0}};
+    struct scan_gradients grads = gradients_of(&scan);
+    void **const required[] = {&grads.u.data, &grads.delta.data, &grads.B.data,
+                               &grads.C.data, &grads.z.data,     &grads.A,
+                               &grads.D,      &grads.delta_bias, &grads.W};
+    char memory[1];
+    for (int i = 0; i < 9; i++) {
+        void *const given = *required[i];
+        *required[i] = NULL;
+        CHECK(mamba_scan_backward(&scan.dims, &inputs, &grad_out, memory, &grads, memory) ==
+                  SCAN_ERROR_NULL,
+              "no gradient %d", i);
+        *required[i] = given;
+    }
+    const enum scan_status got[] = {
+        mamba_scan_forward(&scan.dims, &inputs, &no_out, memory, memory),
+        mamba_scan_forward(&scan.dims, &inputs, &scan.out.view, memory, NULL),
+        mamba_scan_backward(&scan.dims, &inputs, &no_grad_out, memory, &grads, memory),
+        mamba_scan_backward(&scan.dims, &inputs, &grad_out, NULL, &grads, memory),
+        mamba_scan_backward(&scan.dims, &inputs, &grad_out, memory, &grads, NULL)};
+    for (int i = 0; i < 5; i++)
+        CHECK(got[i] == SCAN_ERROR_NULL, "buffer %d: status %d", i, (int)got[i]);
     free_scan(&scan);
 }
 
@@ -171,12 +301,15 @@ int main(void)
         printf("instruction set %d\n", (int)isa);
         test_scans(SCAN_FLOAT32, isa);
         test_threads(isa);
+        test_mode(isa);
     }
     CHECK(mamba_scan_isa_works(mamba_scan_best_isa()), "the best instruction set works");
 #if defined(__aarch64__)
     CHECK(mamba_scan_best_isa() == SCAN_ISA_NEON, "arm64 without NEON");
 #endif
     test_scans(SCAN_FLOAT64, SCAN_ISA_SCALAR);
-    test_refusals();
+    test_refused_dims();
+    test_missing_inputs();
+    test_missing_gradients_and_buffers();
     return check_summary();
 }
