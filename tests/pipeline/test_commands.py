@@ -149,7 +149,7 @@ def test_pytorch_is_timed_per_image_in_microseconds(monkeypatch: pytest.MonkeyPa
             clock.now += next(seconds)
             sizes.append(tuple(pixels.shape))
 
-    monkeypatch.setattr(benchmark.time, "perf_counter", lambda: clock.now)
+    monkeypatch.setattr(benchmark, "time", SimpleNamespace(perf_counter=lambda: clock.now))
     model: Any = Model()
     assert benchmark.pytorch_us(model, 50, 3) == pytest.approx(2.0 / 50 * 1e6)
     assert sizes == [(50, 2, 3)] * 4
@@ -239,7 +239,7 @@ def test_the_demo_prints_accuracy_and_times_of_its_own_results(
     monkeypatch.setattr(demo, "check_repository", lambda: None)
     monkeypatch.setattr(demo, "run_experiment", lambda env: None)
     monkeypatch.setattr(demo, "result", files.__getitem__)
-    monkeypatch.setattr(demo.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(demo, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     replace_argv(monkeypatch)
     demo.main()
     said = capsys.readouterr().out
