@@ -93,10 +93,15 @@ def test_pixels_out_of_range_are_the_caller_s_mistake(
     served_model: serving.EngineModel, place: tuple[int, ...], value: float, words: str
 ) -> None:
     images = np.zeros((2, 2, 2), np.float32)
-    images[place] = value
+    images[place], images[1, 1, 1] = value, 9  # the first wrong one is named
     with pytest.raises(MlflowException, match=words) as error:
         served_model.predict(None, images)
     assert error.value.get_http_status_code() == 400
+
+
+def test_the_ends_of_the_range_of_pixels_belong_to_it(served_model: serving.EngineModel) -> None:
+    images = np.array([[[0, 1], [1, 0]]], np.float32)
+    assert served_model.predict(None, images)["prediction"].shape == (1,)
 
 
 def test_another_shape_is_the_caller_s_mistake(served_model: serving.EngineModel) -> None:
