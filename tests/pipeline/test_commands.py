@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from mnist_mamba.atomic_write import write_json
 from mnist_mamba.data.corruptions import CORRUPTIONS
 from mnist_mamba.data.idx import read_images, write_idx
-from mnist_mamba.data.splits import LabelledImages, split
+from mnist_mamba.data.splits import DataError, LabelledImages, split
 from mnist_mamba.engine.format import read_model
 from mnist_mamba.model import MambaClassifier
 from mnist_mamba.training.checkpoint import Checkpoint, save_checkpoint
@@ -38,16 +38,23 @@ from pipeline import (
     train,
 )
 from pipeline.common import command, dvc_lock, paths, run_engine
+from pipeline.common import git as git_module
 from pipeline.common.content_key import content_key
 from pipeline.common.nested import flatten, look_up
 from pipeline.common.params import DataParams, load_params
+from pipeline.common.prepared_data import (
+    read_info,
+    read_split,
+    read_training_data,
+    write_splits,
+)
 from pipeline.common.timings import format_ratio, format_value
 from pipeline.evaluate import ParityError
 from pipeline.series import engine_speed
 from pipeline.series import trainings as series
 from tests.pipeline.conftest import CONFIG
 from tests.pipeline.imports import ROOT
-from tests.pipeline.project import SMALL, set_params
+from tests.pipeline.project import SMALL, git, set_params
 
 Call = tuple[Any, ...]
 
@@ -571,6 +578,70 @@ def test_track_writes_the_key_for_git_and_for_this_database(
 
 
 # shared parts
+
+
+def test_prepared_data_names_the_file_that_is_missing_or_does_not_fit(project: Path) -> None:
+    for part in ("train", "val", "test"):
+        for path in (paths.images(paths.PREPARED, part), paths.labels(paths.PREPARED, part)):
+            content = path.read_bytes()
+            path.unlink()
+            words = rf"^{path} not found: run `python -m pipeline\.prepare` first$"
+            with pytest.raises(FileNotFoundError, match=words):
+                read_split(paths.PREPARED, part, "prepare")
+            path.write_bytes(content)
+        labels = paths.labels(paths.PREPARED, part)
+        write_idx(labels, np.zeros(4, np.uint8))
+        words = rf"{part}-images.idx has 3 images, but {labels} has 4 labels: .*pipeline\.download"
+        with pytest.raises(DataError, match=words):
+            read_split(paths.PREPARED, part, "download")
+    paths.DATA_INFO.unlink()
+    with pytest.raises(FileNotFoundError, match=rf"^{paths.DATA_INFO} not found: run `python -m"):
+        read_info()
+
+
+def test_training_data_is_the_training_split_with_the_validation_split_if_asked_for(
+    project: Path,
+) -> None:
+    train_set, val_set = read_training_data(on_val=False)
+    assert val_set is not None
+    assert (train_set.images.max(), val_set.images.max()) == (0, 1)
+    joined, nothing = read_training_data(on_val=True)
+    assert nothing is None
+    np.testing.assert_array_equal(joined.images[:, 0, 0], [0, 0, 0, 1, 1, 1])
+    assert joined.labels.tolist() == [0, 0, 1, 0, 0, 1]
+
+
+def test_splits_that_cannot_be_written_leave_no_old_ones_to_mix_with(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    splits = {name: read_split(paths.PREPARED, name, "prepare") for name in ("train", "val")}
+
+    def full(path: Path, _: Any) -> None:
+        raise OSError(f"{path}: disk full")
+
+    monkeypatch.setattr("pipeline.common.prepared_data.write_idx", full)
+    with pytest.raises(OSError, match="disk full"):
+        write_splits(paths.PREPARED, splits)
+    left = {path.name for path in paths.PREPARED.glob("*.idx")}
+    assert left == {"test-images.idx", "test-labels.idx"}
+
+
+def test_git_says_what_it_refused_and_unpacks_a_revision(
+    project: Path, home: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    assert git_module.head(project) is None
+    git(project, home, "init", "-q")
+    git(project, home, "add", "gate.yaml", "pipeline/demo.py")
+    git(project, home, "commit", "-qm", "start")
+    assert git_module.head(project) == git_module.git("rev-parse", "HEAD").strip()
+    (project / "gate.yaml").write_text("changed", encoding="utf-8")
+    folder = tmp_path_factory.mktemp("unpacked")
+    git_module.unpack_revision("HEAD", folder)
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert files == {"gate.yaml", "pipeline/demo.py"}
+    assert (folder / "gate.yaml").read_bytes() == (ROOT / "gate.yaml").read_bytes()
+    with pytest.raises(git_module.GitError, match=r"^git show nowhere: .*nowhere"):
+        git_module.git("show", "nowhere")
 
 
 @pytest.mark.parametrize(
