@@ -230,10 +230,11 @@ def test_without_mamba_ssm(
     [
         (WORKING, None),
         (WRONG_OUTPUT, "wrong output"),
+        (WRONG_OUTPUT.replace("1.01", "float('nan')"), "wrong output"),
         (WRONG_GRADIENT, "wrong gradient of A"),
         ("def selective_scan_fn(**_): 1 / 0\nselective_scan_cuda = 1", "fails.*ZeroDivisionError"),
     ],
-    ids=["working", "output", "gradient", "failing"],
+    ids=["working", "output", "nan", "gradient", "failing"],
 )
 def test_a_mamba_ssm_that_computes_something_else_is_refused(
     fresh: None,
