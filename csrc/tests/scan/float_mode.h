@@ -1,4 +1,5 @@
-/* What a kernel does to the processor's mode, in which denormals count or are zero. */
+/* A check that a kernel keeps the mode in which the processor counts denormals, or takes them for
+ * 0. */
 #ifndef MAMBA_TESTS_FLOAT_MODE_H
 #define MAMBA_TESTS_FLOAT_MODE_H
 
@@ -7,7 +8,7 @@
 
 #include <float.h>
 
-/* In this thread. */
+/* Return whether denormals count in this thread. */
 static bool denormals_count(void)
 {
     volatile float smallest = FLT_MIN;
@@ -15,7 +16,8 @@ static bool denormals_count(void)
     return half != 0;
 }
 
-/* In each of three threads, which inherit the mode of the one that creates them. */
+/* Return whether they count in each of three threads, which inherit the mode of the one that
+ * creates them. */
 static bool denormals_count_everywhere(void)
 {
     bool count = true;
