@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
+from pipeline.common.params import read_yaml
 
 LOCK = Path("dvc.lock")
 
 
 def read_lock(path: Path = LOCK) -> dict[str, Any]:
     """Return the content of a dvc.lock."""
-    lock: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    lock: dict[str, Any] = read_yaml(path, path)
     return lock
 
 
