@@ -51,9 +51,11 @@ def test_a_run_is_whole_and_a_second_upsert_changes_nothing(project: Path) -> No
         log_point(POINTS[0])
     assert [run.info.status for run in runs(params)] == ["FINISHED"]
     assert runs(params)[0].data.tags["pipeline"] == "training alone"
+    ended = runs(params)[0].info.end_time
     key = tracked_run.upsert(params)
     assert tracked_run.upsert(params) == key == content_key(params)
     (run,) = runs(params)
+    assert run.info.end_time == ended  # and so is the run's duration
     assert run.data.tags["content_key"] == key
     assert run.data.tags["pipeline"] == "whole"
     assert run.data.params["model.d_model"] == "16"
