@@ -179,10 +179,10 @@ test-big-endian: $(BUILD)/plain/mamba $(BUILD)/plain/tests/test_idx
 	    [ $$code -eq 4 ] && case "$$message" in *"byte order"*) ;; *) false;; esac || exit 1; done
 
 # valgrind has no AVX-512, so the AVX2 kernels run. Left out are test_allocation, which replaces
-# malloc, and test_kernels, which runs each function on millions of floats (test_forward runs the
-# same code).
+# malloc, and test_kernels and test_numbers, which run the kernels on millions of floats
+# (test_forward runs the same code).
 VALGRIND := valgrind -q --leak-check=full --error-exitcode=9
-VALGRIND_TESTS := $(filter-out test_allocation test_kernels,$(ENGINE_TESTS))
+VALGRIND_TESTS := $(filter-out test_allocation test_kernels test_numbers,$(ENGINE_TESTS))
 VALGRIND_PROGRAMS := $(addprefix $(BUILD)/plain/tests/,$(VALGRIND_TESTS))
 test-valgrind: $(VALGRIND_PROGRAMS) $(BUILD)/plain/mamba ## run the C tests under valgrind
 	@command -v valgrind >/dev/null || { echo "error: valgrind not found: install it" >&2; exit 1; }
