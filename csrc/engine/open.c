@@ -33,6 +33,7 @@ static mamba_status load(struct mamba_model *model, const char *path, mamba_erro
 static mamba_status new_model(mamba_model **out, struct file_bytes file, const char *path,
                               mamba_error *error)
 {
+    const uint64_t saved = denormals_off();
     struct mamba_info info;
     struct mamba_model *model = NULL;
     mamba_status status = mamba_check_header(&info, &file, path, error);
@@ -44,11 +45,11 @@ static mamba_status new_model(mamba_model **out, struct file_bytes file, const c
     }
     if (!model) {
         mamba_file_close(&file);
+        denormals_restore(saved);
         return status;
     }
     model->file = file;
     model->info = info;
-    const uint64_t saved = denormals_off();
     for (int i = 0; i < 256; i++)
         model->pixel_values[i] = ((float)i / 255.0f - info.pixel_mean) / info.pixel_std;
     status = load(model, path, error);

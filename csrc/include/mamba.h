@@ -115,8 +115,8 @@ MAMBA_API mamba_status mamba_context_init(mamba_context **out, const mamba_model
 
 /* Classifies one image: sets `logits` [n_classes]. `pixels` [height, width] should be in 0..1,
  * which is not checked. Returns MAMBA_ERR_ARGUMENT for a NULL argument, MAMBA_ERR_MODEL if a number
- * anywhere in the pass is not finite (finite weights can overflow, and so can pixels outside 0..1),
- * else MAMBA_OK.
+ * that a logit depends on is not finite (finite weights can overflow, and so can pixels outside
+ * 0..1), else MAMBA_OK.
  *
  * While a model is opened or runs, the processor rounds to nearest, raises no exceptions and counts
  * denormal numbers as zero (so that a black image takes no longer than a digit). The caller's mode

@@ -49,7 +49,9 @@ size_t argmax(const float *logits, size_t n)
 int choose_threads(int wanted, int otherwise)
 {
     if (wanted > 1 && mamba_max_threads() == 1) {
-        fprintf(stderr, "mamba: warning: built for one thread; run `make omp` for more\n");
+        fprintf(
+            stderr,
+            "mamba: warning: one thread runs: OMP_NUM_THREADS, or a build without `make omp`\n");
         return 1;
     }
     return wanted ? wanted : otherwise;
@@ -124,7 +126,7 @@ mamba_status write_file(const char *path, const void *data, size_t bytes, mamba_
     char buffer[PATH_MAX], temporary[PATH_MAX + 32];
     struct stat old;
     const bool exists = stat(path, &old) == 0;
-    if (exists && (!S_ISREG(old.st_mode) || is_standard_stream(&old)))
+    if (exists && (!S_ISREG(old.st_mode) || !old.st_nlink || is_standard_stream(&old)))
         return mamba_fail(error, MAMBA_ERR_IO, path,
                           "expected a regular file other than stdout and stderr");
     const char *target = find_target(path, exists, buffer);

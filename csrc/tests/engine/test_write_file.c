@@ -197,7 +197,17 @@ static void test_other_kinds(void)
         CHECK(status == MAMBA_ERR_IO && holds("file", "old"), "descriptor %d: status %d", fd,
               (int)status);
     }
+    /* A deleted file has the name "file (deleted)" in /proc, which may be another file's. */
+    const int deleted = open("file", O_WRONLY);
+    char name[40];
+    snprintf(name, sizeof name, "/proc/self/fd/%d", deleted);
     unlink("file");
+    put("file (deleted)", "another");
+    if (deleted >= 0 && access(name, F_OK) == 0)
+        expect_refused(name, reason);
+    CHECK(holds("file (deleted)", "another"), "another file was replaced");
+    close(deleted);
+    unlink("file (deleted)");
 }
 
 /* A disk can be full, and each call can fail: the old file stays, and no other. */

@@ -195,6 +195,7 @@ class Engine:
         Raises:
             ValueError: another shape or dtype, or values outside [0, 1].
             EngineError: the logits are not finite, or the engine was closed.
+            MemoryError: no memory for the batch.
         """
         model = self._model  # stays open until this call ends
         if model is None:
