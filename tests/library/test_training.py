@@ -472,8 +472,9 @@ import resource, sys
 from pathlib import Path
 from mnist_mamba.training.checkpoint import CheckpointError, load_checkpoint
 
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def peak():  # not ru_maxrss, which a child inherits from the process that started it
+    status = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
 
 load_checkpoint(Path(sys.argv[1]))
 before = peak()

@@ -369,6 +369,8 @@ static void test_decays(const struct mamba_kernels *kernels, bool tied)
 {
     enum { LENGTH = 2, STATES = 3 };
     const struct sequence sequence = {.length = LENGTH, .stride = PAD};
+    volatile float smallest = 0x1p-126f;
+    const bool keeps_denormals = smallest / 2.0f != 0.0f; /* 32-bit arm: denormals.h has no mode */
     const float decays[] = {-127.5f, -200.0f, -3e38f, -INFINITY, 127.0f, 128.5f, 200.0f, 3e38f};
     const float bc[2 * STATES * LENGTH] = {[0] = 1, [STATES] = 1, [3 * STATES] = 1};
     for (size_t i = 0; i < sizeof decays / sizeof *decays; i++) {
@@ -389,8 +391,9 @@ static void test_decays(const struct mamba_kernels *kernels, bool tied)
             tied};
         kernels->scan(y, &inputs, state, sequence);
         for (size_t lane = 0; lane < PAD && decays[i] < 0; lane++)
-            CHECK(y[lane] > 7e36f && y[PAD + lane] == 0.0f, "%s: 2^%g: got %g, then %g",
-                  kernels->name, (double)decays[i], (double)y[lane], (double)y[PAD + lane]);
+            CHECK(y[lane] > 7e36f && (y[PAD + lane] == 0.0f || (keeps_denormals && i == 0)),
+                  "%s: 2^%g: got %g, then %g", kernels->name, (double)decays[i], (double)y[lane],
+                  (double)y[PAD + lane]);
         for (size_t lane = 0; lane < PAD && decays[i] > 0; lane++)
             CHECK(isfinite(y[lane]) == (decays[i] < 128.0f), "%s: 2^%g: got %g", kernels->name,
                   (double)decays[i], (double)y[lane]);
