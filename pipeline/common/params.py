@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.error import MarkedYAMLError
 
 from mnist_mamba.config import (
     LIMITS,
@@ -251,8 +251,10 @@ def read_yaml(content: Path | str, source: str | Path) -> Any:
     except MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ParamsError(f"{source} is not valid YAML: {error.problem}{line}") from error
-    except YAMLError as error:
-        raise ParamsError(f"{source} is not valid YAML: {error}") from error
+    except OSError:
+        raise
+    except Exception as error:  # ruamel.yaml's constructors raise many kinds, as for `!!int x`
+        raise ParamsError(f"{source} is not valid YAML: {error!r}") from error
 
 
 def load_params(path: Path = PARAMS_FILE) -> Params:
@@ -273,7 +275,18 @@ def parse(kind: type[Parsed], content: Any, source: str) -> Parsed:
     """
     try:
         # As JSON, in which a list can be a tuple, and a mapping a dataclass.
-        return kind.model_validate_json(json.dumps(content, default=str))
+        text = json.dumps(content)
+    except (
+        TypeError,
+        ValueError,
+        RecursionError,
+    ) as error:  # a date, an anchor in itself
+        raise ParamsError(
+            f"{source}: {error}: expected mappings of lists, numbers, true, false, null and text; "
+            "put a date in quotes"
+        ) from error
+    try:
+        return kind.model_validate_json(text)
     except ValidationError as error:
         lines = [_explain(source, problem) for problem in error.errors()]
         raise ParamsError("\n".join(lines)) from error
@@ -284,8 +297,10 @@ def _explain(source: str, problem: Any) -> str:
     cause = problem.get("ctx", {}).get("error")
     if isinstance(cause, ConfigError):  # names the key within its section
         return f"{source}: {key}.{_in_keys(cause)}"
-    if not key:  # a check across sections, which names the keys
+    if not key and cause:  # a check across sections, which names the keys
         return f"{source}: {cause}"
+    if not key:
+        return f"{source}: got {problem['input']!r}, expected a mapping of keys to values"
     if problem["type"] == "missing":
         return f"{source}: {key}: missing, expected a value"
     if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):

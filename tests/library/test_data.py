@@ -240,7 +240,10 @@ def test_load_mnist_reads_no_more_of_a_mirror_than_mnist_can_have(
         load_mnist(str(mnist_like))
 
 
-@pytest.mark.parametrize("mirror", ["/nowhere/at/all", "http://127.0.0.1:9", "http://bad host/"])
+@pytest.mark.parametrize(
+    "mirror",
+    ["/nowhere/at/all", "http://127.0.0.1:9", "http://bad host/", "~nobody-of-this-name/mnist"],
+)
 def test_load_mnist_falls_back_to_the_network_if_the_mirror_lacks_files(
     mnist_like: Path, mirror: str, caplog: pytest.LogCaptureFixture
 ) -> None:

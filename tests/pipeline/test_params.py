@@ -233,7 +233,26 @@ def test_the_known_sizes_are_those_of_the_data() -> None:
 def test_missing_or_broken_file(tmp_path: Path) -> None:
     with pytest.raises(ParamsError, match="run in the project's folder"):
         load_params(tmp_path / "params.yaml")
-    for content in (b"a: [", b"a: \xff", b"a: !!python/object:os.system x"):
+    broken = (b"a: [", b"a: \xff", b"a: !!python/object:os.system x", b"a: !!int x", b"a: !!bool x")
+    for content in (*broken, b"%YAML 1.3\n---\na: 1", b"a: 2020-13-45"):
         (tmp_path / "params.yaml").write_bytes(content)
         with pytest.raises(ParamsError, match="not valid YAML"):
             load_params(tmp_path / "params.yaml")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "got None, expected a mapping of keys to values"),
+        ("[1]", r"got \[1\], expected a mapping of keys to values"),
+        ("data: 2020-01-01", "date is not JSON serializable: .*put a date in quotes"),
+        ("data: !!binary aGk=", "bytes is not JSON serializable: expected mappings"),
+        ("? [1, 2]\n: 3", "keys must be str.* not tuple: expected mappings"),
+        ("data: &a [*a]", "Circular reference detected: expected mappings"),
+    ],
+)
+def test_content_that_is_not_plain_is_refused(content: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(ParamsError, match=rf"^{re.escape(str(path))}: .*{message}"):
+        load_params(path)

@@ -116,7 +116,7 @@ def _copy_from_mirror(mirror: str, raw: Path, md5s: dict[str, str]) -> None:
     for name, md5 in md5s.items():
         try:
             data = _fetch(mirror, name)
-        except (OSError, ValueError, HTTPException) as error:
+        except (OSError, ValueError, RuntimeError, HTTPException) as error:  # ~name of nobody
             logger.warning("MNIST_MIRROR = %s: cannot get %s: %s", mirror, name, error)
             return
         if hashlib.md5(data, usedforsecurity=False).hexdigest() != md5:
