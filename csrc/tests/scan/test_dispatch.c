@@ -19,6 +19,7 @@ static bool has(const char *feature)
 #define mamba_scan_isa_works isa_works
 #define mamba_scan_best_isa best_isa
 #define mamba_scan_work_plan work_plan_again
+#define mamba_scan_threads threads_again
 #include "../../scan/dispatch.c"
 
 static void test_features(void)
