@@ -247,6 +247,9 @@ def test_changes_that_keep_the_results_keep_the_key(project: Path) -> None:
     key = content_key(load_params())
     set_params(project, {**SMALL, "benchmark.rounds": 3, "tracking.experiment": "other"})
     (project / "pipeline/benchmark.py").write_text("# another way to measure\n", encoding="utf-8")
+    compiled = project / "src/mnist_mamba/scan/__pycache__/other.pyc"
+    compiled.parent.mkdir(parents=True, exist_ok=True)
+    compiled.write_bytes(b"compiled")
     assert content_key(load_params()) == key
 
 

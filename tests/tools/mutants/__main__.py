@@ -116,7 +116,7 @@ RELATED: list[tuple[str, list[Command]]] = [
     ("pipeline/common/command.py", [pipeline("command*", "gate*"), pipeline("trainings")]),
     ("pipeline/train.py", [pipeline("train*")]),
     ("pipeline/common/training_files.py", [pipeline("train*")]),
-    ("pipeline/", [pipeline("stages")]),
+    ("pipeline/", [pipeline("commands"), pipeline("stages")]),
 ]
 """The tests to run first, by the beginning of the mutant's path; the first match counts."""
 
