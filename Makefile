@@ -106,7 +106,8 @@ kernels: $(INSTALLED) ## build the training kernels now, not on first use
 CHECK_C := $(addprefix $(BUILD)/plain/tests/,test_model test_forward test_golden test_numbers \
     test_bench)
 CHECK_LIBRARY := tests/library $(addprefix --ignore=tests/library/,test_training.py \
-    test_training_figures.py test_scan_triton.py test_differential.py test_allocator.py)
+    test_loading.py test_training_figures.py test_scan_triton.py test_differential.py \
+    test_allocator.py)
 
 check: $(INSTALLED) style $(BUILD)/plain/mamba $(CHECK_C) ## run what takes less than a minute
 	@for test in $(CHECK_C); do echo "== $$test"; $$test || exit 1; done

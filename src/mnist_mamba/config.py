@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import reprlib
 import sys
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
@@ -128,18 +129,22 @@ def oversized_activations(
     return None
 
 
-def _check(name: str, value: object, hint: Any) -> None:
-    """Check a value by its annotation: one of a Literal, a bool, or in a range of Annotated."""
+def check_value(name: str, value: object, hint: Any) -> None:
+    """Check a value by its annotation: one of a Literal, a class, or in a range of Annotated.
+
+    Raises:
+        ConfigError: the value does not fit.
+    """
     expected = None
     if get_origin(hint) is Literal and value not in get_args(hint):
         expected = f"one of {', '.join(get_args(hint))}"
-    elif hint is bool and not isinstance(value, bool):
-        expected = "true or false"
+    elif isinstance(hint, type) and not isinstance(value, hint):
+        expected = "true or false" if hint is bool else f"a value of type {hint.__name__}"
     for allowed in getattr(hint, "__metadata__", ()):
         if isinstance(allowed, Range) and value not in allowed:
             expected = str(allowed)
     if expected is not None:
-        raise ConfigError(f"{name} = {value!r}: expected {expected}")
+        raise ConfigError(f"{name} = {reprlib.repr(value)}: expected {expected}")
 
 
 @functools.cache
@@ -147,17 +152,17 @@ def _hints(kind: Any) -> dict[str, Any]:
     return get_type_hints(kind, include_extras=True)
 
 
-class _Checked:
+class Checked:
     """A dataclass whose values are checked by the annotations of its fields."""
 
     def __post_init__(self) -> None:
         kind: Any = type(self)
         for name, hint in _hints(kind).items():
-            _check(name, getattr(self, name), hint)
+            check_value(name, getattr(self, name), hint)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ModelChoices(_Checked):
+class ModelChoices(Checked):
     """The user's choices of a classifier, without what the data set determines.
 
     Raises:
@@ -192,18 +197,24 @@ class ModelChoices(_Checked):
     """Classifiers of this shape whose logits are averaged."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "patch", tuple(self.patch))
+        self._check_patch()
         super().__post_init__()
-        _check("d_inner", self.d_inner, Annotated[int, LIMITS["d_inner"]])
+        check_value("d_inner", self.d_inner, Annotated[int, LIMITS["d_inner"]])
         if self.resolved_dt_rank not in LIMITS["dt_rank"]:
-            raise ConfigError(f"dt_rank = {self.dt_rank!r}: expected {LIMITS['dt_rank']} or 'auto'")
+            got = reprlib.repr(self.dt_rank)
+            raise ConfigError(f"dt_rank = {got}: expected {LIMITS['dt_rank']} or 'auto'")
         for name in ("dt_min", "dt_init_floor"):
             if getattr(self, name) > self.dt_max:
                 raise ConfigError(f"{name} = {getattr(self, name)} is above dt_max = {self.dt_max}")
-        if len(self.patch) != 2 or not all(side in LIMITS["height"] for side in self.patch):
-            raise ConfigError(
-                f"patch = {list(self.patch)}: expected [height, width], each {LIMITS['height']}"
-            )
+
+    def _check_patch(self) -> None:
+        """Check the patch, and make a list, which is JSON's and YAML's kind, a tuple."""
+        allowed = LIMITS["height"]
+        patch: Any = list(self.patch) if isinstance(self.patch, tuple) else self.patch
+        if not isinstance(patch, list) or len(patch) != 2 or any(n not in allowed for n in patch):
+            got = reprlib.repr(patch)
+            raise ConfigError(f"patch = {got}: expected [height, width], each {allowed}")
+        object.__setattr__(self, "patch", tuple(patch))
 
     @property
     def d_inner(self) -> int:
@@ -279,7 +290,7 @@ class ModelConfig(ModelChoices):
             ConfigError: unknown or missing keys, or values that do not pass the checks.
         """
         known = {field.name for field in dataclasses.fields(cls)}
-        if unknown := sorted(set(values) - known):
+        if unknown := sorted(map(str, values.keys() - known)):
             raise ConfigError(f"unknown model settings: {', '.join(unknown)}")
         if missing := sorted({"height", "width", "n_classes"} - set(values)):
             raise ConfigError(f"missing model settings: {', '.join(missing)}")
@@ -291,7 +302,7 @@ SCANS: dict[str, tuple[str, ...]] = {"cpu": ("cpu",), "cuda": ("triton", "cuda")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AugmentConfig(_Checked):
+class AugmentConfig(Checked):
     """Largest random changes of an image, drawn uniformly and independently per image.
 
     0 turns a change off.
@@ -338,7 +349,7 @@ _CHANGES = ("rotate", "scale", "shear", "shift", "elastic")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainConfig(_Checked):
+class TrainConfig(Checked):
     """How a model is trained.
 
     Raises:

@@ -4,14 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import io
-import math
-import re
-import subprocess
-import sys
-import zipfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -21,27 +14,20 @@ from mnist_mamba.config import AugmentConfig, ModelConfig, OptimizerName, TrainC
 from mnist_mamba.data.splits import LabelledImages
 from mnist_mamba.model import Classifier, MambaClassifier, MambaEnsemble, build_classifier
 from mnist_mamba.training import loop
-from mnist_mamba.training.checkpoint import (
-    Checkpoint,
-    CheckpointError,
-    load_checkpoint,
-    save_checkpoint,
-)
 from mnist_mamba.training.distributed import Processes
 from mnist_mamba.training.ema import Ema
-from mnist_mamba.training.epoch import EpochReport, TrainingState
+from mnist_mamba.training.epoch import CurvePoint, EpochReport, TrainingState
 from mnist_mamba.training.evaluation import Scores, predict, score
 from mnist_mamba.training.flat_parameters import FlatParameters
 from mnist_mamba.training.loop import TrainingError, train
 from mnist_mamba.training.optimizer import learning_rate, split_parameters
 from mnist_mamba.training.resume import (
-    ResumeError,
     SavedTraining,
     parse_training,
     save_training,
 )
 from mnist_mamba.training.trainer import NonFiniteError, Trainer
-from tests.models import ARCHITECTURES, make_images, make_model
+from tests.models import make_images, make_model
 
 MODEL = ModelConfig(
     height=8, width=8, n_classes=3, d_model=16, n_layers=2, d_state=4, pixel_mean=0.5, pixel_std=0.3
@@ -171,6 +157,12 @@ RESUMED = TrainConfig(epochs=2, batch_size=20, save_every=2)
 """Five steps per epoch, the last with 16 images."""
 
 
+def curve_point(epoch: int) -> CurvePoint:
+    """Return some epoch's point of the learning curves, without validation."""
+    val = {"val_loss": None, "val_accuracy": None}
+    return {"epoch": epoch, "lr": 0.1, "train_loss": 1.5, "train_accuracy": 0.5, **val}
+
+
 def saved_states(
     config: TrainConfig, path: Path, dims: ModelConfig = MODEL
 ) -> tuple[list[bytes], Classifier, list[EpochReport]]:
@@ -178,7 +170,8 @@ def saved_states(
     files: list[bytes] = []
 
     def save(state: TrainingState) -> None:
-        save_training(path, SavedTraining("key", state, [], b""))
+        points = [curve_point(epoch) for epoch in range(1, state.epoch)]
+        save_training(path, SavedTraining("key", state, points, b""))
         files.append(path.read_bytes())
 
     torch.manual_seed(0)
@@ -217,56 +210,6 @@ def test_saving_states_changes_no_bit_of_the_weights(tmp_path: Path) -> None:
     assert (len(often), len(seldom)) == (9, 1)
     for name, value in model.state_dict().items():
         assert torch.equal(value, other.state_dict()[name]), name
-
-
-def test_a_saved_training_round_trips(tmp_path: Path) -> None:
-    path = tmp_path / "state"
-    state = TrainingState(2, 3, 1.5, 7, torch.Generator().get_state(), {"a": torch.ones(2)})
-    for best in (b"", bytes(range(256))):
-        saved = SavedTraining("key", state, [{"epoch": 1, "lr": 0.1}], best)
-        save_training(path, saved)
-        again = parse_training(path.read_bytes(), path)
-        assert (again.key, again.points, again.best_checkpoint) == ("key", saved.points, best)
-        assert (again.state.epoch, again.state.steps, again.state.loss_sum) == (2, 3, 1.5)
-        assert torch.equal(again.state.trainer["a"], torch.ones(2))
-        assert [file.name for file in tmp_path.iterdir()] == ["state"]
-
-
-def test_a_damaged_training_state_is_refused(tmp_path: Path) -> None:
-    good = saved_states(dataclasses.replace(RESUMED, epochs=1), tmp_path / "state")[0][0]
-    flipped = bytearray(good)
-    flipped[-5000] ^= 1
-    for data, message in (
-        (b"", "begins with b''"),
-        (b"hello", "begins with b'hello'"),
-        (good[:20], "begins with"),
-        (good[:40], "is damaged"),
-        (good[:-1], "is damaged"),
-        (good + b"x", "is damaged"),
-        (bytes(flipped), "is damaged"),
-    ):
-        with pytest.raises(ResumeError, match=rf"folder/file {message}.*delete it, or omit --res"):
-            parse_training(data, Path("folder/file"))
-
-
-def test_a_training_state_runs_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    path = tmp_path / "state"
-    state = TrainingState(1, 0, 0.0, 0, torch.zeros(1), {"evil": Evil()})
-    save_training(path, SavedTraining("key", state, [], b""))
-    with pytest.raises(ResumeError, match="does not hold a training's state"):
-        parse_training(path.read_bytes(), path)
-    assert not Path("pwned").exists()
-
-
-def test_a_training_state_s_points_are_a_list(tmp_path: Path) -> None:
-    """A tensor can be a view of any length, which a loop over it would unpack."""
-    path = tmp_path / "state"
-    state = TrainingState(1, 0, 0.0, 0, torch.zeros(1), {})
-    view: Any = torch.zeros(1).expand(10**6)
-    save_training(path, SavedTraining("key", state, view, b""))
-    with pytest.raises(ResumeError, match="points are a Tensor, expected a list"):
-        parse_training(path.read_bytes(), path)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
@@ -410,167 +353,3 @@ def test_score_matches_accuracy_and_cross_entropy_of_the_logits() -> None:
     assert scores.accuracy == pytest.approx(6 / 7)
     log_p = logits.double().log_softmax(dim=1)
     assert scores.loss == pytest.approx(-float(log_p[torch.arange(7), labels].mean()))
-
-
-@pytest.mark.parametrize("name", ARCHITECTURES)
-def test_checkpoint_round_trip(name: str, tmp_path: Path) -> None:
-    model = make_model(name)
-    save_checkpoint(tmp_path / "a.pth", Checkpoint(model, 3, 0.5))
-    loaded = load_checkpoint(tmp_path / "a.pth", scan="reference")
-    assert (loaded.epoch, loaded.val_accuracy) == (3, 0.5)
-    pixels = make_images(model.config, 2).float() / 255
-    assert torch.equal(loaded.model(pixels), model(pixels))
-    assert [path.name for path in tmp_path.iterdir()] == ["a.pth"]
-
-
-def test_a_checkpoint_in_training_is_that_of_the_same_weights_elsewhere(tmp_path: Path) -> None:
-    """A trainer's weights are views of larger vectors, which are not written."""
-    model = make_model("conv_local_cross")
-    other = copy.deepcopy(model)
-    alone = save_checkpoint(tmp_path / "alone.pth", Checkpoint(other, 1, None))
-    Trainer(model, TrainConfig())
-    model.eval()
-    assert save_checkpoint(tmp_path / "training.pth", Checkpoint(model, 1, None)) == alone
-    assert load_checkpoint(tmp_path / "alone.pth").val_accuracy is None
-
-
-def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
-    good = tmp_path / "good.pth"
-    save_checkpoint(good, Checkpoint(make_model("patch_forward_mean"), 1, 0.1))
-    with pytest.raises(CheckpointError, match=r"not found: run `python -m pipeline\.train` first"):
-        load_checkpoint(tmp_path / "missing.pth")
-    bad = tmp_path / "bad.pth"
-    for data in (b"", b"hello", good.read_bytes()[:5000]):
-        bad.write_bytes(data)
-        with pytest.raises(CheckpointError, match="is not a checkpoint, or damaged"):
-            load_checkpoint(bad)
-    torch.save({"format": 2}, bad)
-    with pytest.raises(CheckpointError, match="not a checkpoint of this project"):
-        load_checkpoint(bad)
-    content = torch.load(good, weights_only=True)
-    del content["model"]["head.bias"]
-    torch.save(content, bad)
-    with pytest.raises(CheckpointError, match=r"head\.bias"):
-        load_checkpoint(bad)
-
-
-def rewritten(data: bytes, compression: int, pickle: bytes | None = None) -> bytes:
-    """Return a checkpoint's zip file with another compression or pickle."""
-    buffer = io.BytesIO()
-    with (
-        zipfile.ZipFile(io.BytesIO(data)) as old,
-        zipfile.ZipFile(buffer, "w", compression) as new,
-    ):
-        for name in old.namelist():
-            is_pickle = pickle is not None and name.endswith("data.pkl")
-            new.writestr(name, pickle if is_pickle else old.read(name))
-    return buffer.getvalue()
-
-
-LOADER = """
-import resource, sys
-from pathlib import Path
-from mnist_mamba.training.checkpoint import CheckpointError, load_checkpoint
-
-def peak():  # not ru_maxrss, which a child inherits from the process that started it
-    status = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
-
-load_checkpoint(Path(sys.argv[1]))
-before = peak()
-mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (mapped + 2**29,) * 2)  # spare the machine
-for name in sys.argv[2:]:
-    try:
-        load_checkpoint(Path(name))
-    except CheckpointError as error:
-        print(error)
-print(peak() - before)
-"""
-"""A program that loads checkpoints and prints the errors and by how many KB its memory grew."""
-
-
-def load_elsewhere(*paths: Path) -> tuple[list[str], int]:
-    """Run LOADER; return the errors, and by how many bytes the memory grew after the first file."""
-    done = subprocess.run(
-        [sys.executable, "-c", LOADER, *paths], capture_output=True, text=True, encoding="utf-8"
-    )
-    assert done.returncode == 0, done.stderr
-    *errors, grown = done.stdout.splitlines()
-    return errors, 1024 * int(grown)
-
-
-def test_loading_a_checkpoint_takes_a_multiple_of_its_size(tmp_path: Path) -> None:
-    small, large = tmp_path / "small.pth", tmp_path / "large.pth"
-    save_checkpoint(small, Checkpoint(make_model("patch_forward_mean"), 1, 0.1))
-    model = MambaClassifier(dataclasses.replace(MODEL, d_model=640))
-    size = len(save_checkpoint(large, Checkpoint(model, 1, 0.1)))
-    errors, grown = load_elsewhere(small, large)
-    assert errors == []
-    assert size < grown < 8 * size
-
-
-def test_a_small_checkpoint_takes_little_memory(tmp_path: Path) -> None:
-    """Each of these files of a few kilobytes would take 64 MB or much more."""
-    good = tmp_path / "good.pth"
-    save_checkpoint(good, Checkpoint(make_model("patch_forward_mean"), 1, 0.1))
-    content = torch.load(good, weights_only=True)
-    wide = {**content["config"], "d_model": 2048, "n_layers": 64, "members": 64, "expand": 4}
-    view = torch.ones(1).expand(10**12)
-    zeros = {**content, "zeros": torch.zeros(2**24)}
-
-    def saved(value: Any) -> bytes:
-        buffer = io.BytesIO()
-        torch.save(value, buffer)
-        return buffer.getvalue()
-
-    bombs = (
-        (saved({**content, "config": wide}), r"describes \d{12,} bytes of weights, got \d{5}$"),
-        (saved({**content, "config": {"patch": view}}), "not a dictionary of numbers and text"),
-        (saved({**content, "config": view}), "not a dictionary of numbers and text"),
-        (rewritten(saved(zeros), zipfile.ZIP_DEFLATED), r"have 671\d{5} bytes, compressed in"),
-        (rewritten(saved(zeros), zipfile.ZIP_LZMA), r"have 671\d{5} bytes, compressed in"),
-        (
-            rewritten(saved(content), 0, b"\x80\x02cbuiltins\nbytearray\nJ\0\0\0\x40\x85R."),
-            "'builtins bytearray'",
-        ),
-    )
-    paths = [good]
-    for i, (data, _) in enumerate(bombs):
-        paths.append(tmp_path / f"{i}.pth")
-        paths[-1].write_bytes(data)
-        assert len(data) < 200_000
-    errors, grown = load_elsewhere(*paths)
-    for error, path, (_, message) in zip(errors, paths[1:], bombs, strict=True):
-        assert re.search(message, error), error
-        assert str(path) in error
-    assert grown < 30_000_000
-
-
-def test_a_checkpoint_whose_numbers_do_not_fit_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "bad.pth"
-    save_checkpoint(path, Checkpoint(make_model("patch_forward_mean"), 1, 0.1))
-    content = torch.load(path, weights_only=True)
-    torch.save({**content, "epoch": math.inf}, path)
-    with pytest.raises(CheckpointError, match="infinity"):
-        load_checkpoint(path)
-    torch.save({**content, "model": {}}, path)
-    with pytest.raises(CheckpointError, match="does not hold a complete model") as error:
-        load_checkpoint(path)
-    assert len(str(error.value)) < 500
-    assert "\n" not in str(error.value)
-
-
-class Evil:
-    """A pickle that would run code when it is loaded."""
-
-    def __reduce__(self) -> tuple[object, tuple[str, ...]]:
-        return Path.touch, (Path("pwned"),)  # type: ignore[return-value]
-
-
-def test_a_checkpoint_runs_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    torch.save({"format": 1, "config": Evil()}, tmp_path / "evil.pth")
-    with pytest.raises(CheckpointError):
-        load_checkpoint(tmp_path / "evil.pth")
-    assert not Path("pwned").exists()

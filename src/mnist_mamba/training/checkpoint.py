@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import textwrap
 from pathlib import Path
+from typing import Annotated, Any
 
 import torch
 
 from mnist_mamba.atomic_write import write_bytes
+from mnist_mamba.config import Fraction, check_value, whole
 from mnist_mamba.model import Classifier, MambaClassifier, ModelConfig, build_classifier
-from mnist_mamba.training.torch_file import TorchFileError, load_plain
+from mnist_mamba.training.torch_file import (
+    TorchFileError,
+    check_like,
+    load_plain,
+    one_line,
+    room,
+    taken,
+)
 
 FORMAT = 1
 
@@ -71,33 +79,42 @@ def load_checkpoint(path: Path, scan: str = "auto") -> Checkpoint:
         content = load_plain(data)
     except TorchFileError as error:
         raise CheckpointError(f"{path} is not a checkpoint, or damaged: {error}") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    number = content.get("format") if isinstance(content, dict) else None
+    if not isinstance(number, int) or number != FORMAT:  # a tensor is not equal to anything
         raise CheckpointError(f"{path} is not a checkpoint of this project (format {FORMAT})")
     try:
-        values = content["config"]
-        # A tensor can be a view of any length, which a loop over it would unpack.
-        if not isinstance(values, dict) or any(map(torch.is_tensor, values.values())):
-            raise TypeError("its config is not a dictionary of numbers and text")
-        config = ModelConfig.from_dict(values)
-        if (described := _weight_bytes(config)) > len(data):
-            raise ValueError(f"its config describes {described} bytes of weights, got {len(data)}")
-        model = build_classifier(config, scan=scan)
-        model.load_state_dict(content["model"])
-        accuracy = content["val_accuracy"]
-        accuracy = None if accuracy is None else float(accuracy)
-        return Checkpoint(model.eval(), int(content["epoch"]), accuracy)
-    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as e:
-        reason = textwrap.shorten(str(e), 300, placeholder=" ...")
-        raise CheckpointError(f"{path} does not hold a complete model: {reason}") from e
+        return _checkpoint(content, len(data), scan)
+    except ValueError as error:
+        raise CheckpointError(
+            f"{path} does not hold a complete model: {one_line(error)}"
+        ) from error
+
+
+def _checkpoint(content: dict[Any, Any], size: int, scan: str) -> Checkpoint:
+    """Return the checkpoint that plain values describe; size is the file's, in bytes."""
+    if missing := {"config", "model", "epoch", "val_accuracy"} - content.keys():
+        raise ValueError(f"it lacks {', '.join(sorted(missing))}")
+    values, epoch, accuracy = content["config"], content["epoch"], content["val_accuracy"]
+    if not isinstance(values, dict) or any(map(torch.is_tensor, values.values())):
+        raise ValueError("its config is not a dictionary of numbers and text")
+    config = ModelConfig.from_dict(values)
+    if (described := _weight_bytes(config)) > room(size):
+        raise ValueError(f"its config describes {described} bytes of weights, got {size}")
+    model = build_classifier(config, scan=scan)
+    check_like(content["model"], model.state_dict(), "model")
+    model.load_state_dict(content["model"])
+    check_value("epoch", epoch, Annotated[int, whole(0, 10**9)])
+    check_value("val_accuracy", 0 if accuracy is None else accuracy, Fraction)
+    return Checkpoint(model.eval(), epoch, accuracy)
 
 
 def _weight_bytes(config: ModelConfig) -> int:
-    """Return the size of a model's weights without allocating them; all layers have one shape."""
+    """Return what a model's tensors take without allocating them; all layers have one shape."""
 
     def member_bytes(n_layers: int) -> int:
         with torch.device("meta"):
             one = MambaClassifier(dataclasses.replace(config, members=1, n_layers=n_layers))
-        return sum(weight.nbytes for weight in one.state_dict().values())
+        return sum(map(taken, one.state_dict().values()))
 
     one_layer = member_bytes(1)
     more_layers = (config.n_layers - 1) * (member_bytes(2) - one_layer)
