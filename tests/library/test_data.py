@@ -334,15 +334,26 @@ def test_describe_refuses_what_cannot_be_learned() -> None:
             with pytest.raises(DataError, match="image sizes differ"):
                 describe(splits)
     one_class = make_data(60, 1)
-    with pytest.raises(DataError, match="got 1 class, expected at least 2"):
-        describe(Splits(one_class, one_class, one_class))
+    for label in (0, 7):
+        same = one_class._replace(labels=np.full(60, label, np.uint8))
+        with pytest.raises(DataError, match=rf"only the labels \[{label}\], expected at least 2"):
+            describe(Splits(same, same, same))
     # A class between others may have no images.
     gap = make_data(9)._replace(labels=np.array([0, 0, 0, 2, 2, 2, 0, 2, 2], np.uint8))
     info = describe(Splits(gap, gap, gap))
     assert (info["n_classes"], info["splits"]["train"]["per_class"]) == (3, [4, 0, 5])
     black = train._replace(images=np.zeros_like(train.images))
-    with pytest.raises(DataError, match="all training pixels have the same value"):
+    with pytest.raises(DataError, match=r"pixels hardly differ: .* is 0\.0, expected a number in"):
         describe(Splits(black, train, train))
+
+
+def test_describe_refuses_a_standard_deviation_that_rounds_to_0() -> None:
+    """One pixel of 70 million differs: models need at least 1e-6."""
+    images = np.zeros((70_000, 32, 32), np.uint8)
+    images[0, 0, 0] = 1
+    train = LabelledImages(images, (np.arange(70_000) % 2).astype(np.uint8))
+    with pytest.raises(DataError, match=r"pixels hardly differ: .* is 0\.0, expected a number in"):
+        describe(Splits(train, train, train))
 
 
 def blob(height: int = 20, width: int = 30) -> torch.Tensor:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from mnist_mamba.config import LIMITS
 from mnist_mamba.data.idx import Bytes
 
 
@@ -86,33 +87,37 @@ def describe(splits: Splits) -> dict[str, Any]:
 
     Raises:
         DataError: splits of different image sizes, labels missing from the training split, a
-            single class, or constant pixels.
+            single class, or pixels that hardly differ.
     """
     shapes = {name: part.images.shape[1:] for name, part in splits._asdict().items()}
     if len(set(shapes.values())) > 1:
         raise DataError(f"image sizes differ between the splits: {shapes}")
-    n_classes = int(splits.train.labels.max()) + 1
+    classes = set(splits.train.labels.tolist())
     for name, part in splits._asdict().items():
-        unseen = sorted(set(part.labels.tolist()) - set(splits.train.labels.tolist()))
+        unseen = sorted(set(part.labels.tolist()) - classes)
         if unseen:
             raise DataError(f"the {name} split has labels {unseen}, which the train split lacks")
-    if n_classes < 2:
-        raise DataError(f"got {n_classes} class, expected at least 2")
+    if len(classes) < 2:
+        raise DataError(f"got only the labels {sorted(classes)}, expected at least 2 classes")
+    n_classes = max(classes) + 1
     pixels = splits.train.images
     # Exact integer sums: the same statistics on any machine.
     total, count = int(pixels.sum(dtype=np.int64)), pixels.size
-    squares = int(np.square(pixels, dtype=np.int64).sum())
+    squares = sum(int(np.square(image, dtype=np.int64).sum()) for image in pixels)
     mean = total / count
-    std = max(squares / count - mean * mean, 0.0) ** 0.5
-    if std == 0:
-        raise DataError("all training pixels have the same value: expected images that differ")
+    std = round(max(squares / count - mean * mean, 0.0) ** 0.5 / 255, 6)
+    if std not in LIMITS["pixel_std"]:
+        raise DataError(
+            f"the training pixels hardly differ: their standard deviation is {std}, expected "
+            f"{LIMITS['pixel_std']}"
+        )
     return {
         "height": int(pixels.shape[1]),
         "width": int(pixels.shape[2]),
         "channels": 1,
         "n_classes": n_classes,
         "pixel_mean": round(mean / 255, 6),
-        "pixel_std": round(std / 255, 6),
+        "pixel_std": std,
         "splits": {
             name: {
                 "n": len(part.labels),
