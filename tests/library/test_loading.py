@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import hashlib
 import io
 import json
 import math
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -20,8 +22,9 @@ from typing import Any
 import pytest
 import torch
 
-from mnist_mamba.config import TrainConfig
-from mnist_mamba.model import MambaClassifier
+from mnist_mamba.config import ModelConfig, TrainConfig
+from mnist_mamba.model import MambaClassifier, build_classifier
+from mnist_mamba.training import resume
 from mnist_mamba.training.checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -29,6 +32,7 @@ from mnist_mamba.training.checkpoint import (
     save_checkpoint,
 )
 from mnist_mamba.training.epoch import TrainingState
+from mnist_mamba.training.loop import train
 from mnist_mamba.training.resume import (
     ResumeError,
     SavedTraining,
@@ -37,8 +41,10 @@ from mnist_mamba.training.resume import (
 )
 from mnist_mamba.training.trainer import Trainer
 from tests.library.test_training import (
+    ENSEMBLE,
     MODEL,
     RESUMED,
+    bars,
     curve_point,
     saved_states,
 )
@@ -94,6 +100,100 @@ def saved(value: Any) -> bytes:
 
 def loaded(data: bytes) -> Any:
     return torch.load(io.BytesIO(data), weights_only=True)
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Yield the keys that lead to each value of nested dictionaries and lists."""
+    yield path
+    if isinstance(value, dict | list):
+        for key in value if isinstance(value, dict) else range(len(value)):
+            yield from places(value[key], (*path, key))
+
+
+def replaced(value: Any, path: tuple[Any, ...], new: Any) -> Any:
+    """Return a copy with another value at a place; `...` removes it."""
+    if not path:
+        return new
+    changed = value.copy()
+    if len(path) == 1 and new is ...:
+        del changed[path[0]]
+    else:
+        changed[path[0]] = replaced(value[path[0]], path[1:], new)
+    return changed
+
+
+WRONG = [
+    *(..., None, True, "text", b"bytes", [], {}, (1, 2), [{}], {"a": 1}),
+    *(0, -1, 2**600, -1.5, math.nan),
+    *(torch.zeros(()), torch.zeros(2, 3), torch.zeros(1).bool()),
+]
+"""Values that fit few places of a file."""
+
+
+def refusal(content: Any, dims: ModelConfig, config: TrainConfig) -> str | None:
+    """Return the error of resuming from a file of this content with a correct digest, or None."""
+    data = saved(content)
+    data = resume.MAGIC + hashlib.sha256(data).digest() + data
+    model = build_classifier(dims, scan="reference")
+    try:
+        state = parse_training(data, Path("file")).state
+        next(train(model, bars(96, 1), None, config, progress=False, state=state))
+    except ResumeError as error:
+        return str(error)
+    return None
+
+
+def state_content(config: TrainConfig, dims: ModelConfig, folder: Path) -> Any:
+    """Return the content of a state file after step 3 of epoch 2."""
+    files = saved_states(config, folder / "state", dims)[0]
+    return loaded(files[3][len(resume.MAGIC) + 32 :])
+
+
+def test_a_state_with_a_wrong_value_is_refused(tmp_path: Path) -> None:
+    """Each value of a state is replaced by each of WRONG; another number may do."""
+    config = dataclasses.replace(RESUMED, optimizer="muon")
+    tiny = dataclasses.replace(MODEL, d_model=4, n_layers=1, d_state=1)
+    content = state_content(config, tiny, tmp_path)
+    number = (
+        r"key|best_checkpoint|state\.(loss_sum|correct)|points\.0\.\w+|.*\.optimizers\..*\.step"
+    )
+    for path in places(content):
+        for wrong in WRONG:
+            error = refusal(replaced(content, path, wrong), tiny, config)
+            where = ".".join(map(str, path)), wrong
+            if error is None:
+                assert re.fullmatch(number, where[0]), where
+            else:
+                assert "; delete it, or omit --resume" in error, where
+                assert len(error) < 600, where
+                assert "\n" not in error, where
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epoch": 0}, r"epoch = 0: expected a whole number in 1\.\."),
+        ({"epoch": 3}, "points of curves in epoch 3"),
+        ({"steps": 5}, r"steps = 5: expected a whole number in 0\.\.4"),
+        ({"steps": 3}, "its average has 7 steps, expected 8"),
+        ({"correct": 41}, r"correct = 41: expected a whole number in 0\.\.40"),
+        ({"generator": torch.zeros(5056, dtype=torch.uint8)}, "does not fit this training"),
+    ],
+)
+def test_a_state_of_another_place_is_refused(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    content = state_content(RESUMED, MODEL, tmp_path)
+    assert refusal(content, MODEL, RESUMED) is None
+    changed = {**content, "state": {**content["state"], **changes}}
+    assert re.search(message, refusal(changed, MODEL, RESUMED) or "")
+
+
+def test_a_state_of_another_model_is_refused(tmp_path: Path) -> None:
+    content = state_content(RESUMED, MODEL, tmp_path)
+    for dims in (dataclasses.replace(MODEL, d_state=5), ENSEMBLE):
+        error = refusal(content, dims, RESUMED) or ""
+        assert re.search(r"trainer\.model.* expected|trainer\.model: lacks", error)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -314,7 +414,7 @@ def load(name):
     return error, peak() - before
 
 for name in sys.argv[1:2]:
-    load_checkpoint(Path(name), scan="reference")  # what the first call imports stays
+    load_checkpoint(Path(name), scan="reference")  # keeps the modules that it imports
 for name in sys.argv[1:]:
     sys.stdout.flush()
     if not (child := os.fork()):
@@ -343,7 +443,7 @@ def load_elsewhere(*paths: Path) -> list[tuple[str | None, int]]:
 
 
 def test_loading_any_file_takes_a_multiple_of_its_size(tmp_path: Path) -> None:
-    """Less than 8 times its size and 64 MB, as SECURITY.md promises."""
+    """Less than 8 times its size plus 64 MB, as SECURITY.md promises."""
     good = tmp_path / "good.pth"
     content = loaded(save_checkpoint(good, Checkpoint(make_model("patch_forward_mean"), 1, 0.1)))
     names = []

@@ -136,10 +136,7 @@ def test_the_optimizer_gets_the_clipped_gradient_of_the_smoothed_loss(
     trainer = Trainer(model, config)
     assert trainer.step(pixels, labels, lr=0.01)[0] == pytest.approx(float(loss.detach()))
     states = [
-        state
-        for one in trainer.state_dict()["optimizers"]
-        for state in one["state"].values()
-        if state
+        state for one in trainer.state_dict()["optimizers"] for state in one.values() if state
     ]
     squares = scale**2 * sum(part.square().sum() for part in gradients)
     means: dict[str, float] = {"exp_avg": 0.6, "momentum_buffer": 0.7}

@@ -60,4 +60,4 @@ class Ema(Generic[M]):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a `state_dict` of the same model's average."""
         self.model.load_state_dict(state["model"])
-        self.steps = int(state["steps"])
+        self.steps = state["steps"]

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
-from mnist_mamba.config import AugmentConfig, TrainConfig
+from mnist_mamba.config import (
+    AugmentConfig,
+    Checked,
+    Fraction,
+    NotNegative,
+    TrainConfig,
+    check_value,
+    whole,
+)
 from mnist_mamba.model import Classifier
 from mnist_mamba.training.evaluation import Scores
 from mnist_mamba.training.optimizer import learning_rate
@@ -16,22 +24,51 @@ from mnist_mamba.training.trainer import Trainer
 
 CurvePoint = dict[str, float | int | None]
 """Metrics of an epoch by name."""
+_EPOCH = Annotated[int, whole(1, 1_000_000)]
+_COUNT = Annotated[int, whole(0, 2**53)]
+_CURVES: dict[str, Any] = {
+    "epoch": _EPOCH,
+    "lr": NotNegative,
+    "train_loss": NotNegative,
+    "train_accuracy": Fraction,
+    "val_loss": NotNegative,
+    "val_accuracy": Fraction,
+}
+"""Names and values of a point; without validation images, those of val_ are None."""
+
+
+def check_point(point: Any, epoch: int) -> None:
+    """Check the learning curves' point of an epoch.
+
+    Raises:
+        ValueError: another name, or a value that is not in its range.
+    """
+    if not isinstance(point, dict) or point.keys() != _CURVES.keys():
+        raise ValueError(f"point {epoch} of its curves is not a dictionary of {', '.join(_CURVES)}")
+    for name, hint in _CURVES.items():
+        if not (name.startswith("val_") and point[name] is None):
+            check_value(name, point[name], hint)
+    if point["epoch"] != epoch:
+        raise ValueError(f"point {epoch} of its curves belongs to epoch {point['epoch']}")
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainingState:
+class TrainingState(Checked):
     """All that the rest of a training depends on, except its model's config, data and settings.
 
     It does not depend on the number of processes: several can resume what one has saved.
+
+    Raises:
+        ConfigError: a value of another type, or out of range.
     """
 
-    epoch: int
+    epoch: _EPOCH
     """The epoch under way, counted from 1."""
-    steps: int
+    steps: _COUNT
     """Steps done in this epoch; 0 is the end of the epoch before."""
-    loss_sum: float
+    loss_sum: NotNegative
     """Sum of the loss over the images of these steps."""
-    correct: int
+    correct: _COUNT
     generator: Tensor
     """State of the random generator of the epoch's augmentation, (bytes,) uint8."""
     trainer: dict[str, Any]
@@ -71,8 +108,7 @@ class EpochReport:
 
     def curve_point(self) -> CurvePoint:
         """Return the metrics that are the same in every run: all but times."""
-        names = ("epoch", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in _CURVES}
 
 
 class Epoch:

@@ -18,6 +18,7 @@ from mnist_mamba.model import Classifier
 from mnist_mamba.training.distributed import ALONE, Processes
 from mnist_mamba.training.epoch import Epoch, EpochReport, TrainingState
 from mnist_mamba.training.evaluation import Scores, score
+from mnist_mamba.training.resume import restore
 from mnist_mamba.training.trainer import NonFiniteError, Trainer
 
 _TRY = (
@@ -64,10 +65,11 @@ def train(
 
     Raises:
         TrainingError: a NaN or infinite loss or gradient; the weights are those before that step.
+        ResumeError: the state does not fit the model, the images or the config.
     """
     trainer = Trainer(model, config, device, processes)
     if state is not None:
-        trainer.load_state_dict(state.trainer)
+        restore(trainer, state, len(train_set.labels))
     images, labels = _tensors(train_set)
     val_tensors = None if val_set is None else _tensors(val_set)
     first = 1 if state is None else state.epoch

@@ -89,18 +89,29 @@ class Optimizers:
                 group["lr"] = lr
             optimizer.step()
 
-    def state_dict(self) -> list[dict[str, Any]]:
-        """Return each optimizer's state. The tensors are the live ones, not copies."""
-        return [optimizer.state_dict() for optimizer in self.all]
+    def state_dict(self) -> list[dict[int, Any]]:
+        """Return each optimizer's state, without its settings. The tensors are the live ones."""
+        return [optimizer.state_dict()["state"] for optimizer in self.all]
 
-    def load_state_dict(self, states: list[dict[str, Any]]) -> None:
-        """Continue from a `state_dict` of the same kinds and config.
+    def state_like(self) -> list[dict[int, dict[str, Tensor]]]:
+        """Return tensors of the names and shapes of `state_dict` after any step."""
 
-        Raises:
-            ValueError: a state of other kinds or optimizers.
-        """
+        def of(optimizer: torch.optim.Optimizer, vector: Tensor) -> dict[str, Tensor]:
+            if isinstance(optimizer, torch.optim.Muon):
+                return {"momentum_buffer": vector}
+            return {"step": torch.zeros(()), "exp_avg": vector, "exp_avg_sq": vector}
+
+        vectors = [[v for g in one.param_groups for v in g["params"]] for one in self.all]
+        return [
+            {i: of(one, vector) for i, vector in enumerate(some)}
+            for one, some in zip(self.all, vectors, strict=True)
+        ]
+
+    def load_state_dict(self, states: list[dict[int, Any]]) -> None:
+        """Continue from a `state_dict` that is like `state_like`."""
         for optimizer, state in zip(self.all, states, strict=True):
-            optimizer.load_state_dict(state)
+            own = optimizer.state_dict()
+            optimizer.load_state_dict({**own, "state": state})
 
 
 def learning_rate(step: int, total_steps: int, config: TrainConfig) -> float:

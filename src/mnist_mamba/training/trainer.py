@@ -15,6 +15,7 @@ from mnist_mamba.training.distributed import ALONE, Processes
 from mnist_mamba.training.ema import Ema, running_statistics
 from mnist_mamba.training.flat_parameters import FlatParameters
 from mnist_mamba.training.optimizer import Optimizers, split_parameters
+from mnist_mamba.training.torch_file import check_like
 
 
 class NonFiniteError(ArithmeticError):
@@ -136,8 +137,11 @@ class Trainer:
         """Continue from a `state_dict` of the same model and config.
 
         Raises:
-            KeyError, ValueError, RuntimeError: a state of another model.
+            ValueError: a state of another model or config.
         """
+        check_like(
+            state, {**self.state_dict(), "optimizers": self.optimizers.state_like()}, "trainer"
+        )
         self.model.load_state_dict(state["model"])
         self.ema.load_state_dict(state["ema"])
         self.optimizers.load_state_dict(state["optimizers"])
