@@ -517,6 +517,29 @@ def test_prepare_resamples_all_images_and_holds_out_training_images_only() -> No
     assert [part.images.shape for part in resized] == [(24, 5, 3), (6, 5, 3), (9, 5, 3)]
 
 
+def test_a_prepare_that_fails_leaves_no_description_of_earlier_data(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """info.json marks whole data, so that it must not stand next to a part of other data."""
+    for part in ("train", "test"):
+        images = np.arange(12 * 4, dtype=np.uint8).reshape(12, 2, 2)
+        write_idx(paths.images(paths.RAW, part), images)
+        write_idx(paths.labels(paths.RAW, part), (np.arange(12) % 2).astype(np.uint8))
+
+    def full(*_: Any) -> None:
+        raise OSError("disk full")
+
+    replace_argv(monkeypatch)
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare, "write_splits", full)
+        assert paths.DATA_INFO.is_file()
+        with pytest.raises(OSError, match="disk full"):
+            prepare.main()
+    assert not paths.DATA_INFO.exists()
+    prepare.main()
+    assert paths.DATA_INFO.is_file()
+
+
 def test_export_writes_the_checkpoint_that_the_params_name(
     project: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -102,7 +102,7 @@ RELATED: list[tuple[str, list[Command]]] = [
     ),
     (
         "src/mnist_mamba/training/",
-        [library("training*", "checkpoint*", "resume*"), library("distributed", "allocator")],
+        [library("training*", "loading"), library("distributed", "allocator")],
     ),
     ("pipeline/release/", [pipeline("gate*", "published"), pipeline("promote*", "report")]),
     ("pipeline/tracking/", [pipeline("tracked_model"), pipeline("tracking", "serving*")]),
