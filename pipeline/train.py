@@ -32,9 +32,9 @@ logger = logging.getLogger(__name__)
 def parse_arguments() -> argparse.Namespace:
     """Return the command line's options; params not given are None."""
     parser = command.parser(
-        "Train a model on data/prepared. Options that are not given come from params.yaml. If any "
-        "are given, metrics and curves are written next to the checkpoints and not to the "
-        "pipeline's metrics/ and plots/.",
+        "Train a model on data/prepared. Options that are not given come from params.yaml. If an "
+        "option changes a param or the folder, metrics and curves are written next to the "
+        "checkpoints and not to the pipeline's metrics/ and plots/.",
         [
             "python -m pipeline.train",
             "python -m pipeline.train --resume",
@@ -190,8 +190,8 @@ def run_training(
         torch.get_num_threads(),
         processes.size,
     )
-    is_pipeline_run = params == load_params() and arguments.save_dir == paths.CHECKPOINTS
     folder = arguments.save_dir
+    is_pipeline_run = params == load_params() and folder.resolve() == paths.CHECKPOINTS.resolve()
     files = TrainingFiles(
         folder,
         paths.METRICS / "train.json" if is_pipeline_run else folder / "metrics.json",

@@ -225,23 +225,29 @@ def test_an_error_of_several_processes_says_whose_it_is(project: Path) -> None:
     ("words", "folder"),
     [
         ([], None),
-        (["--set", "train.seed=0", "--save-dir", "checkpoints"], None),  # the params' own values
+        (["--set", "train.seed=0", "--epochs", "1", "--save-dir", "checkpoints"], None),
+        (["--save-dir", "PROJECT/checkpoints"], None),
         (["--set", "train.seed=1"], "checkpoints"),
         (["--save-dir", "mine"], "mine"),
     ],
 )
-def test_only_a_training_without_options_of_its_own_is_the_pipeline_s(
+def test_only_a_training_with_the_params_own_values_is_the_pipeline_s(
     project: Path,
     empty_database: Path,
     monkeypatch: pytest.MonkeyPatch,
     words: list[str],
     folder: str | None,
 ) -> None:
-    """Others write next to their checkpoints and do not reach MLflow."""
+    """Others write next to their checkpoints and do not reach MLflow.
+
+    Options with the values of params.yaml change nothing.
+    """
     set_params(project, {**SMALL, "train.epochs": 1, "tracking.system_metrics": 0})
     shutil.copy(empty_database, project / "mlflow.db")
     monkeypatch.chdir(project)
-    monkeypatch.setattr(sys, "argv", ["train", *words])
+    monkeypatch.setattr(
+        sys, "argv", ["train", *(w.replace("PROJECT", str(project)) for w in words)]
+    )
     for variable in ("DVC_ROOT", "MLFLOW_TRACKING_URI", "DVC_EXP_NAME", "DVC_EXP_BASELINE_REV"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setattr("pipeline.train.prepare_memory", lambda: None)  # this process goes on
