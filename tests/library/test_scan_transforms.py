@@ -204,6 +204,75 @@ def test_forward_mode_without_torch_func_is_refused() -> None:
         dual = torch.autograd.forward_ad.make_dual(VALUES[0], VALUES[0])
         with pytest.raises(RuntimeError, match="no forward-mode derivatives"):
             scan("cpu")(dual, *VALUES[1:])
+        with torch.no_grad(), pytest.raises(RuntimeError, match="no forward-mode derivatives"):
+            scan("cpu")(dual, *VALUES[1:])
+
+
+@pytest.mark.parametrize("where", ["inside", "outside"])
+def test_vmap_over_no_items(where: str) -> None:
+    def mapped(backend: str) -> Function:
+        function = loss(backend)
+        if where == "outside":
+            return torch.vmap(func.grad(function), (0, *(None,) * 7))
+        return func.grad(lambda u, *others: torch.vmap(lambda v: function(v, *others))(u).sum())
+
+    got, expected = (mapped(b)(VALUES[0][None][:0], *VALUES[1:]) for b in ("cpu", "reference"))
+    assert got.shape == (0, 2, 5, 70)
+    assert_same(got, expected)
+
+
+def of_the_first(backend: str) -> Function:
+    return lambda u: scan(backend)(u, *VALUES[1:])
+
+
+NESTED: dict[str, Callable[[Function], Function]] = {
+    "the result of a vjp": lambda f: func.grad(lambda u: func.vjp(f, u)[0].square().sum()),
+    "the outer variable": lambda f: func.grad(
+        lambda u: func.grad(lambda w: (f(u) * w).sum())(WEIGHT).square().sum()
+    ),
+    "both variables": lambda f: func.grad(
+        lambda u: f(u).sum() + func.grad(lambda w: (f(u) * w * w).sum())(WEIGHT).sum()
+    ),
+    "without a gradient inside": lambda f: func.grad(lambda u: (u * torch.no_grad()(f)(u)).sum()),
+    "without a gradient outside": lambda f: torch.no_grad()(func.grad(lambda u: f(u).sum())),
+    "another variable's tangent": lambda f: (
+        lambda u: func.jvp(lambda w: (f(u) * w).sum(), (WEIGHT,), (WEIGHT,))
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NESTED)
+def test_nested_transforms_have_the_first_derivatives_of_the_reference(name: str) -> None:
+    got, expected = (
+        NESTED[name](of_the_first(backend))(VALUES[0]) for backend in ("cpu", "reference")
+    )
+    assert_same(got, expected)
+
+
+REFUSED: dict[str, Callable[[Function], Function]] = {
+    "grad of grad": lambda f: func.grad(
+        lambda u: func.grad(lambda v: f(v).square().sum())(u).sum()
+    ),
+    "grad of vjp": lambda f: func.grad(lambda u: func.vjp(f, u)[1](WEIGHT)[0].sum()),
+    "grad of vjp by its cotangent": lambda f: (
+        lambda u: func.grad(lambda w: func.vjp(f, u)[1](w)[0].square().sum())(WEIGHT)
+    ),
+    "jvp of grad": lambda f: (
+        lambda u: func.jvp(func.grad(lambda v: f(v).square().sum()), (u,), (u,))
+    ),
+    "jvp of grad by its cotangent": lambda f: (
+        lambda u: func.jvp(lambda w: func.grad(lambda v: (f(v) * w).sum())(u), (WEIGHT,), (WEIGHT,))
+    ),
+    "grad of jvp": lambda f: func.grad(lambda u: func.jvp(f, (u,), (u,))[1].sum()),
+    "vmap of jvp": lambda f: lambda u: torch.vmap(lambda t: func.jvp(f, (u,), (t,))[1])(u[None]),
+    "hessian": lambda f: lambda u: func.hessian(lambda x: f(u * x).sum())(torch.ones(())),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_derivative_that_no_kernel_computes_is_refused(name: str) -> None:
+    with pytest.raises(RuntimeError, match=r"no (second|forward-mode) derivatives.*'reference'"):
+        REFUSED[name](of_the_first("cpu"))(VALUES[0])
 
 
 # Tracers
@@ -216,7 +285,48 @@ def test_a_traced_graph_computes_with_the_tensors_it_is_given(mode: str) -> None
     assert torch.equal(graph(*others), scan("cpu")(*others))
     leaf = others[0].clone().requires_grad_()  # the trace saw none that needed a gradient
     (got,) = torch.autograd.grad((graph(leaf, *others[1:]) * WEIGHT).sum(), leaf)
-    assert_same(got, func.grad(loss("reference"))(*others))
+    expected = func.grad(loss("reference"))(*others)
+    assert_same(got, expected)
+    assert_same(func.grad(lambda *tensors: (graph(*tensors) * WEIGHT).sum())(*others), expected)
+
+
+def test_torch_func_takes_the_operator_itself() -> None:
+    operator = torch.ops.mnist_mamba.selective_scan_cpu
+
+    def total(*tensors: Tensor) -> Tensor:
+        return (operator(*tensors, True, False)[0] * WEIGHT).sum()
+
+    expected = func.grad(loss("reference"))(*VALUES)
+    assert_same(func.grad(total)(*VALUES), expected)
+    mapped = torch.vmap(func.grad(total), (0, *(None,) * 7))(VALUES[0][None], *VALUES[1:])
+    assert_same(mapped, expected[None])
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("with_gradients", [False, True])
+def test_jit_trace_records_the_same_graph_with_and_without_gradients(with_gradients: bool) -> None:
+    """Its own check traces once more, without gradients."""
+    leaves = [value.clone().requires_grad_(with_gradients) for value in VALUES]
+    traced: Any = torch.jit.trace(scan("cpu"), tuple(leaves))  # type: ignore[no-untyped-call]
+    leaf = VALUES[0].clone().requires_grad_()
+    (got,) = torch.autograd.grad((traced(leaf, *VALUES[1:]) * WEIGHT).sum(), leaf)
+    assert_same(got, func.grad(loss("reference"))(*VALUES))
+
+
+@pytest.mark.parametrize("transform", [func.grad, torch.vmap, func.jacrev])
+def test_torch_compile_sees_one_graph_of_a_transform(transform: Function) -> None:
+    function = transform(lambda u: loss("cpu")(u, *VALUES[1:]))
+    given = VALUES[0][None] if transform is torch.vmap else VALUES[0]
+    torch._dynamo.reset()
+    assert_same(
+        torch.compile(function, backend="aot_eager", fullgraph=True)(given), function(given)
+    )
+
+
+def test_torch_compile_says_which_derivatives_there_are_not() -> None:
+    tangent = torch.compile(lambda u: func.jvp(of_the_first("cpu"), (u,), (u,)), backend="eager")
+    with pytest.raises(RuntimeError, match=r"no forward-mode derivatives.*backend='reference'"):
+        tangent(VALUES[0])
 
 
 def test_a_traced_graph_refuses_other_shapes() -> None:

@@ -2,20 +2,25 @@
 
 A kernel reads memory by its address. The memory of a lazy view (a tensor whose negative bit is set)
 does not hold the tensor's values, and a fake tensor has none. So each kernel is an operator that
-only torch's dispatcher calls. The dispatcher resolves lazy views, and unpacks the tensors of vmap
-and of subclasses. Tracers (torch.compile, torch.export, make_fx, torch.jit.trace) record the
-operator, and its fake implementation tells them the shapes of its results. Derivatives that no
-kernel computes, second ones and those of forward mode, are refused.
+only torch's dispatcher calls. The dispatcher resolves lazy views, and unpacks the tensors of
+torch.func and of subclasses. Tracers (torch.compile, torch.export, make_fx, torch.jit.trace) record
+the operator, and its fake implementation tells them the shapes of its results. `_record` decides
+whether the forward pass keeps anything, at each level of torch.func's transforms; the caller does
+not know. Derivatives that no kernel computes, second ones and those of forward mode, are refused.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._functorch.utils import enable_single_level_autograd_function
+from torch.autograd import forward_ad
 
 _library = torch.library.Library("mnist_mamba", "DEF")
 
@@ -32,8 +37,8 @@ class Kernel:
             dtype of the first one.
         options: the arguments after them in torch's notation, like "bool reverse".
         forward: (compute, *tensors, *options, keep) -> (out, kept). `kept` is what the backward
-            pass needs if `keep`. If `compute` is false, as for fake
-            tensors, both are allocated, but not filled.
+            pass needs if `keep`. If `compute` is false, as for fake tensors, both are allocated,
+            but not filled.
         backward: (compute, grad_out, kept, *tensors, *options) -> a gradient for each tensor, None
             where the tensor is None.
     """
@@ -60,13 +65,18 @@ class Kernel:
 
         def operator(schema: str, kernel: Callable[..., Any], derivative: Any) -> Any:
             operator_name = schema.partition("(")[0]
+            qualified_name = f"mnist_mamba::{operator_name}"
             _library.define(schema)
+            defined = getattr(torch.ops.mnist_mamba, operator_name).default
             for device in devices:
                 _library.impl(operator_name, functools.partial(kernel, True), device)
-            _library.impl(operator_name, functools.partial(_apply, derivative, self), "Autograd")
+            record = functools.partial(_record, derivative, self, defined)
+            _library.impl(operator_name, record, "Autograd")
             fake = functools.partial(kernel, False)
-            torch.library.register_fake(f"mnist_mamba::{operator_name}", fake, lib=_library)
-            return getattr(torch.ops.mnist_mamba, operator_name).default
+            torch.library.register_fake(qualified_name, fake, lib=_library)
+            mapped = functools.partial(_map_items, defined, fake)
+            torch.library.register_vmap(qualified_name, mapped, lib=_library)
+            return defined
 
         given = ", ".join([*(f"Tensor? {tensor}" for tensor in tensors), *options])
         returned = ", ".join(["Tensor"] * len(tensors))
@@ -81,36 +91,59 @@ class Kernel:
         )
 
     def __call__(self, *arguments: Any) -> Tensor:
-        tensors = arguments[: self.n_tensors]
-        keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-        out: Tensor = _call(self, self.forward, _Forward, *arguments, keep)[0]
+        out: Tensor = self.forward(*arguments, False)[0]
         return out
 
 
-def _apply(derivative: Any, kernel: Kernel, *arguments: Any) -> Any:
-    """Return `derivative.apply` without its Python part, which is slow and for torch.func only."""
-    return super(torch.autograd.Function, derivative).apply(kernel, *arguments)
+def _map_items(
+    operator: Any, fake: Any, info: Any, in_dims: tuple[int | None, ...], *arguments: Any
+) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    """Run an operator on each item of the dimension that vmap hides, and stack the results."""
+    pairs = list(zip(arguments, in_dims, strict=True))
+    if info.batch_size:
+        columns = [itertools.repeat(a) if dim is None else a.unbind(dim) for a, dim in pairs]
+        items = [operator(*item) for item in zip(*columns, strict=False)]
+        stacked = tuple(map(torch.stack, zip(*items, strict=True)))
+    else:  # an item would have a shape, but has no values
+        item = (a if dim is None else a.new_empty(a.movedim(dim, 0).shape[1:]) for a, dim in pairs)
+        stacked = tuple(result.new_empty(0, *result.shape) for result in fake(*item))
+    return stacked, (0,) * len(stacked)
 
 
-def _call(kernel: Kernel, operator: Any, derivative: Any, *arguments: Any) -> Any:
-    """Call an operator; torch.func's transforms have to see the derivative first."""
-    if torch._C._are_functorch_transforms_active():
-        return derivative.apply(kernel, *arguments)
-    return operator(*arguments)
+def _record(derivative: Any, kernel: Kernel, operator: Any, *arguments: Any) -> Any:
+    """Call an operator below autograd, and record the call where a gradient may be asked for."""
+    if forward_ad._current_level >= 0 and any(map(_has_tangent, arguments)):
+        raise _refusal("forward-mode derivatives (jvp)")
+    if not (torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments)):
+        with torch._C._AutoDispatchBelowAutograd():
+            return operator(*arguments)
+    # The Python part of `apply` would start again with the outermost transform of torch.func.
+    with enable_single_level_autograd_function():
+        return super(torch.autograd.Function, derivative).apply(kernel, *arguments)
+
+
+def _has_tangent(argument: Any) -> bool:
+    return isinstance(argument, Tensor) and forward_ad.unpack_dual(argument).tangent is not None
+
+
+@contextlib.contextmanager
+def _outer_transforms() -> Iterator[None]:
+    """Let the outer transforms of torch.func record what one of them has recorded."""
+    below = torch._C._AutoDispatchBelowAutograd()
+    with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True), below:
+        yield
 
 
 class _Forward(torch.autograd.Function):
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(kernel: Kernel, *arguments: Any) -> Any:
-        with torch._C._AutoDispatchBelowAutograd():
-            return kernel.forward(*arguments)
+        with _outer_transforms():
+            return kernel.forward(*arguments[:-1], True)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        kernel, *arguments, keep = inputs
-        ctx.kernel, ctx.options, ctx.keep = kernel, arguments[kernel.n_tensors :], keep
+        kernel, *arguments, _ = inputs
+        ctx.kernel, ctx.options = kernel, arguments[kernel.n_tensors :]
         ctx.save_for_backward(output[1], *arguments[: kernel.n_tensors])
         ctx.mark_non_differentiable(output[1])
         ctx.set_materialize_grads(False)  # that of `kept` would be zeros of its size
@@ -119,27 +152,17 @@ class _Forward(torch.autograd.Function):
     def backward(ctx: Any, grad_out: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
         if grad_out is None:
             return (None,) * len(ctx.needs_input_grad)
-        kernel = ctx.kernel
         kept, *tensors = ctx.saved_tensors
-        arguments = (*tensors, *ctx.options)
-        if not ctx.keep:  # the caller saw no need for gradients: vmap or a tracer hid it
-            kept = _call(kernel, kernel.forward, _Forward, *arguments, True)[1]
-        grads = _call(kernel, kernel.backward, _Backward, grad_out, kept, *arguments)
+        grads = ctx.kernel.backward(grad_out, kept, *tensors, *ctx.options)
         needed = ctx.needs_input_grad[1 : 1 + len(tensors)]
         wanted = (grad if need else None for grad, need in zip(grads, needed, strict=True))
         return (None, *wanted, *(None for _ in ctx.options), None)
 
-    @staticmethod
-    def jvp(ctx: Any, *_: Any) -> Any:
-        raise _refusal("forward-mode derivatives (jvp)")
-
 
 class _Backward(torch.autograd.Function):
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(kernel: Kernel, *arguments: Any) -> Any:
-        with torch._C._AutoDispatchBelowAutograd():
+        with _outer_transforms():
             return kernel.backward(*arguments)
 
     @staticmethod
@@ -148,10 +171,6 @@ class _Backward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *_: Any) -> Any:
-        raise _refusal("second derivatives")
-
-    @staticmethod
-    def jvp(ctx: Any, *_: Any) -> Any:
         raise _refusal("second derivatives")
 
 
