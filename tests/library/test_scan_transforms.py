@@ -16,6 +16,7 @@ from torch.testing._internal.two_tensor import TwoTensor
 
 from mnist_mamba.model import MambaClassifier, MambaMixer, ModelConfig
 from mnist_mamba.scan import cpu, selective_scan
+from mnist_mamba.scan.checks import checked_kept
 from mnist_mamba.scan.cpu import mamba_block_cpu
 from tests.library.scan_cases import lazy, make_inputs
 
@@ -383,10 +384,49 @@ def check_operators(kernel: Any, arguments: list[Any]) -> None:
 def test_a_backward_pass_refuses_what_another_forward_pass_kept() -> None:
     out, kept = cpu._scan.forward(*VALUES, True, True)
     other = make_inputs(2, 5, 3, 200).values()
-    with pytest.raises(ValueError, match=r"kept: got shape \(2, .*\), expected \(2, .*\)"):
+    with pytest.raises(ValueError, match=r"kept: got shape \(2, .*\), .*, expected \(2, .*\)"):
         cpu._scan.backward(torch.ones(2, 5, 200), kept, *other, True)
     with pytest.raises(ValueError, match=r"grad_out: got .*\(2, 5, 3\).*expected .*\(2, 5, 70\)"):
         cpu._scan.backward(out[:, :, :3], kept, *VALUES, True)
+
+
+def test_a_backward_pass_reads_what_a_hook_has_transposed() -> None:
+    for function, given in ((scan("cpu"), VALUES), (block, make_block())):
+        tensors = [tensor.detach().requires_grad_() for tensor in given]
+        weight = torch.randn(function(*tensors).shape)
+        expected = gradients(function, tensors, weight)
+        seen = []
+
+        def unpack(saved: Tensor) -> Tensor:
+            if saved.dtype != torch.uint8:
+                return saved
+            seen.append(saved.numel())  # noqa: B023
+            return saved.t().contiguous().t()
+
+        with torch.autograd.graph.saved_tensors_hooks(lambda saved: saved, unpack):
+            got = gradients(function, tensors, weight)
+        assert len(seen) == 1
+        assert seen[0] > 0
+        assert all(map(torch.equal, got, expected))
+
+
+def test_a_kept_state_begins_where_a_number_can() -> None:
+    moved = torch.arange(17, dtype=torch.uint8)[1:].view(2, 8)
+    checked = checked_kept(moved, (2, 8), torch.uint8, moved)
+    assert torch.equal(checked, moved)
+    assert checked.data_ptr() % 8 == 0
+
+
+@pytest.mark.parametrize("other", [torch.float64, torch.int8], ids=str)
+def test_a_backward_pass_refuses_kept_states_of_another_type(other: torch.dtype) -> None:
+    out, kept = cpu._scan.forward(*VALUES, True, True)
+    with pytest.raises(ValueError, match=rf"kept: got .*{other} on cpu, expected .*uint8 on cpu"):
+        cpu._scan.backward(out, kept.to(other), *VALUES, True)
+    _, kept = cpu._block.forward(*make_block(), *[None] * 7, False, 1e-5, True)
+    with pytest.raises(ValueError, match=rf"kept: got .*{other} on cpu, expected .*uint8 on cpu"):
+        cpu._block.backward(
+            torch.ones(2, 5, 8), kept.to(other), *make_block(), *[None] * 7, False, 1e-5
+        )
 
 
 def test_an_import_does_not_load_torch_s_compiler() -> None:

@@ -61,13 +61,19 @@ def checked_inputs(tensors: Sequence[Any]) -> list[Any]:
     return [t.contiguous() if t is not None and t.dim() < 3 else t for t in tensors]
 
 
-def check_kept(kept: Tensor, shape: tuple[int, ...]) -> None:
-    """Check the shape of what a forward pass kept for the backward pass."""
-    if tuple(kept.shape) != shape:
+def checked_kept(kept: Tensor, shape: tuple[int, ...], dtype: torch.dtype, like: Tensor) -> Tensor:
+    """Check what a forward pass kept and return it as the kernels read it, contiguous.
+
+    Hooks on saved tensors may have moved it, even to bytes that no number can begin at.
+    """
+    got, expected = (tuple(kept.shape), kept.dtype, kept.device), (shape, dtype, like.device)
+    if got != expected:
         raise ValueError(
-            f"kept: got shape {tuple(kept.shape)}, expected {shape}, which the forward pass of the "
-            "same tensors returns"
+            "kept: got shape {}, {} on {}, expected {}, {} on {}, as the forward pass of the same "
+            "tensors returns it".format(*got, *expected)
         )
+    aligned = kept.storage_offset() % 8 == 0
+    return kept.contiguous() if aligned else kept.clone(memory_format=torch.contiguous_format)
 
 
 def _check_shapes(given: dict[str, Tensor], u: Tensor, A: Tensor) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mnist_mamba.scan import c_library
-from mnist_mamba.scan.checks import TENSORS, check_kept, checked_inputs
+from mnist_mamba.scan.checks import TENSORS, checked_inputs, checked_kept
 from mnist_mamba.scan.operators import Kernel
 
 
@@ -113,7 +113,8 @@ def _scan_backward(
 ) -> list[Tensor | None]:
     *tensors, delta_softplus = arguments
     tensors = checked_inputs(tensors)
-    check_kept(kept, (tensors[0].shape[0], c_library.scan_item_bytes(tensors)))
+    shape = (grad_out.shape[0], c_library.scan_item_bytes(tensors))
+    kept = checked_kept(kept, shape, torch.uint8, grad_out)
     # empty_like gives an expanded input a gradient of its full size; autograd sums it.
     grads = [None if tensor is None else torch.empty_like(tensor) for tensor in tensors]
     if compute:
@@ -138,7 +139,7 @@ def _block_backward(
     *weights, reverse, norm_eps = arguments
     hidden, grad_out, *weights = _contiguous([hidden, grad_out, *weights])
     plan = c_library.block_plan(hidden, weights, reverse, norm_eps, fake=not compute)
-    check_kept(kept, (hidden.shape[0], plan.saved_item_bytes))
+    kept = checked_kept(kept, (hidden.shape[0], plan.saved_item_bytes), torch.uint8, hidden)
     grads = [None if tensor is None else torch.empty_like(tensor) for tensor in (hidden, *weights)]
     if compute:
         c_library.block_backward(plan, hidden, weights, kept, grad_out, grads)

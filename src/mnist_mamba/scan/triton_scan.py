@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mnist_mamba.scan.checks import TENSORS, check_kept, checked_inputs
+from mnist_mamba.scan.checks import TENSORS, checked_inputs, checked_kept
 from mnist_mamba.scan.errors import ScanBackendError
 from mnist_mamba.scan.operators import Kernel
 
@@ -106,7 +106,7 @@ def _backward(
     u, _, A, _, _, D, z, delta_bias = inputs
     batch, channels, length = u.shape
     n_states, blocks = A.shape[1], -(-channels // _CHANNELS)
-    check_kept(states, (batch, length, channels, n_states))
+    states = checked_kept(states, (batch, length, channels, n_states), torch.float32, u)
     like_u = {"dtype": u.dtype, "device": u.device}
     part = {"dtype": torch.float32, "device": u.device}
     du = torch.empty(batch, channels, length, **like_u)
