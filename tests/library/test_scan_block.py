@@ -356,6 +356,11 @@ def replace_forward(linear: Any) -> None:
     linear.forward = lambda x: 2 * nn.functional.linear(x, linear.weight)
 
 
+def replace_convolution(conv: Any) -> None:
+    original = conv._conv_forward
+    conv._conv_forward = lambda x, weight, bias: 2 * original(x, weight, bias)
+
+
 def parametrised(module: str, weight: str) -> Callable[[MambaMixer], object]:
     return lambda m: register_parametrization(m.get_submodule(module), weight, Doubled())
 
@@ -392,6 +397,14 @@ CHANGES: dict[str, Callable[[Any], object]] = {
     "pruned dt_proj": pruned("dt_proj", "weight"),
     "pruned in_proj": pruned("in_proj", "weight"),
     "forward of a part": lambda m: replace_forward(m.in_proj),
+    "call of a part": lambda m: setattr(m.x_proj, "_call_impl", lambda x: 2 * m.x_proj.forward(x)),
+    "convolution of a part": lambda m: replace_convolution(m.conv1d),
+    "state matrix": lambda m: setattr(
+        m, "state_matrix", lambda suffix: 2 * MambaMixer.state_matrix(m, suffix)
+    ),
+    "inputs of the scan": lambda m: setattr(
+        m, "scan_inputs", lambda x, suffix: MambaMixer.scan_inputs(m, 2 * x, suffix)
+    ),
     "subclass": lambda m: setattr(m, "__class__", Louder),
 }
 
@@ -446,6 +459,37 @@ def test_autocast_is_torch_s() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         assert not mixer.runs_fused(hidden)
         assert mixer(hidden).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("kind", "method"),
+    [
+        (nn.Linear, "forward"),
+        (nn.RMSNorm, "forward"),
+        (nn.Conv1d, "forward"),
+        (nn.Conv1d, "_conv_forward"),
+        (nn.Module, "_call_impl"),
+        (MambaMixer, "scan_inputs"),
+        (MambaMixer, "state_matrix"),
+    ],
+)
+def test_a_method_replaced_in_its_class_is_called(
+    kind: Any, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    block, residual = make_whole_block()
+    expected = block(residual)
+    original, calls = getattr(kind, method), []
+
+    def replaced(*arguments: Any, **options: Any) -> Any:
+        calls.append(1)
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(kind, method, replaced)
+    assert not block.mixer.runs_fused(residual, block.norm)
+    torch.testing.assert_close(block(residual), expected)
+    assert calls
+    monkeypatch.undo()
+    assert block.mixer.runs_fused(residual, block.norm)
 
 
 MIXER_PARTS = ("in_proj", "conv1d", "x_proj", "dt_proj", "out_proj")

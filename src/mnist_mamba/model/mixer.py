@@ -166,11 +166,15 @@ class MambaMixer(nn.Module):
     def runs_fused(self, hidden: Tensor, norm: nn.Module | None = None) -> bool:
         """Return whether `fused` computes what the modules would; otherwise torch must run them.
 
-        It does on the CPU if all tensors have one dtype, float32 or float64, without autocast, and
-        if each module is as __init__ made it, but for the values of its weights: of the same class
-        (no subclass, so not parametrised either), with the same settings and shapes, without a
-        replaced `forward` and without hooks, its own or global ones. The norm has to be an RMSNorm
-        with a weight and an eps.
+        It does on the CPU if there are tokens, if all tensors have one dtype, float32 or float64,
+        without autocast, and if each module is as __init__ made it, but for the values of its
+        weights: of the same class (no subclass, so not parametrised either), with the same settings
+        and shapes, without hooks, its own or global ones, and with the methods of `_METHODS` that
+        its class had when this file was imported. The norm has to be an RMSNorm with a weight and
+        an eps.
+
+        It does not notice functions that were replaced elsewhere: `torch.nn.functional.silu`, or
+        `torch.nn.Module.__call__`, which tracers replace.
         """
         return (
             hidden.dtype in _FUSED_DTYPES
@@ -255,17 +259,38 @@ class MambaMixer(nn.Module):
         return out
 
 
+_CALL = ("_wrapped_call_impl", "_call_impl", "forward")
+_METHODS: dict[type[nn.Module], list[tuple[str, Any]]] = {
+    kind: [(name, getattr(kind, name)) for name in (*_CALL, *others)]
+    for kind, others in (
+        (nn.Linear, ()),
+        (nn.RMSNorm, ()),
+        (nn.Conv1d, ("_conv_forward",)),
+        (MambaMixer, ("_composed", "scan_inputs", "state_matrix")),
+    )
+}
+"""The methods that run when a module is called, as its class had them at import."""
+
+
 def _is_plain(module: nn.Module | None, kind: type[nn.Module]) -> bool:
-    """Return whether a call of the module runs the class's `forward` and nothing else."""
+    """Return whether a call of the module runs the methods of its class and nothing else."""
     return (
         type(module) is kind
-        and "forward" not in module.__dict__
+        and _has_own_methods(module, kind)
         and not module._forward_hooks
         and not module._forward_pre_hooks
         and not module._backward_hooks
         and not module._backward_pre_hooks
         and not _has_any_global_hook()
     )
+
+
+def _has_own_methods(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Return whether nobody has replaced a method of _METHODS in the module or in its class."""
+    for name, method in _METHODS[kind]:
+        if name in module.__dict__ or getattr(kind, name) is not method:
+            return False
+    return True
 
 
 def _is_linear(module: Any, with_bias: bool) -> bool:
