@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -216,6 +217,47 @@ def test_folding_a_local_convolution_keeps_its_map() -> None:
     folded = torch.nn.functional.conv2d(maps, kernel, bias, padding=1, groups=8)
     with torch.no_grad():
         torch.testing.assert_close(local(tokens).double(), folded.flatten(2).transpose(1, 2))
+
+
+NORMED = ModelConfig(
+    height=8, width=8, n_classes=3, d_model=8, stem="conv", stem_norm="batch", local_conv=True
+)
+
+
+@pytest.mark.parametrize(
+    "name", ["stem.norm1", "stem.norm2", "layers.0.local.norm", "layers.3.norm", "norm_f"]
+)
+@pytest.mark.parametrize("pool", ["mean", "last"])
+def test_a_norm_s_own_eps_is_what_counts(name: str, pool: Any) -> None:
+    torch.manual_seed(0)
+    model = MambaClassifier(dataclasses.replace(NORMED, pool=pool)).eval()
+    pixels = torch.rand(2, 8, 8)
+    before = model(pixels)
+    norm: Any = model.get_submodule(name)
+    norm.eps = 0.5
+    got = model(pixels)
+    for module in model.modules():  # torch calls what has a hook
+        module.register_forward_hook(lambda *_: None)
+    torch.testing.assert_close(got, model(pixels))
+    assert not torch.allclose(got, before, rtol=1e-3)
+
+
+@pytest.mark.parametrize("a", ["free", "tied"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_weights_have_torch_s_default_dtype(dtype: torch.dtype, a: Any) -> None:
+    torch.manual_seed(0)
+    config = dataclasses.replace(NORMED, a=a, n_layers=2)
+    torch.set_default_dtype(dtype)
+    try:
+        model = MambaClassifier(config)
+        logits = model(torch.rand(2, 8, 8))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {value.dtype for value in (*model.parameters(), logits)} == {dtype}
+    logits.sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    fused = model.blocks[0].mixer.runs_fused(torch.rand(1, 4, 8, dtype=dtype), model.blocks[0].norm)
+    assert fused == (dtype == torch.float64)
 
 
 @pytest.mark.parametrize("changed", ["hooked", "replaced"])

@@ -262,7 +262,7 @@ class MambaClassifier(nn.Module):
             return normed.mean(dim=1)
         # The mean of the normed tokens as one matrix product: half the passes over the residual.
         mean_square = torch.linalg.vecdot(residual, residual) / self.config.d_model
-        scale = torch.rsqrt(mean_square + self.config.norm_eps) / residual.shape[1]
+        scale = torch.rsqrt(mean_square + self.norm_f.eps) / residual.shape[1]
         mean = torch.bmm(scale.unsqueeze(1), residual).squeeze(1)
         return mean.to(dtype) * self.norm_f.weight
 

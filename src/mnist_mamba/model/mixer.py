@@ -91,7 +91,7 @@ class MambaMixer(nn.Module):
         self.add_module(f"conv1d{suffix}", conv1d)
         self.add_module(f"x_proj{suffix}", nn.Linear(d_inner, dt_rank + 2 * d_state, bias=False))
         self.add_module(f"dt_proj{suffix}", dt_proj)
-        states = torch.arange(1, d_state + 1, dtype=torch.float32)
+        states = torch.arange(1.0, d_state + 1)  # of the default dtype, as other weights
         a_log = torch.zeros(d_inner, 1) if self.tied else torch.log(states).repeat(d_inner, 1)
         self.register_parameter(self.a_name(suffix), nn.Parameter(a_log))
         self.register_parameter(f"D{suffix}", nn.Parameter(torch.ones(d_inner)))
