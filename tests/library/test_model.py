@@ -260,6 +260,39 @@ def test_weights_have_torch_s_default_dtype(dtype: torch.dtype, a: Any) -> None:
     assert fused == (dtype == torch.float64)
 
 
+@pytest.mark.parametrize("stem", ["patch", "conv", "conv3"])
+@pytest.mark.parametrize("scan", ["cpu", "reference"])
+def test_a_last_batch_of_one_tiny_image_trains(stem: Any, scan: str) -> None:
+    """On a grid of 1x1, a batch norm sees one value per channel."""
+    torch.manual_seed(0)
+    config = dataclasses.replace(NORMED, height=3, width=2, patch=(3, 2), stem=stem, n_layers=2)
+    model = MambaClassifier(config, scan).train()
+    assert config.grid == (1, 1)
+    model(torch.rand(128, 3, 2))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    pixels = torch.rand(1, 3, 2)
+    logits = model(pixels)
+    logits.square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    norms = [n for n in model.modules() if isinstance(n, torch.nn.BatchNorm2d)]
+    statistics = [norm.running_var for norm in norms if norm.running_var is not None]
+    assert len(statistics) == len(norms) > 0
+    assert all(bool(variance.isfinite().all()) for variance in statistics)
+    if stem == "patch":  # no norm sees more than one value
+        assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+        torch.testing.assert_close(logits, model.eval()(pixels))
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("scan", ["cpu", "reference"])
+def test_no_images_have_no_logits_and_no_gradient(name: str, scan: str) -> None:
+    model = make_model(name, scan=scan).train()
+    logits = model(make_images(model.config, 1)[:0].float())
+    assert logits.shape == (0, model.config.n_classes)
+    logits.sum().backward()
+    assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
+
+
 @pytest.mark.parametrize("changed", ["hooked", "replaced"])
 def test_the_final_norm_is_called_if_it_was_changed(changed: str) -> None:
     model = make_model("patch_forward_mean")

@@ -58,6 +58,21 @@ def test_auto_takes_the_kernel_on_the_cpu(fresh: None, caplog: pytest.LogCapture
     assert available_backends()[:2] == ("reference", "cpu")
 
 
+@pytest.mark.parametrize("backend", ["reference", "cpu", "auto"])
+def test_an_empty_batch_has_an_empty_result_and_no_gradient(backend: str) -> None:
+    inputs = {
+        name: (value if value.dim() < 3 else value[:0]).requires_grad_()
+        for name, value in make_inputs(1, 5, 3, 9).items()
+    }
+    out = selective_scan(**inputs, delta_softplus=True, backend=backend)
+    assert out.shape == (0, 5, 9)
+    out.sum().backward()  # type: ignore[no-untyped-call]
+    for name, value in inputs.items():
+        assert value.grad is not None, name
+        assert value.grad.shape == value.shape, name
+        assert not value.grad.any(), name
+
+
 def test_an_unknown_backend_is_refused() -> None:
     with pytest.raises(
         ValueError, match="got 'tpu', expected one of auto, reference, cpu, triton, cuda"

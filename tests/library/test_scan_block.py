@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -261,9 +262,26 @@ def test_nothing_is_kept_without_a_backward(monkeypatch: pytest.MonkeyPatch) -> 
     assert kept == [True, False, False, False]
 
 
-def test_the_block_refuses_an_empty_batch() -> None:
-    with pytest.raises(RuntimeError, match="a dimension or the thread count is smaller than 1"):
-        MambaMixer(4, scan="cpu")(torch.empty(0, 3, 4))
+def test_the_block_s_kernel_refuses_empty_tensors() -> None:
+    mixer = MambaMixer(4, scan="cpu")
+    for shape in ((0, 3, 4), (2, 0, 4)):
+        with pytest.raises(ValueError, match=re.escape(f"hidden: got shape {shape}, expected")):
+            mixer.fused(torch.empty(shape), False)
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_a_mixer_maps_an_empty_batch_to_an_empty_batch(backend: str, bidirectional: bool) -> None:
+    mixer = MambaMixer(4, scan=backend, bidirectional=bidirectional)
+    hidden = torch.empty(0, 3, 4, requires_grad=True)
+    out = mixer(hidden)
+    assert out.shape == (0, 3, 4)
+    out.sum().backward()
+    assert hidden.grad is not None
+    assert hidden.grad.shape == (0, 3, 4)
+    for name, parameter in mixer.named_parameters():
+        assert parameter.grad is not None, name
+        assert not parameter.grad.any(), name
 
 
 # Models of fused blocks

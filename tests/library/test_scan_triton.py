@@ -195,7 +195,7 @@ def test_states_are_kept_only_where_a_backward_may_follow(
 @needs_triton
 def test_no_tokens_and_no_second_derivatives(device: str) -> None:
     inputs = {name: value.to(device) for name, value in make_inputs(2, 3, 2, 0).items()}
-    with pytest.raises(ValueError, match=r"u: got shape \(2, 3, 0\), expected .* at least 1"):
+    with pytest.raises(ValueError, match=r"u: got shape \(2, 3, 0\), expected .*length >= 1"):
         triton_scan.selective_scan_triton(**inputs)
     leaf = make_inputs(1, 3, 2, 2)["u"].to(device).requires_grad_()
     others = {name: value.to(device) for name, value in make_inputs(1, 3, 2, 2).items()}

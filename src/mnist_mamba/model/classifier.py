@@ -28,6 +28,24 @@ class PatchStem(nn.Module):
         return tokens
 
 
+class BatchNorm(nn.BatchNorm2d):
+    """A batch norm with torch's defaults, but statistics that move by a hundredth per step.
+
+    One value per channel has no variance, and torch refuses it in training. This norm then applies
+    the running statistics, as in evaluation: a last batch of one image may have a grid of 1x1.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, momentum=0.01)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        if maps.numel() > self.num_features:
+            return super().forward(maps)
+        return F.batch_norm(
+            maps, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
+        )
+
+
 class ConvStem(nn.Module):
     """3x3 convolutions with SiLU between them; two have stride 2.
 
@@ -42,7 +60,7 @@ class ConvStem(nn.Module):
         for i, (channels, out, stride) in enumerate(config.stem_convs, start=1):
             conv = nn.Conv2d(channels, out, 3, stride=stride, padding=1, bias=not normed)
             self.add_module(f"conv{i}", conv)
-            norm = nn.BatchNorm2d(out, momentum=0.01) if normed else nn.Identity()
+            norm = BatchNorm(out) if normed else nn.Identity()
             self.add_module(f"norm{i}", norm)
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -107,7 +125,7 @@ class LocalConv(nn.Module):
         super().__init__()
         self.grid = grid
         self.conv = nn.Conv2d(d_model, d_model, 3, padding=1, groups=d_model, bias=False)
-        self.norm = nn.BatchNorm2d(d_model, momentum=0.01)
+        self.norm = BatchNorm(d_model)
 
     def forward(self, residual: Tensor) -> Tensor:
         """Map (batch, length, d_model) to the same shape, in image order."""

@@ -178,6 +178,7 @@ class MambaMixer(nn.Module):
         """
         return (
             hidden.dtype in _FUSED_DTYPES
+            and hidden.numel() > 0
             and not torch.is_autocast_enabled("cpu")
             and _is_plain(self, MambaMixer)
             and all(map(self._has_own_parts, self.suffixes))

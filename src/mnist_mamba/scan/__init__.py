@@ -61,7 +61,8 @@ def selective_scan(
     Gu & Dao 2023, arXiv 2312.00752. The arguments have the order and the layout of mamba-ssm's.
 
     Args:
-        u: input (batch, d_inner, length): float32, float64, float16 or bfloat16.
+        u: input (batch, d_inner, length): float32, float64, float16 or bfloat16. The batch may be
+            empty.
         delta: step size (batch, d_inner, length), dtype of u.
         A: decay rates (d_inner, d_state), negative: dtype of u, or float32 if that is a half type.
         B: input matrix (batch, d_state, length), dtype of u.
@@ -96,6 +97,8 @@ def selective_scan(
         name = _first_on(u.device, lambda name: _why_unfit(name, u, A))
     else:
         name = choose(backend, u.device)
+    if u.shape[0] == 0:  # nothing to run a kernel for
+        name = "reference"
     return _FUNCTIONS[name](u, delta, A, B, C, D, z, delta_bias, delta_softplus)
 
 

@@ -342,8 +342,11 @@ def _block_plan(
     """Return the plan for such tensors, cached: each training step has the same few."""
     hidden, *weights = (tensor and tensor[0] for tensor in described)
     dtype = _check_types(described)
-    if hidden is None or len(hidden) != 3:
-        raise ValueError(f"hidden: got shape {hidden}, expected (batch, length, d_model)")
+    if hidden is None or len(hidden) != 3 or min(hidden) < 1:
+        raise ValueError(
+            f"hidden: got shape {hidden and tuple(hidden)}, expected (batch, length, d_model), all "
+            "at least 1"
+        )
     batch, length, d_model = hidden
     conv_weight, _, x_proj, dt_proj, _, a_log, _ = (shape or () for shape in weights[3:10])
     channels, rank = dt_proj
@@ -371,7 +374,7 @@ def _block_plan(
     )
     return BlockPlan(
         dims,
-        load().mamba_block_saved_bytes(dims) // max(1, batch),
+        load().mamba_block_saved_bytes(dims) // batch,
         load().mamba_block_workspace_bytes(dims),
     )
 

@@ -40,9 +40,9 @@ def check_arguments(
             raise TypeError(f"{name}: got {type(value).__name__}, expected a tensor")
         given[name] = value
 
-    if u.dim() != 3 or min(u.shape) < 1:
+    if u.dim() != 3 or min(u.shape[1:]) < 1:
         raise ValueError(
-            f"u: got shape {tuple(u.shape)}, expected (batch, d_inner, length), all at least 1"
+            f"u: got shape {tuple(u.shape)}, expected (batch, d_inner >= 1, length >= 1)"
         )
     if A.dim() != 2 or A.shape[0] != u.shape[1] or A.shape[1] < 1:
         raise ValueError(
