@@ -65,8 +65,9 @@ struct scan_gradients {
 };
 
 /* Sizes of the caller's buffers; 0 for dims that are refused. A sequence of one chunk needs no
- * checkpoints: their size is 0, and any pointer but NULL will do. Up to 64 states the checkpoints
- * are at most as large as u: they grow with Bt Di L, not with N. */
+ * checkpoints: their size is 0, and any pointer but NULL will do. Checkpoints have at most
+ * Bt Di' N' (L - 1) / 64 elements, with Di' = Di rounded up to a multiple of 16 and N' = N to one
+ * of 4: up to 64 states no more than u with Di' channels. */
 size_t mamba_scan_checkpoint_bytes(const struct scan_dims *dims);
 size_t mamba_scan_workspace_bytes(const struct scan_dims *dims);
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import logging
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -71,6 +73,20 @@ def test_an_empty_batch_has_an_empty_result_and_no_gradient(backend: str) -> Non
         assert value.grad is not None, name
         assert value.grad.shape == value.shape, name
         assert not value.grad.any(), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("channels", [1, 3, 16, 40])
+def test_scan_checkpoints_are_as_small_as_the_header_says(
+    channels: int, dtype: torch.dtype
+) -> None:
+    for states, length in itertools.product((1, 3, 16, 64, 65), (1, 64, 65, 66, 129, 193, 4097)):
+        u = torch.empty(1, channels, length, dtype=dtype)
+        tensors = [u, u, torch.empty(channels, states, dtype=dtype)]
+        elements = c_library.scan_item_bytes(tensors) / u.element_size()
+        rounded = math.ceil(channels / 16) * 16 * math.ceil(states / 4) * 4
+        assert elements <= rounded * (length - 1) / 64
+        assert (elements == 0) == (length <= 64)
 
 
 def test_an_unknown_backend_is_refused() -> None:
