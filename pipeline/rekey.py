@@ -50,8 +50,15 @@ class RekeyError(RuntimeError):
 
 def short_training(params: Params, ema_decay: float) -> str:
     """Train a few steps and return the SHA-256 of the losses and the averaged weights."""
-    short = dataclasses.replace(params.train, epochs=EPOCHS, ema_decay=ema_decay)
     train_set, val_set = read_training_data(params.train.on_val)
+    short = dataclasses.replace(
+        params.train,
+        epochs=EPOCHS,
+        ema_decay=ema_decay,
+        min_steps=1,
+        # That of the whole training: it depends on the number of steps.
+        norm_momentum=params.train.resolved_momentum(len(train_set.labels)),
+    )
     n = STEPS_PER_EPOCH * short.batch_size - short.batch_size // 2
     reports = train(
         build_model(params, read_info()),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import datetime as dt
 import logging
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from mnist_mamba.scan import choose
 from mnist_mamba.training.allocator import prepare_memory
 from mnist_mamba.training.distributed import Processes
 from mnist_mamba.training.epoch import EpochReport
-from mnist_mamba.training.loop import TrainingError, train
+from mnist_mamba.training.loop import StoppedError, TrainingError, train
 from mnist_mamba.training.resume import SavedTraining, parse_training
 from pipeline.common import command, paths
 from pipeline.common.build_model import build_model
@@ -22,11 +23,15 @@ from pipeline.common.content_key import training_key
 from pipeline.common.machine import usable_cores
 from pipeline.common.params import Params, ParamsError, load_params, read_yaml
 from pipeline.common.prepared_data import read_info, read_training_data
+from pipeline.common.stop import StopRequest, command_to_continue
 from pipeline.common.training_files import TrainingFiles
 from pipeline.tracking.client import CurvePoint
 from pipeline.tracking.live import live_run
 
 logger = logging.getLogger(__name__)
+
+GAP = 0.05
+"""Difference of accuracies that is worth a warning; augmentation usually makes it negative."""
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -166,17 +171,27 @@ def main() -> None:
     arguments = parse_arguments()
     params = with_overrides(load_params(), arguments)
     processes = Processes.of_torchrun()
+    stop = StopRequest()
     if not processes.is_first:
         logging.getLogger().setLevel(logging.WARNING)
     prepare_memory()
     set_threads(params.train.threads, processes)
     device = choose_device(params.train.device, processes)
-    with processes.connected(device):
-        run_training(params, arguments, device, processes)
+    try:
+        with processes.connected(device):
+            run_training(params, arguments, device, processes, stop)
+    except StoppedError as stopped:
+        state = arguments.save_dir / paths.TRAINING_STATE
+        logger.info("%s, saved as %s. To continue: %s", stopped, state, command_to_continue())
+        sys.exit(stop.exit_code)
 
 
 def run_training(
-    params: Params, arguments: argparse.Namespace, device: str, processes: Processes
+    params: Params,
+    arguments: argparse.Namespace,
+    device: str,
+    processes: Processes,
+    stop: StopRequest,
 ) -> None:
     """Train in one of the processes; the first one writes, logs and tracks."""
     backend = choose(params.train.scan, torch.device(device))
@@ -209,6 +224,7 @@ def run_training(
         processes=processes,
         state=saved.state if saved else None,
         save=files.save_state if processes.is_first else None,
+        stop=stop,
     )
     if not processes.is_first:
         for _ in reports:
@@ -243,6 +259,20 @@ def write_epochs(
         good = next((path for path in (files.last, files.best) if path.is_file()), "none")
         raise TrainingError(f"{error}. Last good checkpoint: {good}") from error
     files.finish()
+    warn_of_gap(files.points[-1])
+
+
+def warn_of_gap(last: CurvePoint) -> None:
+    """Warn if the last epoch's validation accuracy is far below that of training."""
+    trained, validated = last["train_accuracy"], last["val_accuracy"]
+    if trained is not None and validated is not None and validated < trained - GAP:
+        logger.warning(
+            "the accuracy on validation images, %.1f %%, is far below the %.1f %% in training: the "
+            "model has learned these images by heart (try more images, a smaller model or stronger "
+            "train.augment), or the validation images differ from them",
+            100 * validated,
+            100 * trained,
+        )
 
 
 if __name__ == "__main__":

@@ -34,7 +34,17 @@ PARAMS_FILE = Path("params.yaml")
 IMAGE_SIZES = {"mnist": (28, 28), "digits": (8, 8)}
 """(height, width) of the data sets whose image size is known before the download."""
 OPTIONAL = frozenset(
-    ("dt_min", "dt_max", "dt_init_floor", "dt_scale", "beta1", "beta2", "momentum", "elastic_scale")
+    (
+        "dt_min",
+        "dt_max",
+        "dt_init_floor",
+        "dt_scale",
+        "beta1",
+        "beta2",
+        "momentum",
+        "norm_momentum",
+        "elastic_scale",
+    )
 )
 """Keys of `model` and `train` that params.yaml may omit."""
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from mnist_mamba.training.loop import StoppedError
 from pipeline.common.content_key import content_key
 from pipeline.common.params import Params
 from pipeline.tracking import client as tracking
@@ -47,6 +48,9 @@ def live_run(params: Params, enabled: bool = True) -> Iterator[Callable[[CurvePo
     try:
         yield log_point
         status = "FINISHED"
+    except (KeyboardInterrupt, StoppedError):
+        status = "KILLED"
+        raise
     finally:
         with _only_warning("MLflow did not store the end of the run"):
             if monitor:

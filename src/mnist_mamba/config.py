@@ -358,6 +358,9 @@ class TrainConfig(Checked):
 
     epochs: Annotated[int, whole(1, 1_000_000)] = 10
     batch_size: Annotated[int, whole(1, 1_000_000)] = 128
+    """Images per step, and fewer if an epoch has less than min_steps of them."""
+    min_steps: Annotated[int, whole(1, 1_000_000)] = 16
+    """Smallest number of steps per epoch, as far as the images reach."""
     optimizer: OptimizerName = "adamw"
     """muon: Muon for the matrices between stem and head, AdamW for the rest."""
     lr: Annotated[float, Range(0, low_excluded=True)] = 1e-3
@@ -378,7 +381,35 @@ class TrainConfig(Checked):
     label_smoothing: BelowOne = 0.05
     ema_decay: BelowOne = 0.999
     """Decay per step of the averaged weights, which are validated and exported."""
+    norm_momentum: float | Literal["auto"] = "auto"
+    """Weight of a step's images in the batch norms' statistics; auto: see `resolved_momentum`."""
     seed: Annotated[int, whole(0, 2**32 - 1)] = 0
     save_every: Annotated[int, whole(0, 1_000_000_000)] = 500
     """Steps between saved states; 0 saves at the end of each epoch only."""
     augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.norm_momentum != "auto" and self.norm_momentum not in _MOMENTUM:
+            raise ConfigError(
+                f"norm_momentum = {self.norm_momentum!r}: expected {_MOMENTUM} or 'auto'"
+            )
+
+    def images_per_step(self, n_images: int) -> int:
+        """Return the number of images per step in epochs of n_images."""
+        return min(self.batch_size, math.ceil(n_images / self.min_steps))
+
+    def resolved_momentum(self, n_images: int) -> float:
+        """Return the momentum of the batch norms' statistics in a training with n_images.
+
+        auto averages over the last 100 steps or, in a training of less than 2,000 steps, over its
+        last twentieth: with a fixed momentum, the statistics of a short training would be those of
+        earlier weights, and much of the initial 0 and 1.
+        """
+        if self.norm_momentum != "auto":
+            return self.norm_momentum
+        steps = self.epochs * math.ceil(n_images / self.images_per_step(n_images))
+        return min(max(0.01, 20 / steps), 1.0)
+
+
+_MOMENTUM = Range(0, 1, low_excluded=True)

@@ -14,7 +14,7 @@ from mnist_mamba.training.distributed import Processes
 from mnist_mamba.training.loop import train
 from tests.library.test_training import MODEL, NORMED, bars
 
-CONFIG = TrainConfig(epochs=3, batch_size=19, lr=3e-3)
+CONFIG = TrainConfig(epochs=3, batch_size=19, min_steps=1, lr=3e-3)
 """Two processes share 19 of the 58 images as 9 and 10, and the last step's one as 0 and 1."""
 N_TRAIN, N_VAL = 58, 15
 CASES = {"patch": MODEL, "conv_batch_norm": NORMED}

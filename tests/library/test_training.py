@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,10 @@ from mnist_mamba.model import Classifier, MambaClassifier, MambaEnsemble, build_
 from mnist_mamba.training import loop
 from mnist_mamba.training.distributed import Processes
 from mnist_mamba.training.ema import Ema
-from mnist_mamba.training.epoch import CurvePoint, EpochReport, TrainingState
+from mnist_mamba.training.epoch import CurvePoint, Epoch, EpochReport, TrainingState
 from mnist_mamba.training.evaluation import Scores, predict, score
 from mnist_mamba.training.flat_parameters import FlatParameters
-from mnist_mamba.training.loop import TrainingError, train
+from mnist_mamba.training.loop import StoppedError, TrainingError, train
 from mnist_mamba.training.optimizer import learning_rate, split_parameters
 from mnist_mamba.training.resume import (
     SavedTraining,
@@ -67,7 +68,9 @@ OPTIMIZERS: list[OptimizerName] = ["adamw", "muon"]
 def test_every_shape_and_optimizer_learns_the_bars(
     optimizer: OptimizerName, model: ModelConfig
 ) -> None:
-    config = TrainConfig(epochs=4, batch_size=16, optimizer=optimizer, lr=1e-2, augment=PLAIN)
+    config = TrainConfig(
+        epochs=4, batch_size=16, min_steps=1, optimizer=optimizer, lr=1e-2, augment=PLAIN
+    )
     _, reports = run(config, model)
     assert reports[-1].val_accuracy >= 0.95
     assert reports[-1].train_loss < reports[0].train_loss
@@ -75,7 +78,7 @@ def test_every_shape_and_optimizer_learns_the_bars(
 
 
 def test_the_seed_determines_the_weights_bit_for_bit() -> None:
-    config = TrainConfig(epochs=2, batch_size=32)
+    config = TrainConfig(epochs=2, batch_size=32, min_steps=1)
     (a, first), (b, second) = run(config), run(config)
     for name, value in a.state_dict().items():
         assert torch.equal(value, b.state_dict()[name]), name
@@ -117,7 +120,7 @@ def test_an_ensemble_s_logits_are_the_mean_of_its_members() -> None:
 
 def test_an_infinite_loss_stops_training_and_names_step_and_rate() -> None:
     with pytest.raises(TrainingError, match=r"step \d+ \(epoch \d\), learning rate") as error:
-        run(TrainConfig(epochs=4, batch_size=32, lr=1e18, clip_norm=0, augment=PLAIN))
+        run(TrainConfig(epochs=4, batch_size=32, min_steps=1, lr=1e18, clip_norm=0, augment=PLAIN))
     assert "train.lr" in str(error.value)
 
 
@@ -135,16 +138,23 @@ def test_a_gradient_that_is_not_finite_changes_no_weight(clip_norm: float) -> No
         assert all(torch.equal(value, before[k]) for k, value in part.state_dict().items())
 
 
+@pytest.mark.parametrize("config", [{"lr": 3e38}, {"weight_decay": 1e300}], ids=["lr", "decay"])
+def test_a_step_that_makes_a_weight_infinite_stops_training(config: dict[str, float]) -> None:
+    """The last step of a training has no later loss that would tell."""
+    with pytest.raises(TrainingError, match="a weight after the step is NaN or infinite at step 1"):
+        run(TrainConfig(epochs=1, batch_size=96, min_steps=1, augment=PLAIN, **config))
+
+
 def test_a_validation_loss_that_is_not_finite_stops_training(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(loop, "score", lambda *_: Scores(accuracy=0.5, loss=float("inf")))
     with pytest.raises(TrainingError, match="the validation loss is inf after epoch 1"):
-        run(TrainConfig(epochs=2, batch_size=32))
+        run(TrainConfig(epochs=2, batch_size=32, min_steps=1))
 
 
 def test_a_report_has_the_seconds_of_each_part_of_an_epoch() -> None:
-    _, reports = run(TrainConfig(epochs=2, batch_size=32))
+    _, reports = run(TrainConfig(epochs=2, batch_size=32, min_steps=1))
     for report in reports:
         seconds = dataclasses.asdict(report.seconds)
         assert set(seconds) == {"data", "steps", "evaluation"}
@@ -153,7 +163,7 @@ def test_a_report_has_the_seconds_of_each_part_of_an_epoch() -> None:
     assert reports[0].seconds_left > reports[1].seconds_left == 0
 
 
-RESUMED = TrainConfig(epochs=2, batch_size=20, save_every=2)
+RESUMED = TrainConfig(epochs=2, batch_size=20, min_steps=1, save_every=2)
 """Five steps per epoch, the last with 16 images."""
 
 
@@ -202,6 +212,93 @@ def test_a_training_resumed_anywhere_ends_with_the_same_bits(
         assert all(torch.equal(value, average[name]) for name, value in expected.items()), where
         points = [report.curve_point() for report in reports[state.epoch - 1 :]]
         assert [report.curve_point() for report in rest] == points, where
+
+
+def test_a_training_stopped_in_any_step_goes_on_with_the_same_bits(tmp_path: Path) -> None:
+    config = dataclasses.replace(RESUMED, save_every=0)
+    whole, reports = run(config, ENSEMBLE)
+    steps = 0
+
+    def stop() -> bool:
+        nonlocal steps
+        steps += 1
+        return steps == stopped_after + 1
+
+    for stopped_after in (0, 1, 5, 7):
+        states: list[TrainingState] = []
+        steps = 0
+        torch.manual_seed(0)
+        model = build_classifier(ENSEMBLE, scan="reference")
+        data = (bars(96, 1), bars(48, 2), config)
+        epoch, step = divmod(stopped_after, 5)
+        where = f"step {step} of 5 of epoch {epoch + 1}"
+        with pytest.raises(StoppedError, match=where):
+            list(train(model, *data, progress=False, save=states.append, stop=stop))
+        again = build_classifier(ENSEMBLE, scan="reference")
+        rest = list(train(again, *data, progress=False, state=copy.deepcopy(states[-1])))
+        assert rest[-1].curve_point() == reports[-1].curve_point(), where
+        for name, value in whole.state_dict().items():
+            assert torch.equal(value, again.state_dict()[name]), (where, name)
+
+
+@pytest.mark.parametrize("scan", ["reference", "cpu"])
+def test_an_ensemble_s_bits_do_not_depend_on_the_threads(scan: str) -> None:
+    found, threads = [], torch.get_num_threads()
+    try:
+        for n in (1, 2, 3):
+            torch.set_num_threads(n)
+            torch.manual_seed(0)
+            model = build_classifier(dataclasses.replace(ENSEMBLE, members=3), scan=scan)
+            config = TrainConfig(epochs=1, batch_size=40)
+            reports = list(train(model, bars(96, 1), bars(48, 2), config, progress=False))
+            assert torch.get_num_threads() == n
+            # The number that a new thread gets.
+            assert ThreadPoolExecutor(1).submit(torch.get_num_threads).result() == n
+            weights = reports[-1].model.state_dict()
+            found.append((reports[-1].curve_point(), [v.tolist() for v in weights.values()]))
+    finally:
+        torch.set_num_threads(threads)
+    assert found[0] == found[1] == found[2]
+
+
+def test_a_small_data_set_is_trained_in_many_small_steps() -> None:
+    config = TrainConfig(batch_size=128, min_steps=16)
+    sizes = {n: config.images_per_step(n) for n in (1, 16, 17, 540, 2048, 60000)}
+    assert sizes == {1: 1, 16: 1, 17: 2, 540: 34, 2048: 128, 60000: 128}
+    batches = Epoch(1, 540, config).batches
+    assert [len(batch) for batch in batches] == [34] * 15 + [30]
+
+
+@pytest.mark.parametrize(
+    ("n_images", "epochs", "momentum"),
+    [(60000, 20, 0.01), (54000, 5, 0.01), (256, 125, 0.01), (256, 20, 20 / 320), (8, 2, 1.0)],
+)
+def test_short_trainings_average_the_norms_statistics_over_fewer_steps(
+    n_images: int, epochs: int, momentum: float
+) -> None:
+    assert TrainConfig(epochs=epochs).resolved_momentum(n_images) == pytest.approx(momentum)
+    fixed = TrainConfig(epochs=epochs, norm_momentum=0.3)
+    assert fixed.resolved_momentum(n_images) == 0.3
+
+
+@pytest.mark.parametrize("steps", [20, 200])
+def test_the_norms_statistics_are_those_of_the_averaged_weights(steps: int) -> None:
+    """With a fixed momentum of 0.01, a short training's logits had nothing of its weights."""
+    config = TrainConfig(epochs=steps // 5, batch_size=20, min_steps=1, lr=1e-2, augment=PLAIN)
+    _, reports = run(config, NORMED)
+    model, images = reports[-1].model, torch.from_numpy(bars(960, 1).images)
+    found = predict(model, images)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = None
+            module.reset_running_stats()
+    with torch.no_grad():
+        model.train()(images.float() / 255)
+    expected = predict(model, images)
+    gap = (found - expected).norm() / expected.norm()
+    assert gap < 0.15
+    agree = (found.argmax(dim=1) == expected.argmax(dim=1)).float().mean()
+    assert agree > 0.95
 
 
 def test_saving_states_changes_no_bit_of_the_weights(tmp_path: Path) -> None:
@@ -279,7 +376,7 @@ def test_muon_steps_matrices_orthogonally_and_adamw_the_rest() -> None:
 def test_without_validation_images_nothing_is_validated() -> None:
     torch.manual_seed(0)
     classifier = MambaClassifier(MODEL, scan="reference")
-    config = TrainConfig(epochs=1, batch_size=16, augment=PLAIN)
+    config = TrainConfig(epochs=1, batch_size=16, min_steps=1, augment=PLAIN)
     (report,) = train(classifier, bars(32, 1), None, config, progress=False)
     assert (report.val_loss, report.val_accuracy) == (None, None)
     assert report.curve_point()["val_loss"] is None
@@ -338,7 +435,7 @@ def test_each_step_uses_the_augmentation_of_its_progress(
 
     monkeypatch.setattr(loop, "augment", spy)
     augment = AugmentConfig(shift=0.1, hold=0.5, end=0)
-    run(TrainConfig(epochs=2, batch_size=24, augment=augment))
+    run(TrainConfig(epochs=2, batch_size=24, min_steps=1, augment=augment))
     assert shifts == pytest.approx([0.1] * 5 + [0.075, 0.05, 0.025])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import io
+import logging
 import re
 import threading
 from types import SimpleNamespace
@@ -20,7 +21,7 @@ from tqdm import tqdm
 
 from mnist_mamba.config import AugmentConfig, ModelConfig, OptimizerName, TrainConfig
 from mnist_mamba.model import Classifier, build_classifier
-from mnist_mamba.training import loop
+from mnist_mamba.training import loop, progress
 from mnist_mamba.training.distributed import Processes
 from mnist_mamba.training.epoch import Epoch, EpochReport, TrainingState
 from mnist_mamba.training.evaluation import Scores, predict, score
@@ -49,7 +50,7 @@ def test_an_epoch_s_figures_are_averages_over_its_images(
     n_images: int, batch_size: int, number: int, resumed: float, data: st.DataObject
 ) -> None:
     """Also with a smaller last batch, and if the epoch was interrupted after any step."""
-    config = TrainConfig(epochs=3, batch_size=batch_size, warmup=0.3)
+    config = TrainConfig(epochs=3, batch_size=batch_size, min_steps=1, warmup=0.3)
     epoch = Epoch(number, n_images, config)
     sizes = [len(batch) for batch in epoch.batches]
     losses = data.draw(st.lists(st.floats(0, 9), min_size=len(sizes), max_size=len(sizes)))
@@ -78,7 +79,7 @@ def test_an_epoch_s_figures_are_averages_over_its_images(
 
 def test_each_epoch_of_each_seed_has_an_order_of_its_own() -> None:
     orders = [
-        torch.cat(Epoch(number, 50, TrainConfig(seed=seed, batch_size=16)).batches)
+        torch.cat(Epoch(number, 50, TrainConfig(seed=seed, batch_size=16, min_steps=1)).batches)
         for seed in range(3)
         for number in range(1, 4)
     ]
@@ -90,11 +91,18 @@ def test_each_epoch_of_each_seed_has_an_order_of_its_own() -> None:
 def test_reports_are_those_of_steps_taken_by_hand(dims: ModelConfig) -> None:
     """One batch holds all images, so that their order does not matter."""
     config = TrainConfig(
-        epochs=3, batch_size=30, lr=0.05, ema_decay=0.5, augment=PLAIN, label_smoothing=0.1
+        epochs=3,
+        batch_size=30,
+        min_steps=1,
+        lr=0.05,
+        ema_decay=0.5,
+        augment=PLAIN,
+        label_smoothing=0.1,
     )
     train_set, val_set = bars(30, 1), bars(12, 2)
     model = new_model(dims)
-    trainer = Trainer(copy.deepcopy(model), config)
+    momentum = config.resolved_momentum(30)
+    trainer = Trainer(copy.deepcopy(model), config, norm_momentum=momentum)
     pixels = torch.from_numpy(train_set.images) / 255
     labels = torch.from_numpy(train_set.labels).long()
     for i, report in enumerate(train(model, train_set, val_set, config, progress=False)):
@@ -229,7 +237,8 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, data: float, step: float, val: float):
         self.now = 50.0
-        monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: self.now))
+        for module in (loop, progress):
+            monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: self.now))
         for owner, name, seconds in (
             (loop, "augment", data),
             (Trainer, "step", step),
@@ -249,7 +258,7 @@ def test_times_of_a_resumed_training_count_from_its_resumption(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """96 images in steps of 20: 2 s of data, 3 s of training per step, 10 s per evaluation."""
-    config = TrainConfig(epochs=4, batch_size=20, save_every=3)
+    config = TrainConfig(epochs=4, batch_size=20, min_steps=1, save_every=3)
     states: list[TrainingState] = []
     first = train(new_model(), bars(96, 1), bars(9, 2), config, progress=False, save=states.append)
     next(first)
@@ -281,19 +290,40 @@ def test_the_progress_bar_counts_images_and_shows_the_report_s_figures(
             shown_always = {"disable": False, "mininterval": 0, "miniters": 1, "file": shown}
             super().__init__(**{**settings, **shown_always})
 
-    config = TrainConfig(epochs=1, batch_size=20, save_every=2)
+    config = TrainConfig(epochs=1, batch_size=20, min_steps=1, save_every=2)
     states: list[TrainingState] = []
 
     def save(state: TrainingState) -> None:
         states.append(copy.deepcopy(state))
 
     list(train(new_model(), bars(96, 1), None, config, progress=False, save=save))
-    monkeypatch.setattr(loop, "tqdm", Bar)
+    monkeypatch.setattr(progress, "tqdm", Bar)
     (report,) = train(new_model(), bars(96, 1), None, config, state=states[0])
     text = shown.getvalue()
     assert re.search(r"epoch 1/1: .* 40/96 ", text)
     scores = rf"loss {report.train_loss:.4f}, accuracy {report.train_accuracy:.4f}"
     assert re.search(rf" 96/96 .*images/s, {scores}, all epochs in 00:00", text)
+
+
+def test_without_a_terminal_a_line_every_half_minute_says_what_the_bar_would(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A step takes 12 s and so does the evaluation; a line comes after steps 3 and 5."""
+    caplog.set_level(logging.INFO)
+    Clock(monkeypatch, 2, 10, 12)
+    config = TrainConfig(epochs=2, batch_size=20, min_steps=1)
+    arguments = (new_model(), bars(96, 1), bars(9, 2), config)
+    list(train(*arguments))
+    lines = [line for line in caplog.messages if "images:" in line]
+    assert [re.findall(r"epoch ./2, \d+/96", line)[0] for line in lines] == [
+        "epoch 1/2, 60/96",
+        "epoch 2/2, 20/96",
+        "epoch 2/2, 80/96",
+    ]
+    assert "about 01:19 left for all epochs" in lines[0]  # 132 images at 36 s for 60
+    caplog.clear()
+    list(train(*arguments, progress=False))
+    assert caplog.messages == []
 
 
 def test_a_step_that_diverges_is_named_with_its_epoch_and_rate(
@@ -308,7 +338,7 @@ def test_a_step_that_diverges_is_named_with_its_epoch_and_rate(
         return 1.0, 1
 
     monkeypatch.setattr(Trainer, "step", step)
-    config = TrainConfig(epochs=3, batch_size=20, lr=0.7)
+    config = TrainConfig(epochs=3, batch_size=20, min_steps=1, lr=0.7)
     rate = f"{learning_rate(7, 15, config):.3g}"
     message = rf"^the loss is nan at step 8 \(epoch 2\), learning rate {re.escape(rate)}: .* try"
     with pytest.raises(TrainingError, match=message):
@@ -333,7 +363,7 @@ class Threads(Processes):
 def test_shares_of_several_processes_add_up_to_the_training_of_one() -> None:
     """41 images in steps of 20: in the last step, two of the three shares are empty."""
     augment = AugmentConfig(elastic=0.03)
-    config = TrainConfig(epochs=2, batch_size=20, lr=3e-3, augment=augment)
+    config = TrainConfig(epochs=2, batch_size=20, min_steps=1, lr=3e-3, augment=augment)
 
     def run(processes: Processes, found: dict[int, list[EpochReport]]) -> None:
         model = copy.deepcopy(start)

@@ -35,6 +35,7 @@ SMALL: dict[str, Any] = {
     "model.d_state": 4,
     "train.epochs": 3,
     "train.batch_size": 16,
+    "train.min_steps": 1,
     "train.lr": 0.02,
     "train.augment.rotate": 0,
     "train.augment.elastic": 0,

@@ -26,6 +26,7 @@ DIGITS = {
     "train.epochs": 2,
     "train.lr": 0.01,
     "train.batch_size": 32,
+    "train.min_steps": 1,
     "benchmark.rounds": 2,
 }
 

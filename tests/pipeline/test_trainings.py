@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
 import sqlite3
@@ -25,10 +27,12 @@ from mnist_mamba.training.distributed import Processes
 from mnist_mamba.training.epoch import EpochReport, EpochSeconds, TrainingState
 from mnist_mamba.training.loop import TrainingError
 from mnist_mamba.training.resume import SavedTraining, parse_training, save_training
+from pipeline.common import stop
 from pipeline.common.content_key import training_key
 from pipeline.common.params import load_params
+from pipeline.common.stop import StopRequest
 from pipeline.common.training_files import TrainingFiles
-from pipeline.train import choose_device, set_threads, write_epochs
+from pipeline.train import choose_device, set_threads, warn_of_gap, write_epochs
 from tests.models import ARCHITECTURES
 from tests.pipeline.project import (
     SMALL,
@@ -43,6 +47,7 @@ LONG = {
     **SMALL,
     "model.n_layers": 1,
     "train.batch_size": 2,
+    "train.min_steps": 1,
     "train.lr": 0.005,
     "train.epochs": 4,
     "train.save_every": 7,
@@ -155,6 +160,112 @@ def test_killed_and_resumed_training_leaves_the_same_bytes(
     kept = {path.name for path in (project / "checkpoints").iterdir()}
     assert kept == {"last.pth", "best_model.pth"}
     check_that_mlflow_has_the_curve_once(project)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_saves_the_state_and_says_how_to_go_on(
+    number: signal.Signals, project: Path, uninterrupted: Path
+) -> None:
+    """In the first epoch, in whose first steps no state has been saved yet."""
+    log_file = project / "log"
+    words = shlex.join(TRAIN)
+    process = start(project, ["sh", "-c", f"exec {words} 2> log"])
+    while "parameters" not in (log_file.read_text() if log_file.is_file() else ""):
+        assert process.poll() is None
+        time.sleep(0.01)
+    time.sleep(0.2)
+    os.kill(process.pid, number)
+    assert process.wait(60) == 128 + number
+    log = log_file.read_text()
+    assert f"{number.name}: stopping after this step" in log
+    found = re.search(r"stopped after step \d+ of 80 of epoch 1, saved as (\S+)\.", log)
+    assert found is not None, log
+    assert Path(found[1]) == STATE
+    assert "To continue: python -m pipeline.train --resume\n" in log
+    assert "resuming in epoch 1" in train(project, "--resume")
+    for name in RESULTS:
+        assert (project / name).read_bytes() == (uninterrupted / name).read_bytes(), name
+
+
+@pytest.mark.slow
+def test_a_training_ends_with_the_dvc_that_started_it(project: Path) -> None:
+    code = "import subprocess, sys, time; subprocess.Popen(sys.argv[1:]); time.sleep(600)"
+    set_params(project, {**UNTRACKED, "train.save_every": 0})
+    parent = start(project, [sys.executable, "-c", code, *TRAIN], DVC_STAGE="train")
+    while saved_state(project) is None:
+        time.sleep(0.05)
+    parent.kill()
+    parent.wait()
+    seen: list[bytes] = []
+    while len(seen) < 2 or seen[-1] != seen[-2]:
+        time.sleep(2)
+        seen.append((project / STATE).read_bytes())  # a completed training would have removed it
+    state = saved_state(project)
+    assert state is not None
+    assert state.steps > 0  # saved on request, not at the end of an epoch
+
+
+@pytest.fixture
+def stop_request(monkeypatch: pytest.MonkeyPatch) -> Iterator[StopRequest]:
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    monkeypatch.delenv("DVC_STAGE", raising=False)
+    yield StopRequest()
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_asks_for_a_stop_and_a_second_one_ends_at_once(
+    number: signal.Signals, stop_request: StopRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not stop_request()
+    signal.raise_signal(number)
+    signal.raise_signal(number)  # torchrun passes the terminal's Ctrl-C on
+    assert stop_request()
+    assert stop_request.exit_code == 128 + number
+    if number == signal.SIGINT:
+        now = time.monotonic()
+        monkeypatch.setattr(stop.time, "monotonic", lambda: now + 5)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(number)
+
+
+@pytest.mark.parametrize(
+    ("environment", "words", "expected"),
+    [
+        ({}, ["--epochs", "2"], "python -m pipeline.train --epochs 2 --resume"),
+        ({}, ["--resume", "--set", "a=b c"], "python -m pipeline.train --resume --set 'a=b c'"),
+        ({"DVC_STAGE": "train"}, ["--resume"], "the same dvc command"),
+        ({"TORCHELASTIC_RUN_ID": "none"}, [], "torchrun as before, with --resume"),
+    ],
+)
+def test_the_command_that_goes_on_has_the_same_options(
+    environment: dict[str, str],
+    words: list[str],
+    expected: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("DVC_STAGE", "TORCHELASTIC_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "argv", ["train.py", *words])
+    assert stop.command_to_continue().startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("trained", "validated", "warned"),
+    [(0.99, 0.93, True), (0.99, 0.95, False), (0.93, 0.99, False), (0.99, None, False)],
+)
+def test_a_validation_far_below_training_is_remarked(
+    trained: float, validated: float | None, warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    warn_of_gap({"train_accuracy": trained, "val_accuracy": validated})
+    assert ("far below" in caplog.text) == warned
 
 
 def curves(folder: Path) -> list[dict[str, float]]:

@@ -29,14 +29,11 @@ class PatchStem(nn.Module):
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """A batch norm with torch's defaults, but statistics that move by a hundredth per step.
+    """torch's batch norm, but for one value per channel.
 
-    One value per channel has no variance, and torch refuses it in training. This norm then applies
-    the running statistics, as in evaluation: a last batch of one image may have a grid of 1x1.
+    That has no variance, and torch refuses it in training. This norm then applies the running
+    statistics, as in evaluation: a last batch of one image may have a grid of 1x1.
     """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels, momentum=0.01)
 
     def forward(self, maps: Tensor) -> Tensor:
         if maps.numel() > self.num_features:
@@ -248,6 +245,11 @@ class MambaClassifier(nn.Module):
         return [block for block in self.layers if isinstance(block, Block)]
 
     @property
+    def classifiers(self) -> list[MambaClassifier]:
+        """The model itself, like the members of an ensemble."""
+        return [self]
+
+    @property
     def n_parameters(self) -> int:
         """Number of trainable parameters."""
         return sum(p.numel() for p in self.parameters())
@@ -263,11 +265,6 @@ class MambaClassifier(nn.Module):
         normalised = (pixels - self.config.pixel_mean) / self.config.pixel_std
         tokens: Tensor = self.stem(normalised)
         return tokens if self.pos_embed is None else tokens + self.pos_embed
-
-    def member_logits(self, pixels: Tensor) -> Tensor:
-        """Return `forward`'s logits as (1, batch, n_classes), like an ensemble of one member."""
-        logits: Tensor = self(pixels)
-        return logits.unsqueeze(0)
 
     def pooled(self, residual: Tensor) -> Tensor:
         """Apply final norm and pool: (batch, length, d_model) to (batch, d_model)."""

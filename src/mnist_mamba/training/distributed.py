@@ -66,6 +66,10 @@ class Processes:
             dist.all_reduce(values)
         return values
 
+    def any(self, value: bool, device: str) -> bool:
+        """Return whether the value is true in any of the processes."""
+        return value if self.size == 1 else bool(self.sum(torch.tensor(int(value), device=device)))
+
     def from_first(self, value: T) -> T:
         """Return the first process's value, in every process."""
         values = [value]

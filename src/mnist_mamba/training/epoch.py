@@ -124,7 +124,8 @@ class Epoch:
         self.number, self.n_images, self.config = number, n_images, config
         self.generator = torch.Generator().manual_seed(config.seed * 1_000_003 + number)
         order = torch.randperm(n_images, generator=self.generator)
-        self.batches = order.split(config.batch_size)
+        self.images_per_step = config.images_per_step(n_images)
+        self.batches = order.split(self.images_per_step)
         self.steps, self.loss_sum, self.correct = 0, 0.0, 0
         self.seconds = EpochSeconds()
         self.resumed_at = 0
@@ -149,7 +150,7 @@ class Epoch:
     @property
     def images_seen(self) -> int:
         """Number of images in the steps so far."""
-        return min(self.steps * self.config.batch_size, self.n_images)
+        return min(self.steps * self.images_per_step, self.n_images)
 
     @property
     def images_seen_total(self) -> int:

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mnist_mamba.model import Classifier
+from mnist_mamba.model import Classifier, MambaClassifier
+from mnist_mamba.training.members import Members
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,18 +22,22 @@ class Scores:
     """Mean cross-entropy, in nats."""
 
 
-@torch.inference_mode()
 def predict(model: Classifier, images: Tensor, batch_size: int = 256) -> Tensor:
     """Return the logits (n, n_classes), float32 on the CPU, of (n, height, width) uint8 images."""
-    device = next(model.parameters()).device
     was_training = model.training
     model.eval()
-    logits = [
-        model(batch.to(device, torch.float32) / 255).float().cpu()
-        for batch in images.split(batch_size)
-    ]
+    members = Members(model)
+    with members.one_thread():
+        logits = members.map(lambda member: _predict_one(member, images, batch_size))
     model.train(was_training)
-    return torch.cat(logits)
+    return torch.stack(logits).mean(dim=0)
+
+
+@torch.inference_mode()
+def _predict_one(member: MambaClassifier, images: Tensor, batch_size: int) -> Tensor:
+    device = next(member.parameters()).device
+    batches = (batch.to(device, torch.float32) / 255 for batch in images.split(batch_size))
+    return torch.cat([member(batch).float().cpu() for batch in batches])
 
 
 def score(model: Classifier, images: Tensor, labels: Tensor, batch_size: int = 256) -> Scores:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from mnist_mamba.config import TrainConfig
 from mnist_mamba.data.augment import augment
@@ -18,6 +16,7 @@ from mnist_mamba.model import Classifier
 from mnist_mamba.training.distributed import ALONE, Processes
 from mnist_mamba.training.epoch import Epoch, EpochReport, TrainingState
 from mnist_mamba.training.evaluation import Scores, score
+from mnist_mamba.training.progress import Progress
 from mnist_mamba.training.resume import restore
 from mnist_mamba.training.trainer import NonFiniteError, Trainer
 
@@ -31,6 +30,10 @@ class TrainingError(RuntimeError):
     """A training that cannot continue; the message says at which step and why."""
 
 
+class StoppedError(RuntimeError):
+    """A training that ended early because `stop` said so; the message says at which step."""
+
+
 def train(
     model: Classifier,
     train_set: LabelledImages,
@@ -41,6 +44,7 @@ def train(
     processes: Processes = ALONE,
     state: TrainingState | None = None,
     save: Callable[[TrainingState], None] | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[EpochReport]:
     """Train `model` in place, yielding a report after each epoch.
 
@@ -54,40 +58,43 @@ def train(
         val_set: images to evaluate on after each epoch, or None.
         config: how to train.
         device: torch's name of the device.
-        progress: whether to show a progress bar if there is a terminal.
+        progress: whether to show a progress bar on a terminal, and elsewhere a log line every half
+            minute.
         processes: the processes that train together.
         state: where to continue, as `save` received it; None starts from the beginning.
         save: receives the state every `config.save_every` steps and after the report of each
             epoch but the last. The next step changes the state's tensors.
+        stop: asked before each step; True, in any of the processes, saves the state and ends the
+            training.
 
     Yields:
         The report of each epoch, with the averaged model.
 
     Raises:
-        TrainingError: a NaN or infinite loss or gradient; the weights are those before that step.
+        TrainingError: a NaN or infinite loss, gradient or weight; the reports before it are good.
+        StoppedError: `stop` returned True.
         ResumeError: the state does not fit the model, the images or the config.
     """
-    trainer = Trainer(model, config, device, processes)
+    n_images = len(train_set.labels)
+    trainer = Trainer(model, config, device, processes, config.resolved_momentum(n_images))
     if state is not None:
-        restore(trainer, state, len(train_set.labels))
+        restore(trainer, state, n_images)
     images, labels = _tensors(train_set)
     val_tensors = None if val_set is None else _tensors(val_set)
     first = 1 if state is None else state.epoch
-    began = time.perf_counter()
-    done = 0 if state is None else (first - 1) * len(labels) + state.steps * config.batch_size
-
-    def seconds_left(epoch: Epoch) -> float:
-        """Estimate the time left from the pace since this process began."""
-        seen = epoch.images_seen_total
-        return (time.perf_counter() - began) / (seen - done) * (config.epochs * len(labels) - seen)
+    done = 0
+    if state is not None:
+        done = (first - 1) * n_images + state.steps * config.images_per_step(n_images)
+    shown = Progress(done, config.epochs * n_images, progress)
 
     for number in range(first, config.epochs + 1):
-        epoch = Epoch(number, len(labels), config)
+        epoch = Epoch(number, n_images, config)
         if state is not None and number == first:
             epoch.resume(state)
         elif number > 1 and save is not None:
             save(epoch.state(trainer))
-        _run_epoch(epoch, trainer, images, labels, seconds_left, progress, save)
+        with trainer.members.one_thread():
+            _run_epoch(epoch, trainer, images, labels, shown, save, stop)
         started = time.perf_counter()
         scores = None if val_tensors is None else _evaluate(trainer, *val_tensors)
         epoch.seconds.evaluation = time.perf_counter() - started
@@ -95,7 +102,7 @@ def train(
             raise TrainingError(
                 f"the validation loss is {scores.loss} after epoch {number}: {_TRY}"
             )
-        yield epoch.report(scores, seconds_left(epoch), trainer.ema.model)
+        yield epoch.report(scores, shown.seconds_left(epoch), trainer.ema.model)
 
 
 def _run_epoch(
@@ -103,13 +110,18 @@ def _run_epoch(
     trainer: Trainer,
     images: Tensor,
     labels: Tensor,
-    seconds_left: Callable[[Epoch], float],
-    progress: bool,
+    progress: Progress,
     save: Callable[[TrainingState], None] | None,
+    stop: Callable[[], bool],
 ) -> None:
     """Take the remaining steps of an epoch."""
-    with _bar(epoch, progress) as bar:
+    with progress.bar(epoch) as bar:
         for i in range(epoch.steps, len(epoch.batches)):
+            if trainer.processes.any(stop(), trainer.device):
+                if save is not None:
+                    save(epoch.state(trainer))
+                at = f"step {i} of {len(epoch.batches)} of epoch {epoch.number}"
+                raise StoppedError(f"stopped after {at}")
             started = time.perf_counter()
             chosen = epoch.batches[i]
             share = trainer.processes.share(len(chosen))
@@ -126,25 +138,9 @@ def _run_epoch(
             epoch.add_step(*result)
             epoch.seconds.data += loaded - started
             epoch.seconds.steps += time.perf_counter() - loaded
-            seen, left = epoch.images_seen, tqdm.format_interval(seconds_left(epoch))
-            scores = f"loss {epoch.loss_sum / seen:.4f}, accuracy {epoch.correct / seen:.4f}"
-            bar.set_postfix_str(f"{scores}, all epochs in {left}", refresh=False)
-            bar.update(len(chosen))
+            progress.step(bar, epoch, len(chosen))
             if save is not None and epoch.should_save:
                 save(epoch.state(trainer))
-
-
-def _bar(epoch: Epoch, progress: bool) -> tqdm[Any]:
-    """Return a progress bar over images, drawn only on a terminal."""
-    return tqdm(
-        desc=f"epoch {epoch.number}/{epoch.config.epochs}",
-        total=epoch.n_images,
-        initial=epoch.images_seen,
-        unit=" images",
-        disable=None if progress else True,
-        mininterval=1,
-        leave=False,
-    )
 
 
 def _evaluate(trainer: Trainer, images: Tensor, labels: Tensor) -> Scores:

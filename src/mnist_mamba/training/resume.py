@@ -87,8 +87,9 @@ def restore(trainer: Trainer, state: TrainingState, n_images: int) -> None:
         ResumeError: the state belongs to another model, config or training set.
     """
     config = trainer.config
-    per_epoch = math.ceil(n_images / config.batch_size)
-    seen = min(state.steps * config.batch_size, n_images)
+    batch_size = config.images_per_step(n_images)
+    per_epoch = math.ceil(n_images / batch_size)
+    seen = min(state.steps * batch_size, n_images)
     steps = (state.epoch - 1) * per_epoch + state.steps
     try:
         check_value("epoch", state.epoch, Annotated[int, whole(1, config.epochs)])

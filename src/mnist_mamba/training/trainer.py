@@ -7,19 +7,20 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from mnist_mamba.config import TrainConfig
-from mnist_mamba.model import Classifier
+from mnist_mamba.model import Classifier, MambaClassifier
 from mnist_mamba.training.distributed import ALONE, Processes
 from mnist_mamba.training.ema import Ema, running_statistics
 from mnist_mamba.training.flat_parameters import FlatParameters
+from mnist_mamba.training.members import Members
 from mnist_mamba.training.optimizer import Optimizers, split_parameters
 from mnist_mamba.training.torch_file import check_like
 
 
 class NonFiniteError(ArithmeticError):
-    """A NaN or infinite loss or gradient; the weights are those from before the step."""
+    """A NaN or infinite loss, gradient or weight; the model is of no more use."""
 
 
 class Trainer:
@@ -30,6 +31,7 @@ class Trainer:
         config: optimizers, loss and averaging.
         device: torch's name of the device.
         processes: the processes that train this model, each on its share of every batch.
+        norm_momentum: weight of a step's images in the batch norms' running statistics.
     """
 
     def __init__(
@@ -38,8 +40,13 @@ class Trainer:
         config: TrainConfig,
         device: str = "cpu",
         processes: Processes = ALONE,
+        norm_momentum: float = 0.01,
     ) -> None:
         self.model = model.to(device).train()
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = norm_momentum
+        self.members = Members(model)
         self.ema = Ema(model, config.ema_decay)
         self._kinds = [FlatParameters(kind) for kind in split_parameters(self.model)]
         self._weights = [kind.vector for kind in self._kinds]
@@ -64,10 +71,15 @@ class Trainer:
             before the step.
 
         Raises:
-            NonFiniteError: the loss or the gradient's norm is NaN or infinite.
+            NonFiniteError: the loss, the gradient's norm, or a weight after the step is NaN or
+                infinite.
         """
+        with self.members.one_thread():
+            return self._step(pixels, labels, lr, len(labels) if batch is None else batch)
+
+    def _step(self, pixels: Tensor, labels: Tensor, lr: float, batch: int) -> tuple[float, int]:
         pixels, labels = pixels.to(self.device), labels.to(self.device)
-        part = len(labels) / (len(labels) if batch is None else batch)
+        part = len(labels) / batch
         for kind in self._kinds:
             kind.clear_gradients()
         gradient, sums = self._sum_gradients(self.backward(pixels, labels, part))
@@ -81,6 +93,8 @@ class Trainer:
             if not math.isfinite(value):
                 raise NonFiniteError(f"the {name} is {value}")
         self.optimizers.step(gradient, lr)
+        if not all(bool(weights.isfinite().all()) for weights in self._weights):
+            raise NonFiniteError("a weight after the step is NaN or infinite")
         self.ema.update(self._weights, self._statistics)
         return loss, int(hits)
 
@@ -95,15 +109,21 @@ class Trainer:
         """
         if len(labels) == 0:
             return torch.zeros(2, device=self.device)
-        logits = self.model.member_logits(pixels)
         smoothing = self.config.label_smoothing
-        # The mean of the members' losses. With the loss of their mean logits, a member could rely
-        # on the others.
+
+        # Each member has its own loss. With the loss of their mean logits, a member could rely on
+        # the others.
+        def backward(member: MambaClassifier) -> Tensor:
+            logits: Tensor = member(pixels)
+            loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
+            (loss * (part / len(self.members.all))).backward()
+            return logits.detach()
+
+        logits = torch.stack(self.members.map(backward))
         targets = labels.expand(len(logits), -1).flatten()
         loss = F.cross_entropy(logits.flatten(0, 1), targets, label_smoothing=smoothing) * part
-        loss.backward()
-        hits = (logits.detach().mean(dim=0).argmax(dim=1) == labels).sum()
-        return torch.stack([loss.detach(), hits.to(loss.dtype)])
+        hits = (logits.mean(dim=0).argmax(dim=1) == labels).sum()
+        return torch.stack([loss, hits.to(loss.dtype)])
 
     def _sum_gradients(self, sums: Tensor) -> tuple[Tensor, Tensor]:
         """Return the gradients as one vector, and `sums`, both summed over the processes.
