@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import secrets
@@ -22,7 +21,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Raises:
         OSError: the folder or the file cannot be written, the disk is full, or `path` is not a
-            regular file, or the one that stdout or stderr goes to.
+            regular file, is a deleted one, or is where stdout or stderr goes.
     """
     target, old = _target(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -50,11 +49,14 @@ def _target(path: Path) -> tuple[Path, os.stat_result | None]:
     except FileNotFoundError:
         return path, None
     old = path.stat()
-    if not stat.S_ISREG(old.st_mode) or _is_standard_stream(old):
-        raise OSError(f"{path}: expected a regular file other than stdout and stderr")
-    target = Path(os.path.realpath(path, strict=True))
-    if not os.access(target, os.W_OK):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+    target = Path(os.path.realpath(path))
+    # Links in /proc can lead to files without a name: then `target` is missing or another file.
+    is_found = target.exists() and os.path.samestat(target.stat(), old)
+    if not (is_found and stat.S_ISREG(old.st_mode)) or _is_standard_stream(old):
+        raise OSError(
+            f"{path}: expected a regular file other than stdout and stderr, and not a deleted one"
+        )
+    os.close(os.open(path, os.O_WRONLY))  # an error without permission to write
     return target, old
 
 

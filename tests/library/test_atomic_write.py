@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import stat
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -124,24 +125,41 @@ def test_a_closed_standard_stream_does_not_matter(tmp_path: Path) -> None:
     assert path.read_bytes() == NEW
 
 
-def test_a_file_without_permission_to_write_is_refused(tmp_path: Path) -> None:
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    path = folder / "file"
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="/proc names deleted files")
+@pytest.mark.parametrize("is_linked", [False, True])
+def test_a_deleted_file_is_refused(tmp_path: Path, is_linked: bool) -> None:
+    path, namesake, link = (tmp_path / name for name in ("file", "file (deleted)", "link"))
     path.write_bytes(OLD)
-    path.chmod(0o444)
-    folder.chmod(0o777)
+    if is_linked:
+        link.hardlink_to(path)
+    with path.open("rb") as file:
+        path.unlink()
+        named = Path(f"/proc/self/fd/{file.fileno()}")
+        for exists in (False, True):
+            with pytest.raises(OSError, match=rf"^{named}: expected .* not a deleted one"):
+                write_bytes(named, NEW)
+            assert namesake.exists() == exists
+            namesake.write_bytes(OLD)
+        assert (namesake.read_bytes(), file.read()) == (OLD, OLD)
 
-    def write() -> None:
-        os.chdir(folder)  # another user may not search the folders above
-        if os.geteuid() == 0:
-            os.setuid(OTHER_USER)
-        write_bytes(Path("new"), NEW)
-        with pytest.raises(PermissionError, match="file"):
-            write_bytes(Path("file"), NEW)
 
-    assert in_child(write) == 0
-    assert path.read_bytes() == OLD
+@pytest.mark.parametrize("become", [os.setuid, os.seteuid])
+def test_a_file_without_permission_to_write_is_refused(become: Callable[[int], None]) -> None:
+    with tempfile.TemporaryDirectory() as name:  # another user may not search tmp_path's parents
+        path, new = Path(name, "file"), Path(name, "new")
+        path.write_bytes(OLD)
+        path.chmod(0o444)
+        path.parent.chmod(0o777)
+
+        def write() -> None:
+            if os.geteuid() == 0:
+                become(OTHER_USER)
+            write_bytes(new, NEW)
+            with pytest.raises(PermissionError, match=str(path)):
+                write_bytes(path, NEW)
+
+        assert in_child(write) == 0
+        assert path.read_bytes() == OLD
 
 
 def test_temporary_files_of_others_are_left_alone(

@@ -57,16 +57,29 @@ int choose_threads(int wanted, int otherwise)
     return wanted ? wanted : otherwise;
 }
 
+static bool same_file(const struct stat *a, const struct stat *b)
+{
+    return a->st_dev == b->st_dev && a->st_ino == b->st_ino;
+}
+
 /* Returns whether stdout or stderr goes to `file`, as after `--logits /dev/stdout > file`. */
 static bool is_standard_stream(const struct stat *file)
 {
     for (int fd = STDOUT_FILENO; fd <= STDERR_FILENO; fd++) {
         struct stat stream;
-        if (fstat(fd, &stream) == 0 && stream.st_dev == file->st_dev &&
-            stream.st_ino == file->st_ino)
+        if (fstat(fd, &stream) == 0 && same_file(&stream, file))
             return true;
     }
     return false;
+}
+
+/* Returns whether the path of `file` after all links names it. It does not if a link in /proc leads
+ * to a deleted file, "file (deleted)", or out of a container. */
+static bool has_path(const struct stat *file, const char *path)
+{
+    char buffer[PATH_MAX];
+    struct stat found;
+    return realpath(path, buffer) && stat(buffer, &found) == 0 && same_file(&found, file);
 }
 
 /* Returns the file that `path` names, after all links; it may be in `buffer`. Returns NULL, and
@@ -126,7 +139,7 @@ mamba_status write_file(const char *path, const void *data, size_t bytes, mamba_
     char buffer[PATH_MAX], temporary[PATH_MAX + 32];
     struct stat old;
     const bool exists = stat(path, &old) == 0;
-    if (exists && (!S_ISREG(old.st_mode) || !old.st_nlink || is_standard_stream(&old)))
+    if (exists && (!S_ISREG(old.st_mode) || !has_path(&old, path) || is_standard_stream(&old)))
         return mamba_fail(error, MAMBA_ERR_IO, path,
                           "expected a regular file other than stdout and stderr");
     const char *target = find_target(path, exists, buffer);

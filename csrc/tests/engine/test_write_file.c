@@ -201,11 +201,15 @@ static void test_other_kinds(void)
     const int deleted = open("file", O_WRONLY);
     char name[40];
     snprintf(name, sizeof name, "/proc/self/fd/%d", deleted);
-    unlink("file");
+    if (link("file", "other link") != 0 || unlink("file") != 0)
+        abort();
     put("file (deleted)", "another");
-    if (deleted >= 0 && access(name, F_OK) == 0)
-        expect_refused(name, reason);
-    CHECK(holds("file (deleted)", "another"), "another file was replaced");
+    for (int links = 1; links >= 0; links--) {
+        if (deleted >= 0 && access(name, F_OK) == 0)
+            expect_refused(name, reason);
+        CHECK(holds("file (deleted)", "another"), "%d links: another file was replaced", links);
+        unlink("other link");
+    }
     close(deleted);
     unlink("file (deleted)");
 }
