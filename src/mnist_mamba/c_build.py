@@ -173,8 +173,15 @@ def _store(built: Path, folder: Path) -> Path:
 
 
 def _is_intact(library: Path) -> bool:
-    """Whether a library is whole (if not, loading it can end the process) and not from others."""
-    return _is_private(library) and library.stem.endswith(_digest(library.read_bytes()))
+    """Whether a library is a whole file (if not, loading it can end the process), not from others.
+
+    A link is refused: it may lead to another user's file.
+    """
+    with contextlib.suppress(OSError):  # unreadable, or just removed
+        # Reading a FIFO would wait for ever.
+        if stat.S_ISREG(library.lstat().st_mode) and _is_private(library):
+            return library.stem.endswith(_digest(library.read_bytes()))
+    return False
 
 
 def _digest(data: bytes) -> str:

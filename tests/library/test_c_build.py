@@ -482,6 +482,39 @@ def test_a_truncated_library_is_built_again(tmp_path: Path, cache: Path) -> None
     assert library.read_bytes() == whole
 
 
+@pytest.mark.parametrize("kind", ["link", "link to nothing", "FIFO", "unreadable file"])
+def test_an_entry_that_is_not_a_readable_file_is_replaced(
+    tmp_path: Path, cache: Path, kind: str
+) -> None:
+    library = build_answer(tmp_path)
+    moved = library.rename(tmp_path / "moved.so")
+    moved.chmod(0o777)
+    match kind:
+        case "link":
+            library.symlink_to(moved)
+        case "link to nothing":
+            library.symlink_to("nothing")
+        case "FIFO":
+            os.mkfifo(library, mode=0o644)
+        case _:
+            library.touch(mode=0o200)
+    assert build_answer(tmp_path) == library
+    assert stat.filemode(library.lstat().st_mode) == "-rwxr-xr-x"
+    assert answer_of(library) == 7
+
+
+def test_a_folder_with_the_name_of_a_library_is_named_and_the_next_cache_used(
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = build_answer(tmp_path)
+    library.unlink()
+    library.mkdir()
+    assert build_answer(tmp_path).parent == in_tmpdir(home)
+    monkeypatch.setenv(c_build.CACHE_VARIABLE, str(in_home(home)))
+    with pytest.raises(NativeBuildError, match=rf"Is a directory: .*{library}"):
+        build_answer(tmp_path)
+
+
 def test_a_library_that_cannot_be_loaded_is_named(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
