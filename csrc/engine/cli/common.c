@@ -73,23 +73,14 @@ static bool is_standard_stream(const struct stat *file)
     return false;
 }
 
-/* Returns whether the path of `file` after all links names it. It does not if a link in /proc leads
- * to a deleted file, "file (deleted)", or out of a container. */
-static bool has_path(const struct stat *file, const char *path)
+/* Returns whether `path` can be written, or errno says why not; a link to nothing cannot. */
+static bool is_writable(const char *path, bool exists)
 {
-    char buffer[PATH_MAX];
-    struct stat found;
-    return realpath(path, buffer) && stat(buffer, &found) == 0 && same_file(&found, file);
-}
-
-/* Returns the file that `path` names, after all links; it may be in `buffer`. Returns NULL, and
- * errno says why, if it cannot be written; a link to nothing cannot. */
-static const char *find_target(const char *path, bool exists, char buffer[PATH_MAX])
-{
+    char target[1];
     if (!exists)
-        return errno == ENOENT && readlink(path, buffer, PATH_MAX) < 0 ? path : NULL;
+        return errno == ENOENT && readlink(path, target, sizeof target) < 0;
     const int fd = open(path, O_WRONLY | O_CLOEXEC);
-    return fd >= 0 && close(fd) == 0 ? realpath(path, buffer) : NULL;
+    return fd >= 0 && close(fd) == 0;
 }
 
 /* Creates a file with a random name next to `target`, with the mode of *old, or a new file's. */
@@ -137,13 +128,18 @@ static void sync_folder(char *path)
 mamba_status write_file(const char *path, const void *data, size_t bytes, mamba_error *error)
 {
     char buffer[PATH_MAX], temporary[PATH_MAX + 32];
-    struct stat old;
+    struct stat old, found;
     const bool exists = stat(path, &old) == 0;
-    if (exists && (!S_ISREG(old.st_mode) || !has_path(&old, path) || is_standard_stream(&old)))
+    /* The file that `path` names, after all links. Links in /proc can lead to files without a name:
+     * then it is another one, or none. */
+    const char *target = exists ? realpath(path, buffer) : path;
+    if (exists && (!S_ISREG(old.st_mode) || is_standard_stream(&old) || !target ||
+                   stat(target, &found) != 0 || !same_file(&found, &old)))
         return mamba_fail(error, MAMBA_ERR_IO, path,
                           "expected a regular file other than stdout and stderr");
-    const char *target = find_target(path, exists, buffer);
-    const int fd = target ? create(temporary, sizeof temporary, target, exists ? &old : NULL) : -1;
+    const bool writable = is_writable(path, exists);
+    const int fd =
+        writable ? create(temporary, sizeof temporary, target, exists ? &old : NULL) : -1;
     const bool good = fd >= 0 && write_all(fd, data, bytes) && fsync(fd) == 0;
     if (fd >= 0 && close(fd) == 0 && good && rename(temporary, target) == 0) {
         sync_folder(temporary);
