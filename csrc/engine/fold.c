@@ -68,18 +68,16 @@ static bool moderate(const float *data, size_t n)
  * overflows. Products of two moderate weights are multiples of 2^-103 and at most 2^40. Sums of
  * 2^11 channels and 2^11 pixels, each at most 2^20, stay below 2^83. The norm comes before in_proj
  * without a fold, and after it with one: it multiplies by at most 2^12. */
-static bool is_safe(const struct mamba_model *model, struct sizes n)
+static bool is_safe(const struct mamba_model *model)
 {
     const struct mamba_info *info = &model->info;
     bool safe = info->norm_eps >= 0x1p-24f && moderate(model->pixel_values, 256);
     for (size_t i = 0; i < info->members; i++) {
+        /* In the file, stem, pos_embed and in_proj are one array, and conv1d.weight is next. */
         const struct member_weights *member = &model->members[i];
-        const struct linear *in_proj = member->layers[0].in_proj;
-        safe = safe && moderate(member->patch_stem.weight, n.d_model * n.pixels) &&
-               moderate(member->patch_stem.bias, n.d_model) &&
-               (!member->pos_embed || moderate(member->pos_embed, n.bias_rows * n.d_model)) &&
-               moderate(in_proj[0].weight, n.d_inner * info->d_model) &&
-               moderate(in_proj[1].weight, n.d_inner * info->d_model);
+        const float *first = member->patch_stem.weight,
+                    *end = member->layers[0].scan[0].conv_weight;
+        safe = safe && moderate(first, (size_t)(end - first));
     }
     return safe;
 }
@@ -96,7 +94,7 @@ bool mamba_fold(struct mamba_model *model)
     const uint64_t rows = n.pixels + n.bias_rows, all_folds = 2 * rows * n.d_inner * info->members;
     const uint64_t floats = all_folds + rows * n.d_model;
     if (info->stem != STEM_PATCH || info->local_conv || n.pixels >= info->d_model ||
-        floats > MAX_FLOATS || !is_safe(model, n))
+        floats > MAX_FLOATS || !is_safe(model))
         return true;
     model->folds = aligned_alloc(64, (size_t)floats * sizeof *model->folds);
     if (!model->folds)
