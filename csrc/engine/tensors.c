@@ -5,7 +5,6 @@
 
 #include "crc32.h"
 #include "error.h"
-#include "finite.h"
 #include "header.h"
 
 _Static_assert(sizeof(float) == 4, "model files hold IEEE 754 binary32");
@@ -22,21 +21,16 @@ struct walk {
     /* The place of the walk, for messages. */
     bool in_ensemble;
     int member, layer, scan; /* layer is -1 outside the layers */
-    char bad_tensor[64];     /* the first tensor with a NaN or infinity, or "" */
-    uint64_t bad_index;      /* its first such float, in file order */
+    char bad_tensor[64];     /* the first tensor with a bad float, or "" */
+    uint64_t bad_index;      /* its first bad float, in file order */
+    float bad;               /* the value of this float */
 };
 
-static void find_not_finite(struct walk *walk, const char *name, const float *data, uint64_t n)
+static void set_bad(struct walk *walk, const char *name, uint64_t index, float value)
 {
-    uint32_t any = 0; /* no early exit, so that the loop is vectorised: most files are good */
-    for (uint64_t i = 0; i < n; i++)
-        any |= !mamba_is_finite(data[i]);
-    if (!any || walk->bad_tensor[0])
-        return;
-    /* Bounded, because a mapped file may have changed since. */
-    while (walk->bad_index + 1 < n && mamba_is_finite(data[walk->bad_index]))
-        walk->bad_index++;
     char member[24] = "", layer[24] = "";
+    if (walk->bad_tensor[0])
+        return;
     if (walk->in_ensemble)
         snprintf(member, sizeof member, "members.%d.", walk->member);
     if (walk->layer >= 0)
@@ -45,35 +39,48 @@ static void find_not_finite(struct walk *walk, const char *name, const float *da
     const int head = (int)strcspn(name, ".");
     snprintf(walk->bad_tensor, sizeof walk->bad_tensor, "%s%s%.*s%s%s", member, layer, head, name,
              walk->scan ? "_b" : "", name + head);
+    walk->bad_index = index;
+    walk->bad = value;
 }
 
-static const float *pass(struct walk *walk, const char *name, uint64_t padded, uint64_t parameters)
+/* Passes `rows` rows of P(n, in), and looks for the first bad float of all tensors: one that is not
+ * finite, or is padding and not 0. */
+static const float *pass(struct walk *walk, const char *name, uint32_t rows, uint32_t n,
+                         uint32_t in)
 {
+    const uint64_t row = mamba_pad(n) * in, last_panel = row - PAD * (uint64_t)in;
     const float *tensor = walk->base ? walk->base + walk->floats : NULL;
-    if (tensor)
-        find_not_finite(walk, name, tensor, padded);
-    walk->floats += padded;
-    walk->parameters += parameters;
+    walk->floats += rows * row;
+    walk->parameters += rows * (uint64_t)n * in;
+    for (uint64_t first = 0; tensor && first < rows * row; first += row) {
+        for (uint64_t i = 0; i < row; i++) {
+            uint32_t bits;
+            memcpy(&bits, tensor + first + i, sizeof bits);
+            const bool is_padding = i >= last_panel && i % PAD > (n - 1) % PAD;
+            if (bits << 1 >= (is_padding ? 1 : 0xFF000000u)) /* without its sign */
+                set_bad(walk, name, first + i, tensor[first + i]);
+        }
+    }
     return tensor;
 }
 
 /* T(rows, n) and V(n) of format.md. */
-static const float *table(struct walk *walk, const char *name, uint64_t rows, uint64_t n)
+static const float *table(struct walk *walk, const char *name, uint32_t rows, uint32_t n)
 {
-    return pass(walk, name, rows * mamba_pad(n), rows * n);
+    return pass(walk, name, rows, n, 1);
 }
 
-static const float *vector(struct walk *walk, const char *name, uint64_t n)
+static const float *vector(struct walk *walk, const char *name, uint32_t n)
 {
     return table(walk, name, 1, n);
 }
 
 /* A matrix P(out, in) and, unless `bias` is NULL, its V(out). */
-static struct linear linear(struct walk *walk, const char *weight, const char *bias, uint64_t out,
-                            uint64_t in)
+static struct linear linear(struct walk *walk, const char *weight, const char *bias, uint32_t out,
+                            uint32_t in)
 {
-    struct linear result = {.in = (size_t)in, .out = (size_t)out};
-    result.weight = pass(walk, weight, mamba_pad(out) * in, out * in);
+    struct linear result = {.in = in, .out = out};
+    result.weight = pass(walk, weight, 1, out, in);
     result.bias = bias ? vector(walk, bias, out) : NULL;
     return result;
 }
@@ -83,9 +90,9 @@ static struct linear linear(struct walk *walk, const char *weight, const char *b
 static void walk_stem(struct walk *walk, const struct mamba_info *info,
                       struct member_weights *member)
 {
-    const uint64_t d_model = info->d_model;
+    const uint32_t d_model = info->d_model;
     if (info->stem == STEM_PATCH) {
-        const uint64_t pixels = (uint64_t)info->patch_height * info->patch_width;
+        const uint32_t pixels = info->patch_height * info->patch_width;
         member->patch_stem = linear(walk, "stem.weight", "stem.bias", d_model, pixels);
     }
     struct stem_conv convs[MAX_STEM_CONVS];
@@ -95,15 +102,14 @@ static void walk_stem(struct walk *walk, const struct mamba_info *info,
         static const char weights[][18] = {"stem.conv1.weight", "stem.conv2.weight",
                                            "stem.conv3.weight"};
         static const char biases[][16] = {"stem.conv1.bias", "stem.conv2.bias", "stem.conv3.bias"};
-        member->stem_convs[i] =
-            linear(walk, weights[i], biases[i], convs[i].out, 9 * (uint64_t)convs[i].in);
+        member->stem_convs[i] = linear(walk, weights[i], biases[i], convs[i].out, 9 * convs[i].in);
     }
     member->pos_embed = info->pos_embed ? table(walk, "pos_embed", info->length, d_model) : NULL;
 }
 
 static void walk_scan(struct walk *walk, const struct mamba_info *info, struct scan_weights *scan)
 {
-    const uint64_t d_inner = info->d_inner, d_state = info->d_state;
+    const uint32_t d_inner = info->d_inner, d_state = info->d_state;
     scan->conv_weight = table(walk, "conv1d.weight", info->d_conv, d_inner);
     scan->conv_bias = vector(walk, "conv1d.bias", d_inner);
     scan->x_proj = linear(walk, "x_proj", NULL, info->dt_rank + 2 * d_state, d_inner);
@@ -115,7 +121,7 @@ static void walk_scan(struct walk *walk, const struct mamba_info *info, struct s
 static void walk_member(struct walk *walk, const struct mamba_info *info,
                         struct member_weights *member)
 {
-    const uint64_t d_model = info->d_model, d_inner = info->d_inner;
+    const uint32_t d_model = info->d_model, d_inner = info->d_inner;
     walk->layer = -1;
     walk_stem(walk, info, member);
     for (walk->layer = 0; walk->layer < (int)info->n_layers; walk->layer++) {
@@ -169,8 +175,9 @@ mamba_status mamba_check_tensors(struct mamba_model *model, const char *path, ma
     struct walk place = {.base = (const float *)(const void *)(file->data + HEADER_BYTES)};
     walk_tensors(&place, model);
     if (place.bad_tensor[0])
-        return mamba_fail(error, MAMBA_ERR_MODEL, path,
-                          "tensor %s: float %llu: got a NaN or infinity, expected a number",
-                          place.bad_tensor, (unsigned long long)place.bad_index);
+        return mamba_fail(
+            error, MAMBA_ERR_MODEL, path,
+            "tensor %s: float %llu: got %g, expected a finite number, or 0 as padding",
+            place.bad_tensor, (unsigned long long)place.bad_index, (double)place.bad);
     return MAMBA_OK;
 }

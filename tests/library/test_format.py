@@ -135,7 +135,8 @@ def test_every_flipped_bit_is_refused(model_bytes: bytes, position: int, bit: in
         (92, 0, "pixel_std: got 0.0"),
         (100, 1, "reserved bytes"),
         (60, 5, "file size"),
-        (256, 0x7F800000, "tensor stem.weight: float 0: got a NaN"),
+        (256, 0x7F800000, "tensor stem.weight: float 0: got inf, expected a finite number"),
+        (-4, 0xBF800000, "tensor head.bias: float 15: got -1.0, expected 0 as padding"),
         (8, 0x01000000, "byte order"),
     ],
 )
@@ -143,7 +144,7 @@ def test_each_check_names_its_field(
     model_bytes: bytes, offset: int, value: int, message: str
 ) -> None:
     damaged = bytearray(model_bytes)
-    struct.pack_into("<I", damaged, offset, value)
+    struct.pack_into("<I", damaged, offset, value)  # from the end if offset < 0
     with pytest.raises(FormatError) as error:
         model_format.decode(reseal(bytes(damaged)))
     assert message in str(error.value)

@@ -249,8 +249,9 @@ static void test_overflow(void)
 {
     struct tiny_model tiny = tiny_build(tiny_dims(), 24);
     const size_t bias = tiny.size - 16 * sizeof(float), weights = bias - 16 * 5 * sizeof(float);
-    for (size_t offset = weights; offset < bias; offset += sizeof(float))
-        tiny_put_f32(&tiny, offset, 3e38f);
+    for (size_t offset = weights; offset < bias; offset += 16 * sizeof(float))
+        for (size_t i = 0; i < tiny.dims.n_classes; i++)
+            tiny_put_f32(&tiny, offset + i * sizeof(float), 3e38f);
     tiny_put_f32(&tiny, bias, 3e38f);
     seal(tiny.bytes, tiny.size);
     mamba_model *model;

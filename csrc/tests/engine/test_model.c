@@ -309,6 +309,35 @@ static void test_not_finite_weights(void)
     tiny_free(&tiny);
 }
 
+/* Padding must be 0 or -0; a weight may be any number. */
+static void test_padding(void)
+{
+    mamba_info dims = tiny_dims();
+    dims.direction = 2;
+    dims.pos_embed = dims.local_conv = 1;
+    dims.d_model = 16;
+    dims.d_inner = 18;
+    struct tiny_model tiny = tiny_build(dims, 14);
+    size_t padding = 0;
+    for (size_t offset = TINY_HEADER; offset < tiny.size; offset += 4) {
+        const uint32_t good = tiny_get_u32(&tiny, offset);
+        const bool is_weight = good != 0, is_small = offset % 8 == 0;
+        mamba_model *model;
+        padding += !is_weight;
+        tiny_put_u32(&tiny, offset, is_small ? 1 : 0x80000000);
+        tiny_seal(&tiny);
+        if (is_small && !is_weight) {
+            expect_refused(&tiny, "expected a finite number, or 0 as padding");
+        } else {
+            CHECK(tiny_open(&model, &tiny, NULL) == MAMBA_OK, "byte %zu is refused", offset);
+            mamba_model_close(model);
+        }
+        tiny_put_u32(&tiny, offset, good);
+    }
+    CHECK(padding > 1000, "%zu floats of padding", padding);
+    tiny_free(&tiny);
+}
+
 /* A message names the first bad tensor and its first bad float, of any tensor. */
 static void test_tensor_names(void)
 {
@@ -449,6 +478,7 @@ int main(void)
     test_reserved();
     test_huge_claims();
     test_not_finite_weights();
+    test_padding();
     test_tensor_names();
     test_ensembles();
     test_not_files();

@@ -121,8 +121,20 @@ class TensorSpec:
         return np.ascontiguousarray(panels).astype("<f4").tobytes()
 
     def unpack(self, data: bytes) -> Array:
-        """Return the values that `pack` stored, without padding."""
+        """Return the values that `pack` stored, without padding.
+
+        Raises:
+            FormatError: a value is not finite, or padding is not 0.
+        """
         stored = np.frombuffer(data, dtype="<f4").astype(np.float32)
+        is_padding = np.frombuffer(self.pack(np.ones(self.shape, np.float32)), dtype="<f4") == 0
+        bad = np.where(is_padding, stored.view(np.uint32) << 1 != 0, ~np.isfinite(stored))
+        if bad.any():
+            i = bad.argmax()
+            expected = "0 as padding" if is_padding[i] else "a finite number"
+            raise FormatError(
+                f"tensor {self.name}: float {i}: got {stored[i]}, expected {expected}"
+            )
         if self.kind != "panels":
             return stored.reshape(*self.shape[:-1], -1)[..., : self.shape[-1]].copy()
         out, inputs = self.shape
@@ -246,12 +258,6 @@ def decode(data: bytes) -> ModelFile:
     offset = HEADER_BYTES
     for spec in specs:
         size = 4 * spec.stored_floats
-        finite = np.isfinite(np.frombuffer(data, "<f4", spec.stored_floats, offset))
-        if not finite.all():
-            raise FormatError(
-                f"tensor {spec.name}: float {finite.argmin()}: got a NaN or infinity, expected "
-                "finite ones"
-            )
         tensors[spec.name] = spec.unpack(data[offset : offset + size])
         offset += size
     return ModelFile(header, tensors)
