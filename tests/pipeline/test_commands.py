@@ -54,7 +54,7 @@ from pipeline.series import engine_speed
 from pipeline.series import trainings as series
 from tests.pipeline.conftest import CONFIG
 from tests.pipeline.imports import ROOT
-from tests.pipeline.project import SMALL, git, set_params
+from tests.pipeline.project import SMALL, git, set_params, write_bars
 
 Call = tuple[Any, ...]
 
@@ -497,6 +497,20 @@ def test_mnist_comes_from_the_mirror_that_the_environment_names(
     monkeypatch.delenv("MNIST_MIRROR")
     download.fetch(load_params(ROOT / "params.yaml"))
     assert asked == [passed, None]
+
+
+def test_download_compares_the_model_with_the_resized_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_bars(tmp_path / "data/idx")  # of 9 x 12 pixels
+    set_params(tmp_path, {**SMALL, "data.resize": None, "model.patch": [2, 4]})
+    monkeypatch.chdir(tmp_path)
+    replace_argv(monkeypatch)
+    with pytest.raises(ValueError, match="9 x 12 pixels"):
+        download.main()
+    set_params(tmp_path, {**SMALL, "data.resize": [8, 16], "model.patch": [2, 4]})
+    download.main()
+    assert read_images(tmp_path / "data/raw/train-images.idx").shape == (200, 9, 12)
 
 
 def test_prepare_resamples_all_images_and_holds_out_training_images_only() -> None:
