@@ -107,7 +107,7 @@ RELATED: list[tuple[str, list[Command]]] = [
     ("pipeline/release/", [pipeline("gate*", "published"), pipeline("promote*", "report")]),
     ("pipeline/tracking/", [pipeline("tracked_model"), pipeline("tracking", "serving*")]),
     ("pipeline/report/", [pipeline("report*")]),
-    ("pipeline/series/", [pipeline("series*"), pipeline("report*")]),
+    ("pipeline/series/", [pipeline("commands"), pipeline("series*", "report*")]),
     ("pipeline/common/plots.py", [pipeline("plots"), pipeline("series*", "stages")]),
     (
         "pipeline/common/content_key.py",
