@@ -48,6 +48,22 @@ static inline void denormals_restore(uint64_t saved)
     __asm__ volatile("msr fpcr, %0" : : "r"(saved) : "memory");
 }
 
+#elif defined(__arm__) && defined(__ARM_FP) /* with a floating-point unit */
+
+static inline uint64_t denormals_off(void)
+{
+    const unsigned flush_to_zero = 1u << 24, saved = __builtin_arm_get_fpscr();
+    __builtin_arm_set_fpscr(flush_to_zero);
+    __asm__ volatile("" ::: "memory");
+    return saved;
+}
+
+static inline void denormals_restore(uint64_t saved)
+{
+    __asm__ volatile("" ::: "memory");
+    __builtin_arm_set_fpscr((unsigned)saved);
+}
+
 #else /* correct, only slower */
 
 static inline uint64_t denormals_off(void)
