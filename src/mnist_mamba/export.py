@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,13 @@ from mnist_mamba.engine.format import (
     encode,
     member_tensor,
 )
-from mnist_mamba.model import Block, Classifier, ConvStem, MambaClassifier
+from mnist_mamba.model import (
+    Block,
+    Classifier,
+    ConvStem,
+    MambaClassifier,
+    build_classifier,
+)
 
 
 def write_model(path: Path, model: Classifier) -> None:
@@ -35,7 +42,8 @@ def write_model(path: Path, model: Classifier) -> None:
         model: a classifier or an ensemble, on any device.
 
     Raises:
-        FormatError: a weight is NaN or infinite, which the engine would refuse.
+        FormatError: a part of the model or its setting is not what its config builds, so that the
+            file would describe another model; or a weight is NaN or infinite.
         OSError: the file cannot be written.
 
     >>> import tempfile
@@ -46,11 +54,34 @@ def write_model(path: Path, model: Classifier) -> None:
     ...     read_model(Path(folder) / "model.bin").tensors["head.weight"].shape
     (10, 64)
     """
+    _check_parts(model)
     tensors = folded_tensors(model)
     for name, values in tensors.items():
         if not np.isfinite(values).all():
             raise FormatError(f"{name} holds NaN or infinite values: the training has diverged")
     write_bytes(path, encode(header_of(model.config), tensors))
+
+
+def _check_parts(model: Classifier) -> None:
+    """Check that a model has the parts that its config builds, with the same settings."""
+    with torch.device("meta"):
+        expected = _parts(build_classifier(model.config))
+    found = _parts(model)
+    for name in expected | found:
+        if found.get(name) != expected.get(name):
+            raise FormatError(
+                f"the model's part {name} is {found.get(name)}, but its config builds "
+                f"{expected.get(name)}: the file cannot describe this model"
+            )
+
+
+def _parts(model: nn.Module) -> dict[str, str]:
+    """Return class and settings of each module, without what only training needs, and shapes."""
+    parts = {
+        name: f"{type(part).__name__}({part.extra_repr()})" for name, part in model.named_modules()
+    }
+    parts = {name: re.sub(r"momentum=[^,]*, ", "", text) for name, text in parts.items()}
+    return parts | {name: str(tuple(value.shape)) for name, value in model.state_dict().items()}
 
 
 def header_of(config: ModelConfig) -> Header:

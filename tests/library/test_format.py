@@ -8,12 +8,14 @@ import re
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.nn.utils import prune
 
 from mnist_mamba.config import MAX_ACTIVATIONS, MAX_LENGTH
 from mnist_mamba.engine import Engine
@@ -32,6 +34,40 @@ def model_bytes(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     path = tmp_path_factory.mktemp("format") / "model.bin"
     write_model(path, make_model("patch_forward_mean"))
     return path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("part", "change"),
+    [
+        ("norm_f", {"eps": 0.1}),
+        ("layers.0.norm", {"eps": 0.1}),
+        ("stem.conv1", {"padding_mode": "circular"}),
+        ("stem.conv2", {"stride": (1, 1)}),
+        ("layers.1.local.conv", {"dilation": (2, 2)}),
+        ("layers.0.mixer.conv1d", {"dilation": (2,)}),
+    ],
+)
+def test_a_model_that_its_config_does_not_describe_is_refused(
+    part: str, change: dict[str, Any], tmp_path: Path
+) -> None:
+    model = make_model("conv_local_cross")
+    for name, value in change.items():
+        setattr(model.get_submodule(part), name, value)
+    with pytest.raises(FormatError, match=f"the model's part {re.escape(part)} is "):
+        write_model(tmp_path / "model.bin", model)
+    assert not (tmp_path / "model.bin").exists()
+
+
+def test_a_pruned_or_replaced_part_is_refused(tmp_path: Path) -> None:
+    model = make_model("patch_forward_mean")
+    prune.l1_unstructured(model.head, "weight", 0.5)
+    with pytest.raises(FormatError, match=r"the model's part head\.weight is None"):
+        write_model(tmp_path / "model.bin", model)
+    prune.remove(model.head, "weight")
+    write_model(tmp_path / "model.bin", model)
+    model.norm_f = torch.nn.Identity()
+    with pytest.raises(FormatError, match="the model's part norm_f is Identity"):
+        write_model(tmp_path / "model.bin", model)
 
 
 def reseal(data: bytes) -> bytes:
