@@ -222,9 +222,9 @@ def test_a_training_stopped_in_any_step_goes_on_with_the_same_bits(tmp_path: Pat
     def stop() -> bool:
         nonlocal steps
         steps += 1
-        return steps == stopped_after + 1
+        return steps == stopped_after
 
-    for stopped_after in (0, 1, 5, 7):
+    for stopped_after in (1, 5, 7):
         states: list[TrainingState] = []
         steps = 0
         torch.manual_seed(0)

@@ -64,8 +64,8 @@ def train(
         state: where to continue, as `save` received it; None starts from the beginning.
         save: receives the state every `config.save_every` steps and after the report of each
             epoch but the last. The next step changes the state's tensors.
-        stop: asked before each step; True, in any of the processes, saves the state and ends the
-            training.
+        stop: asked before each step but the first; True, in any of the processes, saves the state
+            and ends the training.
 
     Yields:
         The report of each epoch, with the averaged model.
@@ -117,7 +117,7 @@ def _run_epoch(
     """Take the remaining steps of an epoch."""
     with progress.bar(epoch) as bar:
         for i in range(epoch.steps, len(epoch.batches)):
-            if trainer.processes.any(stop(), trainer.device):
+            if trainer.ema.steps and trainer.processes.any(stop(), trainer.device):
                 if save is not None:
                     save(epoch.state(trainer))
                 at = f"step {i} of {len(epoch.batches)} of epoch {epoch.number}"
