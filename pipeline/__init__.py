@@ -1,13 +1,13 @@
 """The pipeline. Its commands are run by `python -m pipeline.NAME`.
 
 The stages of dvc.yaml, in order (stage `compile` is a call of make):
-    download   fetch the data set and check it
-    prepare    resample, set validation images aside, measure the pixels
-    train      train the model
-    export     write the model file of the C engine
-    evaluate   score the engine on the test images and compare it with PyTorch
-    benchmark  time the engine and PyTorch
-    track      store the run in MLflow
+    download      fetch the data set and check it
+    prepare       resample, set validation images aside, measure the pixels
+    train         train the model
+    export        write the model file of the C engine
+    evaluate      score the engine on the test images and compare it with PyTorch
+    benchmark     time the engine and PyTorch
+    track         store the run in MLflow
 
 Other commands:
     demo                 run the pipeline on small data, in a copy of the project
@@ -18,6 +18,9 @@ Other commands:
     release.gate         compare results with those of another revision
     release.gate_speed   compare the engine's speed with that of another revision
     release.promote      publish the model if the gate passes
+
+A command checks its arguments (`if __name__ == "__main__"`) above its imports of slow packages, as
+torch: so `--help` and a refused option or value take less than a second.
 
 The folders hold what commands use. common: anything shared; tracking: MLflow; series: the trainings
 of study and seeds; release: gates, promotion, model card; report: the HTML report.

@@ -7,14 +7,20 @@ import logging
 import statistics
 import time
 
+from pipeline.common import command, paths
+from pipeline.common.options import parse_params
+
+PARSER = command.parser(__doc__ or "")
+
+if __name__ == "__main__":
+    command.run(lambda: parse_params(PARSER))
+
 import torch
 
 from mnist_mamba.atomic_write import write_json
 from mnist_mamba.model import Classifier
 from mnist_mamba.training.checkpoint import load_checkpoint
-from pipeline.common import command, paths
 from pipeline.common.machine import cpu_name
-from pipeline.common.params import load_params
 from pipeline.common.run_engine import BATCHES, bench_engine
 
 logger = logging.getLogger(__name__)
@@ -35,8 +41,7 @@ def pytorch_us(model: Classifier, batch: int, rounds: int) -> float:
 
 def main() -> None:
     """Time the engine with one thread, then with all, then PyTorch with one thread."""
-    command.parser(__doc__ or "").parse_args()
-    params = load_params()
+    params = parse_params(PARSER)
     rounds = params.benchmark.rounds
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -8,7 +8,8 @@ from pathlib import Path
 from mnist_mamba.data.sources import load_digits, load_idx, load_mnist
 from mnist_mamba.data.splits import LabelledImages
 from pipeline.common import command, paths
-from pipeline.common.params import Params, load_params
+from pipeline.common.options import add_set_option, parse_params
+from pipeline.common.params import Params
 from pipeline.common.prepared_data import write_splits
 
 
@@ -25,10 +26,11 @@ def fetch(params: Params) -> tuple[LabelledImages, LabelledImages]:
 
 def main() -> None:
     """Fetch the data and write it to data/raw."""
-    command.parser(
-        __doc__ or "", ["MNIST_MIRROR=/my/mnist python -m pipeline.download"]
-    ).parse_args()
-    params = load_params()
+    examples = [
+        "MNIST_MIRROR=/my/mnist python -m pipeline.download",
+        "python -m pipeline.download --set data.dataset=digits",
+    ]
+    params = parse_params(add_set_option(command.parser(__doc__ or "", examples)))
     train, test = fetch(params)
     # The size of a user's own images is known only now, and `train` would fail late.
     params.check_fit(*(params.data.size or train.images.shape[1:]))

@@ -7,6 +7,15 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from pipeline.common import command, paths
+from pipeline.common.options import parse_params
+from pipeline.common.params import Params
+
+PARSER = command.parser(__doc__ or "")
+
+if __name__ == "__main__":
+    command.run(lambda: parse_params(PARSER))
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -19,8 +28,7 @@ from mnist_mamba.data.idx import read_images, read_labels, write_idx
 from mnist_mamba.metrics import expected_calibration_error
 from mnist_mamba.training.checkpoint import load_checkpoint
 from mnist_mamba.training.evaluation import predict
-from pipeline.common import command, paths, plots
-from pipeline.common.params import Params, load_params
+from pipeline.common import plots
 from pipeline.common.run_engine import run_engine
 
 logger = logging.getLogger(__name__)
@@ -110,8 +118,7 @@ def check(metrics: dict[str, Any], report: dict[str, Any], params: Params) -> No
 
 def main() -> None:
     """Score the engine, compare it with PyTorch, and write metrics, predictions and plots."""
-    command.parser(__doc__ or "").parse_args()
-    params = load_params()
+    params = parse_params(PARSER)
     image_file = paths.images(paths.PREPARED, "test")
     label_file = paths.labels(paths.PREPARED, "test")
     engine, report = engine_logits(image_file, label_file)

@@ -6,16 +6,8 @@ import argparse
 import logging
 from pathlib import Path
 
-import numpy as np
-
-from mnist_mamba.atomic_write import write_bytes
-from mnist_mamba.export import write_model
-from mnist_mamba.training.checkpoint import load_checkpoint
 from pipeline.common import command, paths
 from pipeline.common.params import load_params
-from pipeline.common.prepared_data import read_split
-
-logger = logging.getLogger(__name__)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -43,7 +35,23 @@ def parse_arguments() -> argparse.Namespace:
     image.add_argument(
         "--output", type=Path, default=Path("input.bin"), help="default: %(default)s"
     )
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.what == "model" and arguments.checkpoint is None:
+        arguments.checkpoint = paths.CHECKPOINTS / f"{load_params().export.checkpoint}.pth"
+    return arguments
+
+
+if __name__ == "__main__":
+    command.run(parse_arguments)
+
+import numpy as np
+
+from mnist_mamba.atomic_write import write_bytes
+from mnist_mamba.export import write_model
+from mnist_mamba.training.checkpoint import load_checkpoint
+from pipeline.common.prepared_data import read_split
+
+logger = logging.getLogger(__name__)
 
 
 def export_model(checkpoint: Path, output: Path) -> None:
@@ -81,9 +89,8 @@ def main() -> None:
     arguments = parse_arguments()
     if arguments.what == "image":
         export_image(arguments.split, arguments.index, arguments.output)
-        return
-    default = paths.CHECKPOINTS / f"{load_params().export.checkpoint}.pth"
-    export_model(arguments.checkpoint or default, arguments.output)
+    else:
+        export_model(arguments.checkpoint, arguments.output)
 
 
 if __name__ == "__main__":

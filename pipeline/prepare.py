@@ -5,7 +5,8 @@ from __future__ import annotations
 from mnist_mamba.atomic_write import write_json
 from mnist_mamba.data.splits import LabelledImages, Splits, describe, resize, split
 from pipeline.common import command, paths
-from pipeline.common.params import DataParams, load_params
+from pipeline.common.options import add_set_option, parse_params
+from pipeline.common.params import DataParams
 from pipeline.common.prepared_data import read_split, write_splits
 
 
@@ -20,8 +21,8 @@ def prepare(train: LabelledImages, test: LabelledImages, params: DataParams) -> 
 
 def main() -> None:
     """Read data/raw and write data/prepared; info.json comes last, so that it marks whole data."""
-    command.parser(__doc__ or "").parse_args()
-    params = load_params()
+    examples = ["python -m pipeline.prepare --set data.resize=28"]
+    params = parse_params(add_set_option(command.parser(__doc__ or "", examples)))
     train, test = (read_split(paths.RAW, name, "download") for name in ("train", "test"))
     splits = prepare(train, test, params.data)
     info = describe(splits)

@@ -8,6 +8,7 @@ losses are equal bit for bit, it replaces the old keys by the new ones. Otherwis
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import hashlib
 import json
@@ -18,11 +19,32 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from pipeline.common import command
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Return the command line's options."""
+    parser = command.parser(
+        "Check that this work tree trains the same weights as another revision, bit for bit, and "
+        "give the recorded trainings the keys of the new code.",
+        ["python -m pipeline.rekey --base HEAD~1"],
+    )
+    mode = parser.add_mutually_exclusive_group(required=True)
+    mode.add_argument("--base", help="Git revision whose code the records in metrics/ belong to")
+    mode.add_argument(
+        "--print", action="store_true", help="print this tree's weights and keys as JSON"
+    )
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    command.run(parse_arguments)
+
 import torch
 
 from mnist_mamba.atomic_write import write_text
 from mnist_mamba.training.loop import train
-from pipeline.common import command, git, paths
+from pipeline.common import git, paths
 from pipeline.common.build_model import build_model
 from pipeline.common.params import ModelParams, Params, TrainParams, load_params
 from pipeline.common.prepared_data import read_info, read_training_data
@@ -172,17 +194,7 @@ def rewrite(keys: dict[str, str]) -> int:
 
 def main() -> None:
     """Compare the work tree with BASE and rewrite the keys, or print the work tree's own."""
-    parser = command.parser(
-        "Check that this work tree trains the same weights as another revision, bit for bit, and "
-        "give the recorded trainings the keys of the new code.",
-        ["python -m pipeline.rekey --base HEAD~1"],
-    )
-    mode = parser.add_mutually_exclusive_group(required=True)
-    mode.add_argument("--base", help="Git revision whose code the records in metrics/ belong to")
-    mode.add_argument(
-        "--print", action="store_true", help="print this tree's weights and keys as JSON"
-    )
-    arguments = parser.parse_args()
+    arguments = parse_arguments()
     torch.set_num_threads(1)
     if arguments.print:
         print(json.dumps(fingerprints()))

@@ -2,22 +2,41 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.common import command, paths, plots
+from pipeline.common import command, paths
+from pipeline.series import trainings as series
+
+SCORED = ("seeds", "pixels")
+"""Names of the series; results are in metrics/NAME.json, plots/NAME.png and docs/training.md."""
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Return the command line's options."""
+    parser = command.parser(
+        f"Run the trainings of a series in {series.SERIES_FILE} that have no record in its metrics "
+        "file. The last averaged weights are scored on the test images.",
+        ["python -m pipeline.seeds", "python -m pipeline.seeds pixels --jobs 1 --only forward"],
+    )
+    parser.add_argument("series", nargs="?", choices=SCORED, default=SCORED[0])
+    series.add_options(parser)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    command.run(parse_arguments)
+
+from pipeline.common import plots
 from pipeline.common.generated_tables import TRAINING_DOC, write_table
 from pipeline.common.params import load_params
 from pipeline.common.run_engine import run_engine
 from pipeline.export import export_model
-from pipeline.series import trainings as series
 from pipeline.series.engine_speed import Speed, time_series
 
 logger = logging.getLogger(__name__)
-
-SCORED = ("seeds", "pixels")
-"""Names of the series; results are in metrics/NAME.json, plots/NAME.png and docs/training.md."""
 
 
 def measure(training: series.Training) -> series.TrainingRecord:
@@ -64,14 +83,7 @@ def table(results: Mapping[str, Any], speed: Speed) -> str:
 
 def main() -> None:
     """Run the missing trainings, time the models, and write metrics, plot and table."""
-    parser = command.parser(
-        f"Run the trainings of a series in {series.SERIES_FILE} that have no record in its metrics "
-        "file. The last averaged weights are scored on the test images.",
-        ["python -m pipeline.seeds", "python -m pipeline.seeds pixels --jobs 1 --only forward"],
-    )
-    parser.add_argument("series", nargs="?", choices=SCORED, default=SCORED[0])
-    series.add_options(parser)
-    arguments = parser.parse_args()
+    arguments = parse_arguments()
     name = arguments.series
     wanted = series.trainings(series.load_series(name), load_params())
     results = paths.METRICS / f"{name}.json"

@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
+import argparse
 import json
-import logging
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.common import command, paths, plots
-from pipeline.common.generated_tables import TRAINING_DOC, write_table
-from pipeline.common.params import load_params
+from pipeline.common import command, paths
 from pipeline.series import trainings as series
-from pipeline.series.engine_speed import Speed, time_series
-
-logger = logging.getLogger(__name__)
 
 NAME = "study"
 RESULTS = paths.METRICS / "study.json"
 PLOT = paths.PLOTS / "study.png"
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Return the command line's options."""
+    parser = command.parser(
+        f"Run the trainings of the series `{NAME}` in {series.SERIES_FILE} that have no record in "
+        f"{RESULTS}. They are compared on validation images; test images are not read.",
+        ["python -m pipeline.study", "python -m pipeline.study --jobs 1 --only base state16"],
+    )
+    series.add_options(parser)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    command.run(parse_arguments)
+
+from pipeline.common import plots
+from pipeline.common.generated_tables import TRAINING_DOC, write_table
+from pipeline.common.params import load_params
+from pipeline.series.engine_speed import Speed, time_series
 
 
 def measure(training: series.Training) -> series.TrainingRecord:
@@ -67,13 +82,7 @@ def table(results: Mapping[str, Any], speed: Speed) -> str:
 
 def main() -> None:
     """Run the missing trainings, time the models, and write metrics, plot and table."""
-    parser = command.parser(
-        f"Run the trainings of the series `{NAME}` in {series.SERIES_FILE} that have no record in "
-        f"{RESULTS}. They are compared on validation images; test images are not read.",
-        ["python -m pipeline.study", "python -m pipeline.study --jobs 1 --only base state16"],
-    )
-    series.add_options(parser)
-    arguments = parser.parse_args()
+    arguments = parse_arguments()
     chosen = series.load_series(NAME)
     wanted = series.trainings(chosen, load_params())
     content = series.run_missing(

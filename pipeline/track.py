@@ -8,7 +8,7 @@ from pathlib import Path
 from mnist_mamba.atomic_write import write_text
 from pipeline.common import command, paths
 from pipeline.common.content_key import content_key
-from pipeline.common.params import load_params
+from pipeline.common.options import parse_params
 from pipeline.tracking import run
 
 logger = logging.getLogger(__name__)
@@ -20,8 +20,7 @@ IN_THIS_DATABASE = Path("mlartifacts/tracking_key.txt")
 
 def main() -> None:
     """Create or update the run and write its key."""
-    command.parser(__doc__ or "").parse_args()
-    params = load_params()
+    params = parse_params(command.parser(__doc__ or ""))
     if params.tracking.enabled:
         key = run.upsert(params)
     else:

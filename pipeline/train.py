@@ -9,26 +9,9 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import torch
-
-from mnist_mamba.scan import choose
-from mnist_mamba.training.allocator import prepare_memory
-from mnist_mamba.training.distributed import Processes
-from mnist_mamba.training.epoch import EpochReport
-from mnist_mamba.training.loop import StoppedError, TrainingError, train
-from mnist_mamba.training.resume import SavedTraining, parse_training
 from pipeline.common import command, paths
-from pipeline.common.build_model import build_model
-from pipeline.common.content_key import training_key
-from pipeline.common.machine import usable_cores
-from pipeline.common.params import Params, ParamsError, load_params, read_yaml
-from pipeline.common.prepared_data import read_info, read_training_data
-from pipeline.common.stop import StopRequest, command_to_continue
-from pipeline.common.training_files import TrainingFiles
-from pipeline.tracking.client import CurvePoint
-from pipeline.tracking.live import live_run
-
-logger = logging.getLogger(__name__)
+from pipeline.common.options import add_set_option, with_overrides
+from pipeline.common.params import Params, load_params
 
 GAP = 0.05
 """Difference of accuracies that is worth a warning; augmentation usually makes it negative."""
@@ -55,13 +38,7 @@ def parse_arguments() -> argparse.Namespace:
         ("--learning-rate", float, "train.lr", "peak learning rate"),
     ):
         parser.add_argument(option, type=kind, dest=key, metavar="N", help=f"{text} ({key})")
-    parser.add_argument(
-        "--set",
-        metavar="KEY=VALUE",
-        action="append",
-        default=[],
-        help="any other param by its dotted key; may be given several times",
-    )
+    add_set_option(parser)
     parser.add_argument(
         "--save-dir",
         type=Path,
@@ -77,16 +54,27 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def with_overrides(params: Params, arguments: argparse.Namespace) -> Params:
-    """Return the params with the command line's values, checked like those of the file."""
-    given = vars(arguments).items()
-    changes = {key: value for key, value in given if "." in key and value is not None}
-    for word in arguments.set:
-        key, equals, text = word.partition("=")
-        if not equals:
-            raise ParamsError(f"--set {word}: expected KEY=VALUE, e.g. train.seed=1")
-        changes[key] = read_yaml(text, f"--set {word}")
-    return params.changed(changes, "command line")
+if __name__ == "__main__":
+    command.run(lambda: with_overrides(load_params(), parse_arguments()))
+
+import torch
+
+from mnist_mamba.scan import choose
+from mnist_mamba.training.allocator import prepare_memory
+from mnist_mamba.training.distributed import Processes
+from mnist_mamba.training.epoch import EpochReport
+from mnist_mamba.training.loop import StoppedError, TrainingError, train
+from mnist_mamba.training.resume import SavedTraining, parse_training
+from pipeline.common.build_model import build_model
+from pipeline.common.content_key import training_key
+from pipeline.common.machine import usable_cores
+from pipeline.common.prepared_data import read_info, read_training_data
+from pipeline.common.stop import StopRequest, command_to_continue
+from pipeline.common.training_files import TrainingFiles
+from pipeline.tracking.client import CurvePoint
+from pipeline.tracking.live import live_run
+
+logger = logging.getLogger(__name__)
 
 
 def choose_device(name: str, processes: Processes) -> str:

@@ -26,7 +26,7 @@ def parser(description: str, examples: Sequence[str] = ()) -> argparse.ArgumentP
     )
 
 
-def run(main: Callable[[], None]) -> None:
+def run(main: Callable[[], object]) -> None:
     """Run a command; turn an error that the user can fix into one line and exit code 1.
 
     All errors that the project raises on purpose are ValueError, OSError or RuntimeError. Set
@@ -45,13 +45,8 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(130)
 
 
-def run_judge(main: Callable[[argparse.Namespace], int], description: str, module: str) -> None:
-    """Run a command that judges this work tree, and exit with the code that `main` returns.
-
-    An error that prevents a verdict is printed as one line, with exit code NO_VERDICT. It also
-    replaces the page in --output, which would otherwise hold an earlier verdict.
-    """
-    _start_logging()
+def judge_arguments(description: str, module: str) -> argparse.Namespace:
+    """Return the options of a command that judges this work tree."""
     arguments = parser(description, [f"python -m {module} --base origin/main"])
     arguments.add_argument(
         "--base",
@@ -62,7 +57,17 @@ def run_judge(main: Callable[[argparse.Namespace], int], description: str, modul
     arguments.add_argument(
         "--output", type=Path, metavar="FILE.md", help="also write the page to this file"
     )
-    options = arguments.parse_args()
+    return arguments.parse_args()
+
+
+def run_judge(main: Callable[[argparse.Namespace], int], description: str, module: str) -> None:
+    """Run a command that judges this work tree, and exit with the code that `main` returns.
+
+    An error that prevents a verdict is printed as one line, with exit code NO_VERDICT. It also
+    replaces the page in --output, which would otherwise hold an earlier verdict.
+    """
+    _start_logging()
+    options = judge_arguments(description, module)
     try:
         code = main(options)
     except (ValueError, ArithmeticError, LookupError, OSError, RuntimeError) as error:

@@ -11,8 +11,15 @@ import argparse
 import logging
 from pathlib import Path
 
+from pipeline.common import command
+
+COMMAND = (__doc__ or "", "pipeline.release.promote")
+
+if __name__ == "__main__":
+    command.judge_arguments(*COMMAND)
+
 from mnist_mamba.atomic_write import write_bytes
-from pipeline.common import command, dvc_lock, paths
+from pipeline.common import dvc_lock, paths
 from pipeline.common.content_key import file_md5
 from pipeline.common.nested import flatten
 from pipeline.common.params import PARAMS_FILE, Params, load_params
@@ -75,4 +82,4 @@ def main(options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    command.run_judge(main, __doc__ or "", "pipeline.release.promote")
+    command.run_judge(main, *COMMAND)

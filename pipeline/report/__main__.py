@@ -2,14 +2,34 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 from pathlib import Path
 from typing import Any
 
+from pipeline.common import command
+
+OUTPUT = Path("build/report.html")
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Return the command line's options."""
+    parser = command.parser(
+        "Write one HTML page of the last run's results: mistakes, learning curves, timings, and "
+        "where they come from. The page needs no network, no other file and no JavaScript.",
+        ["python -m pipeline.report", "python -m pipeline.report --output report.html"],
+    )
+    parser.add_argument("--output", type=Path, default=OUTPUT, help="default: %(default)s")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    command.run(parse_arguments)
+
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, UndefinedError
 
 from mnist_mamba.atomic_write import write_text
-from pipeline.common import command, timings
+from pipeline.common import timings
 from pipeline.common.params import Params, load_params
 from pipeline.release import published
 from pipeline.report import charts, lineage, results
@@ -18,7 +38,6 @@ from pipeline.report.results import TemplateContext
 
 logger = logging.getLogger(__name__)
 
-OUTPUT = Path("build/report.html")
 DATASETS = {"mnist": "MNIST", "digits": "scikit-learn's digits", "idx": "your own images"}
 
 
@@ -84,13 +103,7 @@ def _render(context: TemplateContext) -> str:
 
 def main() -> None:
     """Read the files, make the page, write it."""
-    parser = command.parser(
-        "Write one HTML page of the last run's results: mistakes, learning curves, timings, and "
-        "where they come from. The page needs no network, no other file and no JavaScript.",
-        ["python -m pipeline.report", "python -m pipeline.report --output report.html"],
-    )
-    parser.add_argument("--output", type=Path, default=OUTPUT, help="default: %(default)s")
-    arguments = parser.parse_args()
+    arguments = parse_arguments()
     page = make_page(load_params())
     write_text(arguments.output, page)
     logger.info("%s: %d kB", arguments.output, len(page.encode()) / 1e3)

@@ -107,7 +107,7 @@ def test_help_says_what_a_command_does_and_its_examples_have_options_that_it_has
     own = examples.split("dvc exp run")[0].replace("torchrun --standalone --nproc_per_node=2", "")
     for option in re.findall(r" (--[a-z-]+)", own):
         assert f" {option}" in described, option
-    with_examples = {"download", "export", "rekey", "seeds", "study", "train"}
+    with_examples = {"download", "export", "prepare", "rekey", "seeds", "study", "train"}
     assert (f"python -m pipeline.{name}" in examples) == (name in with_examples)
 
 
@@ -139,6 +139,21 @@ def test_options_of_a_training_are_params(monkeypatch: pytest.MonkeyPatch) -> No
     assert changed == params.changed({**wanted, "model.patch": [2, 2]}, "test")
     replace_argv(monkeypatch)
     assert train.with_overrides(params, train.parse_arguments()) == params
+
+
+def test_data_is_fetched_and_prepared_with_params_of_the_command_line(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace_argv(monkeypatch, "--set", "data.dataset=digits", "--set", "model.patch=[2, 2]")
+    download.main()
+    assert read_images(paths.images(paths.RAW, "train")).shape == (1438, 8, 8)
+    replace_argv(monkeypatch, "--set", "data.resize=[9, 12]", "--set", "data.val_fraction=0.5")
+    prepare.main()
+    assert read_images(paths.images(paths.PREPARED, "test")).shape == (359, 9, 12)
+    assert abs(read_info()["splits"]["val"]["n"] - 1438 / 2) <= 10
+    replace_argv(monkeypatch, "--set", "data.val_fraction=2")
+    with pytest.raises(ValueError, match=r"command line: data.val_fraction: got 2"):
+        prepare.main()
 
 
 # benchmark, demo

@@ -17,7 +17,7 @@ STAGES: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="
 
 NO_RETRAINING = {f"pipeline/tracking/{name}.py" for name in ("__init__", "client", "live")} | {
     f"pipeline/common/{name}.py"
-    for name in ("command", "content_key", "git", "machine", "nested", "params", "paths")
+    for name in ("command", "content_key", "git", "machine", "nested", "options", "params", "paths")
 }
 """Modules that `train` imports without depending on them.
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 
 from mnist_mamba.config import LIMITS
 from mnist_mamba.data.idx import Bytes
@@ -44,6 +42,10 @@ def resize(images: Bytes, size: tuple[int, int]) -> Bytes:
     """Resample (n, h, w) uint8 images to `size` (height, width), bicubic and antialiased."""
     if images.shape[1:] == size:
         return images
+    # Here, because nothing else in this module needs torch, which takes a second to import.
+    import torch
+    import torch.nn.functional as F
+
     resized = []
     for chunk in torch.from_numpy(images).split(4096):
         floats = F.interpolate(
