@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -13,15 +14,50 @@ class GitError(RuntimeError):
 
 def git(*words: str, folder: Path = Path()) -> str:
     """Return what `git WORDS` prints."""
+    env = {**os.environ, "LC_ALL": "C"}  # _explain knows Git's messages in English
     try:
         done = subprocess.run(
-            ["git", *words], cwd=folder, capture_output=True, text=True, encoding="utf-8"
+            ["git", *words], cwd=folder, env=env, capture_output=True, text=True, encoding="utf-8"
         )
     except FileNotFoundError as error:
         raise GitError("git is not installed") from error
     if done.returncode:
-        raise GitError(f"git {' '.join(words)}: {done.stderr.strip()}")
+        said = done.stderr.strip()
+        raise GitError(_explain(said) or f"git {' '.join(words)}: {said}")
     return done.stdout
+
+
+def _explain(said: str) -> str | None:
+    """Return what to do about a repository that Git cannot use at all; None for other errors."""
+    if "not a git repository" in said:
+        return (
+            f"{Path.cwd()} is not a Git repository: expected a clone; a ZIP, like any copy without "
+            "the folder .git, lacks the project's history"
+        )
+    if "dubious ownership" in said:
+        return (
+            "the repository belongs to another user, so Git does not read it: if you trust its "
+            f"files, run `{said.splitlines()[-1].strip()}`"
+        )
+    return None
+
+
+def check_identity() -> None:
+    """Check that Git knows an author for a commit.
+
+    Raises:
+        GitError: it lacks a name or an address.
+    """
+    for field in ("name", "email"):
+        try:
+            known = os.environ.get(f"GIT_AUTHOR_{field.upper()}") or git("config", f"user.{field}")
+        except GitError:
+            known = ""
+        if not known.strip():
+            raise GitError(
+                f"an experiment is a commit, and Git's user.{field} is not set: run "
+                f"`git config --global user.{field} YOURS` first"
+            )
 
 
 def head(folder: Path = Path()) -> str | None:

@@ -49,6 +49,7 @@ def resolve(base: str) -> str:
     Raises:
         NoVerdictError: the repository has no such commit.
     """
+    git("rev-parse", "--git-dir")  # raises an error of its own if there is no repository
     words = ("rev-parse", "--verify", "--quiet", "--end-of-options", f"{base}^{{commit}}")
     try:
         return git(*words).strip()

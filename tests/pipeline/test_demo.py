@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import subprocess
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from pipeline import demo
+from pipeline.common.git import GitError, check_identity
+from pipeline.release import gate
 
 
 @pytest.fixture
@@ -80,3 +83,35 @@ def test_a_shallow_clone_is_refused_with_the_way_out(
     monkeypatch.chdir(tmp_path / "shallow")
     with pytest.raises(RuntimeError, match="git fetch --unshallow"):
         demo.check_repository()
+
+
+def test_a_folder_without_git_and_a_repository_of_another_user_get_advice_of_their_own(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LC_ALL", "de_DE.UTF-8")  # Git is asked in English
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    judge = [partial(gate.resolve, "HEAD"), demo.check_repository]
+    for call in judge:
+        with pytest.raises(GitError, match="belongs to another user") as error:
+            call()
+        assert f"`git config --global --add safe.directory {repository}`" in str(error.value)
+    unpacked = tmp_path / "zip"
+    unpacked.mkdir()
+    monkeypatch.chdir(unpacked)
+    monkeypatch.delenv("GIT_TEST_ASSUME_DIFFERENT_OWNER")
+    for call in judge:
+        with pytest.raises(GitError, match="is not a Git repository: expected a clone") as error:
+            call()
+        assert "unshallow" not in str(error.value)
+
+
+def test_an_author_is_a_setting_or_a_variable(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(GitError, match=r"run `git config --global user\.name YOURS` first"):
+        check_identity()
+    monkeypatch.setenv("GIT_AUTHOR_NAME", "Ada")
+    with pytest.raises(GitError, match=r"run `git config --global user\.email YOURS` first"):
+        check_identity()
+    subprocess.run(["git", "config", "user.email", "ada@localhost"], check=True)
+    check_identity()
