@@ -1,6 +1,7 @@
 """The pipeline. Its commands are run by `python -m pipeline.NAME`.
 
 The stages of dvc.yaml, in order (stage `compile` is a call of make):
+    check_params  refuse wrong params before DVC removes results
     download      fetch the data set and check it
     prepare       resample, set validation images aside, measure the pixels
     train         train the model

@@ -33,7 +33,7 @@ def main() -> None:
     params = parse_params(add_set_option(command.parser(__doc__ or "", examples)))
     train, test = fetch(params)
     # The size of a user's own images is known only now, and `train` would fail late.
-    params.check_fit(*(params.data.size or train.images.shape[1:]))
+    params.check_fit(*train.images.shape[1:])
     write_splits(paths.RAW, {"train": train, "test": test})
 
 

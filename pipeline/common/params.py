@@ -93,11 +93,6 @@ class DataParams(Section):
         """(height, width) to resample to, or None."""
         return (self.resize, self.resize) if isinstance(self.resize, int) else self.resize
 
-    @property
-    def known_size(self) -> tuple[int, int] | None:
-        """(height, width) of the prepared images, if known before the download."""
-        return self.size or IMAGE_SIZES.get(self.dataset)
-
 
 @dataclass(config=STRICT, frozen=True, kw_only=True)
 class ModelParams(ModelChoices):
@@ -190,8 +185,8 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _sections_fit(self) -> Params:
-        # The size of a user's own images is checked as soon as they are read (download).
-        self.check_fit(*(self.data.known_size or self.model.patch))
+        # The size of a user's own images is checked when they are read.
+        self.check_fit(*IMAGE_SIZES.get(self.data.dataset, self.model.patch))
         if self.train.on_val and self.export.checkpoint == "best_model":
             raise ValueError(
                 "export.checkpoint = 'best_model' is chosen on validation images, which "
@@ -228,13 +223,13 @@ class Params(Section):
         return parse(Params, values, source)
 
     def check_fit(self, height: int, width: int) -> None:
-        """Check that the model accepts images of this size.
+        """Check that the model accepts images of this size, resampled if `data.resize` says so.
 
         Raises:
             ValueError: it does not; the message names key, value and range.
         """
         try:
-            self.model.config(height, width, n_classes=2)
+            self.model.config(*(self.data.size or (height, width)), n_classes=2)
         except ConfigError as error:
             raise ValueError(f"model.{_in_keys(error)}") from error
 

@@ -69,7 +69,7 @@ def small_model() -> MambaClassifier:
 
 
 COMMANDS = (
-    *("benchmark", "demo", "download", "evaluate", "export", "prepare"),
+    *("benchmark", "check_params", "demo", "download", "evaluate", "export", "prepare"),
     *("rekey", "seeds", "study", "track", "train"),
 )
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from tests.pipeline.imports import ROOT
-from tests.pipeline.project import copy_project, dvc, git, run, start
+from tests.pipeline.project import IDENTITY, copy_project, dvc, git, run, start
 from tests.pipeline.test_trainings import UNTRACKED, kill_in_the_middle
 
 pytestmark = pytest.mark.slow
@@ -51,7 +51,8 @@ def n_runs(folder: Path) -> int:
 def test_every_stage_left_its_outputs_and_git_sees_no_binaries(repository: Path) -> None:
     lock = yaml.safe_load((repository / "dvc.lock").read_text(encoding="utf-8"))
     assert list(lock["stages"]) == [
-        *("download", "prepare", "train", "export", "compile", "evaluate", "benchmark", "track")
+        *("check_params", "download", "prepare", "train", "export"),
+        *("compile", "evaluate", "benchmark", "track"),
     ]
     status = run(repository, ["git", "status", "--porcelain", "-uall"]).stdout.split("\n")
     new = {line[3:] for line in status if line}
@@ -112,6 +113,51 @@ def test_a_comment_in_the_engine_retrains_nothing(repository: Path, home: str) -
         assert not any("train" in line or "download" in line for line in running)
     finally:
         source.write_text(text, encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("data.dataset=mnistt", "data.dataset: got 'mnistt'"),
+        ("data.dataset=idx", "model.patch = [7, 7] does not divide the image"),
+        ("+model.d_modell=1", "model.d_modell: unknown key, got 1"),
+        ("+other.key=1", "other: unknown key"),
+        ("train.epochs=-1", "train.epochs = -1: expected a whole number"),
+        ("export.checkpoint=first", "export.checkpoint: got 'first'"),
+    ],
+)
+def test_a_wrong_value_removes_no_result(
+    setting: str, said: str, repository: Path, home: str
+) -> None:
+    def results() -> dict[Path, bytes]:
+        folders = ("data", "checkpoints", "artifacts", "metrics", "plots", "build/dvc/mamba")
+        found = (path for name in folders for path in [*(repository / name).rglob("*")])
+        return {path: path.read_bytes() for path in found if path.is_file()}
+
+    before = results()
+    params, lock = ((repository / name).read_bytes() for name in ("params.yaml", "dvc.lock"))
+    if setting == "data.dataset=idx":  # its size is known only when it is read
+        setting += " data.resize=null"
+    words = [word for change in setting.split() for word in ("-S", change)]
+    done = run(repository, ["dvc", "exp", "run", *words], HOME=home, **IDENTITY)
+    (repository / "params.yaml").write_bytes(params)
+    assert done.returncode != 0
+    assert said in done.stderr
+    assert results() == before
+    assert (repository / "dvc.lock").read_bytes() == lock
+
+
+def test_an_experiment_that_git_could_not_store_does_not_start(
+    repository: Path, tmp_path: Path
+) -> None:
+    clone = tmp_path / "clone"
+    assert run(tmp_path, ["git", "clone", "-q", str(repository), str(clone)]).returncode == 0
+    nobody = {"HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path), "GIT_CONFIG_NOSYSTEM": "1"}
+    done = run(clone, ["dvc", "exp", "run", "-S", "train.epochs=1"], **nobody)
+    assert done.returncode != 0
+    assert "git config --global user.name" in done.stderr
+    assert "Running stage 'check_params'" in done.stdout
+    assert "Running stage 'download'" not in done.stdout
 
 
 def test_params_keep_their_comments_through_set_param(tmp_path: Path, home: str) -> None:

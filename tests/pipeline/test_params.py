@@ -220,7 +220,10 @@ def test_patch_is_checked_against_the_size_after_resampling() -> None:
         parse_params(content)
     # One's own images' size is known only when they are read.
     content["data"]["dataset"] = "idx"
-    assert parse_params(content).data.known_size is None
+    params = parse_params(content)
+    params.check_fit(10, 8)
+    with pytest.raises(ValueError, match="9 x 8"):
+        params.check_fit(9, 8)
 
 
 def test_the_known_sizes_are_those_of_the_data() -> None:
