@@ -19,13 +19,11 @@ if __name__ == "__main__":
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.special import log_softmax, softmax
-from sklearn.metrics import precision_recall_fscore_support
 
 from mnist_mamba.atomic_write import write_json, write_text
 from mnist_mamba.data.corruptions import CORRUPTIONS
 from mnist_mamba.data.idx import read_images, read_labels, write_idx
-from mnist_mamba.metrics import expected_calibration_error
+from mnist_mamba.metrics import class_rates, expected_calibration_error
 from mnist_mamba.training.checkpoint import load_checkpoint
 from mnist_mamba.training.evaluation import predict
 from pipeline.common import plots
@@ -71,10 +69,8 @@ def summarise(
     """
     predictions = engine.argmax(axis=1)
     correct = int((predictions == labels).sum())
-    log_probabilities = log_softmax(engine.astype(np.float64), axis=1)
+    log_probabilities = torch.from_numpy(engine).double().log_softmax(dim=1).numpy()
     of_labels = log_probabilities[np.arange(len(labels)), labels]
-    names, classes = ("precision", "recall", "f1", "support"), range(engine.shape[1])
-    rates = precision_recall_fscore_support(labels, predictions, labels=classes, zero_division=0.0)
     return {
         "accuracy": correct / len(labels),
         "correct": correct,
@@ -85,10 +81,7 @@ def summarise(
             "max_abs_logit_diff": float(np.abs(engine - reference).max()),
             "prediction_mismatches": int((predictions != reference.argmax(axis=1)).sum()),
         },
-        "per_class": {
-            str(label): {name: rate[label].item() for name, rate in zip(names, rates, strict=True)}
-            for label in classes
-        },
+        "per_class": class_rates(predictions, labels, engine.shape[1]),
     }
 
 
@@ -138,7 +131,7 @@ def main() -> None:
     pairs = zip(labels, predictions, strict=True)
     rows = [f"{i},{label},{predicted}\n" for i, (label, predicted) in enumerate(pairs)]
     write_text(paths.PREDICTIONS, "index,label,predicted\n" + "".join(rows))
-    probabilities = softmax(engine.astype(np.float64), axis=1)
+    probabilities = torch.from_numpy(engine).double().softmax(dim=1).numpy()
     plots.draw_predictions(paths.PLOTS / "predictions.png", images, labels, probabilities)
     plots.draw_misclassified(paths.PLOTS / "misclassified.png", images, labels, probabilities)
     plots.draw_reliability(

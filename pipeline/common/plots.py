@@ -41,6 +41,11 @@ def _save(path: Path, figure: Any) -> None:
     plt.close(figure)
 
 
+def _margins(height: float, top: float) -> dict[str, float]:
+    """Return the margins of a figure, `top` inches above; a constrained layout takes a second."""
+    return {"left": 0.01, "right": 0.99, "bottom": 0.2 / height, "top": 1 - top / height}
+
+
 def draw_predictions(
     path: Path, images: Images, labels: Labels, probabilities: Probabilities, columns: int = 8
 ) -> None:
@@ -53,9 +58,9 @@ def draw_predictions(
         2 * rows,
         columns,
         figsize=(1.25 * columns, 2.15 * rows),
-        gridspec_kw={"height_ratios": [2.2, 1] * rows},
+        gridspec_kw=_margins(2.15 * rows, top=0.25)
+        | {"height_ratios": [2.2, 1] * rows, "hspace": 0.5},
         squeeze=False,
-        layout="constrained",
     )
     for axes in grid.flat:
         axes.set_axis_off()
@@ -100,7 +105,8 @@ def draw_misclassified(
     shown = wrong[even_choice(labels[wrong], MAX_MISCLASSIFIED)]
     rows = max(1, -(-len(shown) // columns))
     size = (1.1 * columns, 1.5 * rows + 0.5)
-    figure, grid = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+    space = _margins(size[1], top=0.8) | {"hspace": 0.45}
+    figure, grid = plt.subplots(rows, columns, figsize=size, gridspec_kw=space, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
     for axes, i in zip(grid.flat, shown, strict=False):

@@ -6,8 +6,20 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.metrics import precision_recall_fscore_support
 
-from mnist_mamba.metrics import confidence_bins, expected_calibration_error
+from mnist_mamba.metrics import class_rates, confidence_bins, expected_calibration_error
+
+
+@given(seed=st.integers(0, 1000), n=st.integers(1, 20), n_classes=st.integers(2, 8))
+def test_class_rates_are_scikit_learn_s(seed: int, n: int, n_classes: int) -> None:
+    """Small numbers of images, so that many classes have none."""
+    labels, predictions = np.random.default_rng(seed).integers(0, n_classes, (2, n))
+    expected = precision_recall_fscore_support(
+        labels, predictions, labels=range(n_classes), zero_division=0.0
+    )
+    found = [list(rates.values()) for rates in class_rates(predictions, labels, n_classes).values()]
+    np.testing.assert_array_equal(np.array(found).T, np.stack(expected))
 
 
 def test_calibration_error_matches_a_hand_computed_example() -> None:
