@@ -18,7 +18,6 @@ from typing import Any
 
 from pipeline.common import command
 from pipeline.common.nested import flatten
-from pipeline.common.params import load_params
 from pipeline.common.run_engine import BATCHES
 from pipeline.release import gate
 from pipeline.release.gate import NoVerdictError
@@ -28,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 ENGINE = Path("build/plain/mamba")
 MODEL = Path("models/mnist_mamba.bin")
+ROUNDS = 15
+"""Number of interleaved rounds, of which the median counts."""
 
 
 def run(*words: str | Path) -> str:
@@ -75,11 +76,11 @@ def time_interleaved(trees: list[Path], rounds: int) -> list[dict[str, float]]:
 
 def main(options: argparse.Namespace) -> int:
     """Build and measure both engines, judge, and print a table."""
-    rules, rounds = load_rules(), load_params().benchmark.rounds
+    rules = load_rules()
     with gate.unpacked(options.base) as base_tree:
         trees = [base_tree, Path()]
         counted = [measure_once(tree) for tree in trees]
-        timed = time_interleaved(trees, rounds)
+        timed = time_interleaved(trees, ROUNDS)
     base, here = (
         flatten({**once, "us_per_image": us}) for once, us in zip(counted, timed, strict=True)
     )
