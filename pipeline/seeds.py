@@ -53,17 +53,17 @@ def measure(training: series.Training) -> series.TrainingRecord:
 
 
 def summary(records: series.Records) -> dict[str, Any]:
-    """Return the results file's content: each run's accuracies in the order of the seeds."""
-    content = {}
+    """Return the results file's "runs": each run's accuracies in the order of the seeds."""
+    runs = {}
     for name, run in records.items():
         accuracies = [record["test_accuracy"] for record in run]
-        content[name] = {
+        runs[name] = {
             "params": run[0]["params"],
             "test_accuracy": accuracies,
             **series.spread(accuracies),
             "trainings": run,
         }
-    return content
+    return runs
 
 
 def table(results: Mapping[str, Any], speed: Speed) -> str:
@@ -85,13 +85,14 @@ def main() -> None:
     """Run the missing trainings, time the models, and write metrics, plot and table."""
     arguments = parse_arguments()
     name = arguments.series
-    wanted = series.trainings(series.load_series(name), load_params())
+    chosen = series.load_series(name)
+    wanted = series.trainings(chosen, load_params())
     results = paths.METRICS / f"{name}.json"
-    content = series.run_missing(wanted, results, arguments, measure, summary)
+    runs = series.run_missing(chosen, wanted, results, arguments, measure, summary)
     speed = time_series(name, wanted, arguments)
-    plots.draw_tradeoff(paths.PLOTS / f"{name}.png", content, speed, "test", marked="default")
-    write_table(TRAINING_DOC, name, table(content, speed))
-    for run, result in content.items():
+    plots.draw_tradeoff(paths.PLOTS / f"{name}.png", runs, speed, "test", marked="default")
+    write_table(TRAINING_DOC, name, table(runs, speed))
+    for run, result in runs.items():
         accuracies = ", ".join(f"{value:.2%}" for value in result["test_accuracy"])
         logger.info("%s: %.3f%% (%s)", run, 100 * result["mean"], accuracies)
 

@@ -46,8 +46,8 @@ def measure(training: series.Training) -> series.TrainingRecord:
 
 
 def summary(chosen: series.Series, records: series.Records) -> dict[str, Any]:
-    """Return metrics/study.json: each run's changes, records, and their mean and deviation."""
-    runs = {
+    """Return the "runs" of metrics/study.json: changes, records, their mean and deviation."""
+    return {
         name: {
             "changes": chosen.runs[name],
             "parameters": run[0]["parameters"],
@@ -57,16 +57,14 @@ def summary(chosen: series.Series, records: series.Records) -> dict[str, Any]:
         }
         for name, run in records.items()
     }
-    return {"params": chosen.params, "runs": runs}
 
 
-def table(results: Mapping[str, Any], speed: Speed) -> str:
+def table(runs: Mapping[str, Any], speed: Speed) -> str:
     """Return the table for docs/training.md, most accurate run first."""
     lines = [
         "| run | changes | parameters | validation accuracy | validation loss | µs per image |",
         "|---|---|---:|---:|---:|---:|",
     ]
-    runs: Mapping[str, Any] = results["runs"]
     for name in sorted(runs, key=lambda name: -runs[name]["val_accuracy"]["mean"]):
         run = runs[name]
         changes = ", ".join(f"{key}={json.dumps(value)}" for key, value in run["changes"].items())
@@ -85,13 +83,13 @@ def main() -> None:
     arguments = parse_arguments()
     chosen = series.load_series(NAME)
     wanted = series.trainings(chosen, load_params())
-    content = series.run_missing(
-        wanted, RESULTS, arguments, measure, lambda records: summary(chosen, records)
+    runs = series.run_missing(
+        chosen, wanted, RESULTS, arguments, measure, lambda records: summary(chosen, records)
     )
     speed = time_series(NAME, wanted, arguments)
-    accuracies = {name: run["val_accuracy"] for name, run in content["runs"].items()}
+    accuracies = {name: run["val_accuracy"] for name, run in runs.items()}
     plots.draw_tradeoff(PLOT, accuracies, speed, "validation", marked="base")
-    write_table(TRAINING_DOC, NAME, table(content, speed))
+    write_table(TRAINING_DOC, NAME, table(runs, speed))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from pipeline.common import dvc_lock, paths
 from pipeline.common.generated_tables import with_table
 from pipeline.common.params import Params
 from pipeline.export import export_image
-from pipeline.series.trainings import plus_minus
+from pipeline.series.trainings import is_of, plus_minus
 
 MODELS = Path("models")
 CARD = MODELS / "README.md"
@@ -26,16 +26,16 @@ CONFIDENCE = 0.95
 """Confidence level of `interval`."""
 
 
-def results_table(metrics: Path) -> str:
-    """Return the README's results, generated from the files in the folder `metrics`."""
-    files = _read_all(metrics)
+def results_table(root: Path = Path()) -> str:
+    """Return the README's results, generated from metrics and lock in `root`."""
+    files = _read_all(root)
     scores, train, benchmark = (files[name] for name in ("eval", "train", "benchmark"))
     n_test, us = f"{scores['n_test']:,}", benchmark["us_per_image"]["engine"]["b1"]
     rows = [
         ("`models/mnist_mamba.bin`", train["parameters"], f"{scores['accuracy']:.2%}", us, "repro")
     ]
     series_us = files.get("seeds_speed", {"us_per_image": {}})["us_per_image"]
-    for name, run in files.get("seeds", {}).items():
+    for name, run in files.get("seeds", {"runs": {}})["runs"].items():
         timing = series_us.get(name, {}).get("b1")
         rows.append((f"`{name}`", run["params"], plus_minus(run, ".2%"), timing, "seeds"))
     lines = [
@@ -57,10 +57,14 @@ def results_table(metrics: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _read_all(metrics: Path) -> dict[str, Any]:
-    return {
-        file.stem: json.loads(file.read_text(encoding="utf-8")) for file in metrics.glob("*.json")
+def _read_all(root: Path) -> dict[str, Any]:
+    """Return the metrics files by name, without those of another data set than dvc.lock's."""
+    lock = dvc_lock.read_lock(root / dvc_lock.LOCK)
+    files = {
+        file.stem: json.loads(file.read_text(encoding="utf-8"))
+        for file in (root / paths.METRICS).glob("*.json")
     }
+    return {name: content for name, content in files.items() if is_of(content, lock)}
 
 
 def interval(correct: int, n: int) -> tuple[float, float]:
@@ -78,7 +82,7 @@ def model_card(params: Params, root: Path = Path()) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    metrics = _read_all(root / paths.METRICS)
+    metrics = _read_all(root)
     scores = metrics["eval"]
     outputs = dvc_lock.outputs(dvc_lock.read_lock(root / dvc_lock.LOCK))
     return environment.get_template("model_card.md.j2").render(
@@ -87,7 +91,7 @@ def model_card(params: Params, root: Path = Path()) -> str:
         interval=interval(scores["correct"], scores["n_test"]),
         train=metrics["train"],
         benchmark=metrics["benchmark"],
-        seeds=metrics.get("seeds", {}),
+        seeds=metrics.get("seeds", {"runs": {}})["runs"],
         md5={path: out["md5"] for path, out in outputs.items()},
     )
 
@@ -102,7 +106,7 @@ def prepare(params: Params) -> dict[Path, bytes]:
         example = Path(scratch) / EXAMPLE.name
         export_image("test", 0, example)
         image = example.read_bytes()
-    readme = with_table(README.read_text(encoding="utf-8"), TABLE, results_table(paths.METRICS))
+    readme = with_table(README.read_text(encoding="utf-8"), TABLE, results_table())
     return {
         MODELS / paths.MODEL.name: paths.MODEL.read_bytes(),
         EXAMPLE: image,

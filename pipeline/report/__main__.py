@@ -47,9 +47,8 @@ def make_page(params: Params) -> str:
     Raises:
         ReportError: a required file is missing, or a file is malformed.
     """
-    files = read_all()
     try:
-        return _render(_context(params, files))
+        return _render(_context(params, read_all()))
     except ReportError:
         raise
     except (
@@ -75,8 +74,8 @@ def _context(params: Params, files: dict[str, Any]) -> TemplateContext:
         "curves": charts.learning_curves(epochs),
         "epochs": results.html(epochs.map("{:.4g}".format), "epoch"),
         "robustness": results.robustness(scores["robustness"]),
-        "seeds": results.seeds(seeds) if seeds else None,
-        "seeds_progress": results.progress("seeds", seeds or {}),
+        "seeds": results.seeds(seeds["runs"]) if seeds else None,
+        "seeds_progress": results.progress("seeds", seeds["runs"] if seeds else {}),
         "study": results.study(study["runs"], files["study_speed"]) if study else None,
         "study_progress": results.progress("study", study["runs"] if study else {}),
         "lineage": lineage.lineage(files["lock"], params),

@@ -13,6 +13,7 @@ import yaml
 
 from pipeline.common import paths
 from pipeline.report import charts
+from pipeline.series.trainings import is_of
 
 
 class ReportError(ValueError):
@@ -46,6 +47,8 @@ SOURCES = {
     "study_speed": Source(paths.METRICS / "study_speed.json", "make study"),
     "study_plot": Source(paths.PLOTS / "study.png", "make study"),
 }
+SERIES = {"seeds": ("seeds_plot",), "study": ("study_speed", "study_plot")}
+"""Results of the series, with the other files that each series writes."""
 
 
 class Metrics(dict[str, Any]):
@@ -64,6 +67,8 @@ class Metrics(dict[str, Any]):
 def read_all() -> dict[str, Any]:
     """Return the content of each file by its name in SOURCES; None for an optional one missing.
 
+    The files of a series on another data set count as missing.
+
     Raises:
         ReportError: required files are missing, or a file is malformed.
     """
@@ -74,9 +79,13 @@ def read_all() -> dict[str, Any]:
     ]
     if missing:
         raise ReportError("\n".join(missing))
-    return {
+    found: dict[str, Any] = {
         name: _read(source) if source.path.is_file() else None for name, source in SOURCES.items()
     }
+    for series, others in SERIES.items():
+        if found[series] is not None and not is_of(found[series], found["lock"]):
+            found |= dict.fromkeys((series, *others))
+    return found
 
 
 def _read(source: Source) -> Any:

@@ -15,7 +15,7 @@ from pipeline.common.build_model import build_model
 from pipeline.common.machine import cpu_name
 from pipeline.common.prepared_data import read_info
 from pipeline.common.run_engine import BATCHES, bench_engine
-from pipeline.series.trainings import Training
+from pipeline.series.trainings import Training, data_md5
 
 Speed = dict[str, dict[str, float]]
 """Microseconds per image by run and batch size (b1, b100)."""
@@ -25,14 +25,13 @@ def time_series(series: str, wanted: Sequence[Training], arguments: argparse.Nam
     """Time a series' models, one after the other on one thread, and write the results file.
 
     The models are untrained, because the weights do not change the time. With --no-timing, return
-    the recorded times, or none if the series was never timed.
+    the recorded times, or none if the series was never timed on this data set.
     """
     file = paths.METRICS / f"{series}_speed.json"
-    speed: Speed = {}
+    data, speed = data_md5(), Speed()
     if arguments.no_timing:
-        if file.is_file():
-            speed = json.loads(file.read_text(encoding="utf-8"))["us_per_image"]
-        return speed
+        recorded = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        return recorded["us_per_image"] if recorded.get("data") == data else speed
     info = read_info()
     with tempfile.TemporaryDirectory() as scratch:
         model = Path(scratch) / "model.bin"
@@ -44,5 +43,5 @@ def time_series(series: str, wanted: Sequence[Training], arguments: argparse.Nam
                     f"b{batch}": bench_engine(batch, rounds, model)["median_us"]
                     for batch in BATCHES
                 }
-    write_json(file, {"us_per_image": speed, "cpu": cpu_name()})
+    write_json(file, {"data": data, "us_per_image": speed, "cpu": cpu_name()})
     return speed

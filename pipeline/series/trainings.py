@@ -23,7 +23,9 @@ from pydantic import Field
 from tqdm import tqdm
 
 from mnist_mamba.atomic_write import write_json
-from pipeline.common.content_key import training_key
+from pipeline.common import paths
+from pipeline.common.content_key import file_md5, training_key
+from pipeline.common.dvc_lock import outputs
 from pipeline.common.machine import usable_cores
 from pipeline.common.params import Params, ParamsError, Section, parse, read_yaml
 
@@ -69,6 +71,17 @@ class Training:
     def folder(self) -> Path:
         """The folder of its checkpoints."""
         return FOLDER / f"{self.name}-{self.seed}-{self.key[:8]}"
+
+
+def data_md5() -> str:
+    """Return the MD5 of the test images, which names the data set in the results of a series."""
+    return file_md5(paths.images(paths.PREPARED, "test"))
+
+
+def is_of(content: Mapping[str, Any], lock: Mapping[str, Any]) -> bool:
+    """Return whether a metrics file names the data set of dvc.lock as its own, or names none."""
+    test = outputs(lock).get(str(paths.images(paths.PREPARED, "test")), {}).get("md5")
+    return bool(content.get("data", test) == test)
 
 
 def load_series(name: str, file: Path = SERIES_FILE) -> Series:
@@ -137,6 +150,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run_missing(
+    series: Series,
     wanted: Sequence[Training],
     results: Path,
     arguments: argparse.Namespace,
@@ -146,14 +160,15 @@ def run_missing(
     """Run the trainings whose records are missing, and write the results file after each.
 
     Args:
+        series: the series, whose `params` the results file repeats.
         wanted: all trainings of the series.
-        results: a JSON file that has, for each run, its records under "trainings".
+        results: a JSON file with "data", "params" and "runs"; a run has its records in "trainings".
         arguments: the command line, with the options of `add_options`.
         measure: runs a training and returns its record without seed and key.
-        summary: returns the results file's content, given the records of all runs that have any.
+        summary: returns "runs", given the records of all runs that have any.
 
     Returns:
-        The results file's content.
+        The results file's "runs".
 
     Raises:
         RuntimeError: some trainings failed; the others have been run.
@@ -168,7 +183,7 @@ def run_missing(
     keys = {training.key: training for training in wanted}
     records: Records = {name: [] for name in names}
     old = json.loads(results.read_text(encoding="utf-8")) if results.is_file() else {}
-    for name, run in old.get("runs", old).items():  # study.json also has the common params
+    for name, run in old.get("runs", {}).items():
         records[name] = [record for record in run["trainings"] if record["key"] in keys]
     recorded = {record["key"] for run in records.values() for record in run}
     missing = [
@@ -177,9 +192,9 @@ def run_missing(
     logger.info("%d of %d trainings are done, %d to do", len(recorded), len(wanted), len(missing))
 
     def write() -> dict[str, Any]:
-        content = summary({name: run for name, run in records.items() if run})
-        write_json(results, content)
-        return content
+        runs = summary({name: run for name, run in records.items() if run})
+        write_json(results, {"data": data_md5(), "params": series.params, "runs": runs})
+        return runs
 
     for training, measured in _run_all(missing, arguments.jobs, measure):
         run = records[training.name]

@@ -6,6 +6,8 @@ import csv
 import json
 import math
 import re
+import shutil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -70,12 +72,12 @@ def document(name: str) -> str:
 
 def test_the_generated_parts_are_up_to_date() -> None:
     readme, training = document("README.md"), document("docs/training.md")
-    table = published.results_table(ROOT / "metrics")
+    table = published.results_table(ROOT)
     assert with_table(readme, published.TABLE, table) == readme, "run `make promote`"
     card = published.model_card(load_params(ROOT / "params.yaml"), ROOT)
     assert document(str(published.CARD)) == card, "run `make promote`"
     for name, make in (("study", study.table), ("seeds", seeds.table), ("pixels", seeds.table)):
-        content = make(metrics(name), metrics(f"{name}_speed")["us_per_image"])
+        content = make(metrics(name)["runs"], metrics(f"{name}_speed")["us_per_image"])
         assert with_table(training, name, content) == training, f"run `make {name}`"
 
 
@@ -115,7 +117,7 @@ def each(run: dict[str, Any], name: str) -> list[float]:
 
 def test_the_readme_s_results_are_those_of_the_metrics_files() -> None:
     text = document("README.md")
-    scores, series = metrics("eval"), metrics("seeds")
+    scores, series = metrics("eval"), metrics("seeds")["runs"]
     header = f"| model | parameters | accuracy, {scores['n_test']:,} test images | per image (µs) |"
     (name, shipped), *others = rows(text, header).items()
     assert name == "models/mnist_mamba.bin"
@@ -153,7 +155,7 @@ def test_the_card_s_figures_are_those_of_the_metrics_files() -> None:
     ends = table["its 95 % confidence interval (Wilson)"].split(" to ")
     for end, value in zip(ends, interval_of(scores["correct"], scores["n_test"]), strict=True):
         assert_shows(end, value)
-    for name, run in metrics("seeds").items():
+    for name, run in metrics("seeds")["runs"].items():
         values = each(run, "test_accuracy")
         cell = table[f"accuracy of `{name}`, trained on all images, {len(values)} seeds"]
         assert_spread(cell, values)
@@ -216,15 +218,37 @@ def test_the_training_page_s_figures_are_those_of_the_metrics_files() -> None:
     for series in seeds.SCORED:
         part = text[text.index(f"<!-- {series}: ") :]
         found = rows(part, "| run | parameters | test accuracy | of each seed, % | µs per image |")
-        assert list(found) == list(metrics(series))
+        runs = metrics(series)["runs"]
+        assert list(found) == list(runs)
         us = metrics(f"{series}_speed")["us_per_image"]
         for name, (parameters, accuracy, of_each, us_text) in found.items():
-            values = each(metrics(series)[name], "test_accuracy")
-            assert_shows(parameters, metrics(series)[name]["trainings"][0]["params"])
+            values = each(runs[name], "test_accuracy")
+            assert_shows(parameters, runs[name]["trainings"][0]["params"])
             assert_spread(accuracy, values)
             for cell, value in zip(of_each.split(", "), values, strict=True):
                 assert_shows(f"{cell} %", value)
             assert_shows(us_text, us[name]["b100"])
+
+
+def test_series_name_the_test_images_that_dvc_lock_has() -> None:
+    for name in (study.NAME, *seeds.SCORED):
+        for file in (name, f"{name}_speed"):
+            assert metrics(file)["data"] == locked_md5s()["data/prepared/test-images.idx"], file
+
+
+def test_a_promotion_shows_no_series_of_another_data_set(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "metrics", tmp_path / "metrics")
+    lock = document("dvc.lock")
+    params = load_params(ROOT / "params.yaml")
+    (tmp_path / "dvc.lock").write_text(lock, encoding="utf-8")
+    assert "`five_epochs`" in published.results_table(tmp_path)
+    assert "`five_epochs`" in published.model_card(params, tmp_path)
+    other = lock.replace(locked_md5s()["data/prepared/test-images.idx"], "0" * 32)
+    (tmp_path / "dvc.lock").write_text(other, encoding="utf-8")
+    assert "`five_epochs`" not in published.results_table(tmp_path)
+    assert "`five_epochs`" not in published.model_card(params, tmp_path)
+    # The file still holds the results; only other data hides them.
+    assert "five_epochs" in (tmp_path / "metrics/seeds.json").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(("correct", "n"), [(9957, 10000), (1, 3), (40, 40), (0, 7)])

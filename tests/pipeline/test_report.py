@@ -190,7 +190,7 @@ def test_sections_show_their_metrics(committed: Page) -> None:
         assert f"{us:,.0f} ({ratio:.1f}{TIMES})" in committed.section("latency")
     train = metrics("bench_train")
     assert f"mambapy {train['step_ms']['mambapy']:,.0f} " in committed.section("training-speed")
-    for run in metrics("seeds").values():
+    for run in metrics("seeds")["runs"].values():
         for value in (run["mean"], *run["test_accuracy"]):
             assert f"{value:.2%}" in committed.section("seeds")
     study, us = metrics("study")["runs"]["base"], metrics("study_speed")["us_per_image"]["base"]
@@ -269,8 +269,27 @@ def test_a_missing_optional_file_is_replaced_by_its_command(
 
 def test_an_unfinished_series_says_what_it_lacks(project: Path) -> None:
     assert "trainings are done" not in page().section("seeds")
-    change("metrics/seeds.json", lambda runs: runs.pop("tiny"))
+    change("metrics/seeds.json", lambda value: value["runs"].pop("tiny"))
     assert re.search(r"\d+ of \d+ trainings are done, none of tiny", page().section("seeds"))
+
+
+def test_series_of_another_data_set_are_not_shown(project: Path) -> None:
+    """After a run on other data, metrics/ and plots/ still have the series of MNIST."""
+    pictures = len(page().all("img"))
+    lock = yaml.safe_load(Path("dvc.lock").read_text(encoding="utf-8"))
+    for out in lock["stages"]["prepare"]["outs"]:
+        out["md5"] = "0" * 32
+    Path("dvc.lock").write_text(yaml.safe_dump(lock), encoding="utf-8")
+    shown = page()
+    check_self_contained(shown)
+    for name in ("seeds", "study"):
+        text = shown.section(name)
+        assert f"make {name} writes metrics/{name}.json" in text
+        assert not re.search(r"\d%|± |trainings are done", text)
+    assert len(shown.all("img")) == pictures - 2
+    # The benchmarks' own model belongs to no data set.
+    assert "frozen benchmark model" in shown.section("latency")
+    assert "ONNX Runtime" in shown.section("latency")
 
 
 def test_without_validation_there_are_training_curves(project: Path) -> None:
@@ -291,7 +310,7 @@ def insert(text: str) -> None:
     shutil.copytree(ROOT / "metrics", "metrics", dirs_exist_ok=True)
     use_classes([*NAMES[:3], text])
     change("metrics/eval.json", lambda value: value["robustness"].update({text: {"1": 0.5}}))
-    change("metrics/seeds.json", lambda runs: runs.update({text: runs["tiny"]}))
+    change("metrics/seeds.json", lambda value: value["runs"].update({text: value["runs"]["tiny"]}))
     change("metrics/study.json", lambda value: value["runs"].update({text: value["runs"]["base"]}))
     change(
         "metrics/study_speed.json",

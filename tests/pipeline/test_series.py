@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from pipeline.common.content_key import file_md5
 from pipeline.common.params import ParamsError, load_params
 from pipeline.series.trainings import load_series, spread, trainings
 from tests.pipeline.imports import ROOT
@@ -53,7 +54,10 @@ def test_a_study_runs_missing_trainings_and_writes_its_results(project: Path) ->
     done = run_module(project, "pipeline.study", "--jobs", "2", "--only", "base")
     assert done.returncode == 0, done.stderr
     assert "0 of 4 trainings are done, 2 to do" in done.stderr
-    assert list(load(project, "metrics/study.json")["runs"]) == ["base"]
+    content = load(project, "metrics/study.json")
+    assert list(content["runs"]) == ["base"]
+    assert content["params"] == SERIES["study"]["params"]
+    assert content["data"] == file_md5(project / "data/prepared/test-images.idx")
 
     done = run_module(project, "pipeline.study")
     assert "2 of 4 trainings are done, 2 to do" in done.stderr
@@ -89,7 +93,7 @@ def test_a_study_runs_missing_trainings_and_writes_its_results(project: Path) ->
 def test_seeds_are_scored_by_the_engine_on_test_images(project: Path) -> None:
     done = run_module(project, "pipeline.seeds")
     assert done.returncode == 0, done.stderr
-    result = load(project, "metrics/seeds.json")["default"]
+    result = load(project, "metrics/seeds.json")["runs"]["default"]
     assert len(result["test_accuracy"]) == 2
     assert all(value * 40 == round(value * 40) for value in result["test_accuracy"])
     assert {k: result[k] for k in ("mean", "std")} == spread(result["test_accuracy"])
@@ -108,17 +112,17 @@ def test_seeds_are_scored_by_the_engine_on_test_images(project: Path) -> None:
     # The other scored series has its own file.
     done = run_module(project, "pipeline.seeds", "pixels", "--no-timing")
     assert done.returncode == 0, done.stderr
-    (one,) = load(project, "metrics/pixels.json")["forward"]["trainings"]
+    (one,) = load(project, "metrics/pixels.json")["runs"]["forward"]["trainings"]
     assert one["seed"] == 5
     assert not (project / "metrics/pixels_speed.json").exists()
     assert "| forward |" in (project / "docs/training.md").read_text(encoding="utf-8")
-    assert load(project, "metrics/seeds.json")["default"] == result
+    assert load(project, "metrics/seeds.json")["runs"]["default"] == result
     # Changed code repeats the trainings and drops the old records.
     source = project / "src/mnist_mamba/training/loop.py"
     source.write_text(source.read_text(encoding="utf-8") + "\n", encoding="utf-8")
     done = run_module(project, "pipeline.seeds", "--jobs", "1", "--no-timing")
     assert "0 of 2 trainings are done, 2 to do" in done.stderr
-    again = load(project, "metrics/seeds.json")["default"]
+    again = load(project, "metrics/seeds.json")["runs"]["default"]
     assert again["test_accuracy"] == result["test_accuracy"]
     assert [one["key"] for one in again["trainings"]] != [one["key"] for one in result["trainings"]]
 
