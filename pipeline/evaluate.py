@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import tempfile
 from pathlib import Path
@@ -85,6 +86,24 @@ def summarise(
     }
 
 
+def draw_figures(
+    images: NDArray[np.uint8],
+    labels: NDArray[np.uint8],
+    engine: NDArray[np.float32],
+    metrics: dict[str, Any],
+    ece_bins: int,
+) -> None:
+    """Draw the pictures in paths.FIGURES; `engine` has the C engine's logits [n, n_classes]."""
+    probabilities = torch.from_numpy(engine).double().softmax(dim=1).numpy()
+    file = {path.stem: path for path in paths.FIGURES}
+    plots.draw_curves(file["curves"], json.loads(paths.CURVES.read_text(encoding="utf-8")))
+    plots.draw_confusion(file["confusion"], labels, engine.argmax(axis=1), engine.shape[1])
+    plots.draw_predictions(file["predictions"], images, labels, probabilities)
+    plots.draw_misclassified(file["misclassified"], images, labels, probabilities)
+    plots.draw_reliability(file["reliability"], probabilities, labels, ece_bins)
+    plots.draw_robustness(file["robustness"], metrics["accuracy"], metrics["robustness"])
+
+
 def check(metrics: dict[str, Any], report: dict[str, Any], params: Params) -> None:
     """Check that the engine agrees with PyTorch and with its own report.
 
@@ -131,15 +150,7 @@ def main() -> None:
     pairs = zip(labels, predictions, strict=True)
     rows = [f"{i},{label},{predicted}\n" for i, (label, predicted) in enumerate(pairs)]
     write_text(paths.PREDICTIONS, "index,label,predicted\n" + "".join(rows))
-    probabilities = torch.from_numpy(engine).double().softmax(dim=1).numpy()
-    plots.draw_predictions(paths.PLOTS / "predictions.png", images, labels, probabilities)
-    plots.draw_misclassified(paths.PLOTS / "misclassified.png", images, labels, probabilities)
-    plots.draw_reliability(
-        paths.PLOTS / "reliability.png", probabilities, labels, params.evaluate.ece_bins
-    )
-    plots.draw_robustness(
-        paths.PLOTS / "robustness.png", metrics["accuracy"], metrics["robustness"]
-    )
+    draw_figures(images, labels, engine, metrics, params.evaluate.ece_bins)
     check(metrics, report, params)
     logger.info(
         "C engine: %d of %d correct (%.4f); logits within %.1e of PyTorch's, %d predictions differ",

@@ -16,6 +16,14 @@ METRICS = Path("metrics")
 PLOTS = Path("plots")
 CURVES = PLOTS / "curves.json"
 PREDICTIONS = PLOTS / "predictions.csv"
+FIGURES = tuple(
+    PLOTS / f"{name}.png"
+    for name in (
+        *("curves", "confusion", "predictions"),
+        *("misclassified", "reliability", "robustness"),
+    )
+)
+"""Pictures of a run, all drawn by `evaluate`; plots/ also has those of series."""
 TRACKING_KEY = Path("artifacts/tracking_key.txt")
 
 

@@ -1,11 +1,11 @@
-"""Plots of predictions, mistakes, calibration, robustness, and accuracy against cost.
+"""Plots of training, predictions, mistakes, calibration, robustness, accuracy against cost.
 
 Each `draw_` function writes a PNG to `path`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from mnist_mamba.metrics import confidence_bins, expected_calibration_error
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib.ticker import MaxNLocator
 
 Images = NDArray[np.uint8]
 """[n, height, width]."""
@@ -28,6 +29,8 @@ Probabilities = NDArray[np.floating[Any]]
 
 RIGHT, WRONG, MUTED = "#1a7f4b", "#c0392b", "#b8bec7"
 """Colours of all plots."""
+MAX_COUNTED = 20
+"""Largest number of classes whose confusion matrix shows numbers."""
 MAX_MISCLASSIFIED = 60
 """Largest number of misclassified images in one plot."""
 UNITS = {"shift": "% of sides", "rotate": "degrees", "scale": "% of size"}
@@ -44,6 +47,57 @@ def _save(path: Path, figure: Any) -> None:
 def _margins(height: float, top: float) -> dict[str, float]:
     """Return the margins of a figure, `top` inches above; a constrained layout takes a second."""
     return {"left": 0.01, "right": 0.99, "bottom": 0.2 / height, "top": 1 - top / height}
+
+
+def draw_curves(path: Path, points: Sequence[Mapping[str, float | None]]) -> None:
+    """Draw error rate, cross-entropy and learning rate by epoch; val without values is left out.
+
+    A scale is logarithmic if its values span a factor of 10.
+
+    Args:
+        points: values of plots/curves.json, one mapping per epoch.
+    """
+    names = ("val_accuracy", "train_accuracy", "val_loss", "train_loss", "lr")
+    table = {name: np.array([point.get(name) for point in points], float) for name in names}
+    charts = {
+        "error rate": {"val": 1 - table["val_accuracy"], "train": 1 - table["train_accuracy"]},
+        "cross-entropy": {"val": table["val_loss"], "train": table["train_loss"]},
+        "learning rate": {"lr": table["lr"]},
+    }
+    epochs = [point["epoch"] for point in points]
+    marker = "o" if len(points) == 1 else None
+    figure, grid = plt.subplots(1, 3, figsize=(10, 3), layout="constrained")
+    for axes, (title, curves) in zip(grid, charts.items(), strict=True):
+        shown = {name: curve for name, curve in curves.items() if not np.isnan(curve).all()}
+        for colour, (name, curve) in zip((RIGHT, MUTED), shown.items(), strict=False):
+            label = f"{name}, at the end {curve[-1]:.3g}"
+            axes.plot(epochs, curve, color=colour, marker=marker, label=label)
+        values = np.concatenate(list(shown.values()))
+        if np.nanmax(values) > 10 * np.nanmin(values) > 0:
+            axes.set_yscale("log")
+        axes.set(title=title, xlabel="epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.grid(axis="y", alpha=0.3)
+        axes.legend(frameon=False, fontsize=8)
+    _save(path, figure)
+
+
+def draw_confusion(path: Path, labels: Labels, predictions: NDArray[np.intp], classes: int) -> None:
+    """Draw the confusion matrix: numbers of images by label (rows) and prediction (columns)."""
+    counts = np.zeros((classes, classes), np.intp)
+    np.add.at(counts, (labels, predictions), 1)
+    figure, axes = plt.subplots(figsize=(7, 6.5), layout="constrained")
+    shades = np.log1p(counts)
+    axes.imshow(shades, cmap="Greens")
+    if classes <= MAX_COUNTED:
+        for (row, column), n in np.ndenumerate(counts):
+            colour = RIGHT if row == column else WRONG
+            if shades[row, column] > shades.max() / 2:
+                colour = "white"
+            axes.text(column, row, f"{n:,}" if n else "", color=colour, ha="center", va="center")
+        axes.set(xticks=range(classes), yticks=range(classes))
+    axes.set(xlabel="predicted by the C engine", ylabel="label")
+    _save(path, figure)
 
 
 def draw_predictions(

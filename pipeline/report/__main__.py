@@ -32,7 +32,7 @@ from mnist_mamba.atomic_write import write_text
 from pipeline.common import timings
 from pipeline.common.params import Params, load_params
 from pipeline.release import published
-from pipeline.report import charts, lineage, results
+from pipeline.report import lineage, results
 from pipeline.report.files import SOURCES, ReportError, read_all
 from pipeline.report.results import TemplateContext
 
@@ -71,7 +71,6 @@ def _context(params: Params, files: dict[str, Any]) -> TemplateContext:
         "interval": published.interval(scores["correct"], scores["n_test"]),
         "confidence": published.CONFIDENCE,
         "confusion": results.confusion(files["predictions"], scores),
-        "curves": charts.learning_curves(epochs),
         "epochs": results.html(epochs.map("{:.4g}".format), "epoch"),
         "robustness": results.robustness(scores["robustness"]),
         "seeds": results.seeds(seeds["runs"]) if seeds else None,

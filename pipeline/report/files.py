@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import functools
 import json
@@ -12,7 +13,6 @@ from typing import Any
 import yaml
 
 from pipeline.common import paths
-from pipeline.report import charts
 from pipeline.series.trainings import is_of
 
 
@@ -35,6 +35,7 @@ SOURCES = {
     "curves": Source(paths.CURVES, required=True),
     "predictions": Source(paths.PREDICTIONS, required=True),
     "lock": Source(Path("dvc.lock"), required=True),
+    "curves_plot": Source(paths.PLOTS / "curves.png"),
     "misclassified": Source(paths.PLOTS / "misclassified.png"),
     "reliability": Source(paths.PLOTS / "reliability.png"),
     "robustness": Source(paths.PLOTS / "robustness.png"),
@@ -90,7 +91,7 @@ def read_all() -> dict[str, Any]:
 
 def _read(source: Source) -> Any:
     if source.path.suffix == ".png":
-        return charts.data_uri(source.path.read_bytes(), "png")
+        return "data:image/png;base64," + base64.b64encode(source.path.read_bytes()).decode()
     text = source.path.read_text(encoding="utf-8")
     try:
         if source.path.suffix == ".csv":

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from pipeline.common import paths
 from pipeline.common.content_key import source_files
 from pipeline.common.params import load_params
 from tests.pipeline.imports import ROOT, imported_files
@@ -73,7 +74,30 @@ def test_metrics_and_plots_live_in_git_and_binaries_do_not() -> None:
                 assert options["cache"] is False, (name, entry)
         for out in stage.get("outs", []):
             if name != "track":
-                assert isinstance(out, str) or "cache" not in next(iter(out.values()))
+                ((path, options),) = ({out: {}} if isinstance(out, str) else out).items()
+                assert options.get("cache", True) is not path.startswith("plots/"), path
+
+
+def test_a_run_s_pictures_are_drawn_shown_and_tracked() -> None:
+    figures = {str(path) for path in paths.FIGURES}
+    assert {path for plot in STAGES["evaluate"]["plots"] for path in plot} == figures
+    tracked = {dep for dep in STAGES["track"]["deps"] if dep.endswith(".png")}
+    assert tracked == figures
+    assert all((ROOT / path).is_file() for path in figures)
+
+
+def test_the_plots_page_needs_no_network() -> None:
+    """DVC draws tables with scripts that its page takes from the network; it embeds pictures."""
+    content = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
+    shown = [
+        path
+        for stage in content["stages"].values()
+        for plot in stage.get("plots", [])
+        for path in plot
+    ]
+    assert shown
+    assert all(path.endswith(".png") for path in shown)
+    assert "plots" not in content
 
 
 def test_every_param_is_used_by_a_stage() -> None:

@@ -61,6 +61,43 @@ def same_colour(a: Any, b: Any) -> bool:
     return mpl.colors.to_rgba(a) == mpl.colors.to_rgba(b)
 
 
+@pytest.mark.parametrize("values", [[0.5], [0.0, 0.0], [1.0, 0.0], [3e-5, 2.0, 1.0]])
+@pytest.mark.parametrize("validated", [True, False])
+def test_curves_have_error_loss_and_rate(
+    drawn: list[Figure], values: list[float], validated: bool
+) -> None:
+    points = [
+        {"epoch": epoch, "lr": value, "train_accuracy": value, "train_loss": 2 * value}
+        | dict.fromkeys(("val_accuracy", "val_loss"), 0.25 if validated else None)
+        for epoch, value in enumerate(values, start=1)
+    ]
+    plots.draw_curves(PLOT, points)
+    (figure,) = drawn
+    shown = {axes.get_title(): axes.lines for axes in figure.axes}
+    assert list(shown) == ["error rate", "cross-entropy", "learning rate"]
+    error, *_ = shown["error rate"][::-1]
+    np.testing.assert_allclose(error.get_xydata(), [(i + 1, 1 - v) for i, v in enumerate(values)])
+    assert [len(lines) for lines in shown.values()] == [1 + validated, 1 + validated, 1]
+    if validated:
+        assert set(shown["error rate"][0].get_ydata()) == {0.75}
+    (rate,) = shown["learning rate"]
+    assert rate.get_label() == f"lr, at the end {values[-1]:.3g}"
+    figure.canvas.draw()
+
+
+def test_a_confusion_matrix_counts_labels_by_row_and_predictions_by_column(
+    drawn: list[Figure], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plots.draw_confusion(PLOT, LABELS, FOUND.argmax(axis=1), 3)
+    (axes,) = drawn[0].axes
+    shown = {text.get_position(): text.get_text() for text in axes.texts if text.get_text()}
+    assert shown == {(2, 0): "1", (1, 0): "1", (1, 1): "2", (2, 2): "2"}  # (column, row)
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted by the C engine", "label")
+    monkeypatch.setattr(plots, "MAX_COUNTED", 2)
+    plots.draw_confusion(PLOT, LABELS, FOUND.argmax(axis=1), 3)
+    assert not drawn[1].axes[0].texts
+
+
 def test_predictions_begin_with_each_class_and_go_on_with_the_least_certain(
     drawn: list[Figure],
 ) -> None:
