@@ -208,7 +208,7 @@ def test_benchmark_writes_each_engine_s_time_under_its_batch(
     assert found == {
         "us_per_image": {
             "engine": {"b1": 11, "b100": 1001},
-            "engine_all_threads": {"b100": 1003},
+            "engine_all_threads": {"b1000": 10003},
             "pytorch_eager": {"b1": 0.125, "b100": 12.5},
         },
         "load_us": 1001,
@@ -218,9 +218,23 @@ def test_benchmark_writes_each_engine_s_time_under_its_batch(
     assert calls == [
         ("threads", 1),
         (paths.CHECKPOINTS / "best_model.pth", "reference"),
-        *((1, 7, 1, 3), (100, 7, 1, 3), (100, 7, 3, 3)),
+        *((1, 7, 1, 3), (100, 7, 1, 3), (1000, 7, 3, 3)),
         *(("model", 1, 7), ("model", 100, 7)),
     ]
+
+
+def test_one_thread_is_not_timed_twice(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    report = {"median_us": 1.0, "load_us": 2.0}
+    monkeypatch.setattr(benchmark, "bench_engine", lambda *_, **__: report)
+    loaded = SimpleNamespace(model="model")
+    monkeypatch.setattr(benchmark, "load_checkpoint", lambda *_, **__: loaded)
+    monkeypatch.setattr(benchmark, "pytorch_us", lambda *_: 3.0)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    paths.ENGINE.write_bytes(b"x")
+    replace_argv(monkeypatch)
+    benchmark.main()
+    found = json.loads((paths.METRICS / "benchmark.json").read_text(encoding="utf-8"))
+    assert list(found["us_per_image"]) == ["engine", "pytorch_eager"]
 
 
 def test_the_engine_is_timed_with_the_options_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -291,6 +291,18 @@ def test_series_of_another_data_set_are_not_shown(project: Path) -> None:
     assert "ONNX Runtime" in shown.section("latency")
 
 
+def test_threads_that_do_not_help_are_explained(project: Path) -> None:
+    def timed(us: float) -> str:
+        times = {"engine": {"b1": 170.0, "b100": 160.0}, "engine_all_threads": {"b1000": us}}
+        change("metrics/benchmark.json", lambda value: value["us_per_image"].update(times))
+        return page().section("latency")
+
+    assert "took longer than one" in timed(161.0)
+    assert "took longer than one" not in timed(159.0)
+    change("metrics/benchmark.json", lambda value: value["us_per_image"].pop("engine_all_threads"))
+    assert "took longer than one" not in page().section("latency")
+
+
 def test_without_validation_there_are_training_curves(project: Path) -> None:
     def forget(points: list[dict[str, Any]]) -> None:
         for point in points:
