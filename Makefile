@@ -17,7 +17,7 @@ PYTEST := $(ENV) MAKEFLAGS= python -m pytest
 C_SOURCES = $$(git ls-files '*.c' '*.h' '*.inc')
 
 .PHONY: help setup demo clean kernels golden \
-    repro study seeds pixels track ui report rekey \
+    repro experiments study seeds pixels track ui report rekey \
     check test test-python test-slow mutants lint style types prose lint-workflows format \
     bench-train bench-engine instructions \
     gate gate-speed summary promote check-lock check-version wheel dist-engine dist-collect
@@ -64,12 +64,16 @@ clean: tests-clean ## remove build/ and ./mamba
 repro: $(INSTALLED) ## run the stages that a change affects: half an hour from nothing
 	@$(ENV) dvc repro
 
-ui: $(INSTALLED) ## open MLflow on this project's runs
-	@case "$${MLFLOW_TRACKING_URI:-}" in \
-	  http://*|https://*) echo "MLflow is served at $$MLFLOW_TRACKING_URI";; \
-	  *) $(ENV) mlflow ui \
-	    --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}";; \
-	esac
+# `dvc exp show` has over 200 columns; these are the main metrics and the params.
+COLUMNS_SHOWN := Experiment|State|val\.(accuracy|loss)|accuracy|parameters|us_per_image\.engine\.b1|$\
+    (data|export|evaluate)\..*|model\.(?!parameters|file_bytes).*|train\.(?!accuracy|loss).*
+
+experiments: $(INSTALLED) ## compare DVC's experiments: main metrics, params that differ
+	@$(ENV) dvc exp show --only-changed --drop '(?!($(COLUMNS_SHOWN))$$)'
+
+ui: $(INSTALLED) ## serve MLflow on this project's runs and print the link to them
+	@$(ENV) python -m pipeline.track --serve
+
 
 track: $(INSTALLED) ## put the current results into MLflow again
 	@$(ENV) dvc repro --single-item --force track

@@ -31,10 +31,10 @@ The demo took {seconds:.0f} s.
 
 Where to look next:
   make ui                  show the run in MLflow: curves, plots, the model
+  make experiments         compare this run with others
   make && ./mamba models/mnist_mamba.bin models/example_input.bin
                            run the shipped MNIST model, without Python
   make repro               run the whole pipeline on MNIST
-  .venv/bin/dvc exp show   compare this run with others
   .venv/bin/dvc exp apply {name}
                            copy its files to your work tree"""
 IDENTITY = {"NAME": "MNIST Mamba demo", "EMAIL": "demo@localhost"}

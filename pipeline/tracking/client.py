@@ -8,6 +8,7 @@ training; run.py completes the run from files, or creates it again.
 from __future__ import annotations
 
 import fcntl
+import json
 import logging
 import os
 import time
@@ -38,8 +39,25 @@ KEY_TAG = "content_key"
 PROGRESS_TAG = "pipeline"
 """Tag that tells runs whose later stages have not run ("training alone") from "whole" ones."""
 COMMIT_TAG = "mlflow.source.git.commit"
+EXPERIMENT_TAG = "dvc.experiment"
+PARENT_TAG = "mlflow.parentRunId"
 SWEEP_TAG = "dvc.sweep"
 """Tag of the parent run of DVC's experiments: the commit from which they all started."""
+VIEW = "pipeline"
+"""Key of a saved view of the runs, by which a link names it; it has these columns."""
+COLUMNS = (
+    *("metrics.`train/val/accuracy`", "metrics.`train/val/loss`", "metrics.`eval/accuracy`"),
+    *("metrics.`train/parameters`", "metrics.`wall_clock/us_per_image/engine.b1`"),
+    *("params.`data.dataset`", "params.`train.epochs`", "params.`train.lr`"),
+    *("params.`train.seed`", "params.`model.d_model`", "params.`model.members`"),
+)
+EXPERIMENT_TAGS = {
+    # MLflow's pages are those of model training, not of GenAI.
+    "mlflow.experimentKind": "custom_model_development",
+    "mlflow.experiment.primaryMetric.name": "train/val/accuracy",
+    "mlflow.experiment.primaryMetric.greaterIsBetter": "True",
+    f"mlflow.sharedViewState.{VIEW}": json.dumps({"selectedColumns": COLUMNS}),
+}
 EPOCH = "epoch"
 CurvePoint = Mapping[str, float | int | None]
 """Values of all learning curves at one `epoch`."""
@@ -54,7 +72,7 @@ def mlflow_errors() -> Iterator[None]:
     """Turn MLflow's many errors into one that tells the user what to do.
 
     Raises:
-        TrackingError: MLflow did not store the run; the results' files are complete.
+        TrackingError: MLflow failed; the results' files are complete.
     """
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
@@ -63,7 +81,7 @@ def mlflow_errors() -> Iterator[None]:
         yield
     except (MlflowException, SQLAlchemyError, OSError) as error:
         raise TrackingError(
-            f"MLflow did not store the run: {error}. The results' files are complete: correct "
+            f"MLflow failed: {error}. The results' files are complete: correct "
             "MLFLOW_TRACKING_URI or set tracking.enabled to false, then run `make track`"
         ) from error
 
@@ -86,12 +104,17 @@ def connect(params: Params) -> tuple[MlflowClient, str]:
     # The first connection creates the schema, which parallel processes must not do at once.
     with project_lock():
         client = MlflowClient(tracking_uri=uri, registry_uri=uri)
-        experiment = client.get_experiment_by_name(params.tracking.experiment)
-        if experiment is not None:
-            return client, experiment.experiment_id
-        local = uri.startswith("sqlite:")
-        location = (database_root() / "mlartifacts").as_uri() if local else None
-        return client, client.create_experiment(params.tracking.experiment, location)
+        known = client.get_experiment_by_name(params.tracking.experiment)
+        if known is None:
+            local = uri.startswith("sqlite:")
+            location = (database_root() / "mlartifacts").as_uri() if local else None
+            experiment = client.create_experiment(params.tracking.experiment, location)
+        else:
+            experiment = known.experiment_id
+        for tag, value in EXPERIMENT_TAGS.items():
+            if known is None or known.tags.get(tag) != value:
+                client.set_experiment_tag(experiment, tag, value)
+        return client, experiment
 
 
 @contextmanager
@@ -119,8 +142,10 @@ def find_or_create(client: MlflowClient, experiment: str, params: Params, key: s
         run = find(client, experiment, key)
         if run is None:
             name = os.environ.get("DVC_EXP_NAME") or f"{params.data.dataset}-{key[:8]}"
-            tags = {KEY_TAG: key, **_origin(client, experiment)}
+            tags = {KEY_TAG: key, **_origin()}
             run = client.create_run(experiment, run_name=name, tags=tags)
+            if EXPERIMENT_TAG in tags and COMMIT_TAG in tags:
+                _join_sweep(client, experiment, tags[COMMIT_TAG])
     # Params of the other sections may differ between two runs of the same content.
     values = params.model_dump(mode="json", include=set(RESULT_PARAMS))
     missing = {k: v for k, v in flatten(values).items() if k not in run.data.params}
@@ -129,27 +154,31 @@ def find_or_create(client: MlflowClient, experiment: str, params: Params, key: s
     return run
 
 
-def _origin(client: MlflowClient, experiment: str) -> dict[str, str]:
+def _origin() -> dict[str, str]:
     """Return tags that name the commit and the DVC experiment of a new run."""
     name, baseline = (os.environ.get(f"DVC_EXP_{field}") for field in ("NAME", "BASELINE_REV"))
-    tags = {"dvc.experiment": name, COMMIT_TAG: baseline or git.head(database_root())}
-    if name and baseline:
-        tags["mlflow.parentRunId"] = _sweep(client, experiment, baseline)
+    tags = {EXPERIMENT_TAG: name, COMMIT_TAG: baseline or git.head(database_root())}
     return {tag: value for tag, value in tags.items() if value}
 
 
-def _sweep(client: MlflowClient, experiment: str, baseline: str) -> str:
-    """Return the id of the parent run of all experiments that started from a commit."""
-    run = find(client, experiment, baseline, SWEEP_TAG)
-    if run is None:
+def _join_sweep(client: MlflowClient, experiment: str, baseline: str) -> None:
+    """Give DVC's experiments that started from a commit one parent run, if there are several."""
+    of_commit = f"tags.`{COMMIT_TAG}` = '{baseline}' and tags.`{EXPERIMENT_TAG}` LIKE '%'"
+    children = client.search_runs([experiment], of_commit)
+    if len(children) < 2:
+        return
+    parent = find(client, experiment, baseline, SWEEP_TAG)
+    if parent is None:
         note = (
             f"The experiments that `dvc exp run` started from commit {baseline[:7]}: one child run "
-            "for each content. `dvc exp show` prints the same table."
+            "for each content. `make experiments` prints the same table."
         )
         tags = {SWEEP_TAG: baseline, COMMIT_TAG: baseline, "mlflow.note.content": note}
-        run = client.create_run(experiment, run_name=f"from {baseline[:7]}", tags=tags)
-        client.set_terminated(run.info.run_id)
-    return str(run.info.run_id)
+        parent = client.create_run(experiment, run_name=f"from {baseline[:7]}", tags=tags)
+        client.set_terminated(parent.info.run_id)
+    for child in children:
+        if PARENT_TAG not in child.data.tags:
+            client.set_tag(child.info.run_id, PARENT_TAG, parent.info.run_id)
 
 
 def log_points(client: MlflowClient, run_id: str, points: Sequence[CurvePoint]) -> None:

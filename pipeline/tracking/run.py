@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-RESULTS = ("train", "eval", "benchmark")
-"""The metrics files of a run; metrics/ also holds those of series and of benchmarks."""
+RESULTS = {"train": "train", "eval": "eval", "benchmark": "wall_clock"}
+"""The metrics files of a run, and the first part of their metrics' names in MLflow. It sorts these:
+curves first, timings last. metrics/ also holds the files of series and of benchmarks."""
 
 
 def upsert(params: Params) -> str:
@@ -63,7 +64,7 @@ def artifacts() -> dict[str, list[Path]]:
     wanted = {
         "": [Path("params.yaml"), Path("dvc.lock"), Path("dvc.yaml")],
         "metrics": [paths.METRICS / f"{name}.json" for name in RESULTS],
-        "figures": sorted(paths.PLOTS.glob("*.png")),
+        "figures": list(paths.FIGURES),
         "plots": [paths.CURVES, paths.PREDICTIONS],
     }
     return {folder: [file for file in files if file.is_file()] for folder, files in wanted.items()}
@@ -95,7 +96,7 @@ def description(run: Run, params: Params) -> str:
 
 
 def _log_metrics(client: MlflowClient, run_id: str) -> None:
-    """Log the metrics, with their file's name in front, that are new or have changed."""
+    """Log the metrics that are new or have changed."""
     from mlflow.entities import Metric
 
     known = client.get_run(run_id).data.metrics
@@ -106,12 +107,13 @@ def _log_metrics(client: MlflowClient, run_id: str) -> None:
 
 
 def _metrics() -> Iterator[tuple[str, float]]:
-    for stem in RESULTS:
+    """Yield each number as `file/section/name`: MLflow makes a section of all before the last /."""
+    for stem, prefix in RESULTS.items():
         file = paths.METRICS / f"{stem}.json"
         content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        for name, value in flatten(content, f"{stem}/").items():
+        for name, value in flatten(content, f"{prefix}/").items():
             if isinstance(value, int | float) and not isinstance(value, bool):
-                yield name.replace(".", "/"), float(value)
+                yield name.replace(".", "/", 1), float(value)
 
 
 def _log_datasets(client: MlflowClient, run_id: str) -> None:

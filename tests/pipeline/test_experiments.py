@@ -90,7 +90,7 @@ def assert_whole(one: Shown) -> None:
     assert (one.status, one.tags["pipeline"]) == ("FINISHED", "whole")
     for curve in ("lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy"):
         assert [step for step, _ in one.metrics[f"curve/{curve}"]] == [1], curve
-    assert {"eval/accuracy", "train/val/accuracy", "benchmark/load_us"} <= set(one.metrics)
+    assert {"eval/accuracy", "train/val/accuracy", "wall_clock/load_us"} <= set(one.metrics)
     assert one.datasets == {"train", "val", "test"}
     assert one.models == 1
     assert "dvc repro" in one.tags["mlflow.note.content"]
@@ -237,9 +237,8 @@ def test_the_run_cache_gives_a_whole_run_to_a_new_database(swept: Path, home: st
         done = dvc(swept, home, "exp", "run", *words)
         assert "Stage 'train' is cached" in done.stdout
         parents, children = shown(swept)
-        assert list(children) == ["again"]
+        assert (list(parents), list(children)) == ([], ["again"])  # one run alone has no parent
         assert_whole(children["again"])
-        assert children["again"].tags["mlflow.parentRunId"] == next(iter(parents.values())).run_id
     finally:
         git(swept, home, "checkout", "-q", ".")
 

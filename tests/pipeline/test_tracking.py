@@ -5,16 +5,19 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from mnist_mamba.atomic_write import write_json
+from pipeline import track
 from pipeline.common import paths
 from pipeline.common.content_key import content_key
 from pipeline.common.params import Params, load_params
@@ -22,6 +25,7 @@ from pipeline.tracking import client as tracking
 from pipeline.tracking import run as tracked_run
 from pipeline.tracking.live import live_run
 from tests.pipeline.conftest import POINTS
+from tests.pipeline.imports import ROOT
 from tests.pipeline.project import SMALL, git, run, set_params
 
 
@@ -179,7 +183,6 @@ def test_a_run_is_named_by_data_and_key_and_has_the_project_s_commit(
     ):
         assert words in note
     assert "dvc exp apply" not in note
-    # An experiment without a known commit has no parent.
     monkeypatch.setenv("DVC_EXP_NAME", "wavy-hare")
     set_params(project, {**SMALL, "train.lr": 0.5})
     tracked_run.upsert(load_params())
@@ -354,22 +357,20 @@ def test_experiments_in_temp_copies_share_the_parent_s_database(
 def test_experiments_of_a_commit_have_one_parent(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for baseline, name, rate in (("a", "wavy-hare", 0.1), ("a", "bold-fox", 0.2), ("b", "x", 0.3)):
+    started = (("a", "wavy-hare"), ("a", "bold-fox"), ("b", "x"), ("a", "third"))
+    for rate, (baseline, name) in enumerate(started, start=1):
         monkeypatch.setenv("DVC_EXP_BASELINE_REV", baseline * 40)
         monkeypatch.setenv("DVC_EXP_NAME", name)
-        set_params(project, {**SMALL, "train.lr": rate})
+        set_params(project, {**SMALL, "train.lr": rate / 10})
         tracked_run.upsert(load_params())
     named = {run.info.run_name: run for run in runs(load_params())}
-    assert set(named) == {"wavy-hare", "bold-fox", "x", "from aaaaaaa", "from bbbbbbb"}
-    parents = {name: run.data.tags.get("mlflow.parentRunId") for name, run in named.items()}
-    first, second = (named[f"from {letter * 7}"].info for letter in "ab")
-    assert (first.status, second.status) == ("FINISHED", "FINISHED")
-    assert parents == {
-        "wavy-hare": first.run_id,
-        "bold-fox": first.run_id,
-        "x": second.run_id,
-        "from aaaaaaa": None,
-        "from bbbbbbb": None,
+    # An experiment that is alone has no parent: it would be hidden under a run without metrics.
+    assert set(named) == {"wavy-hare", "bold-fox", "third", "x", "from aaaaaaa"}
+    parent = named["from aaaaaaa"].info
+    assert parent.status == "FINISHED"
+    assert {name: run.data.tags.get("mlflow.parentRunId") for name, run in named.items()} == {
+        **dict.fromkeys(("wavy-hare", "bold-fox", "third"), parent.run_id),
+        **dict.fromkeys(("x", "from aaaaaaa")),
     }
 
 
@@ -418,7 +419,62 @@ def test_training_goes_on_where_the_machine_cannot_be_measured(
     assert curve(params, run.info.run_id, "lr") == [(1, 0.1)]
 
 
-def test_metrics_of_series_are_not_logged(project: Path) -> None:
+def test_metrics_and_pictures_of_series_are_not_logged(project: Path) -> None:
+    (paths.PLOTS / "seeds.png").write_bytes(b"of another data set")
     tracked_run.upsert(load_params())
     (run,) = runs(load_params())
     assert not [name for name in run.data.metrics if name.startswith("study/")]
+    figures = {name for name in artifact_names(load_params(), run.info.run_id) if "png" in name}
+    assert figures == {"figures/predictions.png"}
+
+
+def test_mlflow_sorts_curves_first_and_timings_last_in_few_sections(project: Path) -> None:
+    for name in tracked_run.RESULTS:
+        shutil.copy(ROOT / f"metrics/{name}.json", paths.METRICS)
+    tracked_run.upsert(load_params())
+    (run,) = runs(load_params())
+    sections = list(dict.fromkeys(name.rpartition("/")[0] for name in sorted(run.data.metrics)))
+    # The page sorts metrics and makes a section of those with the same text before the last slash.
+    firsts = list(dict.fromkeys(section.split("/")[0] for section in sections))
+    assert firsts == ["curve", "eval", "train", "wall_clock"]
+    assert len(sections) <= 12
+    assert run.data.metrics["eval/per_class/9.f1"] > 0.9
+    metrics = {f"metrics.`{name}`" for name in run.data.metrics}
+    params = {f"params.`{name}`" for name in run.data.params}
+    assert set(tracking.COLUMNS) <= metrics | params
+
+
+def test_the_ui_opens_the_runs_with_the_main_columns(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client, _ = tracking.connect(load_params())
+    # A database of an older version lacks the tags.
+    client.delete_experiment_tag("1", "mlflow.experimentKind")
+    started: list[list[str]] = []
+    monkeypatch.setattr(track.os, "execvp", lambda name, words: started.append(words))
+    monkeypatch.setattr("sys.argv", ["track", "--serve", "5077"])
+    track.main()
+    (words,) = started
+    assert words[:2] == ["mlflow", "ui"]
+    assert words[-2:] == ["--port", "5077"]
+    assert tracking.tracking_uri() in words
+    link = urlsplit(capsys.readouterr().out.split()[-1])
+    assert link.netloc == "127.0.0.1:5077"
+    route, _, query = link.fragment.partition("?")
+    experiment = client.get_experiment(route.split("/")[2])
+    assert (experiment.name, route.split("/")[3]) == ("mnist-mamba", "runs")
+    asked = dict(parse_qsl(query))
+    assert asked["workflowType"] == "machine_learning"
+    view = json.loads(experiment.tags[f"mlflow.sharedViewState.{asked['viewStateShareKey']}"])
+    assert view == {"selectedColumns": list(tracking.COLUMNS)}
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
+
+
+def test_the_ui_of_a_server_only_prints_the_link(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://mlflow.example/")
+    monkeypatch.setattr(tracking, "connect", lambda params: (None, "7"))
+    monkeypatch.setattr("sys.argv", ["track", "--serve"])
+    track.main()
+    assert "https://mlflow.example/#/experiments/7/runs?" in capsys.readouterr().out
