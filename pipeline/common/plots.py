@@ -76,7 +76,7 @@ def draw_curves(path: Path, points: Sequence[Mapping[str, float | None]]) -> Non
         if np.nanmax(values) > 10 * np.nanmin(values) > 0:
             axes.set_yscale("log")
         axes.set(title=title, xlabel="epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
         axes.grid(axis="y", alpha=0.3)
         axes.legend(frameon=False, fontsize=8)
     _save(path, figure)
