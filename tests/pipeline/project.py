@@ -129,6 +129,14 @@ def run(folder: Path, command: list[str], **env: str) -> subprocess.CompletedPro
     )
 
 
+def columns_shown() -> str:
+    """Return the pattern of the columns that `make experiments` shows."""
+    rule = "shown: ; @echo '$(COLUMNS_SHOWN)'"
+    done = run(ROOT, ["make", "-s", "--eval", rule, "shown"], MAKEFLAGS="")
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
 def git(folder: Path, home: str, *words: str) -> None:
     done = run(folder, ["git", *words], HOME=home, **IDENTITY)
     assert done.returncode == 0, done.stderr

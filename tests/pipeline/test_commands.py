@@ -107,7 +107,7 @@ def test_help_says_what_a_command_does_and_its_examples_have_options_that_it_has
     own = examples.split("dvc exp run")[0].replace("torchrun --standalone --nproc_per_node=2", "")
     for option in re.findall(r" (--[a-z-]+)", own):
         assert f" {option}" in described, option
-    with_examples = {"download", "export", "prepare", "rekey", "seeds", "study", "train"}
+    with_examples = {"download", "export", "prepare", "rekey", "seeds", "study", "track", "train"}
     assert (f"python -m pipeline.{name}" in examples) == (name in with_examples)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,11 @@ import pytest
 import yaml
 
 from pipeline.common import paths
-from pipeline.common.content_key import source_files
+from pipeline.common.content_key import RESULT_PARAMS, source_files
+from pipeline.common.nested import flatten
 from pipeline.common.params import load_params
 from tests.pipeline.imports import ROOT, imported_files
+from tests.pipeline.project import columns_shown
 
 STAGES: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
 
@@ -84,6 +87,21 @@ def test_a_run_s_pictures_are_drawn_shown_and_tracked() -> None:
     tracked = {dep for dep in STAGES["track"]["deps"] if dep.endswith(".png")}
     assert tracked == figures
     assert all((ROOT / path).is_file() for path in figures)
+
+
+def test_the_table_of_experiments_has_the_main_metrics_and_all_params() -> None:
+    """DVC shows metrics and params by key, and dependencies by path."""
+    metrics: dict[str, object] = {}
+    for name in ("train", "eval", "benchmark"):
+        metrics |= flatten(json.loads((ROOT / f"metrics/{name}.json").read_text("utf-8")))
+    pattern = re.compile(f"({columns_shown()})$")
+    shown = {name for name in metrics if pattern.match(name)}
+    assert shown == {
+        *("val.accuracy", "val.loss", "accuracy", "parameters", "us_per_image.engine.b1"),
+    }
+    params = load_params(ROOT / "params.yaml").model_dump(include=set(RESULT_PARAMS))
+    assert all(pattern.match(name) for name in flatten(params))
+    assert not [dep for stage in STAGES.values() for dep in stage["deps"] if pattern.match(dep)]
 
 
 def test_the_plots_page_needs_no_network() -> None:

@@ -19,7 +19,7 @@ import psutil
 import pytest
 import yaml
 
-from tests.pipeline.project import IDENTITY, copy_project, dvc, git, run
+from tests.pipeline.project import IDENTITY, columns_shown, copy_project, dvc, git, run
 from tests.pipeline.test_dvc import DIGITS
 
 pytestmark = pytest.mark.slow
@@ -212,6 +212,15 @@ def test_exp_show_has_params_and_metrics_of_each(swept: Path, home: str) -> None
     for name, child in shown(swept)[1].items():
         (row,) = (line for line in table.splitlines() if name in line)
         assert f"{child.metrics['eval/accuracy'][-1][1]:.5g}"[:6] in row
+
+
+def test_make_experiments_fits_a_terminal(swept: Path, home: str) -> None:
+    words = ("exp", "show", "--only-changed", "--drop", f"(?!({columns_shown()})$)")
+    table = dvc(swept, home, *words, COLUMNS="500").stdout.splitlines()
+    assert max(map(len, table)) <= 160
+    header = next(line for line in table if "Experiment" in line).split()
+    assert header[0] == "Experiment"
+    assert {"val.accuracy", "model.d_state", "train.seed"} <= set(header)
 
 
 def test_exp_apply_brings_the_files_of_an_experiment(swept: Path, home: str) -> None:
