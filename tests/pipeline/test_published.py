@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.special import softmax
 
 from mnist_mamba.engine import Engine
 from pipeline import seeds, study
@@ -55,6 +56,24 @@ def test_the_shipped_model_reads_the_shipped_digit() -> None:
         digit = int(engine.predict(pixels.astype(np.float32))[0])
     first = predictions()[0]
     assert digit == int(first["predicted"]) == int(first["label"])
+
+
+def test_documents_show_the_answer_for_the_shipped_digit() -> None:
+    """The answers that the documents quote are those of the shipped model."""
+    with Engine(ROOT / "models/mnist_mamba.bin") as engine:
+        pixels = np.fromfile(ROOT / "models/example_input.bin", "<f4").reshape(
+            1, *IMAGE_SIZES["mnist"]
+        )
+        exact = softmax(engine.logits(pixels)[0].astype(np.float64))
+    for name in ("README.md", "docs/quickstart.md"):
+        lines = re.findall(r"^ +(\d) +([\d.]+) %", document(name), re.MULTILINE)
+        assert lines, name
+        assert lines == [(label, f"{100 * exact[int(label)]:.4f}") for label, _ in lines], name
+    (quoted,) = re.findall(
+        r'"probabilities": \[\[(.*), \.\.\., (.*)\]\]', document("docs/experiments.md")
+    )
+    first, second = quoted[0].split(", ")
+    assert [first, second, quoted[1]] == [f"{exact[i]:.3e}" for i in (0, 1, -1)]
 
 
 def test_metrics_agree_with_the_predictions() -> None:
