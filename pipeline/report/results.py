@@ -157,9 +157,10 @@ def compared(
 def by_load(
     us: Mapping[str, Metrics], loads: Mapping[str, str], unfinished: Mapping[str, str]
 ) -> Markup:
-    """Return `compared` of microseconds per image by implementation and load."""
+    """Return `compared` of microseconds per image by implementation and load that was timed."""
     columns = {
-        title: {name: row[load] for name, row in us.items() if load in row}
+        title: times
         for load, title in loads.items()
+        if (times := {name: row[load] for name, row in us.items() if load in row})
     }
     return compared(columns, "engine", unfinished)
