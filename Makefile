@@ -188,13 +188,15 @@ gate-speed: $(INSTALLED) ## build and time this engine and that of BASE: minutes
 	@$(ENV) python -m pipeline.release.gate_speed --base "$(BASE)" --output build/gate-speed.md
 
 # CI shows this page: the gates' tables, the metrics that moved, the plots (served at PLOTS_URL).
+SERIES_PLOTS := plots/pixels.png plots/seeds.png plots/study.png
 summary: $(INSTALLED) ## write build/summary.md: gates, params and metrics compared with BASE
 	@mkdir -p build
 	@set -e; { cat build/gate.md build/gate-speed.md 2>/dev/null || true; \
 	  echo "## Params compared with $(BASE)"; $(ENV) dvc params diff --md "$(BASE)"; \
 	  echo "## Metrics compared with $(BASE)"; $(ENV) dvc metrics diff --md "$(BASE)"; \
 	  if [ -n "$(PLOTS_URL)" ]; then \
-	    for plot in plots/*.png; do echo "![$$plot]($(PLOTS_URL)/$$plot)"; done; fi; \
+	    for plot in $(filter-out $(SERIES_PLOTS),$(wildcard plots/*.png)); do \
+	      echo "![$$plot]($(PLOTS_URL)/$$plot)"; done; fi; \
 	} > build/summary.md; echo "build/summary.md"
 
 promote: $(INSTALLED) ## after a passing gate: renew the champion, models/ and README's results
