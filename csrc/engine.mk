@@ -31,7 +31,8 @@ ENGINE_COMMAND_SOURCES := $(sort $(wildcard csrc/engine/cli/*.c))
 # ---- flags of every variant ----
 
 # -Wl,-z,noseparate-code: segments need not begin on a page each.
-# -fno-asynchronous-unwind-tables: nothing here is unwound.
+# -fno-asynchronous-unwind-tables, -Wl,--no-eh-frame-hdr, -Wl,--no-ld-generated-unwind-info:
+#   nothing here is unwound.
 # -fPIC -fvisibility=hidden: the same objects make the command and the library, which exports only
 #   its API.
 # -fno-plt: calls of libc load the address instead of jumping to a stub, which is smaller.
@@ -40,7 +41,9 @@ ENGINE_FLAGS := -std=c11 $(WARNINGS) -Werror $(ENGINE_MATH) \
     -ffunction-sections -fdata-sections -Icsrc/include -Icsrc/engine \
     -Icsrc/simd
 ifeq ($(shell uname -s),Linux)
-ENGINE_LDFLAGS := -Wl,--gc-sections -Wl,-z,noseparate-code
+ENGINE_LDFLAGS = -Wl,--gc-sections -Wl,-z,noseparate-code -Wl,--no-eh-frame-hdr \
+    $(if $(IS_X86),-Wl$(comma)--no-ld-generated-unwind-info)
+comma := ,
 endif
 
 # ---- flags of single variants ----
@@ -63,8 +66,11 @@ ifneq ($(IS_GCC),)
 # Smaller, and as fast or faster.
 ENGINE_AVX2 := -fno-tree-pre -fno-tree-dominator-opts # no partial redundancies, no jump threading
 ENGINE_AVX512 := -fno-ivopts # loops count what is written, not one pointer per array
-# No copies of functions for constant arguments, nor of loops for conditions and paths.
-ENGINE_SCALAR += -fno-ipa-cp-clone -fno-unswitch-loops -fno-split-paths
+# No copies of functions for constant arguments or callers, nor of loops for conditions and paths.
+ENGINE_SCALAR += -fno-ipa-cp-clone -fno-inline-functions -fno-unswitch-loops -fno-split-paths
+# No new signatures for internal functions: smaller, except in the kernels.
+CFLAGS += -fno-ipa-sra
+ENGINE_HOT += -fipa-sra
 endif
 endif
 
