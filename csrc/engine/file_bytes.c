@@ -30,7 +30,9 @@ static mamba_status copy(struct file_bytes *file, size_t wanted, int fd, const c
             continue;
         if (got < 0)
             return mamba_fail(error, MAMBA_ERR_IO, path, "cannot read: %s", strerror(errno));
-        if (got == 0)
+        if (got == 0 && file->size == UNKNOWN_SIZE)
+            file->size = wanted = file->copied;
+        else if (got == 0)
             return mamba_fail(error, MAMBA_ERR_IO, path,
                               "file size: got %zu bytes, expected the %zu that it had when it was "
                               "opened",
@@ -81,11 +83,26 @@ mamba_status mamba_file_open(struct file_bytes *out, const char *path, enum file
     return status;
 }
 
-mamba_status mamba_file_rest(struct file_bytes *file, const char *path, mamba_error *error)
+mamba_status mamba_stream_open(struct file_bytes *out, int fd, const char *path, mamba_error *error)
 {
-    if (file->access != FILE_COPIED || file->fd < 0)
+    *out = (struct file_bytes){.size = UNKNOWN_SIZE, .access = FILE_COPIED, .fd = fd};
+    return copy(out, FILE_HEAD_BYTES, fd, path, error);
+}
+
+mamba_status mamba_file_rest(struct file_bytes *file, uint64_t expected, const char *path,
+                             mamba_error *error)
+{
+    const uint64_t wanted = expected + (file->size == UNKNOWN_SIZE);
+    if (file->access != FILE_COPIED || file->fd < 0 ||
+        (file->size != UNKNOWN_SIZE && file->size != expected))
         return MAMBA_OK;
-    mamba_status status = copy(file, file->size, file->fd, path, error);
+    mamba_status status = MAMBA_OK;
+    if (wanted >= UNKNOWN_SIZE)
+        status = mamba_fail(error, MAMBA_ERR_MEMORY, path, "too large for this address space");
+    else if (file->copied < wanted)
+        status = copy(file, (size_t)wanted, file->fd, path, error);
+    if (file->size == UNKNOWN_SIZE)
+        file->size = file->copied;
     close(file->fd);
     file->fd = -1;
     return status;

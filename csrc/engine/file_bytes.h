@@ -11,9 +11,11 @@ enum file_access { FILE_MAPPED, FILE_COPIED, FILE_BORROWED };
 
 enum { FILE_HEAD_BYTES = 256 };
 
+#define UNKNOWN_SIZE SIZE_MAX
+
 struct file_bytes {
     const uint8_t *data; /* [size], aligned for any type; NULL if size is 0 */
-    size_t size;
+    size_t size;         /* of a stream that has not ended: UNKNOWN_SIZE */
     enum file_access access;
     size_t copied; /* bytes of a copy that have been read */
     int fd;        /* of the rest of a copy, or -1 */
@@ -25,8 +27,14 @@ struct file_bytes {
 mamba_status mamba_file_open(struct file_bytes *out, const char *path, enum file_access access,
                              mamba_error *error);
 
-/* Reads the rest of a copy; `data` may move. */
-mamba_status mamba_file_rest(struct file_bytes *file, const char *path, mamba_error *error);
+/* Opens what can be read from `fd`, a pipe for instance, like a copied file, and owns `fd`. */
+mamba_status mamba_stream_open(struct file_bytes *out, int fd, const char *path,
+                               mamba_error *error);
+
+/* Reads the rest of a copy if the file has `expected` bytes, which the caller checks afterwards:
+ * the size of a longer stream is then expected + 1. `data` may move. */
+mamba_status mamba_file_rest(struct file_bytes *file, uint64_t expected, const char *path,
+                             mamba_error *error);
 void mamba_file_close(struct file_bytes *file);
 
 #endif

@@ -162,7 +162,7 @@ mamba_status mamba_check_tensors(struct mamba_model *model, const char *path, ma
                           "file size: got %zu bytes, expected the %llu that follow from its dims",
                           file->size, (unsigned long long)expected);
     model->info.parameters = measure.parameters;
-    mamba_status status = mamba_file_rest(file, path, error);
+    mamba_status status = mamba_file_rest(file, expected, path, error);
     if (status != MAMBA_OK)
         return status;
 

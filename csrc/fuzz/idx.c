@@ -16,15 +16,15 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     uint8_t *bytes = exact_copy(data, size);
     const struct file_bytes file = {.data = bytes, .size = size, .access = FILE_BORROWED};
-    struct idx images = {.file = file};
-    struct idx labels = {.file = file};
+    struct idx images = {.input = {.file = file, .path = "images"}};
+    struct idx labels = {.input = {.file = file, .path = "labels"}};
     mamba_error error = {MAMBA_OK, ""};
-    mamba_status status = mamba_idx_check(&images, "images", IDX_IMAGES, &error);
+    mamba_status status = mamba_idx_check(&images, IDX_IMAGES, &error);
     if (status == MAMBA_OK)
         read_all(images.data, images.n * images.height * images.width);
     else
         check_error(status, &error, MAMBA_ERR_INPUT);
-    status = mamba_idx_check(&labels, "labels", IDX_LABELS, &error);
+    status = mamba_idx_check(&labels, IDX_LABELS, &error);
     if (status == MAMBA_OK)
         read_all(labels.data, labels.n);
     else

@@ -32,13 +32,14 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         return 0;
     const size_t height = 1 + data[0] % 64u, width = 1 + data[1] % 64u;
     uint8_t *bytes = exact_copy(data + 2, size - 2);
-    struct file_bytes image = {.data = bytes, .size = size - 2, .access = FILE_BORROWED};
+    struct input image = {.file = {.data = bytes, .size = size - 2, .access = FILE_BORROWED},
+                          .path = "input"};
     mamba_error error = {MAMBA_OK, ""};
-    mamba_status status = mamba_raw_image_check(&image, "input", height, width, &error);
+    mamba_status status = mamba_raw_image_check(&image, height, width, &error);
     if (status != MAMBA_OK)
         check_error(status, &error, MAMBA_ERR_INPUT);
     else if (height == 8 && width == 8) /* the model's size */
-        classify((const float *)(const void *)image.data);
+        classify((const float *)(const void *)image.file.data);
     free(bytes);
     return 0;
 }

@@ -49,9 +49,10 @@ size_t argmax(const float *logits, size_t n)
 int choose_threads(int wanted, int otherwise)
 {
     if (wanted > 1 && mamba_max_threads() == 1) {
-        fprintf(
-            stderr,
-            "mamba: warning: one thread runs: OMP_NUM_THREADS, or a build without `make omp`\n");
+        fprintf(stderr,
+                "mamba: warning: one thread runs, not %d: OMP_NUM_THREADS, or a build without "
+                "`make omp`\n",
+                wanted);
         return 1;
     }
     return wanted ? wanted : otherwise;

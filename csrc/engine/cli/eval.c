@@ -8,19 +8,18 @@
 static mamba_status check_set(const struct job *job, const struct idx *images,
                               const struct idx *labels, mamba_error *error)
 {
-    const struct options *options = job->options;
     const mamba_info *info = mamba_model_info(job->model);
     if (images->height != info->height || images->width != info->width)
-        return mamba_fail(error, MAMBA_ERR_INPUT, options->positional[1],
+        return mamba_fail(error, MAMBA_ERR_INPUT, images->input.path,
                           "image size: got %zu x %zu, expected the model's %u x %u", images->height,
                           images->width, info->height, info->width);
     if (images->n != labels->n)
-        return mamba_fail(error, MAMBA_ERR_INPUT, options->positional[2],
+        return mamba_fail(error, MAMBA_ERR_INPUT, labels->input.path,
                           "labels: got %zu, expected one for each of %zu images", labels->n,
                           images->n);
     for (size_t i = 0; i < labels->n; i++) {
         if (labels->data[i] >= info->n_classes)
-            return mamba_fail(error, MAMBA_ERR_INPUT, options->positional[2],
+            return mamba_fail(error, MAMBA_ERR_INPUT, labels->input.path,
                               "label %zu: got %u, expected 0..%u", i, labels->data[i],
                               info->n_classes - 1);
     }
@@ -86,7 +85,7 @@ mamba_status command_eval(const struct job *job, mamba_error *error)
             mamba_idx_open(&labels, options->positional[2], IDX_LABELS, options->access, error);
     if (status == MAMBA_OK)
         status = evaluate(job, &images, &labels, error);
-    mamba_file_close(&labels.file);
-    mamba_file_close(&images.file);
+    mamba_input_close(&labels.input);
+    mamba_input_close(&images.input);
     return status;
 }

@@ -13,9 +13,11 @@ static uint32_t get_u32_big_endian(const uint8_t *data)
            (uint32_t)data[3];
 }
 
-mamba_status mamba_idx_check(struct idx *out, const char *path, size_t rank, mamba_error *error)
+mamba_status mamba_idx_check(struct idx *out, size_t rank, mamba_error *error)
 {
-    struct file_bytes *file = &out->file;
+    struct input *input = &out->input;
+    const struct file_bytes *file = &input->file;
+    const char *path = input->path;
     const size_t header = MAGIC_BYTES + rank * DIM_BYTES;
     if (file->size < header)
         return mamba_fail(error, MAMBA_ERR_INPUT, path,
@@ -37,39 +39,36 @@ mamba_status mamba_idx_check(struct idx *out, const char *path, size_t rank, mam
                               i, dims[i], max);
         product *= dims[i];
     }
-    if (file->size != header + product)
-        return mamba_fail(error, MAMBA_ERR_INPUT, path,
-                          "file size: got %zu bytes, expected the %llu that follow from its dims",
-                          file->size, (unsigned long long)(header + product));
-    mamba_status status = mamba_file_rest(file, path, error);
-    if (status == MAMBA_OK)
-        *out = (struct idx){*file, file->data + header, dims[0], dims[1], dims[2]};
-    return status;
+    mamba_status status = mamba_input_rest(input, header + product, "by its dims", error);
+    if (status != MAMBA_OK)
+        return status;
+    out->data = file->data + header;
+    out->n = dims[0];
+    out->height = dims[1];
+    out->width = dims[2];
+    return MAMBA_OK;
 }
 
 mamba_status mamba_idx_open(struct idx *out, const char *path, size_t rank, enum file_access access,
                             mamba_error *error)
 {
     *out = (struct idx){0};
-    mamba_status status = mamba_file_open(&out->file, path, access, error);
-    return status == MAMBA_OK ? mamba_idx_check(out, path, rank, error) : status;
+    mamba_status status = mamba_input_open(&out->input, path, access, error);
+    return status == MAMBA_OK ? mamba_idx_check(out, rank, error) : status;
 }
 
-mamba_status mamba_raw_image_check(struct file_bytes *file, const char *path, size_t height,
-                                   size_t width, mamba_error *error)
+mamba_status mamba_raw_image_check(struct input *input, size_t height, size_t width,
+                                   mamba_error *error)
 {
-    const size_t n = height * width, bytes = n * sizeof(float);
-    if (file->size != bytes)
-        return mamba_fail(error, MAMBA_ERR_INPUT, path,
-                          "file size: got %zu bytes, expected %zu (%zu x %zu float32)", file->size,
-                          bytes, height, width);
-    mamba_status status = mamba_file_rest(file, path, error);
+    const size_t n = height * width;
+    mamba_status status = mamba_input_rest(input, n * sizeof(float),
+                                           "a float32 for each of the model's pixels", error);
     if (status != MAMBA_OK)
         return status;
-    const float *pixels = (const float *)(const void *)file->data;
+    const float *pixels = (const float *)(const void *)input->file.data;
     for (size_t i = 0; i < n; i++)
         if (!mamba_is_finite(pixels[i]) || pixels[i] < 0.0f || pixels[i] > 1.0f)
-            return mamba_fail(error, MAMBA_ERR_INPUT, path,
+            return mamba_fail(error, MAMBA_ERR_INPUT, input->path,
                               "pixel %zu: got %g, expected a number in 0..1", i, (double)pixels[i]);
     return MAMBA_OK;
 }

@@ -30,8 +30,7 @@ mamba_status command_info(const struct job *job, mamba_error *error)
     const char *flag = json ? "\"%s\":%s," : "%-13s %s\n";
     const char *real = json ? "\"%s\":%.9g," : "%-13s %.9g\n";
     (void)error;
-    if (json)
-        putchar('{');
+    printf("%.*s", json, "{");
     print_numbers(info, json ? "\"%s\":%" PRIu64 "," : "%-13s %" PRIu64 "\n");
     printf(text, "stem", stems[info->stem]);
     printf(text, "direction", directions[info->direction]);

@@ -1,7 +1,11 @@
 /* The `mamba` command: chooses the subcommand, prints its error, returns its exit code. */
+#define _POSIX_C_SOURCE 200809L
+#define _FILE_OFFSET_BITS 64
+
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "commands.h"
 #include "error.h"
@@ -9,16 +13,17 @@
 static const char HELP[] =
     "mamba classifies images with a small Mamba model.\n"
     "\n"
-    "  mamba MODEL INPUT.bin [--json]\n"
+    "  mamba %s\n"
     "      classify one image: height x width float32 in 0..1, little-endian\n"
-    "  mamba eval MODEL IMAGES.idx LABELS.idx [--json] [--logits FILE] [--threads N]\n"
+    "  mamba eval %s\n"
     "      measure the accuracy; write all logits to FILE as float32\n"
-    "  mamba info MODEL [--json]\n"
+    "  mamba info %s\n"
     "      show the header of a model file\n"
-    "  mamba bench MODEL [--batch N] [--threads N] [--rounds N] [--json]\n"
+    "  mamba bench %s\n"
     "      measure the time per image, on synthetic images\n"
     "  mamba --help | --version\n"
     "\n"
+    "INPUT, IMAGES and LABELS may be gzip files, which FILE finds as FILE.gz; - is stdin.\n"
     "Files are mapped; --no-mmap copies them, in case others change them meanwhile. Results go to\n"
     "stdout, timing and errors to stderr. Write ./NAME for a file named like a subcommand or "
     "option.\n"
@@ -31,16 +36,23 @@ struct command {
     command_function run;
 };
 
+enum { EVAL, INFO, BENCH, PREDICT };
+
 static const struct command COMMANDS[] = {
-    {{"eval", "MODEL IMAGES.idx LABELS.idx", 3, ALLOW_LOGITS | ALLOW_THREADS}, command_eval},
-    {{"info", "MODEL", 1, 0}, command_info},
-    {{"bench", "MODEL", 1, ALLOW_BATCH | ALLOW_THREADS | ALLOW_ROUNDS}, command_bench},
-    {{"", "MODEL INPUT.bin", 2, 0}, command_predict},
+    [EVAL] = {{"eval", "MODEL IMAGES.idx LABELS.idx [--json] [--logits FILE] [--threads N]", 3,
+               ALLOW_LOGITS | ALLOW_THREADS},
+              command_eval},
+    [INFO] = {{"info", "MODEL [--json]", 1, 0}, command_info},
+    [BENCH] = {{"bench", "MODEL [--batch N] [--threads N] [--rounds N] [--json]", 1,
+                ALLOW_BATCH | ALLOW_THREADS | ALLOW_ROUNDS},
+               command_bench},
+    [PREDICT] = {{"", "MODEL INPUT.bin [--json]", 2, 0}, command_predict},
 };
 
-static mamba_status run(int argc, char **argv, mamba_error *error)
+/* Sets *usage if the arguments are wrong. */
+static mamba_status run(int argc, char **argv, const struct syntax **usage, mamba_error *error)
 {
-    if (argc == 2 && strcmp(argv[1], "--version") == 0) {
+    if (argc > 1 && strcmp(argv[1], "--version") == 0) {
         printf("mamba %s\n", mamba_version());
         return MAMBA_OK;
     }
@@ -52,23 +64,30 @@ static mamba_status run(int argc, char **argv, mamba_error *error)
     mamba_status status =
         parse_options(&options, argc - first, argv + first, &command->syntax, error);
     if (status != MAMBA_OK)
-        return status;
-    if (options.help) {
-        fputs(HELP, stdout);
-        return MAMBA_OK;
-    }
-    return run_command(command->run, &options, error);
+        *usage = &command->syntax;
+    if (status == MAMBA_OK && options.help)
+        printf(HELP, COMMANDS[PREDICT].syntax.usage, COMMANDS[EVAL].syntax.usage,
+               COMMANDS[INFO].syntax.usage, COMMANDS[BENCH].syntax.usage);
+    else if (status == MAMBA_OK)
+        status = run_command(command->run, &options, error);
+    struct stat file;
+    if (status != MAMBA_OK && first == 1 && argc > 1 && argv[1][0] != '-' &&
+        stat(argv[1], &file) != 0)
+        mamba_fail(error, status, argv[1], "neither a file nor a subcommand: eval, info, bench");
+    return status;
 }
 
 int main(int argc, char **argv)
 {
     mamba_error error = {MAMBA_OK, ""};
-    mamba_status status = run(argc, argv, &error);
+    const struct syntax *usage = NULL;
+    mamba_status status = run(argc, argv, &usage, &error);
     if (status == MAMBA_OK && (fflush(stdout) != 0 || ferror(stdout)))
         status = mamba_fail(&error, MAMBA_ERR_IO, "stdout", "cannot write: %s", strerror(errno));
     if (status != MAMBA_OK)
         fprintf(stderr, "mamba: %s\n", error.message);
-    if (status == MAMBA_ERR_ARGUMENT)
-        fprintf(stderr, "\n%s", HELP);
+    if (usage)
+        fprintf(stderr, "usage: mamba %s%s%s\n", usage->name, usage->name[0] ? " " : "",
+                usage->usage);
     return (int)status;
 }

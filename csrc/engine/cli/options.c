@@ -53,14 +53,13 @@ static mamba_status parse_valued(struct options *out, const char *option, const 
         return MAMBA_OK;
     }
     return mamba_fail(error, MAMBA_ERR_ARGUMENT, NULL,
-                      "unknown option '%.60s' (for a file of that name, write ./%.60s)", option,
-                      option);
+                      "unknown option '%.60s' (a file of that name is ./%.60s)", option, option);
 }
 
 mamba_status parse_options(struct options *out, int count, char *const *arguments,
                            const struct syntax *syntax, mamba_error *error)
 {
-    int n_files = 0;
+    int n_files = 0, n_stdin = 0;
     *out = (struct options){.batch = DEFAULT_BATCH, .rounds = DEFAULT_ROUNDS};
     for (int i = 0; i < count; i++) {
         const char *argument = arguments[i];
@@ -72,7 +71,7 @@ mamba_status parse_options(struct options *out, int count, char *const *argument
             out->json = true;
         } else if (strcmp(argument, "--no-mmap") == 0) {
             out->access = FILE_COPIED;
-        } else if (argument[0] == '-') {
+        } else if (argument[0] == '-' && argument[1]) {
             const char *value = i + 1 < count ? arguments[++i] : NULL;
             mamba_status status = parse_valued(out, argument, value, syntax, error);
             if (status != MAMBA_OK)
@@ -81,11 +80,14 @@ mamba_status parse_options(struct options *out, int count, char *const *argument
             if (n_files < syntax->n_files)
                 out->positional[n_files] = argument;
             n_files++;
+            n_stdin += argument[0] == '-';
         }
     }
     if (n_files != syntax->n_files)
+        return mamba_fail(error, MAMBA_ERR_ARGUMENT, NULL, "files: got %d, expected %d", n_files,
+                          syntax->n_files);
+    if (out->positional[0][0] == '-' || n_stdin > 1)
         return mamba_fail(error, MAMBA_ERR_ARGUMENT, NULL,
-                          "`mamba%s%s`: expected %s, got %d file%s", syntax->name[0] ? " " : "",
-                          syntax->name, syntax->files, n_files, n_files == 1 ? "" : "s");
+                          "-: stdin can be one file, and not MODEL");
     return MAMBA_OK;
 }

@@ -23,7 +23,7 @@ enum { ALLOW_LOGITS = 1, ALLOW_THREADS = 2, ALLOW_BATCH = 4, ALLOW_ROUNDS = 8 };
 /* The arguments of a command. */
 struct syntax {
     char name[8];   /* "" if no subcommand is named; an array, as in kernels.h */
-    char files[32]; /* the names of its n_files files in the help */
+    char usage[72]; /* its arguments, for the help */
     int n_files, allowed;
 };
 

@@ -7,31 +7,27 @@
 
 enum { MAX_CLASSES = 256 }; /* the limit of a model file */
 
-static void print_array(const char *name, const float *values, size_t n)
+static void print_array(const char *name, const float *values, size_t n, const char *end)
 {
     printf(",\"%s\":[", name);
     for (size_t i = 0; i < n; i++)
-        printf("%s%.9g", i ? "," : "", (double)values[i]);
-    printf("]");
+        printf("%.9g%s", (double)values[i], i + 1 < n ? "," : end);
 }
 
 static void print_json(size_t class, const float *probabilities, const float *logits, size_t n)
 {
     printf("{\"prediction\":%zu", class);
-    print_array("probabilities", probabilities, n);
-    print_array("logits", logits, n);
-    printf("}\n");
+    print_array("probabilities", probabilities, n, "]");
+    print_array("logits", logits, n, "]}\n");
 }
 
 static void print_table(size_t class, const float *probabilities, size_t n)
 {
-    enum { BAR = 40 };
+    static const char bar[] = "########################################";
     printf("class %zu\n", class);
     for (size_t i = 0; i < n; i++) {
-        printf("%5zu  %8.4f %%  ", i, 100.0 * (double)probabilities[i]);
-        for (int step = 0; step < (int)(probabilities[i] * (float)BAR + 0.5f); step++)
-            putchar('#');
-        putchar('\n');
+        const float length = probabilities[i] * (float)(sizeof bar - 1) + 0.5f;
+        printf("%5zu  %8.4f %%  %.*s\n", i, 100.0 * (double)probabilities[i], (int)length, bar);
     }
 }
 
@@ -60,13 +56,13 @@ static mamba_status predict(const struct job *job, const float *pixels, mamba_er
 mamba_status command_predict(const struct job *job, mamba_error *error)
 {
     const mamba_info *info = mamba_model_info(job->model);
-    const char *path = job->options->positional[1];
-    struct file_bytes image;
-    mamba_status status = mamba_file_open(&image, path, job->options->access, error);
+    const struct options *options = job->options;
+    struct input image;
+    mamba_status status = mamba_input_open(&image, options->positional[1], options->access, error);
     if (status == MAMBA_OK)
-        status = mamba_raw_image_check(&image, path, info->height, info->width, error);
+        status = mamba_raw_image_check(&image, info->height, info->width, error);
     if (status == MAMBA_OK)
-        status = predict(job, (const float *)(const void *)image.data, error);
-    mamba_file_close(&image);
+        status = predict(job, (const float *)(const void *)image.file.data, error);
+    mamba_input_close(&image);
     return status;
 }

@@ -184,15 +184,20 @@ static void test_commands(const char *model_path)
                                     0, 0, 0, (unsigned char)info.height,
                                     0, 0, 0, (unsigned char)info.width};
     const unsigned char labels[] = {0, 0, 8, 1, 0, 0, 0, 1};
-    char folder[] = "/tmp/mamba_allocation_XXXXXX", paths[4][80];
-    static const char *const files[] = {"input.bin", "images.idx", "labels.idx", "logits"};
+    char folder[] = "/tmp/mamba_allocation_XXXXXX", paths[5][80];
+    static const char *const files[] = {"input.bin", "images.idx", "labels.idx", "logits",
+                                        "images.gz"};
     if (!mkdtemp(folder))
         abort();
-    for (size_t i = 0; i < 4; i++)
+    for (size_t i = 0; i < 5; i++)
         snprintf(paths[i], sizeof paths[i], "%s/%s", folder, files[i]);
     write_file_of(paths[0], NULL, 0, pixels * sizeof(float));
     write_file_of(paths[1], images, sizeof images, pixels);
     write_file_of(paths[2], labels, sizeof labels, 1);
+    char pack[200];
+    snprintf(pack, sizeof pack, "gzip -c %s > %s", paths[1], paths[4]);
+    if (system(pack) != 0)
+        abort();
     for (int copied = 0; copied < 2; copied++) {
         struct options options = {.positional = {model_path, paths[0]},
                                   .access = copied ? FILE_COPIED : FILE_MAPPED};
@@ -204,8 +209,10 @@ static void test_commands(const char *model_path)
         options.positional[2] = paths[2];
         options.logits = paths[3];
         test_every_failure("eval", command_eval, options);
+        options.positional[1] = paths[4];
+        test_every_failure("eval of a gzip file", command_eval, options);
     }
-    for (size_t i = 0; i < 4; i++)
+    for (size_t i = 0; i < 5; i++)
         unlink(paths[i]);
     CHECK(rmdir(folder) == 0, "a file was left behind in %s", folder);
 }

@@ -77,26 +77,60 @@ labels() {
 images 3 "$height" "$width" >images.idx
 labels 0 1 $((classes - 1)) >labels.idx
 
+# usage LINE ARGUMENTS...: runs mamba with wrong arguments, which print what is wrong and LINE
+usage() {
+    line=$1
+    shift
+    expect 2 "$@"
+    check "two lines: mamba $*" [ "$(wc -l <err)" -eq 2 ]
+    check "the usage of this command: mamba $*" [ "$(sed -n 2p err)" = "usage: mamba $line" ]
+}
+
+plain_usage="MODEL INPUT.bin [--json]"
+eval_usage="eval MODEL IMAGES.idx LABELS.idx [--json] [--logits FILE] [--threads N]"
+bench_usage="bench MODEL [--batch N] [--threads N] [--rounds N] [--json]"
 expect 0 --help
 check "help on stdout" grep -q "Exit codes" out
+for line in "$plain_usage" "$eval_usage" "info MODEL [--json]" "$bench_usage"; do
+    check "the help shows: $line" grep -qFx "  mamba $line" out
+done
 expect 0 eval --help
 expect 0 --version
-expect 2
-expect 2 "$model"
-expect 2 "$model" input.bin extra
-says '`mamba`: expected MODEL INPUT.bin, got 3 files'
-expect 2 "$model" input.bin --threads 2
+expect 0 --version "$model"
+usage "$plain_usage"
+says 'files: got 0, expected 2'
+usage "$plain_usage" "$model"
+usage "$plain_usage" "$model" input.bin extra
+says 'files: got 3, expected 2'
+usage "$plain_usage" "$model" input.bin --threads 2
 says '--threads: not an option of `mamba`'
-expect 2 info "$model" --threads 2
+usage "$plain_usage" --unknown
+says "unknown option '--unknown'"
+usage "$plain_usage" - input.bin
+says '-: stdin can be one file, and not MODEL'
+usage "info MODEL [--json]" info "$model" --threads 2
 says '--threads: not an option of `mamba info`'
-expect 2 "$model" input.bin --jsn
-expect 2 eval "$model" images.idx
-says '`mamba eval`: expected MODEL IMAGES.idx LABELS.idx, got 2 files'
-expect 2 eval "$model" images.idx labels.idx --logits
-expect 2 eval "$model" images.idx labels.idx --threads 0
-expect 2 bench "$model" --batch 1x
-expect 2 bench "$model" --rounds 99999999999999999999
-expect 2 info
+usage "info MODEL [--json]" info -
+usage "$plain_usage" "$model" input.bin --jsn
+usage "$eval_usage" eval "$model" images.idx
+says 'files: got 2, expected 3'
+usage "$eval_usage" eval "$model" images.idx labels.idx --logits
+usage "$eval_usage" eval "$model" images.idx labels.idx --threads 0
+usage "$eval_usage" eval "$model" - -
+usage "$bench_usage" bench "$model" --batch 1x
+usage "$bench_usage" bench "$model" --rounds 99999999999999999999
+usage "info MODEL [--json]" info
+
+# A word that is neither a subcommand nor a file
+usage "$plain_usage" frobnicate
+says '^mamba: frobnicate: neither a file nor a subcommand: eval, info, bench$'
+usage "$plain_usage" frobnicate "$model" images.idx labels.idx
+says 'eval, info, bench'
+usage "$plain_usage" bnech "$model" --rounds 3
+says 'eval, info, bench'
+expect 3 frobnicate "$model"
+says '^mamba: frobnicate: neither a file nor a subcommand: eval, info, bench$'
+check "one line" [ "$(wc -l <err)" -eq 1 ]
 
 expect 0 "$model" input.bin
 check "a table" grep -q "^class [0-9]" out
@@ -138,6 +172,52 @@ expect 4 empty input.bin --no-mmap
 expect 4 input.bin input.bin
 expect 5 "$model" empty
 says "file size"
+
+# Streams: the same answers as from files
+$RUN "$mamba" "$model" input.bin --json >table 2>err
+for run in "expect 0 $model - --json" "expect 0 $model --no-mmap --json -"; do
+    $run <input.bin
+    check "stdin: $run" cmp table out
+done
+cat input.bin | $RUN "$mamba" "$model" - --json >out 2>err
+check "a pipe" cmp table out
+expect 5 "$model" - <empty
+says '^mamba: stdin: file size: got 0 bytes, expected'
+expect 5 "$model" - <images.idx
+says '^mamba: stdin: file size: got'
+expect 3 "$model" - <&-
+says '^mamba: stdin: cannot read'
+expect 3 "$model" - <.
+$RUN "$mamba" eval "$model" images.idx labels.idx --json --logits expected.f32 >table 2>err
+for kind in images labels; do gzip -c $kind.idx >$kind.gz; done
+gzip -c input.bin >input.bin.gz
+packed() {
+    expect 0 eval "$model" "$@" --json --logits packed.f32
+    check "the same accuracy: $*" cmp table out
+    check "the same logits: $*" cmp expected.f32 packed.f32
+}
+packed - labels.idx <images.idx
+packed images.idx - <labels.idx
+packed - labels.gz <images.idx
+packed images.gz labels.gz
+packed images.gz labels.gz --no-mmap
+packed images labels
+packed images labels <&-
+packed images labels.idx
+expect 0 "$model" input.bin.gz
+rm images.gz
+expect 3 eval "$model" images labels
+says '^mamba: images: cannot open'
+printf x >>labels.gz
+expect 5 eval "$model" images.idx labels
+says '^mamba: labels.gz: damaged gzip'
+check "one line" [ "$(wc -l <err)" -eq 1 ]
+if [ -z "$RUN" ]; then
+    PATH=/nonexistent "$mamba" "$model" input.bin.gz >out 2>err
+    check "without gzip" [ $? -eq 3 ]
+    says '^mamba: input.bin.gz: cannot run gzip: install it'
+fi
+
 cp "$model" eval
 expect 0 ./eval input.bin
 cp "$model" 7.bin
@@ -230,6 +310,7 @@ if [ -w /dev/full ]; then
     full info "$model"
     full "$model" zero.bin --json
     full --help
+    full --version
 fi
 
 echo "$passed passed, $failed failed"

@@ -165,7 +165,7 @@ static void test_threads(void)
 
 static void test_options(void)
 {
-    static const struct syntax bench = {"bench", "MODEL", 1,
+    static const struct syntax bench = {"bench", "MODEL [options]", 1,
                                         ALLOW_BATCH | ALLOW_THREADS | ALLOW_ROUNDS};
     static const struct {
         char *words[3];
@@ -181,7 +181,9 @@ static void test_options(void)
         {{"m", "--threads", "0"}, "--threads: got '0', expected 1..1024"},
         {{"m", "--threads", "99999999999999999999"}, "--threads: got '99999999999999999999',"},
         {{"m", "--logits", "f"}, "--logits: not an option of `mamba bench`"},
-        {{"m", "n", "--json"}, "`mamba bench`: expected MODEL, got 2 files"},
+        {{"m", "n", "--json"}, "files: got 2, expected 1"},
+        {{"-", "--batch", "1"}, "-: stdin can be one file, and not MODEL"},
+        {{"m", "--rounds", "-"}, "--rounds: got '-', expected 1..1000"},
         {{"m", "--json", "--batch"}, "--batch: expected a value after it"},
         {{"m", "--json", "-b"}, "unknown option '-b'"},
     };
@@ -196,6 +198,17 @@ static void test_options(void)
             CHECK(status == MAMBA_OK, "%s %s: %s", cases[i].words[1], cases[i].words[2],
                   error.message);
     }
+    static const struct syntax eval = {"eval", "", 3, ALLOW_LOGITS};
+    static const struct {
+        char *words[3];
+        mamba_status status;
+    } streams[] = {{{"m", "-", "l"}, MAMBA_OK},
+                   {{"m", "i", "-"}, MAMBA_OK},
+                   {{"m", "-", "-"}, MAMBA_ERR_ARGUMENT},
+                   {{"-", "i", "l"}, MAMBA_ERR_ARGUMENT}};
+    for (size_t i = 0; i < sizeof streams / sizeof *streams; i++)
+        CHECK(parse_options(&options, 3, streams[i].words, &eval, &error) == streams[i].status,
+              "case %zu", i);
     CHECK(parse_options(&options, 1, cases[0].words, &bench, &error) == MAMBA_OK, "no option");
     CHECK(options.batch == 1 && options.rounds == 5 && options.threads == 0 && !options.json &&
               options.access == FILE_MAPPED && !options.logits,

@@ -302,7 +302,7 @@ static void test_shrinking(void)
     CHECK(mamba_file_open(&file, tiny_path(), FILE_COPIED, &error) == MAMBA_OK, "%s",
           error.message);
     CHECK(truncate(tiny_path(), 300) == 0, "truncate");
-    CHECK(mamba_file_rest(&file, tiny_path(), &error) == MAMBA_ERR_IO &&
+    CHECK(mamba_file_rest(&file, file.size, tiny_path(), &error) == MAMBA_ERR_IO &&
               strstr(error.message, "got 300 bytes") && strstr(error.message, "when it was opened"),
           "%s", error.message);
     mamba_file_close(&file);
