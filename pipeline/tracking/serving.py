@@ -2,8 +2,8 @@
 
 pipeline/tracking/model.py bundles this file with the model file, the engine's library and the
 modules of mnist_mamba that are imported here. MLflow runs it wherever the model is loaded, without
-PyTorch, a compiler or a package index, so it must import nothing else of the project. NumPy and
-SciPy are there, as MLflow depends on them.
+PyTorch, a compiler or a package index, so it must import nothing else of the project. NumPy is
+there, as MLflow depends on it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from mlflow.models import set_model
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc import PythonModel, PythonModelContext
 from numpy.typing import NDArray
-from scipy.special import softmax
 
 from mnist_mamba.engine import Engine
 
@@ -52,13 +51,10 @@ class EngineModel(PythonModel):  # type: ignore[misc]  # mlflow has no types her
         """
         _check_range(model_input)
         try:
-            logits = self._engine.logits(model_input)
+            probabilities = self._engine.probabilities(model_input)
         except ValueError as error:
             raise _refusal(str(error)) from error
-        return {
-            "prediction": logits.argmax(axis=1),
-            "probabilities": softmax(logits.astype(np.float64), axis=1),
-        }
+        return {"prediction": probabilities.argmax(axis=1), "probabilities": probabilities}
 
 
 def _check_range(images: NDArray[Any]) -> None:

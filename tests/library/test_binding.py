@@ -7,6 +7,7 @@ import ctypes
 import gc
 import os
 import pickle
+import re
 import subprocess
 import sys
 import threading
@@ -18,6 +19,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from scipy.special import softmax
 
 import mnist_mamba
 from mnist_mamba.c_build import build_library
@@ -321,6 +324,8 @@ LAYOUTS: dict[str, Callable[[Any], Any]] = {
     "unmasked": np.ma.masked_array,
     "a subclass": lambda values: values.view(type("Pixels", (np.ndarray,), {})),
     "a list of arrays": list,
+    "a tensor": torch.from_numpy,
+    "a strided tensor": lambda values: torch.from_numpy(values.transpose(0, 2, 1).copy()).mT,
 }
 
 
@@ -348,11 +353,23 @@ WRONG: dict[str, tuple[Any, str]] = {
     "signed bytes": (IMAGES.view(np.int8), "dtype int8"),
     "truth values": (IMAGES > 99, "dtype bool"),
     "objects": (IMAGES.astype(object), "dtype object"),
-    "numbers": (IMAGES.tolist(), "dtype int64"),
-    "text": ("image", r"shape \(\)"),
-    "nothing": (None, r"shape \(\)"),
+    "numbers": (IMAGES.tolist(), r"\(list\) have dtype int64"),
+    "no numbers": ([], r"\(list\) have shape \(0,\)"),
+    "text": ("image", r"\(str\) have shape \(\)"),
+    "bytes": (bytes(64), r"\(bytes\) have shape \(\)"),
+    "nothing": (None, r"\(NoneType\) have shape \(\)"),
+    "a number": (0.5, r"\(float\) have shape \(\)"),
+    "a dictionary": ({"images": IMAGES}, r"\(dict\) have shape \(\)"),
+    "a generator": ((image for image in IMAGES), r"\(generator\) have shape \(\)"),
+    "a tensor of half type": (torch.zeros(2, 8, 8, dtype=torch.bfloat16), r"\(Tensor\) are not"),
+    "a tensor with gradients": (torch.zeros(2, 8, 8, requires_grad=True), r"use tensor\.detach"),
+    "a tensor elsewhere": (torch.zeros(2, 8, 8, device="meta"), r"meta device.*use tensor\.cpu"),
+    "a sparse tensor": (torch.zeros(2, 8, 8).to_sparse(), r"\(Tensor\) are not an array: .*layout"),
+    "integers in a tensor": (torch.zeros(2, 8, 8, dtype=torch.int64), "dtype int64"),
+    "records": (np.zeros((2, 8, 8), [("grey", "u1")]), "dtype .*grey"),
+    "complex numbers": (np.zeros((2, 8, 8), complex), "dtype complex128"),
     "a matrix": (IMAGES[0].view(np.matrix), r"shape \(8, 8\), expected \(n, 8, 8\)"),
-    "one image": (IMAGES[0], r"shape \(8, 8\), expected \(n, 8, 8\)"),
+    "one image": (IMAGES[0], r"shape \(8, 8\), expected \(n, 8, 8\).*: .* pass image\[None\]"),
     "channels": (IMAGES[:, None], r"shape \(7, 1, 8, 8\), expected \(n, 8, 8\)"),
     "other height": (IMAGES[:, :7], r"shape \(7, 7, 8\), expected \(n, 8, 8\)"),
     "other width": (IMAGES[:, :, :7], r"shape \(7, 8, 7\), expected \(n, 8, 8\)"),
@@ -366,12 +383,46 @@ WRONG: dict[str, tuple[Any, str]] = {
     "infinity": (np.full((1, 8, 8), np.inf, np.float32), "to inf"),
 }
 
+VALUES = {"masked", "0 to 255", "above", "one pixel above", "below", "NaN", "infinity"}
+"""Kinds of WRONG with the right shape and dtype."""
+
 
 @pytest.mark.parametrize("kind", WRONG)
 def test_other_images_are_refused(kind: str) -> None:
     images, words = WRONG[kind]
-    with pytest.raises(ValueError, match=words):
-        Engine(MODEL).logits(images)
+    engine = Engine(MODEL)
+    for method in (engine.logits, engine.probabilities, engine.predict):
+        with pytest.raises(ValueError, match=f"(?i){words}") as error:
+            method(images)
+        advice = "fill them|divide pixels" if kind in VALUES else r"expected \(n, 8, 8\), uint8 or"
+        assert re.search(advice, str(error.value))
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("model", [None, 3, [1], {}, object()])
+def test_a_model_is_a_path_or_bytes(model: Any) -> None:
+    name = type(model).__name__
+    with pytest.raises(TypeError, match=rf"model: got {name}, expected a path or the bytes"):
+        Engine(model)
+
+
+def test_probabilities_are_the_softmax_of_the_logits(expected: Any) -> None:
+    engine = Engine(MODEL)
+    probabilities = engine.probabilities(IMAGES)
+    assert probabilities.dtype == np.float64
+    assert probabilities.shape == (7, 10)
+    np.testing.assert_allclose(probabilities, softmax(expected.astype(np.float64), axis=1), 1e-14)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-14)
+    np.testing.assert_array_equal(probabilities.argmax(axis=1), engine.predict(IMAGES))
+    assert engine.probabilities(IMAGES[:0]).shape == (0, 10)
+
+
+def test_probabilities_of_large_logits_are_finite(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(MODEL)
+    logits = np.array([[3e38, -3e38, 3e38], [-1000, -1001, -3e38]], np.float32)
+    monkeypatch.setattr(engine, "logits", lambda images: logits)
+    exact = [[0.5, 0, 0.5], [1 / (1 + np.exp(-1)), np.exp(-1) / (1 + np.exp(-1)), 0]]
+    np.testing.assert_allclose(engine.probabilities(IMAGES), exact, rtol=1e-14)
 
 
 def test_black_white_and_no_images_are_answered() -> None:

@@ -91,7 +91,7 @@ class _Model:
             status = opener(out[0], _c_path(source), out[1])
         else:
             # The engine uses the bytes in place; numpy's memory is aligned for any type.
-            self._source = data = np.array(np.frombuffer(source, dtype=np.uint8))
+            self._source = data = np.array(_buffer(source))
             status = self.library.mamba_model_from_bytes(
                 out[0], data.ctypes.data, len(data), out[1]
             )
@@ -121,6 +121,15 @@ def _open_again(crc32: int, source: Any, *options: Any) -> _Model:
             "the pickled engine's: the file was replaced",
         )
     return model
+
+
+def _buffer(source: Any) -> NDArray[np.uint8]:
+    try:
+        return np.frombuffer(source, dtype=np.uint8)
+    except TypeError as error:
+        raise TypeError(
+            f"model: got {type(source).__name__}, expected a path or the bytes of a model file"
+        ) from error
 
 
 def _c_path(path: str | os.PathLike[str]) -> bytes:
@@ -167,8 +176,10 @@ class Engine:
     ...     path = Path(folder) / "model.bin"
     ...     write_model(path, MambaClassifier(ModelConfig(height=28, width=28, n_classes=10)))
     ...     with Engine(path) as engine:
-    ...         engine.logits(np.zeros((5, 28, 28), dtype=np.uint8)).shape
-    (5, 10)
+    ...         images = np.zeros((5, 28, 28), dtype=np.uint8)
+    ...         classes, probabilities = engine.predict(images), engine.probabilities(images)
+    >>> classes.shape, probabilities.shape, probabilities.sum(axis=1).round(12).tolist()
+    ((5,), (5, 10), [1.0, 1.0, 1.0, 1.0, 1.0])
     """
 
     def __init__(
@@ -187,13 +198,14 @@ class Engine:
         """Return the logits of a batch.
 
         Args:
-            images: (n, height, width), uint8 or float32 in [0, 1], in any memory layout.
+            images: (n, height, width), uint8 or float32 in [0, 1]: a numpy array in any memory
+                layout, or anything that numpy reads as one, such as a torch tensor on the CPU.
 
         Returns:
             (n, n_classes) logits.
 
         Raises:
-            ValueError: another shape or dtype, or values outside [0, 1].
+            ValueError: no such array, or values outside [0, 1].
             EngineError: the logits are not finite, or the engine was closed.
             MemoryError: no memory for the batch.
         """
@@ -216,8 +228,18 @@ class Engine:
         _check(status, error)
         return logits
 
+    def probabilities(self, images: NDArray[Any]) -> NDArray[np.float64]:
+        """Return the probabilities (n, n_classes) of all classes, the softmax of the logits.
+
+        Arguments and errors as for `logits`.
+        """
+        logits = self.logits(images).astype(np.float64)
+        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+        probabilities: NDArray[np.float64] = powers / powers.sum(axis=1, keepdims=True)
+        return probabilities
+
     def predict(self, images: NDArray[Any]) -> NDArray[np.integer[Any]]:
-        """Return the most likely class of each image; arguments and errors as for `logits`."""
+        """Return the most likely class (n,) of each image; arguments and errors as for `logits`."""
         predictions: NDArray[np.integer[Any]] = self.logits(images).argmax(axis=1)
         return predictions
 
@@ -243,20 +265,24 @@ def _thread_count(threads: int) -> int:
 
 def _pixels(images: Any, size: tuple[int | float, int | float]) -> NDArray[Any]:
     """Return the checked images as C needs them: one contiguous, aligned array."""
+    got = f"images ({type(images).__name__})"
+    expected = f"expected (n, {size[0]:g}, {size[1]:g}), uint8 or float32 in [0, 1]"
     if np.ma.is_masked(images):
-        raise ValueError("images have masked pixels: fill them first")
-    pixels = np.require(images, requirements=["C_CONTIGUOUS", "ALIGNED", "ENSUREARRAY"])
+        raise ValueError(f"{got} have masked pixels: fill them first")
+    try:
+        pixels = np.require(images, requirements=["C_CONTIGUOUS", "ALIGNED", "ENSUREARRAY"])
+    except (TypeError, ValueError, RuntimeError) as error:  # a ragged list, a tensor on a GPU
+        raise ValueError(f"{got} are not an array: {error}; {expected}") from error
     if pixels.shape[1:] != size:
-        raise ValueError(
-            f"images have shape {pixels.shape}, expected (n, {size[0]:g}, {size[1]:g})"
-        )
+        hint = ": for one image, pass image[None]" if pixels.shape == size else ""
+        raise ValueError(f"{got} have shape {pixels.shape}, {expected}{hint}")
     if pixels.dtype not in (np.uint8, np.float32):
-        raise ValueError(f"images have dtype {pixels.dtype}, expected uint8 or float32")
+        raise ValueError(f"{got} have dtype {pixels.dtype}, {expected}")
     if pixels.dtype == np.float32:
         low, high = pixels.min(initial=0), pixels.max(initial=0)
         if not (low >= 0 and high <= 1):  # also refuses NaN
             raise ValueError(
-                f"images have values from {low:g} to {high:g}, outside [0, 1]: divide pixels of 0 "
+                f"{got} have values from {low:g} to {high:g}, outside [0, 1]: divide pixels of 0 "
                 "to 255 by 255, or pass them as uint8"
             )
     return pixels
