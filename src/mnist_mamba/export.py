@@ -34,7 +34,7 @@ from mnist_mamba.model import (
 )
 
 
-def write_model(path: Path, model: Classifier) -> None:
+def write_model(path: str | Path, model: Classifier) -> None:
     """Write a model as the file that the C engine maps, whole or not at all.
 
     Args:
@@ -59,7 +59,7 @@ def write_model(path: Path, model: Classifier) -> None:
     for name, values in tensors.items():
         if not np.isfinite(values).all():
             raise FormatError(f"{name} holds NaN or infinite values: the training has diverged")
-    write_bytes(path, encode(header_of(model.config), tensors))
+    write_bytes(Path(path), encode(header_of(model.config), tensors))
 
 
 def _check_parts(model: Classifier) -> None:

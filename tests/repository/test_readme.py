@@ -44,6 +44,7 @@ def test_the_python_example_classifies_images(monkeypatch: pytest.MonkeyPatch) -
     names = {"images": image}
     exec(code_block("python"), names)
     assert names["digits"].tolist() == [7]
+    assert names["probabilities"][0, 7] > 0.99
 
 
 def test_the_c_example_classifies_an_image(tmp_path: Path) -> None:

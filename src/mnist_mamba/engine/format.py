@@ -231,14 +231,14 @@ class ModelFile:
     tensors: dict[str, Array]
 
 
-def read_model(path: Path) -> ModelFile:
+def read_model(path: str | Path) -> ModelFile:
     """Read and check a model file.
 
     Raises:
         FormatError: docs/format.md does not allow the file.
         OSError: the file cannot be read.
     """
-    return decode(path.read_bytes())
+    return decode(Path(path).read_bytes())
 
 
 def decode(data: bytes) -> ModelFile:
