@@ -48,6 +48,10 @@ endif
 
 # ---- flags of single variants ----
 
+# The processor that CC compiles for, which need not be this one's.
+ENGINE_TARGET := $(firstword $(subst -, ,$(shell $(CC) -dumpmachine)))
+IS_X86 := $(filter x86_64 amd64,$(ENGINE_TARGET))
+
 IS_GCC := $(filter 0,$(shell $(CC) --version 2>/dev/null | grep -ci clang))
 
 SANITIZE := -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all
@@ -70,6 +74,9 @@ ENGINE_AVX512 := -fno-ivopts # loops count what is written, not one pointer per 
 ENGINE_SCALAR += -fno-ipa-cp-clone -fno-inline-functions -fno-unswitch-loops -fno-split-paths
 # No new signatures for internal functions: smaller, except in the kernels.
 CFLAGS += -fno-ipa-sra
+ifneq ($(IS_X86),)
+CFLAGS += -malign-data=abi # tables need no 32 bytes of alignment
+endif
 ENGINE_HOT += -fipa-sra
 endif
 endif
@@ -88,10 +95,6 @@ TUNE_avx512 = $(ENGINE_HOT) $(ENGINE_AVX512)
 TUNE_dispatch = $(ENGINE_HOT)
 TUNE_neon = $(ENGINE_HOT)
 TUNE_scalar = $(ENGINE_SCALAR)
-
-# The processor that CC compiles for, which need not be this one's.
-ENGINE_TARGET := $(firstword $(subst -, ,$(shell $(CC) -dumpmachine)))
-IS_X86 := $(filter x86_64 amd64,$(ENGINE_TARGET))
 
 # $(call engine_source_flags,VARIANT,SOURCE): e.g. TUNE_avx2 and ISA_avx2 for kernels/avx2.c.
 engine_kernel = $(patsubst csrc/engine/kernels/%.c,%,$(1))
