@@ -27,6 +27,7 @@ from mnist_mamba.model import MambaClassifier
 from mnist_mamba.training.checkpoint import Checkpoint, save_checkpoint
 from pipeline import (
     benchmark,
+    check_params,
     demo,
     download,
     evaluate,
@@ -154,6 +155,26 @@ def test_data_is_fetched_and_prepared_with_params_of_the_command_line(
     replace_argv(monkeypatch, "--set", "data.val_fraction=2")
     with pytest.raises(ValueError, match=r"command line: data.val_fraction: got 2"):
         prepare.main()
+
+
+def test_the_check_covers_one_s_own_images_and_an_experiment_s_author(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace_argv(monkeypatch)
+    check_params.main()
+    assert check_params.CHECKED.read_bytes() == b""
+    check_params.CHECKED.unlink()
+    set_params(project, {**SMALL, "model.patch": [2, 4]})
+    with pytest.raises(ValueError, match=r"patch = \[2, 4\] does not divide the image.* 9 x 12"):
+        check_params.main()
+    set_params(project, {**SMALL, "model.patch": [2, 4], "data.resize": [10, 8]})
+    monkeypatch.setenv("DVC_EXP_NAME", "some-name")
+    for variable in ("HOME", "XDG_CONFIG_HOME"):
+        monkeypatch.setenv(variable, str(project))
+    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
+    with pytest.raises(git_module.GitError, match=r"git config --global user\.name"):
+        check_params.main()
+    assert not check_params.CHECKED.exists()
 
 
 # benchmark, demo
