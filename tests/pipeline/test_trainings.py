@@ -209,6 +209,7 @@ def test_a_training_ends_with_the_dvc_that_started_it(project: Path) -> None:
 @pytest.fixture
 def stop_request(monkeypatch: pytest.MonkeyPatch) -> Iterator[StopRequest]:
     before = {number: signal.getsignal(number) for number in SIGNALS}
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the shell may ignore it
     monkeypatch.delenv("DVC_STAGE", raising=False)
     yield StopRequest()
     for number, handler in before.items():
@@ -232,6 +233,19 @@ def test_a_signal_asks_for_a_stop_and_a_second_one_ends_at_once(
         monkeypatch.setattr(stop.time, "monotonic", lambda: now + 5)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(number)
+
+
+def test_a_signal_that_is_ignored_stays_ignored() -> None:
+    """As under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    others = {number: signal.getsignal(number) for number in SIGNALS[:2]}
+    try:
+        request = StopRequest()
+        signal.raise_signal(signal.SIGHUP)
+        assert not request()
+    finally:
+        for number, handler in {**others, signal.SIGHUP: before}.items():
+            signal.signal(number, handler)
 
 
 @pytest.mark.parametrize(
