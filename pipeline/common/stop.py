@@ -40,7 +40,7 @@ class StopRequest:
             self.signal, self._at = number, now
             message = "stopping after this step; the same again ends it at once"
             print(f"\n{signal.Signals(number).name}: {message}", file=sys.stderr, flush=True)
-        elif now - self._at > _REPEAT_SECONDS:
+        elif number == self.signal and now - self._at > _REPEAT_SECONDS:
             signal.signal(number, self._before[number])
             signal.raise_signal(number)
 

@@ -290,8 +290,8 @@ class ModelConfig(ModelChoices):
             ConfigError: unknown or missing keys, or values that do not pass the checks.
         """
         known = {field.name for field in dataclasses.fields(cls)}
-        if unknown := sorted(map(str, values.keys() - known)):
-            raise ConfigError(f"unknown model settings: {', '.join(unknown)}")
+        if unknown := values.keys() - known:
+            raise ConfigError(f"unknown model setting: {reprlib.repr(min(unknown, key=str))}")
         if missing := sorted({"height", "width", "n_classes"} - set(values)):
             raise ConfigError(f"missing model settings: {', '.join(missing)}")
         return cls(**values)

@@ -83,7 +83,7 @@ def test_derived_dims_follow_the_paper() -> None:
 def test_to_dict_and_from_dict_round_trip() -> None:
     config = ModelConfig(**IMAGE, direction="bidirectional", a="tied", dt_rank=5)
     assert ModelConfig.from_dict(config.to_dict()) == config
-    with pytest.raises(ConfigError, match="unknown model settings: depth"):
+    with pytest.raises(ConfigError, match="unknown model setting: 'depth'"):
         ModelConfig.from_dict({**config.to_dict(), "depth": 3})
     with pytest.raises(ConfigError, match="missing model settings: height, width"):
         ModelConfig.from_dict({"n_classes": 10})

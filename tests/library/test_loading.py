@@ -39,6 +39,7 @@ from mnist_mamba.training.resume import (
     parse_training,
     save_training,
 )
+from mnist_mamba.training.torch_file import TorchFileError, load_plain
 from mnist_mamba.training.trainer import Trainer
 from tests.library.test_training import (
     ENSEMBLE,
@@ -169,6 +170,14 @@ def test_a_state_with_a_wrong_value_is_refused(tmp_path: Path) -> None:
                 assert "\n" not in error, where
 
 
+def generator_at(left: int, place: int) -> torch.Tensor:
+    """Return the state of a generator that would read numbers behind its own."""
+    state = torch.Generator().get_state()
+    state[8:12].view(torch.int32).fill_(left)
+    state[16:24].view(torch.int64).fill_(place)
+    return state
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -178,6 +187,11 @@ def test_a_state_with_a_wrong_value_is_refused(tmp_path: Path) -> None:
         ({"steps": 3}, "its average has 7 steps, expected 8"),
         ({"correct": 41}, r"correct = 41: expected a whole number in 0\.\.40"),
         ({"generator": torch.zeros(5056, dtype=torch.uint8)}, "does not fit this training"),
+        ({"generator": generator_at(624, 624)}, "has 624 of its 624 numbers left at place 624"),
+        (
+            {"generator": generator_at(1, 2**32)},
+            "has 1 of its 624 numbers left at place 4294967296",
+        ),
     ],
 )
 def test_a_state_of_another_place_is_refused(
@@ -378,6 +392,7 @@ def hostile(content: dict[str, Any]) -> Iterator[tuple[str, bytes]]:
         "floats": b"G\0\0\0\0\0\0\0\0" * n,
         "dimensions": tensor(b"(" + b"K\1" * n + b"t", b"(" + b"K\1" * n + b"t"),
         "tensors": tensor(b"K\1\x85", b"K\1\x85") * (n // 16),
+        "storages": STORAGE[:-1] + b"q\0Q" + b"h\0Q" * (n // 2),
     }.items():
         yield f"many {name}", zipped(in_dict(b"N" + opcodes), one)
     yield "deep lists", zipped(in_dict(b"]" * 2**18 + b"a" * (2**18 - 1)))
@@ -390,6 +405,33 @@ def hostile(content: dict[str, Any]) -> Iterator[tuple[str, bytes]]:
     headers = start[first:end] * 20_000
     sizes = struct.pack("<IHHHHIIH", 0x06054B50, 0, 0, 0, 0, len(headers), first, 0)
     yield "many headers", start[:first] + headers + sizes
+    wide = {f"{i:05d}{'a' * 249}\U0001f600": 1 for i in range(60_000)}
+    yield "wide names", saved({**content, "config": wide})
+    name = ("\U0001f600" + "a" * 65_000 + "\0").encode()
+    fields = (20, 0, 20, 0, 0x800, 0, 0, 0x21, 0, 0, 0, len(name), 0, 0, 0, 0, 0, 0)
+    header = struct.pack("<4s4B4HL2L5H2L", b"PK\1\2", *fields) + name
+    headers = start[first:end] + header * 200
+    sizes = struct.pack("<IHHHHIIH", 0x06054B50, 0, 0, 0, 0, len(headers), first, 0)
+    yield "wide headers", start[:first] + headers + sizes
+
+
+@pytest.mark.parametrize(
+    "opcodes",
+    [STORAGE, b"ctorch\nFloatStorage\n", b"ccollections\nOrderedDict\n", STORAGE + b"\x85"],
+    ids=["storage", "dtype", "class", "storage in a tuple"],
+)
+@pytest.mark.parametrize("place", [b"%s", b"](%se", b"]%sa", b"}K\1%ss"])
+def test_what_only_the_reader_uses_is_no_value(place: bytes, opcodes: bytes) -> None:
+    data = zipped(b"\x80\x02" + place.replace(b"%s", opcodes) + b".", {"data/0": bytes(4)})
+    with pytest.raises(TorchFileError, match="something else than tensors"):
+        load_plain(data)
+
+
+def test_equal_content_has_equal_bytes(tmp_path: Path) -> None:
+    """A text that is a key and a value, such as patch, is one object or two."""
+    path = tmp_path / "a.pth"
+    first = save_checkpoint(path, Checkpoint(make_model("patch_forward_mean"), 1, 0.1))
+    assert save_checkpoint(path, load_checkpoint(path, scan="reference")) == first
 
 
 LOADER = """

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import os
+import signal
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -141,8 +144,65 @@ def test_a_gradient_that_is_not_finite_changes_no_weight(clip_norm: float) -> No
 @pytest.mark.parametrize("config", [{"lr": 3e38}, {"weight_decay": 1e300}], ids=["lr", "decay"])
 def test_a_step_that_makes_a_weight_infinite_stops_training(config: dict[str, float]) -> None:
     """The last step of a training has no later loss that would tell."""
-    with pytest.raises(TrainingError, match="a weight after the step is NaN or infinite at step 1"):
+    with pytest.raises(TrainingError, match=r"\S+ holds NaN or infinity at step 1 \(epoch 1\)"):
         run(TrainConfig(epochs=1, batch_size=96, min_steps=1, augment=PLAIN, **config))
+
+
+def test_a_statistic_that_is_not_finite_stops_training_before_it_is_saved() -> None:
+    """The loss is finite: in training, batch norms use their batch."""
+    model = MambaClassifier(NORMED, scan="reference")
+    with torch.no_grad():
+        model.stem.get_submodule("conv1").weight.mul_(1e20)
+    config = TrainConfig(epochs=2, batch_size=32, min_steps=1, save_every=2)
+    states: list[TrainingState] = []
+    with pytest.raises(TrainingError, match=r"norm1\.running_var holds NaN or infinity at step 2"):
+        list(train(model, bars(96, 1), None, config, progress=False, save=states.append))
+    assert states == []
+
+
+def test_after_a_failed_step_no_member_goes_on() -> None:
+    """Its gradient would be added to that of the next step."""
+    model = build_classifier(ENSEMBLE, scan="reference")
+    trainer = Trainer(model, TrainConfig())
+    slow, done = model.classifiers[1], []
+
+    def fail(*_: object) -> None:
+        raise MemoryError("no memory")
+
+    def wait(*_: object) -> None:
+        time.sleep(0.3)
+        done.append(True)
+
+    model.classifiers[0].register_forward_pre_hook(fail)
+    slow.register_forward_hook(wait)
+    with pytest.raises(MemoryError):
+        trainer.step(torch.rand(4, 8, 8), torch.tensor([0, 1, 2, 0]), lr=0.1)
+    assert done == [True]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_an_ensemble_trains_in_a_forked_child() -> None:
+    trainer = Trainer(build_classifier(ENSEMBLE, scan="reference"), TrainConfig())
+    arguments = (torch.rand(4, 8, 8), torch.tensor([0, 1, 2, 0]), 0.1)
+    trainer.step(*arguments)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(30)
+        trainer.step(*arguments)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_predict_calls_replaced_members_and_keeps_each_module_s_mode() -> None:
+    model = build_classifier(ENSEMBLE, scan="reference").train()
+    images = torch.from_numpy(bars(9, 1).images)
+    model.members[1] = torch.nn.Sequential(model.members[1])
+    model.classifiers[0].stem.get_submodule("norm1").eval()
+    modes = [module.training for module in model.modules()]
+    expected = copy.deepcopy(model).eval()(images.float() / 255)
+    torch.testing.assert_close(predict(model, images), expected)
+    assert [module.training for module in model.modules()] == modes
+    assert model.n_parameters == sum(p.numel() for p in model.parameters())
 
 
 def test_a_validation_loss_that_is_not_finite_stops_training(

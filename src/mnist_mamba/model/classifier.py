@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -241,8 +241,8 @@ class MambaClassifier(nn.Module):
 
     @property
     def blocks(self) -> list[Block]:
-        """The layers, typed."""
-        return [block for block in self.layers if isinstance(block, Block)]
+        """The layers, typed; a user may have replaced one."""
+        return [cast(Block, block) for block in self.layers]
 
     @property
     def classifiers(self) -> list[MambaClassifier]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -30,13 +31,13 @@ class MambaEnsemble(nn.Module):
 
     @property
     def classifiers(self) -> list[MambaClassifier]:
-        """The members, typed."""
-        return [member for member in self.members if isinstance(member, MambaClassifier)]
+        """The members, typed; a user may have replaced one."""
+        return [cast(MambaClassifier, member) for member in self.members]
 
     @property
     def n_parameters(self) -> int:
         """Number of trainable parameters."""
-        return sum(member.n_parameters for member in self.classifiers)
+        return sum(parameter.numel() for parameter in self.parameters())
 
     def member_logits(self, pixels: Tensor) -> Tensor:
         """Return (members, batch, n_classes) logits of (batch, height, width) pixels in [0, 1]."""

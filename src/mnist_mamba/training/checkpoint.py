@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -45,7 +46,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> bytes:
     """
     content = {
         "format": FORMAT,
-        "config": checkpoint.model.config.to_dict(),
+        "config": _interned(checkpoint.model.config.to_dict()),
         # Clones, because torch.save writes all of the memory that a view belongs to.
         "model": {k: v.cpu().clone() for k, v in checkpoint.model.state_dict().items()},
         "epoch": checkpoint.epoch,
@@ -56,6 +57,14 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> bytes:
     torch.save(content, buffer)
     write_bytes(path, buffer.getvalue())
     return buffer.getvalue()
+
+
+def _interned(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values with equal texts as one object, on which pickle's bytes depend."""
+    return {
+        sys.intern(key): sys.intern(value) if isinstance(value, str) else value
+        for key, value in values.items()
+    }
 
 
 def load_checkpoint(path: Path, scan: str = "auto") -> Checkpoint:

@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mnist_mamba.model import Classifier, MambaClassifier
-from mnist_mamba.training.members import Members
+from mnist_mamba.model import Classifier
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,22 +21,18 @@ class Scores:
     """Mean cross-entropy, in nats."""
 
 
+@torch.inference_mode()
 def predict(model: Classifier, images: Tensor, batch_size: int = 256) -> Tensor:
     """Return the logits (n, n_classes), float32 on the CPU, of (n, height, width) uint8 images."""
-    was_training = model.training
+    device = next(model.parameters()).device
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
-    members = Members(model)
-    with members.one_thread():
-        logits = members.map(lambda member: _predict_one(member, images, batch_size))
-    model.train(was_training)
-    return torch.stack(logits).mean(dim=0)
-
-
-@torch.inference_mode()
-def _predict_one(member: MambaClassifier, images: Tensor, batch_size: int) -> Tensor:
-    device = next(member.parameters()).device
-    batches = (batch.to(device, torch.float32) / 255 for batch in images.split(batch_size))
-    return torch.cat([member(batch).float().cpu() for batch in batches])
+    try:
+        batches = (batch.to(device, torch.float32) / 255 for batch in images.split(batch_size))
+        return torch.cat([model(batch).float().cpu() for batch in batches])
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def score(model: Classifier, images: Tensor, labels: Tensor, batch_size: int = 256) -> Scores:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -92,9 +93,11 @@ def train(
         if state is not None and number == first:
             epoch.resume(state)
         elif number > 1 and save is not None:
-            save(epoch.state(trainer))
+            save(epoch.state(trainer))  # checked before the report
         with trainer.members.one_thread():
             _run_epoch(epoch, trainer, images, labels, shown, save, stop)
+        with _located(epoch):
+            trainer.check_finite()
         started = time.perf_counter()
         scores = None if val_tensors is None else _evaluate(trainer, *val_tensors)
         epoch.seconds.evaluation = time.perf_counter() - started
@@ -118,8 +121,7 @@ def _run_epoch(
     with progress.bar(epoch) as bar:
         for i in range(epoch.steps, len(epoch.batches)):
             if trainer.ema.steps and trainer.processes.any(stop(), trainer.device):
-                if save is not None:
-                    save(epoch.state(trainer))
+                _save(epoch, trainer, save)
                 at = f"step {i} of {len(epoch.batches)} of epoch {epoch.number}"
                 raise StoppedError(f"stopped after {at}")
             started = time.perf_counter()
@@ -128,19 +130,35 @@ def _run_epoch(
             pixels = images[chosen[share]].float() / 255
             pixels = augment(pixels, epoch.augment(i), epoch.generator, share, len(chosen))
             loaded = time.perf_counter()
-            try:
+            with _located(epoch, i):
                 result = trainer.step(pixels, labels[chosen[share]], epoch.lr(i), len(chosen))
-            except NonFiniteError as error:
-                raise TrainingError(
-                    f"{error} at step {epoch.step_number(i) + 1} (epoch {epoch.number}), learning "
-                    f"rate {epoch.lr(i):.3g}: {_TRY}"
-                ) from error
             epoch.add_step(*result)
             epoch.seconds.data += loaded - started
             epoch.seconds.steps += time.perf_counter() - loaded
             progress.step(bar, epoch, len(chosen))
-            if save is not None and epoch.should_save:
-                save(epoch.state(trainer))
+            if epoch.should_save:
+                _save(epoch, trainer, save)
+
+
+def _save(epoch: Epoch, trainer: Trainer, save: Callable[[TrainingState], None] | None) -> None:
+    """Save the state after the steps so far, if it is finite."""
+    if save is not None:
+        with _located(epoch):
+            trainer.check_finite()
+        save(epoch.state(trainer))
+
+
+@contextmanager
+def _located(epoch: Epoch, step: int | None = None) -> Iterator[None]:
+    """Say where numbers of the body are not finite: in a step, or else after those so far."""
+    try:
+        yield
+    except NonFiniteError as error:
+        i = max(epoch.steps - 1, 0) if step is None else step
+        raise TrainingError(
+            f"{error} at step {epoch.step_number(i) + 1} (epoch {epoch.number}), learning rate "
+            f"{epoch.lr(i):.3g}: {_TRY}"
+        ) from error
 
 
 def _evaluate(trainer: Trainer, images: Tensor, labels: Tensor) -> Scores:

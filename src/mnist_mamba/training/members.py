@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -18,8 +19,9 @@ class Members:
     """The classifiers of a model, and the threads that run them.
 
     On the CPU the members of an ensemble run at the same time, each on one thread: faster than one
-    after the other on all threads, and the results do not depend on the number of cores. A single
-    classifier runs in the caller's thread with all of PyTorch's threads.
+    after the other on all threads, and the results do not depend on the number of cores. They do
+    not see contexts of the caller's thread, such as autocast. A single classifier runs in the
+    caller's thread with all of PyTorch's threads.
 
     Args:
         model: on its device already.
@@ -27,14 +29,26 @@ class Members:
 
     def __init__(self, model: Classifier) -> None:
         self.all = model.classifiers
-        self._pool = None
+        self._threads = 0
         if len(self.all) > 1 and next(model.parameters()).device.type == "cpu":
-            workers = min(len(self.all), torch.get_num_threads())
-            self._pool = ThreadPoolExecutor(workers, "member", torch.set_num_threads, (1,))
+            self._threads = min(len(self.all), torch.get_num_threads())
+        self._process = -1
 
     def map(self, function: Callable[[MambaClassifier], T]) -> list[T]:
-        """Return the function's results for all members, in their order."""
-        return list((self._pool.map if self._pool else map)(function, self.all))
+        """Return the function's results for all members, in their order.
+
+        After an error no member is still running.
+        """
+        if not self._threads:
+            return list(map(function, self.all))
+        if self._process != os.getpid():  # a forked child lacks its parent's threads
+            self._pool = ThreadPoolExecutor(self._threads, "member", torch.set_num_threads, (1,))
+            self._process = os.getpid()
+        calls = [self._pool.submit(function, member) for member in self.all]
+        try:
+            return [call.result() for call in calls]
+        finally:
+            wait(calls)
 
     @contextmanager
     def one_thread(self) -> Iterator[None]:
@@ -44,7 +58,7 @@ class Members:
         threads of this process get.
         """
         threads = torch.get_num_threads()
-        if self._pool:
+        if self._threads:
             torch.set_num_threads(1)
         try:
             yield

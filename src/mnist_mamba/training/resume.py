@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
+from torch import Tensor
 
 from mnist_mamba.atomic_write import write_bytes
 from mnist_mamba.config import check_value, whole
@@ -96,12 +97,20 @@ def restore(trainer: Trainer, state: TrainingState, n_images: int) -> None:
         check_value("steps", state.steps, Annotated[int, whole(0, per_epoch - 1)])
         check_value("correct", state.correct, Annotated[int, whole(0, seen)])
         check_like(state.generator, torch.Generator().get_state(), "generator")
-        torch.Generator().set_state(state.generator)
+        _check_generator(state.generator)
         trainer.load_state_dict(state.trainer)
         if trainer.ema.steps != steps:
             raise ValueError(f"its average has {trainer.ema.steps} steps, expected {steps}")
     except (ValueError, RuntimeError) as error:
         raise _error("the saved state", f"does not fit this training: {one_line(error)}") from error
+
+
+def _check_generator(state: Tensor) -> None:
+    """Check the position of a Mersenne Twister: torch reads numbers there without a check."""
+    left, place = int(state[8:12].view(torch.int32)), int(state[16:24].view(torch.int64))
+    if (left, place) != (1, 0) and not (1 <= left <= 624 and left + place == 625):
+        raise ValueError(f"generator: it has {left} of its 624 numbers left at place {place}")
+    torch.Generator().set_state(state)
 
 
 def _parse(content: Any) -> SavedTraining:

@@ -6,11 +6,13 @@ without end: an OrderedDict of a tensor that repeats one number, a key of tuples
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import pickletools
 import sys
 import textwrap
 import zipfile
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -26,6 +28,7 @@ _GLOBALS: dict[str, Any] = {
     "torch ByteStorage": torch.uint8,
 }
 """Names that a pickle of tensors refers to, and what they stand for here."""
+_PLAIN = (bool, int, float, str, list, dict, Tensor)
 
 
 class TorchFileError(ValueError):
@@ -42,8 +45,9 @@ def load_plain(data: bytes) -> Any:
         TorchFileError: damaged, or a file with other values, or one that takes more memory.
     """
     try:
-        # Before zipfile makes an object of each entry's header.
-        if data.count(b"PK\x01\x02") > 2**14 + len(data) // 2**11:
+        # Before zipfile makes an object of each entry's header, with two copies of its name.
+        directory = int.from_bytes(data[data.rindex(b"PK\x05\x06") :][12:16], "little")
+        if data.count(b"PK\x01\x02") > 2**14 + len(data) // 2**11 or directory > len(data) // 2:
             raise TorchFileError(f"it has too many entries for its {len(data)} bytes")
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             return _Reader(archive, len(data)).content()
@@ -75,7 +79,10 @@ class _Reader:
     def __init__(self, archive: zipfile.ZipFile, size: int) -> None:
         entries = archive.infolist()
         unpacked = sum(entry.file_size for entry in entries)
-        if unpacked > size or any(entry.compress_type for entry in entries):
+        packed = any(
+            entry.compress_type or entry.compress_size != entry.file_size for entry in entries
+        )
+        if unpacked > size or packed:
             raise TorchFileError(
                 f"its entries have {unpacked} bytes, compressed in {size}: expected entries "
                 "without compression, as torch.save writes them"
@@ -99,6 +106,7 @@ class _Reader:
                 raise TorchFileError(f"its pickle has more than {n} opcodes")
             self._run(opcode.name, argument)
         (value,) = self._stack
+        _check_plain([value])
         return value
 
     def _run(self, opcode: str, argument: Any) -> None:
@@ -122,11 +130,13 @@ class _Reader:
                 stack[-n:] = [tuple(stack[-n:])]
             case "APPEND" | "APPENDS":
                 items = self._marked() if opcode == "APPENDS" else [stack.pop()]
+                _check_plain(items)
                 list.extend(stack[-1], items)
             case "SETITEM" | "SETITEMS":
                 items = self._marked() if opcode == "SETITEMS" else [stack.pop(-2), stack.pop()]
                 if not all(map(_is_key, items[::2])):
                     raise TorchFileError("it has a key that is not a short text or a number")
+                _check_plain(items[1::2])
                 dict.update(stack[-1], zip(items[::2], items[1::2], strict=True))
             case "BINPUT" | "LONG_BINPUT" if argument == len(self._memo):
                 self._memo.append(stack[-1])
@@ -154,15 +164,16 @@ class _Reader:
         del self._stack[start:]
         return values
 
-    def _storage(self, reference: Any) -> Tensor:
+    def _storage(self, reference: Any) -> _Storage:
         """Return the (n,) numbers of an entry."""
+        self._take(2**10)
         match reference:
             case ("storage", torch.dtype() as dtype, str(key), str(), int(n)):
                 if key not in self._buffers:
                     self._buffers[key] = bytearray(self._archive.read(f"{self._folder}data/{key}"))
                 buffer = self._buffers[key]
                 if n and n * dtype.itemsize == len(buffer):
-                    return torch.frombuffer(buffer, dtype=dtype)
+                    return _Storage(torch.frombuffer(buffer, dtype=dtype))
         raise TorchFileError("it has a tensor whose numbers are not in the file")
 
     def _call(self, function: Any, arguments: Any) -> Any:
@@ -170,15 +181,33 @@ class _Reader:
         match arguments:
             case () if function is dict:
                 return {}
-            case (Tensor() as storage, offset, tuple(size), tuple(stride), bool(), dict()) if (
+            case (_Storage(numbers), offset, tuple(size), tuple(stride), bool(), dict()) if (
                 function is Tensor
             ):
-                view = storage.as_strided(size, stride, offset)
-                self._room -= taken(view)
-                if self._room < 0:
-                    raise TorchFileError("its tensors have more numbers than the file")
+                view = numbers.as_strided(size, stride, offset)
+                self._take(taken(view))
                 return view.clone(memory_format=torch.contiguous_format)
         raise TorchFileError("it has something else than tensors and dictionaries")
+
+    def _take(self, size: int) -> None:
+        self._room -= size
+        if self._room < 0:
+            raise TorchFileError("its tensors have more numbers than the file")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Storage:
+    """Numbers of an entry, which tensors copy and which are no value of their own."""
+
+    numbers: Tensor
+
+
+def _check_plain(values: Sequence[Any]) -> None:
+    """Check that values are not what only the reader uses: storages, types and functions."""
+    for value in values:
+        parts = value if type(value) is tuple else (value,)
+        if not all(part is None or type(part) in _PLAIN for part in parts):
+            raise TorchFileError("it has something else than tensors, numbers and text")
 
 
 def _is_key(value: Any) -> bool:

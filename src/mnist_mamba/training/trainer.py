@@ -71,8 +71,7 @@ class Trainer:
             before the step.
 
         Raises:
-            NonFiniteError: the loss, the gradient's norm, or a weight after the step is NaN or
-                infinite.
+            NonFiniteError: the loss or the gradient's norm is NaN or infinite.
         """
         with self.members.one_thread():
             return self._step(pixels, labels, lr, len(labels) if batch is None else batch)
@@ -93,10 +92,19 @@ class Trainer:
             if not math.isfinite(value):
                 raise NonFiniteError(f"the {name} is {value}")
         self.optimizers.step(gradient, lr)
-        if not all(bool(weights.isfinite().all()) for weights in self._weights):
-            raise NonFiniteError("a weight after the step is NaN or infinite")
         self.ema.update(self._weights, self._statistics)
         return loss, int(hits)
+
+    def check_finite(self) -> None:
+        """Check all that a file would get: loss and gradients of later steps are not known yet.
+
+        Raises:
+            NonFiniteError: a weight or a statistic, or its average, is NaN or infinite.
+        """
+        for model in (self.model, self.ema.model):
+            for name, value in model.state_dict().items():
+                if not value.isfinite().all():
+                    raise NonFiniteError(f"{name} holds NaN or infinity")
 
     def backward(self, pixels: Tensor, labels: Tensor, part: float) -> Tensor:
         """Backpropagate a share's part of the batch's mean loss.
