@@ -171,7 +171,7 @@ def test_a_state_with_a_wrong_value_is_refused(tmp_path: Path) -> None:
 
 
 def generator_at(left: int, place: int) -> torch.Tensor:
-    """Return the state of a generator that would read numbers behind its own."""
+    """Return the state of a generator that would read numbers after its own."""
     state = torch.Generator().get_state()
     state[8:12].view(torch.int32).fill_(left)
     state[16:24].view(torch.int64).fill_(place)
