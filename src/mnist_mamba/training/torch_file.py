@@ -197,7 +197,7 @@ class _Reader:
 
 @dataclasses.dataclass(frozen=True)
 class _Storage:
-    """Numbers of an entry, which tensors copy and which are no value of their own."""
+    """Numbers of an entry: tensors copy them, and no value of a file is one."""
 
     numbers: Tensor
 
