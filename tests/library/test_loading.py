@@ -151,15 +151,15 @@ def state_content(config: TrainConfig, dims: ModelConfig, folder: Path) -> Any:
 
 
 def test_a_state_with_a_wrong_value_is_refused(tmp_path: Path) -> None:
-    """Each value of a state is replaced by each of WRONG; another number may do."""
+    """Each value of a state is replaced by every fourth of WRONG; another number may do."""
     config = dataclasses.replace(RESUMED, optimizer="muon")
     tiny = dataclasses.replace(MODEL, d_model=4, n_layers=1, d_state=1)
     content = state_content(config, tiny, tmp_path)
     number = (
         r"key|best_checkpoint|state\.(loss_sum|correct)|points\.0\.\w+|.*\.optimizers\..*\.step"
     )
-    for path in places(content):
-        for wrong in WRONG:
+    for i, path in enumerate(places(content)):
+        for wrong in WRONG[i % 4 :: 4]:
             error = refusal(replaced(content, path, wrong), tiny, config)
             where = ".".join(map(str, path)), wrong
             if error is None:
