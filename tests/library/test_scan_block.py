@@ -349,11 +349,25 @@ def test_what_the_fused_block_does_not_take() -> None:
     assert MambaMixer(8, scan="cpu").runs_fused(hidden, nn.RMSNorm(8, eps=1e-5))
     norms = [
         nn.RMSNorm(8),  # torch chooses eps
+        nn.RMSNorm(8, eps=9e-31),
+        nn.RMSNorm(8, eps=0.0),
         nn.RMSNorm(8, eps=1e-5, elementwise_affine=False),
         nn.RMSNorm(8, eps=1e-5).double(),
         nn.LayerNorm(8, eps=1e-5),
     ]
     assert not any(MambaMixer(8, scan="cpu").runs_fused(hidden, norm) for norm in norms)
+
+
+@pytest.mark.parametrize("size", [1e-15, 1e-20, 1e-21])
+@pytest.mark.parametrize("eps", [1e-30, 1e-37, 1e-38])
+def test_a_tiny_eps_of_a_block_s_norm_is_added_to_tiny_squares(eps: float, size: float) -> None:
+    block, residual = make_whole_block()
+    block.norm.eps = eps
+    residual *= size
+    assert block.mixer.runs_fused(residual, block.norm) == (eps >= 1e-30)
+    got = block(residual).detach()
+    block.double().mixer.scan_backend = "reference"
+    assert_close({"out": got}, {"out": block(residual.double()).detach()})
 
 
 class Doubled(nn.Module):

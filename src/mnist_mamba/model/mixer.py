@@ -14,6 +14,9 @@ from mnist_mamba.scan import c_library, choose, selective_scan
 from mnist_mamba.scan.cpu import DirectionWeights, mamba_block_cpu
 
 _FUSED_DTYPES = (torch.float32, torch.float64)
+_MIN_EPS = 1e-30
+"""Smallest eps of a fused norm. Squares below float32's smallest normal number, 1.2e-38, lose bits
+or all of their value; next to a larger eps, this loss is less than a rounding."""
 
 
 class MambaMixer(nn.Module):
@@ -171,7 +174,7 @@ class MambaMixer(nn.Module):
         weights: of the same class (no subclass, so not parametrised either), with the same settings
         and shapes, without hooks, its own or global ones, and with the methods of `_METHODS` that
         its class had when this file was imported. The norm has to be an RMSNorm with a weight and
-        an eps.
+        an eps of at least 1e-30.
 
         It does not notice functions that were replaced elsewhere: `torch.nn.functional.silu`, or
         `torch.nn.Module.__call__`, which tracers replace.
@@ -299,9 +302,14 @@ def _is_linear(module: Any, with_bias: bool) -> bool:
 
 
 def is_rms_norm(norm: Any, d_model: int) -> bool:
-    """Return whether a call of the module is an RMSNorm with its weight and eps, and nothing else.
+    """Return whether a call of the module is an RMSNorm with a weight, and nothing else.
 
-    Without an eps, torch chooses one by dtype.
+    Its eps has to be a number, not None (torch's choice by dtype), and at least `_MIN_EPS`.
     """
-    has_weight = _is_plain(norm, nn.RMSNorm) and norm.weight is not None
-    return has_weight and norm.eps is not None and norm.normalized_shape == (d_model,)
+    return (
+        _is_plain(norm, nn.RMSNorm)
+        and norm.weight is not None
+        and norm.eps is not None
+        and norm.eps >= _MIN_EPS
+        and norm.normalized_shape == (d_model,)
+    )
