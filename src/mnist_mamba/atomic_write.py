@@ -11,17 +11,21 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+_ACL = "system.posix_acl_access"
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path that replaces `path` once the body has written it.
 
     The old file stays if the body raises or the machine stops. Links are followed. A file that
-    exists keeps its mode.
+    exists keeps its user, group, mode (without set-user-ID, set-group-ID and sticky bit) and POSIX
+    access control list.
 
     Raises:
-        OSError: the folder or the file cannot be written, the disk is full, or `path` is not a
-            regular file, is a deleted one, or is where stdout or stderr goes.
+        OSError: the folder or the file cannot be written, the disk is full, this process may not
+            give a file to the user and group of the old one, or `path` is not a regular file, is a
+            deleted one, or is where stdout or stderr goes.
     """
     target, old = _target(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -32,8 +36,7 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb+") as file:
             if old:
-                with suppress(OSError):  # some file systems have no modes
-                    os.fchmod(file.fileno(), old.st_mode & 0o777)
+                _keep_access(file.fileno(), target, old)
             os.fsync(file.fileno())
         temporary.replace(target)
     except BaseException:
@@ -58,6 +61,34 @@ def _target(path: Path) -> tuple[Path, os.stat_result | None]:
         )
     os.close(os.open(path, os.O_WRONLY))  # an error without permission to write
     return target, old
+
+
+def _keep_access(new: int, target: Path, old: os.stat_result) -> None:
+    """Let the same users read and write a new file as the old one, or raise OSError."""
+    owner = (old.st_uid, old.st_gid)
+    created = os.fstat(new)
+    try:
+        if (created.st_uid, created.st_gid) != owner:
+            os.fchown(new, *owner)
+        acl = _acl(target)
+        if acl:
+            os.setxattr(new, _ACL, acl)
+        elif _acl(new):  # of the folder, for new files
+            os.removexattr(new, _ACL)
+    except OSError as error:
+        raise OSError(
+            f"{target}: cannot keep its user {owner[0]}, group {owner[1]} and access control list: "
+            f"{error.strerror}; write another file, or remove this one first"
+        ) from error
+    with suppress(OSError):  # some file systems have no modes
+        os.fchmod(new, old.st_mode & 0o777)
+
+
+def _acl(file: Path | int) -> bytes:
+    """Return a file's POSIX access control list; empty where there is none, as outside Linux."""
+    with suppress(OSError, AttributeError):
+        return os.getxattr(file, _ACL)
+    return b""
 
 
 def _is_standard_stream(file: os.stat_result) -> bool:

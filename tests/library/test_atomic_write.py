@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import stat
+import struct
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,13 @@ from mnist_mamba import atomic_write
 from mnist_mamba.atomic_write import replacing, write_bytes, write_json, write_text
 
 OTHER_USER = 65534
+OTHER_GROUP = 2000
+READERS = struct.pack(
+    "<I" + 5 * "HHI",
+    *(2, *(1, 6, 2**32 - 1), *(2, 4, OTHER_USER), *(4, 0, 2**32 - 1)),
+    *(*(16, 4, 2**32 - 1), *(32, 0, 2**32 - 1)),
+)
+"""An access control list of Linux: rw- for the owner, r-- for OTHER_USER, nothing for others."""
 NEW, OLD = b"new", b"old"
 
 
@@ -65,6 +73,59 @@ def test_a_new_file_has_the_mode_of_the_umask_and_an_old_one_keeps_its_own(tmp_p
             assert mode(path) == kept
     finally:
         os.umask(before)
+
+
+only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to others")
+
+
+@only_root
+@pytest.mark.parametrize("kept", [0o640, 0o6755, 0o1644])
+def test_a_file_keeps_its_user_and_group(tmp_path: Path, kept: int) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(OLD)
+    os.chown(path, OTHER_USER, OTHER_GROUP)
+    path.chmod(kept)
+    write_bytes(path, NEW)
+    found = path.stat()
+    assert (found.st_uid, found.st_gid, mode(path)) == (OTHER_USER, OTHER_GROUP, kept & 0o777)
+
+
+@only_root
+@pytest.mark.parametrize("user", [0, OTHER_USER])
+def test_a_file_whose_user_or_group_cannot_be_kept_is_refused(user: int) -> None:
+    with tempfile.TemporaryDirectory() as name:  # another user may not search tmp_path's parents
+        path = Path(name, "file")
+        path.parent.chmod(0o777)
+        path.write_bytes(OLD)
+        os.chown(path, user, OTHER_GROUP)
+        path.chmod(0o666)
+
+        def write() -> None:
+            os.setgroups([])
+            os.setgid(OTHER_USER)
+            os.setuid(OTHER_USER)
+            with pytest.raises(OSError, match=rf"{path}: cannot keep its user {user}, group 2000"):
+                write_bytes(path, NEW)
+
+        assert in_child(write) == 0
+        assert (list(path.parent.iterdir()), path.read_bytes()) == ([path], OLD)
+
+
+@pytest.mark.skipif(not hasattr(os, "setxattr"), reason="access control lists of Linux")
+@pytest.mark.parametrize("kept", [READERS, b""], ids=["kept", "not inherited"])
+def test_a_file_keeps_its_access_control_list(tmp_path: Path, kept: bytes) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(OLD)
+    path.chmod(0o640)
+    try:
+        if kept:
+            os.setxattr(path, "system.posix_acl_access", kept)
+        else:
+            os.setxattr(tmp_path, "system.posix_acl_default", READERS)
+    except OSError:
+        pytest.skip("a file system without access control lists")
+    write_bytes(path, NEW)
+    assert (atomic_write._acl(path), mode(path)) == (kept, 0o640)
 
 
 def test_links_are_followed(tmp_path: Path) -> None:
