@@ -395,6 +395,11 @@ def hostile(content: dict[str, Any]) -> Iterator[tuple[str, bytes]]:
         "storages": STORAGE[:-1] + b"q\0Q" + b"h\0Q" * (n // 2),
     }.items():
         yield f"many {name}", zipped(in_dict(b"N" + opcodes), one)
+    same_hash = b"".join(
+        b"\x8a\x0b" + (i * sys.hash_info.modulus).to_bytes(11, "little") + b"N"
+        for i in range(n >> 3)
+    )
+    yield "keys of one hash", zipped(in_dict(b"}(" + same_hash + b"u"))
     yield "deep lists", zipped(in_dict(b"]" * 2**18 + b"a" * (2**18 - 1)))
     yield "far memo", zipped(in_dict(b"Nr\xff\xff\xff\x7f"))
     yield "enough entries", zipped(in_dict(b"N"), {str(i): b"" for i in range(16_000)})

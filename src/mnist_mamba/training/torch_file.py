@@ -135,7 +135,7 @@ class _Reader:
             case "SETITEM" | "SETITEMS":
                 items = self._marked() if opcode == "SETITEMS" else [stack.pop(-2), stack.pop()]
                 if not all(map(_is_key, items[::2])):
-                    raise TorchFileError("it has a key that is not a short text or a number")
+                    raise TorchFileError("it has a key that is not a short text or a small number")
                 _check_plain(items[1::2])
                 dict.update(stack[-1], zip(items[::2], items[1::2], strict=True))
             case "BINPUT" | "LONG_BINPUT" if argument == len(self._memo):
@@ -211,7 +211,9 @@ def _check_plain(values: Sequence[Any]) -> None:
 
 
 def _is_key(value: Any) -> bool:
-    return type(value) is int or (type(value) is str and len(value) < 256 and value.isprintable())
+    """Return whether a value may be a key; many larger numbers can be chosen to share one hash."""
+    is_number = type(value) is int and 0 <= value < 2**16
+    return is_number or (type(value) is str and len(value) < 256 and value.isprintable())
 
 
 def _shared(value: Any) -> Any:
