@@ -39,7 +39,9 @@ def load_plain(data: bytes) -> Any:
     """Return a file's tensors, numbers, text, tuples, lists and dictionaries, on the CPU.
 
     No list, dictionary or tensor is in two places, and each tensor is contiguous in memory of its
-    own. Attributes of dictionaries, such as `_metadata` of a state dict, are dropped.
+    own. Attributes of dictionaries, such as `_metadata` of a state dict, are dropped. Reading takes
+    less than 10 times the file's size plus 64 MB: a text can widen to 4 bytes per character while
+    narrower copies of it still exist.
 
     Raises:
         TorchFileError: damaged, or a file with other values, or one that takes more memory.
