@@ -7,7 +7,8 @@
  *
  * A decaying state ends in denormals (the engine's on a black image), where many processors are a
  * hundred times slower. Such values are below 1.2e-38. The mode belongs to the thread, and its
- * caller gets it back. */
+ * caller gets it back. Switch inside a parallel region, not around it: a thread that OpenMP starts
+ * there would keep the mode. */
 #ifndef MAMBA_SIMD_DENORMALS_H
 #define MAMBA_SIMD_DENORMALS_H
 

@@ -1,11 +1,12 @@
-/* A check that a kernel keeps the mode in which the processor counts denormals, or takes them for
- * 0. */
+/* Checks that a kernel keeps its caller's floating-point mode, and does not depend on it. The
+ * includer defines _GNU_SOURCE. */
 #ifndef MAMBA_TESTS_FLOAT_MODE_H
 #define MAMBA_TESTS_FLOAT_MODE_H
 
 #include "check.h"
 #include "denormals.h"
 
+#include <fenv.h>
 #include <float.h>
 
 /* Return whether denormals count in this thread. */
@@ -40,5 +41,19 @@ static bool denormals_count_everywhere(void)
         CHECK(denormals_count() == count, "isa %d, after the %s without", (int)(isa), what);       \
         denormals_restore(mode);                                                                   \
     } while (0)
+
+enum { USUAL_MODE, LAST_ROUNDING = 3, TRAPS, CALLER_MODES };
+
+/* Set the mode of a caller: the usual one, three that round otherwise, and one in which a rounded
+ * result raises SIGFPE, on processors that can. */
+static void set_caller_mode(int mode)
+{
+    static const int roundings[] = {FE_TONEAREST, FE_UPWARD, FE_DOWNWARD, FE_TOWARDZERO};
+    fesetround(roundings[mode <= LAST_ROUNDING ? mode : USUAL_MODE]);
+    if (mode == TRAPS)
+        feenableexcept(FE_ALL_EXCEPT);
+    else
+        fedisableexcept(FE_ALL_EXCEPT);
+}
 
 #endif

@@ -1,6 +1,7 @@
 /* The training kernels of a whole residual block on every instruction set of this machine against
  * the plain definition in double precision: random shapes and options. Under ASan each buffer is
  * exactly as large as it may be. */
+#define _GNU_SOURCE
 #include "check.h"
 #include "exact_block.h"
 #include "float_mode.h"
@@ -257,6 +258,18 @@ static bool same_bits(const struct tensor *one, const struct tensor *other)
     return memcmp(one->memory, other->memory, count_bytes(one)) == 0;
 }
 
+static void check_same_bits(const struct block *one, const struct block *other, const char *what)
+{
+    const int isa = one->dims.isa;
+    CHECK(same_bits(&one->out, &other->out), "isa %d: out differs %s", isa, what);
+    CHECK(same_bits(&one->grad_input, &other->grad_input),
+          "isa %d: the input's gradient differs %s", isa, what);
+    for (int j = 0; j < direction_start(one->dims.directions); j++) {
+        CHECK(same_bits(&one->grad[j], &other->grad[j]), "isa %d: the gradient of %s differs %s",
+              isa, NAMES[j], what);
+    }
+}
+
 /* Results have the same bits for every number of threads. */
 static void test_threads(enum scan_isa isa)
 {
@@ -270,13 +283,7 @@ static void test_threads(enum scan_isa isa)
         struct block many = make_block(&dims);
         run_block(&one);
         run_block(&many);
-        CHECK(same_bits(&one.out, &many.out), "isa %d: out differs by threads", (int)isa);
-        CHECK(same_bits(&one.grad_input, &many.grad_input),
-              "isa %d: the input's gradient differs by threads", (int)isa);
-        for (int j = 0; j < direction_start(dims.directions); j++) {
-            CHECK(same_bits(&one.grad[j], &many.grad[j]),
-                  "isa %d: the gradient of %s differs by threads", (int)isa, NAMES[j]);
-        }
+        check_same_bits(&one, &many, "by threads");
         free_block(&one);
         free_block(&many);
     }
@@ -300,6 +307,28 @@ static void test_nothing_saved(enum scan_isa isa)
         free(kept);
         free(saved);
         free_block(&block);
+    }
+}
+
+/* Results have the same bits in every floating-point mode of the caller. */
+static void test_caller_modes(enum scan_isa isa)
+{
+    struct block_dims dims = random_dims(SCAN_FLOAT32, isa);
+    const uint64_t seed = random_state;
+    for (int i = 0; i < 2 * (CALLER_MODES - 1); i++) {
+        struct block usual, other;
+        struct block *const blocks[] = {&usual, &other};
+        dims.tied = i % 2;
+        for (int j = 0; j < 2; j++) {
+            random_state = seed;
+            *blocks[j] = make_block(&dims);
+            set_caller_mode(j * (1 + i / 2));
+            run_block(blocks[j]);
+            set_caller_mode(USUAL_MODE);
+        }
+        check_same_bits(&usual, &other, "by the caller's floating-point mode");
+        free_block(&usual);
+        free_block(&other);
     }
 }
 
@@ -435,6 +464,7 @@ int main(void)
         test_threads(isa);
         test_nothing_saved(isa);
         test_mode(isa);
+        test_caller_modes(isa);
     }
     test_blocks(SCAN_FLOAT64, SCAN_ISA_SCALAR);
     test_lengths(SCAN_FLOAT64, SCAN_ISA_SCALAR);

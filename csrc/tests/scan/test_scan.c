@@ -1,6 +1,7 @@
 /* The training kernels on every instruction set of this machine against the plain definition in
  * double precision: random shapes, layouts and options. Under ASan each buffer is exactly as large
  * as it may be. */
+#define _GNU_SOURCE
 #include "check.h"
 #include "exact_scan.h"
 #include "float_mode.h"
@@ -133,6 +134,18 @@ static void test_scans(enum scan_type type, enum scan_isa isa)
     }
 }
 
+static void check_same_bits(const struct scan *one, const struct scan *other, const char *what)
+{
+    const struct tensor *pairs[][2] = {
+        {&one->out, &other->out},       {&one->grad_u, &other->grad_u},
+        {&one->grad_b, &other->grad_b}, {&one->grad_c, &other->grad_c},
+        {&one->grad_a, &other->grad_a}, {&one->grad_delta, &other->grad_delta}};
+    for (size_t p = 0; p < sizeof pairs / sizeof *pairs; p++) {
+        CHECK(memcmp(pairs[p][0]->memory, pairs[p][1]->memory, count_bytes(pairs[p][0])) == 0,
+              "isa %d, tensor %zu differs %s", (int)one->dims.isa, p, what);
+    }
+}
+
 /* Results have the same bits for every number of threads. */
 static void test_threads(enum scan_isa isa)
 {
@@ -145,16 +158,29 @@ static void test_threads(enum scan_isa isa)
         many.dims.threads = 3;
         run_scan(&one);
         run_scan(&many);
-        const struct tensor *pairs[][2] = {
-            {&one.out, &many.out},       {&one.grad_u, &many.grad_u},
-            {&one.grad_b, &many.grad_b}, {&one.grad_c, &many.grad_c},
-            {&one.grad_a, &many.grad_a}, {&one.grad_delta, &many.grad_delta}};
-        for (size_t p = 0; p < sizeof pairs / sizeof *pairs; p++) {
-            CHECK(memcmp(pairs[p][0]->memory, pairs[p][1]->memory, count_bytes(pairs[p][0])) == 0,
-                  "isa %d, tensor %zu differs between 1 and 3 threads", (int)isa, p);
-        }
+        check_same_bits(&one, &many, "between 1 and 3 threads");
         free_scan(&one);
         free_scan(&many);
+    }
+}
+
+/* Results have the same bits in every floating-point mode of the caller. */
+static void test_caller_modes(enum scan_isa isa)
+{
+    const uint64_t seed = random_state;
+    for (int i = 0; i < 2 * (CALLER_MODES - 1); i++) {
+        struct scan usual, other;
+        struct scan *const scans[] = {&usual, &other};
+        for (int j = 0; j < 2; j++) {
+            random_state = seed;
+            *scans[j] = random_scan(SCAN_FLOAT32, isa, i % 2);
+            set_caller_mode(j * (1 + i / 2));
+            run_scan(scans[j]);
+            set_caller_mode(USUAL_MODE);
+        }
+        check_same_bits(&usual, &other, "by the caller's floating-point mode");
+        free_scan(&usual);
+        free_scan(&other);
     }
 }
 
@@ -302,6 +328,7 @@ int main(void)
         test_scans(SCAN_FLOAT32, isa);
         test_threads(isa);
         test_mode(isa);
+        test_caller_modes(isa);
     }
     CHECK(mamba_scan_isa_works(mamba_scan_best_isa()), "the best instruction set works");
 #if defined(__aarch64__)
