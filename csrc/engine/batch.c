@@ -98,9 +98,7 @@ static mamba_status run_batch(const mamba_model *model, void *arena, size_t aren
     }
     if (bad != SIZE_MAX)
         return mamba_fail(error, MAMBA_ERR_MODEL, NULL,
-                          "logits of image %zu: got a NaN or infinity, expected numbers "
-                          "(the model's weights overflow)",
-                          bad);
+                          "logits of image %zu: got a NaN or infinity, expected numbers", bad);
     return MAMBA_OK;
 }
 

@@ -22,8 +22,7 @@ static mamba_status load(struct mamba_model *model, const char *path, mamba_erro
                           "that this processor has",
                           wanted);
     if (mamba_context_bytes(model) == 0)
-        return mamba_fail(error, MAMBA_ERR_MEMORY, path,
-                          "its activations do not fit this machine's address space");
+        return mamba_fail(error, MAMBA_ERR_MEMORY, path, "too large for this address space");
     if (!mamba_fold(model))
         return mamba_fail(error, MAMBA_ERR_MEMORY, path, "no memory for the folded weights");
     return MAMBA_OK;

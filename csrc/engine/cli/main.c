@@ -24,9 +24,8 @@ static const char HELP[] =
     "  mamba --help | --version\n"
     "\n"
     "INPUT, IMAGES and LABELS may be gzip files, which FILE finds as FILE.gz; - is stdin.\n"
-    "Files are mapped; --no-mmap copies them, in case others change them meanwhile. Results go to\n"
-    "stdout, timing and errors to stderr. Write ./NAME for a file named like a subcommand or "
-    "option.\n"
+    "Files are mapped, or copied with --no-mmap. Results go to stdout, timing and errors to\n"
+    "stderr.\n"
     "\n"
     "Exit codes: 0 success; 2 usage; 3 cannot open, read or write a file; 4 bad model file;\n"
     "5 bad input, image or label file, or it does not fit the model; 6 out of memory.\n";

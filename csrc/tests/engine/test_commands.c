@@ -428,7 +428,8 @@ static void test_one_bad_logit(void)
         tiny_write(model_path, tiny.bytes, tiny.size);
         tiny_free(&tiny);
         CHECK(run(command_predict, &options, &error) == MAMBA_ERR_MODEL &&
-                  strstr(error.message, "NaN or infinity"),
+                  strstr(error.message, "NaN or infinity, expected numbers") &&
+                  !strstr(error.message, "weights"), /* a caller's pixel may be the reason */
               "class %zu: %s", class, error.message);
     }
 }
