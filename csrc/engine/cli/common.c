@@ -84,18 +84,29 @@ static bool is_writable(const char *path, bool exists)
     return fd >= 0 && close(fd) == 0;
 }
 
-/* Creates a file with a random name next to `target`, with the mode of *old, or a new file's. */
-static int create(char *name, size_t size, const char *target, const struct stat *old)
+/* Length of the part of `path` up to its last '/', with it; 0 if it has none. */
+static int folder_length(const char *path)
+{
+    int n = (int)strlen(path);
+    while (n > 0 && path[n - 1] != '/')
+        n--;
+    return n;
+}
+
+/* Creates a file with a random name next to `target`. */
+static int create(char *name, size_t size, const char *target, mode_t mode)
 {
     unsigned long long random;
     if (getentropy(&random, sizeof random) != 0)
         return -1;
-    snprintf(name, size, "%s.tmp.%llx", target, random);
-    const mode_t mask = umask(0); /* cannot be read without being set */
-    const int fd = open(name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC,
-                        old ? old->st_mode & 0777 : 0666 & ~mask);
-    umask(mask);
-    return fd;
+    snprintf(name, size, "%.*smamba.tmp.%llx", folder_length(target), target, random);
+    return open(name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, mode);
+}
+
+/* Gives an empty file the access rights of *old. */
+static bool copy_access(int fd, const struct stat *old)
+{
+    return fchown(fd, old->st_uid, old->st_gid) == 0 && fchmod(fd, old->st_mode & 0777) == 0;
 }
 
 static bool write_all(int fd, const char *data, size_t bytes)
@@ -115,11 +126,8 @@ static bool write_all(int fd, const char *data, size_t bytes)
 /* Makes a rename in the folder of `path` survive a power cut, where the system can. */
 static void sync_folder(char *path)
 {
-    size_t n = strlen(path);
-    while (n > 0 && path[n - 1] != '/')
-        n--;
-    path[n] = '\0';
-    const int fd = open(n ? path : ".", O_RDONLY | O_CLOEXEC);
+    path[folder_length(path)] = '\0';
+    const int fd = open(*path ? path : ".", O_RDONLY | O_CLOEXEC);
     if (fd >= 0) {
         fsync(fd);
         close(fd);
@@ -140,13 +148,15 @@ mamba_status write_file(const char *path, const void *data, size_t bytes, mamba_
                           "expected a regular file other than stdout and stderr");
     const bool writable = is_writable(path, exists);
     const int fd =
-        writable ? create(temporary, sizeof temporary, target, exists ? &old : NULL) : -1;
-    const bool good = fd >= 0 && write_all(fd, data, bytes) && fsync(fd) == 0;
+        writable ? create(temporary, sizeof temporary, target, exists ? 0600 : 0666) : -1;
+    const bool owned = fd < 0 || !exists || copy_access(fd, &old);
+    const bool good = fd >= 0 && owned && write_all(fd, data, bytes) && fsync(fd) == 0;
     if (fd >= 0 && close(fd) == 0 && good && rename(temporary, target) == 0) {
         sync_folder(temporary);
         return MAMBA_OK;
     }
-    mamba_fail(error, MAMBA_ERR_IO, path, "cannot write: %s", strerror(errno));
+    mamba_fail(error, MAMBA_ERR_IO, path, "cannot %s: %s",
+               owned ? "write" : "keep its owner and group", strerror(errno));
     if (fd >= 0)
         unlink(temporary);
     return MAMBA_ERR_IO;

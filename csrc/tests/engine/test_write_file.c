@@ -1,8 +1,9 @@
 /* write_file: whole or not at all, durable, through links, never over another kind of file. */
-#define _DEFAULT_SOURCE
+#define _GNU_SOURCE /* AT_EMPTY_PATH */
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,14 +16,15 @@
 #include "check.h"
 #include "cli/commands.h"
 
-enum { OTHER_USER = 65534 };
+enum { OTHER_USER = 65534, OTHER_GROUP = 65533 };
 
-/* fsync, rename and getentropy are replaced here: they note what they are called with, fail, or
- * repeat themselves. */
-static int fsync_fails, rename_fails; /* an errno, or 0 */
-static struct stat synced;            /* the file of the last fsync */
+/* fsync, rename, fchown and getentropy are replaced here: they note what they are called with,
+ * fail, or repeat themselves. */
+static int fsync_fails, rename_fails, fchown_fails; /* an errno, or 0 */
+static struct stat synced;                          /* the file of the last fsync */
 static bool synced_before_rename, folder_synced;
 static char temporary[256]; /* the last rename's source */
+static bool shared_before_fchown;
 static unsigned char entropy;
 static bool entropy_repeats;
 
@@ -52,6 +54,14 @@ int rename(const char *from, const char *to)
     snprintf(temporary, sizeof temporary, "%s", from);
     errno = rename_fails;
     return rename_fails ? -1 : renameat(AT_FDCWD, from, AT_FDCWD, to);
+}
+
+int fchown(int fd, uid_t user, gid_t group)
+{
+    struct stat file;
+    shared_before_fchown = fstat(fd, &file) != 0 || file.st_mode & 077;
+    errno = fchown_fails;
+    return fchown_fails ? -1 : fchownat(fd, "", user, group, AT_EMPTY_PATH);
 }
 
 int getentropy(void *buffer, size_t size)
@@ -136,8 +146,8 @@ static void test_modes(void)
 
 static void test_names(void)
 {
-    char pid_name[64], first[sizeof temporary];
-    snprintf(pid_name, sizeof pid_name, "file.tmp.%ld", (long)getpid());
+    char pid_name[64], first[sizeof temporary], longest[NAME_MAX + 1] = "";
+    snprintf(pid_name, sizeof pid_name, "mamba.tmp.%ld", (long)getpid());
     put(pid_name, "of another process");
     expect_written("file");
     strcpy(first, temporary);
@@ -154,6 +164,10 @@ static void test_names(void)
     entropy_repeats = false;
     unlink(first);
     unlink(pid_name);
+    memset(longest, 'n', NAME_MAX);
+    expect_written(longest);
+    expect_written(longest);
+    unlink(longest);
     unlink("file");
 }
 
@@ -168,7 +182,7 @@ static void test_links(void)
     expect_written("link");
     CHECK(is_link("link") && is_link("folder/link") && holds("folder/target", "new"),
           "a link was replaced");
-    CHECK(strstr(temporary, "/folder/target"), "%s is not next to the links' target", temporary);
+    CHECK(strstr(temporary, "/folder/mamba."), "%s is not next to the links' target", temporary);
     unlink("link"), unlink("folder/link"), unlink("folder/target");
     rmdir("folder");
 }
@@ -239,6 +253,50 @@ static void test_failures(void)
     unlink("file");
 }
 
+/* Runs as another user, if this one is root: writes to "file", whose owner that user is, but in
+ * whose group it is not. */
+static bool write_in_other_group(void)
+{
+    mamba_error error = {MAMBA_OK, ""};
+    if (setgid(OTHER_USER) != 0 || setuid(OTHER_USER) != 0)
+        return false;
+    return write_text("file", "new", &error) == MAMBA_ERR_IO &&
+           strstr(error.message, "cannot keep its owner and group: Operation not permitted");
+}
+
+/* A file keeps its owner and group or is not replaced, and nobody else can open it meanwhile. */
+static void test_owner(void)
+{
+    struct stat file;
+    put("file", "old");
+    if (chmod("file", 0640) != 0)
+        abort();
+    fchown_fails = EPERM;
+    expect_refused("file", "cannot keep its owner and group: Operation not permitted");
+    fchown_fails = 0;
+    CHECK(holds("file", "old"), "the old file was changed");
+    if (geteuid() == 0) {
+        if (chown("file", OTHER_USER, OTHER_GROUP) != 0 || chmod(".", 0777) != 0)
+            abort();
+        fflush(stdout);
+        const pid_t child = fork();
+        if (child == 0)
+            _exit(write_in_other_group() ? 0 : 1);
+        int code;
+        CHECK(child > 0 && waitpid(child, &code, 0) == child && code == 0 && holds("file", "old"),
+              "a file of another group was replaced");
+        expect_written("file");
+        if (stat("file", &file) != 0)
+            abort();
+        CHECK(file.st_uid == OTHER_USER && file.st_gid == OTHER_GROUP, "got owner %u and group %u",
+              (unsigned)file.st_uid, (unsigned)file.st_gid);
+    }
+    expect_written("file");
+    CHECK(mode_of("file") == 0640, "got mode %o", mode_of("file"));
+    CHECK(!shared_before_fchown, "others could open the file before it had its group");
+    unlink("file");
+}
+
 /* root may write any file, so another user tries it. */
 static void test_read_only(void)
 {
@@ -271,6 +329,7 @@ int main(void)
     test_links();
     test_other_kinds();
     test_failures();
+    test_owner();
     test_read_only();
     CHECK(chdir("/") == 0 && rmdir(folder) == 0, "a file was left behind in %s", folder);
     return check_summary();
