@@ -64,14 +64,17 @@ static bool moderate(const float *data, size_t n)
     return !any;
 }
 
-/* Returns whether nothing in a fold, or in its product with the pixels of bytes, underflows or
+/* Returns whether nothing in a fold, or in its product with pixels in 0..1, underflows or
  * overflows. Products of two moderate weights are multiples of 2^-103 and at most 2^40. Sums of
  * 2^11 channels and 2^11 pixels, each at most 2^20, stay below 2^83. The norm comes before in_proj
- * without a fold, and after it with one: it multiplies by at most 2^12. */
+ * without a fold, and after it with one: it multiplies by at most 2^12. Floats that are not equal
+ * differ by more than 2^-25 of either, so that a normalised pixel of any float, too, is 0 or at
+ * least 2^-40. */
 static bool is_safe(const struct mamba_model *model)
 {
     const struct mamba_info *info = &model->info;
-    bool safe = info->norm_eps >= 0x1p-24f && moderate(model->pixel_values, 256);
+    bool safe = info->norm_eps >= 0x1p-24f && info->pixel_mean >= 0x1p-15f * info->pixel_std &&
+                moderate(model->pixel_values, 256);
     for (size_t i = 0; i < info->members; i++) {
         /* In the file, stem, pos_embed and in_proj are one array, and conv1d.weight is next. */
         const struct member_weights *member = &model->members[i];

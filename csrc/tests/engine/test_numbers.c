@@ -290,8 +290,8 @@ static void expect_fold(const struct tiny_model *tiny, bool folded, const char *
     mamba_model_close(model);
 }
 
-/* One weight of any tensor, or a pixel, outside 2^-40..2^20 prevents a fold; a small norm_eps too.
- */
+/* One weight of any tensor, or a pixel, outside 2^-40..2^20 prevents a fold; so do a small norm_eps
+ * and a small pixel_mean, from which a float pixel can differ by less than 2^-40 pixel_std. */
 static void test_safe_folds(void)
 {
     struct tiny_model tiny = foldable();
@@ -320,12 +320,19 @@ static void test_safe_folds(void)
         const char *name;
         size_t offset;
         float bad;
-    } fields[] = {{"norm_eps", 84, 0x1.fffffep-25f}, {"pixel_mean", 88, 1e-20f}};
-    for (size_t i = 0; i < 2; i++) {
+        float good;
+    } fields[] = {{"norm_eps", 84, 0x1.fffffep-25f, 0x1p-24f},
+                  {"pixel_mean", 88, 0.0f, 0x1p-15f},
+                  {"pixel_mean", 88, 0x1.fffffep-16f, 0x1p-15f}};
+    tiny_put_f32(&tiny, 92, 1.0f); /* pixel_std */
+    for (size_t i = 0; i < sizeof fields / sizeof *fields; i++) {
         const uint32_t good = tiny_get_u32(&tiny, fields[i].offset);
         tiny_put_f32(&tiny, fields[i].offset, fields[i].bad);
         tiny_seal(&tiny);
         expect_fold(&tiny, false, fields[i].name);
+        tiny_put_f32(&tiny, fields[i].offset, fields[i].good);
+        tiny_seal(&tiny);
+        expect_fold(&tiny, true, fields[i].name);
         tiny_put_u32(&tiny, fields[i].offset, good);
     }
     tiny_free(&tiny);
