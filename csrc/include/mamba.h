@@ -101,8 +101,8 @@ MAMBA_API const mamba_info *mamba_model_info(const mamba_model *model);
 
 /* Returns the instruction set of the kernels that run the model: "avx512", "avx2", "neon" or
  * "scalar". It is the fastest one that works here, or the one that the environment variable
- * MAMBA_ISA named when the model was opened. Results differ between them by rounding. The string is
- * static. */
+ * MAMBA_ISA named when the model was opened. Results differ between them by rounding, and as
+ * docs/format.md says at the limits of a float. The string is static. */
 MAMBA_API const char *mamba_model_isa(const mamba_model *model);
 
 /* Returns the bytes that the arena of one context needs, at any alignment. */
