@@ -405,7 +405,22 @@ def replace_conv(mixer: Any) -> None:
     mixer.conv1d = nn.Conv1d(16, 16, 4, padding=3, padding_mode="reflect")
 
 
+class Halved(torch.Tensor):
+    """A weight that computes linear maps itself, as quantised weights do."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        result = super().__torch_function__(function, types, args, kwargs or {})
+        return 0.5 * result if function is torch.nn.functional.linear else result
+
+
+def halve(mixer: Any) -> None:
+    weight = torch.Tensor._make_subclass(Halved, mixer.in_proj.weight.detach())
+    mixer.in_proj.weight = nn.Parameter(weight)
+
+
 CHANGES: dict[str, Callable[[Any], object]] = {
+    "own operations": halve,
     "bias": lambda m: setattr(m, "in_proj", nn.Linear(8, 32)),
     "wrapped": lambda m: setattr(m, "out_proj", nn.Sequential(nn.Linear(16, 8, bias=False))),
     "wrapped dt_proj": lambda m: setattr(m, "dt_proj", nn.Sequential(nn.Linear(1, 16))),

@@ -176,8 +176,8 @@ class MambaMixer(nn.Module):
         its class had when this file was imported. The norm has to be an RMSNorm with a weight and
         an eps of at least 1e-30.
 
-        It does not notice functions that were replaced elsewhere: `torch.nn.functional.silu`, or
-        `torch.nn.Module.__call__`, which tracers replace.
+        It does not notice functions that were replaced elsewhere: `torch.nn.functional.silu`,
+        `torch.nn.Module.__call__`, which tracers replace, or those of a `TorchFunctionMode`.
         """
         return (
             hidden.dtype in _FUSED_DTYPES
@@ -188,7 +188,7 @@ class MambaMixer(nn.Module):
             and _is_linear(self.in_proj, with_bias=False)
             and _is_linear(self.out_proj, with_bias=False)
             and (norm is None or is_rms_norm(norm, self.d_model))
-            and self._has_own_shapes(hidden.dtype, norm)
+            and self._has_own_weights(hidden, norm)
             and choose(self.scan_backend, hidden.device) == "cpu"
         )
 
@@ -204,15 +204,22 @@ class MambaMixer(nn.Module):
             and _is_linear(self._modules[f"dt_proj{suffix}"], with_bias=True)
         )
 
-    def _has_own_shapes(self, dtype: torch.dtype, norm: Any) -> bool:
-        """Return whether all weights have this dtype and the shapes that __init__ gave them."""
+    def _has_own_weights(self, hidden: Tensor, norm: Any) -> bool:
+        """Return whether all weights have the shapes of __init__ and `hidden`'s dtype.
+
+        None may define torch's functions itself, as quantised tensors do.
+        """
         weights = [None if norm is None else norm.weight, self.in_proj.weight, self.out_proj.weight]
         weights += [w for suffix in self.suffixes for w in self.direction_weights(suffix)]
         shapes = c_library.weight_shapes(
             self.d_model, self.d_inner, self.d_state, self.dt_rank, self.d_conv, self.tied
         )
-        return all(
-            weight is None or (weight.dtype, weight.shape) == (dtype, shape)
+        return not _has_own_functions(hidden) and all(
+            weight is None
+            or (
+                (weight.dtype, weight.shape) == (hidden.dtype, shape)
+                and not _has_own_functions(weight)
+            )
             for weight, shape in zip(weights, shapes, strict=False)
         )
 
@@ -299,6 +306,19 @@ def _has_own_methods(module: nn.Module, kind: type[nn.Module]) -> bool:
 
 def _is_linear(module: Any, with_bias: bool) -> bool:
     return _is_plain(module, nn.Linear) and (module.bias is not None) == with_bias
+
+
+def _has_own_functions(tensor: Tensor) -> bool:
+    """Return whether a tensor's class says what torch's functions do with it."""
+    if type(tensor) in (Tensor, nn.Parameter):
+        return False
+    function: Any = type(tensor).__torch_function__
+    return getattr(function, "__func__", function) not in _TORCH_FUNCTIONS
+
+
+_of_tensors: Any = Tensor.__torch_function__
+_TORCH_FUNCTIONS = (_of_tensors.__func__, torch._C._disabled_torch_function_impl)
+"""`__torch_function__` of tensors, and of subclasses that leave torch's functions alone."""
 
 
 def is_rms_norm(norm: Any, d_model: int) -> bool:
