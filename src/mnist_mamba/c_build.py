@@ -14,14 +14,16 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
 CACHE_VARIABLE = "MNIST_MAMBA_CACHE"
-_OPTIONAL_FLAGS = ("-fopenmp", "-march=native")
+_OPTIONAL_FLAGS = {"-fopenmp": "on one thread", "-march=native": "slower"}
+"""Flags that a compiler may lack, and how a library without them runs."""
 _HEADER_SUFFIXES = (".h", ".inc")
 _LIBRARY_SUFFIX = ".dylib" if sys.platform == "darwin" else ".so"
 _STDERR_TAIL = 2000
@@ -82,7 +84,8 @@ def build_library(
     """Compile C sources into a shared library, or find it in the cache; test that it loads.
 
     The compiler is `$CC`, else `cc`. Flags that it may not support, `-fopenmp` (always asked for)
-    and `-march=native`, are dropped if it does not. The cache key covers the contents of the
+    and `-march=native`, are dropped with a warning if it does not, and the library's name lists
+    them: another process tries them again. The cache key covers the contents of the
     sources and of every header (.h, .inc) in `include_dirs`, the flags, the compiler's version and,
     with `-march=native`, the processor. Concurrent builds are safe: each renames its own library.
 
@@ -101,21 +104,24 @@ def build_library(
     Raises:
         NativeBuildError: no compiler, a compile error, a missing source or no usable cache.
     """
-    flags = (*cflags, "-fopenmp")
-    inputs = (_compiler_command(), flags, file_cflags or {}, sources, include_dirs)
-    stem = f"{name}-{_build_key(*inputs)}"
+    compiler, flags = _compiler_command(), (*cflags, "-fopenmp")
+    inputs = (file_cflags or {}, sources, include_dirs)
+    key = _build_key(compiler, flags, *inputs)
     refused: list[str] = []
     for place in _cache_places():
         try:
             folder = _private_folder(place)
-            library = next(filter(_is_intact, folder.glob(f"{stem}-*{_LIBRARY_SUFFIX}")), None)
+            library = _cached(folder, f"{name}-{key}")
             if not library:
-                with tempfile.TemporaryDirectory(prefix="build-", dir=folder) as scratch:
-                    built = Path(scratch) / f"{stem}{_LIBRARY_SUFFIX}"
-                    built.write_bytes(bytes(_BUILD_BYTES))  # a full disk is an OSError here
+                dropped = [flag for flag in flags if _is_missing(flag, compiler, folder)]
+                stem = "-".join((name, *(f"without{flag}" for flag in dropped), key))
+                library = _cached(folder, stem)
+            if not library:
+                with _scratch(folder, stem) as built:
                     note = f"compiling the C library {name}, once, in a few seconds, into {folder}"
                     logger.warning("; ".join((note, *refused)))
-                    _compile(built, *inputs)
+                    used = [flag for flag in flags if flag not in dropped]
+                    _compile(built, compiler, used, *inputs)
                     library = _store(built, folder)
             ctypes.CDLL(str(library))
             return library
@@ -125,6 +131,39 @@ def build_library(
         f"no folder for the compiled C library: {'; '.join(refused)}; set {CACHE_VARIABLE} to one "
         "that only you can write to, on a file system that is not mounted noexec"
     )
+
+
+def _cached(folder: Path, stem: str) -> Path | None:
+    return next(filter(_is_intact, folder.glob(f"{stem}-*{_LIBRARY_SUFFIX}")), None)
+
+
+@contextlib.contextmanager
+def _scratch(folder: Path, stem: str) -> Iterator[Path]:
+    """Yield the path of a library in a temporary folder; raise OSError if the disk is full."""
+    with tempfile.TemporaryDirectory(prefix="build-", dir=folder) as scratch:
+        built = Path(scratch) / f"{stem}{_LIBRARY_SUFFIX}"
+        built.write_bytes(bytes(_BUILD_BYTES))
+        built.unlink()
+        yield built
+
+
+@functools.lru_cache(maxsize=64)
+def _is_missing(flag: str, compiler: tuple[str, ...], folder: Path) -> bool:
+    """Return whether a flag is optional and the compiler lacks it; warn once if so."""
+    if flag not in _OPTIONAL_FLAGS:
+        return False
+    with _scratch(folder, "probe") as output:
+        probe = output.with_suffix(".c")
+        probe.write_text("int probe(void);\nint probe(void) { return 0; }\n", encoding="utf-8")
+        command = [*compiler, flag, "-shared", "-fPIC", str(probe), "-o", str(output)]
+        try:
+            _run(command, TMPDIR=str(output.parent))
+        except NativeBuildError as error:
+            why = textwrap.shorten(str(error), 500)
+            effect = _OPTIONAL_FLAGS[flag]
+            logger.warning(f"C code will run {effect}: the compiler does not take {flag}: {why}")
+            return True
+    return False
 
 
 def _compile(
@@ -137,20 +176,7 @@ def _compile(
 ) -> None:
     """Compile `output`; all temporary files, also the compiler's, are in its folder."""
     run = functools.partial(_run, TMPDIR=str(output.parent))
-    probe = output.with_name("probe.c")
-    probe.write_text("int probe(void);\nint probe(void) { return 0; }\n", encoding="utf-8")
-
-    def works(flag: str) -> bool:
-        try:
-            run([*compiler, flag, "-shared", "-fPIC", str(probe), "-o", str(output)])
-        except NativeBuildError as error:
-            logger.debug("flag %s dropped: %s", flag, error)
-            return False
-        return True
-
-    # The key has the dropped flags too: which ones a compiler lacks follows from its version.
-    supported = [flag for flag in flags if flag not in _OPTIONAL_FLAGS or works(flag)]
-    compile_ = [*compiler, *supported, *(f"-I{folder}" for folder in include_dirs), "-fPIC"]
+    compile_ = [*compiler, *flags, *(f"-I{folder}" for folder in include_dirs), "-fPIC"]
     objects = [str(output.with_name(f"{i}.o")) for i in range(len(sources))]
     commands = [
         [*compile_, *file_flags.get(source.name, ()), "-c", str(source), "-o", target]
@@ -158,10 +184,14 @@ def _compile(
     ]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(run, commands))
-    link = [*compiler, *supported, "-shared", "-o", str(output)]
+    link = [*compiler, *flags, "-shared", "-o", str(output)]
     if sys.platform == "darwin":  # a library contains its path there
         link.append(f"-Wl,-install_name,{output.name}")
     run([*link, *objects, "-lm"])  # -lm comes after its users
+    if not output.exists():
+        raise NativeBuildError(
+            f"{shlex.join(compiler)} succeeded but wrote no library: set CC to a C compiler"
+        )
 
 
 def _store(built: Path, folder: Path) -> Path:

@@ -7,6 +7,7 @@ import errno
 import hashlib
 import os
 import platform
+import re
 import shutil
 import stat
 import subprocess
@@ -180,20 +181,50 @@ def test_a_malformed_cc_is_refused(
 
 
 def test_flags_that_the_compiler_lacks_are_dropped(
-    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    script = tmp_path / "plain-cc"
-    script.write_text(
-        '#!/bin/sh\nfor flag in "$@"; do case "$flag" in\n'
+    lacks = tmp_path / "lacks"
+    lacks.touch()
+    script = (
+        f'[ -e "{lacks}" ] && for flag in "$@"; do case "$flag" in\n'
         "-fopenmp|-march=native) echo unsupported >&2; exit 1;; esac; done\n"
-        'exec cc "$@"\n',
-        encoding="utf-8",
+        'exec cc "$@"'
     )
-    script.chmod(0o755)
-    monkeypatch.setenv("CC", str(script))
-    source = write_source(tmp_path)
-    library = build_library("answer", [source], [tmp_path / "inc"], ["-march=native"])
+    write_compiler(tmp_path / "plain-cc", monkeypatch, script)
+
+    def build() -> Path:
+        return build_library(
+            "answer", [write_source(tmp_path)], [tmp_path / "inc"], ["-march=native"]
+        )
+
+    library = build()
+    assert library.name.startswith("answer-without-march=native-without-fopenmp-")
     assert answer_of(library) == 7
+    assert build() == library
+    for flag, effect in (("-fopenmp", "on one thread"), ("-march=native", "slower")):
+        said = rf"C code will run {effect}: the compiler does not take {flag}: .* unsupported"
+        assert len(re.findall(said, caplog.text)) == 1
+
+    c_build._is_missing.cache_clear()  # another process, after the cause has gone
+    lacks.unlink()
+    whole = build()
+    assert re.fullmatch(r"answer-\w+-\w+", whole.stem)
+    lacks.touch()
+    c_build._is_missing.cache_clear()
+    assert build() == whole
+
+
+@pytest.mark.parametrize("command", ["true", "true --flag"])
+def test_a_command_that_compiles_nothing_is_named(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setenv("CC", command)
+    with pytest.raises(NativeBuildError, match=rf"^{command} succeeded .*: set CC to a C compiler"):
+        build_answer(tmp_path)
+    assert list(cache.iterdir()) == []
 
 
 def test_a_missing_source_is_named(tmp_path: Path, cache: Path) -> None:
