@@ -53,7 +53,7 @@ static float run_exp2(void)
 #pragma GCC unroll 4
         for (int i = 0; i < MAX_TOGETHER; i++)
             x[i] = v_set1(-1e-4f * (float)(step + i));
-        v_exp2_each(x, MAX_TOGETHER);
+        v_exp2_up_to(x, MAX_TOGETHER, EXP2_FINITE);
 #pragma GCC unroll 4
         for (int i = 0; i < MAX_TOGETHER; i++)
             sum = sum + x[i];

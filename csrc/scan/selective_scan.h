@@ -21,6 +21,7 @@
  *
  * Results have the same bits for every thread count: the work is cut up by the shapes alone, and
  * every sum is taken in one fixed order. They differ in the last bits between instruction sets.
+ * exp(delta_t * A) may be NaN or infinity above 2^127.4, as it is above the largest float.
  */
 #ifndef MAMBA_SCAN_SELECTIVE_SCAN_H
 #define MAMBA_SCAN_SELECTIVE_SCAN_H

@@ -4,7 +4,7 @@
 
 #include "simd.h"
 
-enum { MAX_TOGETHER = 4 }; /* most vectors that v_exp2_each takes */
+enum { MAX_TOGETHER = 4 }; /* most vectors that v_exp2_up_to takes */
 
 /* Largest exponents of v_exp2_up_to: of a result that is always finite, and of one that is NaN or
  * infinite if 2^x exceeds the largest float (or comes near it: 2^127.5). */
@@ -69,14 +69,10 @@ static inline void v_exp2_up_to(vreal *x, int count, REAL highest)
 #endif
 }
 
-static inline void v_exp2_each(vreal *x, int count)
-{
-    v_exp2_up_to(x, count, EXP2_FINITE);
-}
-
+/* 2^x, and at most 2^EXP2_FINITE */
 static inline vreal v_exp2(vreal x)
 {
-    v_exp2_each(&x, 1);
+    v_exp2_up_to(&x, 1, EXP2_FINITE);
     return x;
 }
 

@@ -6,6 +6,7 @@
 #include "exact_scan.h"
 #include "float_mode.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -195,6 +196,47 @@ static void test_mode(enum scan_isa isa)
     free_scan(&scan);
 }
 
+/* Two steps of 4 states that grow by exp(growth) in the second step; if tied, only the last does.
+ */
+static struct scan growing_scan(enum scan_isa isa, float growth, bool tied)
+{
+    const struct scan_dims dims = {.batch = 1,
+                                   .channels = 1,
+                                   .length = 2,
+                                   .states = 4,
+                                   .threads = 1,
+                                   .type = SCAN_FLOAT32,
+                                   .isa = isa};
+    struct scan scan = make_scan(&dims, false, false);
+    scan.has_z = scan.has_d = scan.has_bias = false;
+    for (ptrdiff_t n = 0; n < dims.states; n++)
+        set_element(&scan.a, n, tied ? -0.25 * (double)(n + 1) : -1);
+    set_element(&scan.u, 0, 1e-30);
+    for (ptrdiff_t t = 0; t < dims.length; t++)
+        set_element(&scan.delta, t, -growth);
+    return scan;
+}
+
+/* A step size below 0 lets the state grow: by the right factor below 2^127.4, and by none that is
+ * finite and wrong above the largest float. */
+static void test_growth(enum scan_isa isa)
+{
+    for (int tied = 0; tied < 2; tied++) {
+        const float growths[] = {88.25F, 88.75F, 100};
+        for (int i = 0; i < 3; i++) {
+            struct scan scan = growing_scan(isa, growths[i], tied);
+            exact_scan(&scan);
+            run_scan(&scan);
+            if (i == 0)
+                check_tensor("growth", "out", &scan.out);
+            else
+                CHECK(!isfinite(((float *)scan.out.memory)[1]),
+                      "isa %d, tied %d: exp(%g) is finite", (int)isa, tied, (double)growths[i]);
+            free_scan(&scan);
+        }
+    }
+}
+
 /* A scan of which each tensor is given, with a W or without. */
 static struct scan whole_scan(ptrdiff_t rank)
 {
@@ -329,6 +371,7 @@ int main(void)
         test_threads(isa);
         test_mode(isa);
         test_caller_modes(isa);
+        test_growth(isa);
     }
     CHECK(mamba_scan_isa_works(mamba_scan_best_isa()), "the best instruction set works");
 #if defined(__aarch64__)
