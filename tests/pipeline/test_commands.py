@@ -538,7 +538,9 @@ def test_the_records_of_a_run_are_in_the_order_of_their_seeds(project: Path) -> 
     chosen = series.Series(params={}, seeds=[4, 3, 2, 1, 0], runs={"one": {}})
     wanted = series.trainings(chosen, load_params())
     options = argparse.Namespace(jobs=2, only=None)
-    found = series.run_missing(wanted, project / "results.json", options, lambda _: {}, dict)
+    found = series.run_missing(
+        chosen, wanted, project / "results.json", options, lambda _: {}, dict
+    )
     assert [record["seed"] for record in found["one"]] == [0, 1, 2, 3, 4]
     assert [record["key"] for record in found["one"]] == [one.key for one in reversed(wanted)]
 
