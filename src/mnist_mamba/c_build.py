@@ -31,6 +31,26 @@ _COMPILE_TIMEOUT_S = 300
 _BUILD_BYTES = 2 << 20  # more than a build needs
 
 
+_process = os.getpid()
+
+
+def _note_fork() -> None:
+    global _process
+    _process = 0  # a child can have its parent's number, in another PID namespace
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_note_fork)
+
+
+def is_forked() -> bool:
+    """Return whether this process was forked, by Python or by C, after this module's import.
+
+    Then it may use one thread only: OpenMP waits for ever for the parent's threads.
+    """
+    return os.getpid() != _process
+
+
 class NativeBuildError(RuntimeError):
     """A C library could not be built; the message holds the command and its output."""
 

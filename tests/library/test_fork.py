@@ -125,22 +125,39 @@ def fork_while_a_thread_loads_the_library() -> None:
     os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) and 1 if child else 0)
 
 
-def open_in_a_child() -> None:
-    """Open an engine in a child of a process in which only torch has used two threads."""
-    torch.set_num_threads(2)
-    torch.randn(1 << 20).exp_()
-    child = os.fork()
-    if not child:
-        signal.alarm(LIMIT_S)
-        engine_answer()()
-    os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) and 1 if child else 0)
+LOAD_IN_A_CHILD = """
+import os, signal, sys
+import numpy as np
+import torch
+from mnist_mamba.engine import Engine
+from mnist_mamba.scan import selective_scan
+
+kind, process, limit, model = sys.argv[1:]
+torch.set_num_threads(2)
+u, B, A = torch.rand(2, 16, 64), torch.rand(2, 16, 64), -torch.rand(16, 16)
+torch.randn(1 << 20).exp_()
+parent = os.getpid()
+if child := os.fork():
+    os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) and 1)
+if process == "same":  # as in another PID namespace
+    os.getpid = lambda: parent
+signal.alarm(int(limit))
+if kind == "engine":
+    Engine(model, threads=2).logits(np.zeros((40, 8, 8), dtype=np.uint8))
+else:
+    selective_scan(u, u, A, B, B, backend="cpu")
+"""
+"""A program that loads a library in the child of a process in which only torch used two threads."""
 
 
 def in_another_process(call: str) -> None:
-    program = f"from tests.library import test_fork; test_fork.{call}"
+    run_program(f"from tests.library import test_fork; test_fork.{call}")
+
+
+def run_program(program: str, *arguments: object) -> None:
     path = os.pathsep.join((f"{ROOT}/src", str(ROOT)))
     done = subprocess.run(
-        [sys.executable, "-c", program],
+        [sys.executable, "-c", program, *map(str, arguments)],
         env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "2"},
         capture_output=True,
         text=True,
@@ -157,8 +174,10 @@ def test_an_engine_works_in_forked_workers() -> None:
     in_another_process("start_workers()")
 
 
-def test_an_engine_that_is_opened_in_a_child_works() -> None:
-    in_another_process("open_in_a_child()")
+@pytest.mark.parametrize("process", ["other", "same"])
+@pytest.mark.parametrize("kind", ["engine", "scan"])
+def test_a_library_that_is_loaded_in_a_child_works(kind: str, process: str) -> None:
+    run_program(LOAD_IN_A_CHILD, kind, process, LIMIT_S, golden.FOLDER / "patch_tied.bin")
 
 
 def test_a_fork_leaves_no_lock_on_the_scan_s_library() -> None:

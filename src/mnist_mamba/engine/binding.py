@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mnist_mamba import __version__
-from mnist_mamba.c_build import build_library, csrc_dir, isa_flags, shared_flags
+from mnist_mamba.c_build import build_library, csrc_dir, is_forked, isa_flags, shared_flags
 
 LIBRARY_VARIABLE = "MNIST_MAMBA_LIBRARY"
 """Environment variable with the path of a built libmamba to use instead of compiling one.
@@ -24,9 +24,6 @@ An empty one counts as unset.
 
 MAX_THREADS = 1024
 """Number of threads that a batch may ask for (csrc/engine/threads.h)."""
-
-_PROCESS = os.getpid()
-"""The process that imported this module."""
 
 _u32 = ctypes.c_uint32
 
@@ -217,7 +214,7 @@ class Engine:
         is_u8 = pixels.dtype == np.uint8
         forward = library.mamba_forward_batch_u8 if is_u8 else library.mamba_forward_batch
         threads = self._threads or library.mamba_max_threads()
-        if os.getpid() != _PROCESS:
+        if is_forked():
             threads = 1  # the library may have been loaded after the fork, and not know of it
         # Not create_string_buffer, which would clear the arena.
         arena = np.empty(library.mamba_batch_bytes(model, threads), dtype=np.uint8)

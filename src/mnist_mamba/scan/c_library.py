@@ -12,7 +12,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mnist_mamba.c_build import NativeBuildError, build_library, csrc_dir, isa_flags, shared_flags
+from mnist_mamba.c_build import (
+    NativeBuildError,
+    build_library,
+    csrc_dir,
+    is_forked,
+    isa_flags,
+    shared_flags,
+)
 from mnist_mamba.scan.errors import ScanBackendError
 
 ISA_VARIABLE = "MAMBA_ISA"
@@ -253,7 +260,7 @@ def block_plan(
         ),
         reverse,
         norm_eps,
-        torch.get_num_threads(),
+        _max_threads(),
     )
 
 
@@ -311,6 +318,11 @@ def _bytes(count: int) -> Tensor:
     return torch.empty(max(1, count), dtype=torch.uint8, device="cpu")
 
 
+def _max_threads() -> int:
+    # The library may have been loaded after the fork, and not know of it.
+    return 1 if is_forked() else torch.get_num_threads()
+
+
 def _threads(updates: int, at_most: int) -> int:
     return min(at_most, 1 + updates // _UPDATES_PER_THREAD)
 
@@ -325,7 +337,7 @@ def _scan_dims(batch: int, tensors: Sequence[Any], delta_softplus: bool) -> _Sca
         length=length,
         states=states,
         rank=0,
-        threads=_threads(batch * channels * length * states, torch.get_num_threads()),
+        threads=_threads(batch * channels * length * states, _max_threads()),
         delta_softplus=delta_softplus,
         type=_TYPE[u.dtype],
         isa=isa_number(),
