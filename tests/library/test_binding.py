@@ -252,6 +252,27 @@ def test_the_library_is_asked_for_that_many_threads(threads: int, used: int) -> 
     assert asked == [used, used]
 
 
+def test_no_more_memory_is_taken_than_images_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine: Any = Engine(MODEL, threads=64)
+    library, asked = engine._model.library, []
+    real = library.mamba_batch_bytes
+
+    def batch_bytes(model: Any, threads: int) -> int:
+        asked.append(threads)
+        return int(real(model, threads))
+
+    monkeypatch.setattr(library, "mamba_batch_bytes", batch_bytes)
+    for n in (0, 1, 3):
+        assert len(engine.logits(np.zeros((n, 8, 8), dtype=np.uint8))) == n
+    assert asked == [1, 1, 3]
+
+
+def test_a_pixel_just_above_1_is_shown_with_all_digits() -> None:
+    images = np.full((1, 8, 8), np.nextafter(np.float32(1), np.float32(2)))
+    with pytest.raises(ValueError, match=r"from 0 to 1\.00000012, outside \[0, 1\]"):
+        Engine(MODEL).logits(images)
+
+
 def stub(folder: Path, names: list[str]) -> Path:
     """Build a library with these functions, whose version is another."""
     source = folder / "stub.c"

@@ -216,6 +216,7 @@ class Engine:
         threads = self._threads or library.mamba_max_threads()
         if is_forked():
             threads = 1  # the library may have been loaded after the fork, and not know of it
+        threads = min(threads, max(n, 1))
         # Not create_string_buffer, which would clear the arena.
         arena = np.empty(library.mamba_batch_bytes(model, threads), dtype=np.uint8)
         logits = np.empty((n, int(model.info["n_classes"])), dtype=np.float32)
@@ -279,8 +280,8 @@ def _pixels(images: Any, size: tuple[int | float, int | float]) -> NDArray[Any]:
         low, high = pixels.min(initial=0), pixels.max(initial=0)
         if not (low >= 0 and high <= 1):  # also refuses NaN
             raise ValueError(
-                f"{got} have values from {low:g} to {high:g}, outside [0, 1]: divide pixels of 0 "
-                "to 255 by 255, or pass them as uint8"
+                f"{got} have values from {low:.9g} to {high:.9g}, outside [0, 1]: divide pixels of "
+                "0 to 255 by 255, or pass them as uint8"
             )
     return pixels
 
