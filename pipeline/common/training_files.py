@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mnist_mamba.atomic_write import write_bytes, write_json
+from mnist_mamba.atomic_write import remove_leftovers, write_bytes, write_json
 from mnist_mamba.training.checkpoint import Checkpoint, save_checkpoint
 from mnist_mamba.training.epoch import CurvePoint, EpochReport, TrainingState
 from mnist_mamba.training.resume import SavedTraining, save_training
@@ -63,8 +63,7 @@ class TrainingFiles:
         """Remove the state of the completed training and temporary files of killed ones."""
         self.state.unlink(missing_ok=True)
         for path in (self.state, self.last, self.best, self.curves, self.metrics):
-            for leftover in path.parent.glob(f".{path.name}.*.tmp"):
-                leftover.unlink()
+            remove_leftovers(path)
 
     def _summary(self) -> dict[str, Any]:
         last, best = self.points[-1], _best(self.points)

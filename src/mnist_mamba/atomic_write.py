@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import secrets
@@ -29,7 +30,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     target, old = _target(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    temporary = target.with_name(f"{_prefix(target)}{secrets.token_hex(8)}.tmp")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
     os.close(os.open(temporary, flags, 0o600 if old else 0o666))
     try:
@@ -43,6 +44,17 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
         raise
     _sync_folder(target.parent)
+
+
+def _prefix(path: Path) -> str:
+    """Return the start of temporary names for a file, which is short for any name of the file."""
+    return f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}."
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove the temporary files of killed processes that were writing `path`."""
+    for leftover in path.parent.glob(f"{_prefix(path)}*.tmp"):
+        leftover.unlink()
 
 
 def _target(path: Path) -> tuple[Path, os.stat_result | None]:

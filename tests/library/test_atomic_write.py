@@ -230,7 +230,7 @@ def test_temporary_files_of_others_are_left_alone(
     with replacing(path) as first, replacing(path) as second:
         assert first != second
     monkeypatch.setattr(atomic_write.secrets, "token_hex", lambda _: "0" * 8)
-    taken = tmp_path / ".file.00000000.tmp"
+    taken = tmp_path / first.with_name(f"{first.name[:18]}00000000.tmp").name
     taken.write_bytes(b"of another process")
     with pytest.raises(FileExistsError):
         write_bytes(path, NEW)
@@ -261,6 +261,16 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(
         write()
     assert written == [NEW]
     assert (list(tmp_path.iterdir()), path.read_bytes()) == ([path], OLD)
+
+
+def test_a_name_may_have_any_length_and_leftovers_are_found(tmp_path: Path) -> None:
+    path, other = tmp_path / ("x" * 255), tmp_path / "other"
+    write_bytes(path, NEW)
+    assert path.read_bytes() == NEW
+    with replacing(other) as kept, replacing(path) as killed:
+        atomic_write.remove_leftovers(path)
+        assert (kept.exists(), killed.exists()) == (True, False)
+        killed.touch()
 
 
 def test_json_and_text_are_utf_8_and_finite(tmp_path: Path) -> None:

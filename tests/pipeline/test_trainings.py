@@ -21,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pipeline.train
+from mnist_mamba.atomic_write import _prefix
 from mnist_mamba.model import MambaClassifier
 from mnist_mamba.training.checkpoint import load_checkpoint
 from mnist_mamba.training.distributed import Processes
@@ -152,7 +153,8 @@ def test_killed_and_resumed_training_leaves_the_same_bytes(
     set_params(project, LONG)  # with MLflow
     state = kill_in_the_middle(project, start(project, [*TRAIN, "--resume"]))
     check_that_files_are_whole(project)
-    (project / "checkpoints/.last.pth.a1b2c3d4.tmp").write_bytes(b"half a checkp")
+    last = project / "checkpoints/last.pth"
+    last.with_name(f"{_prefix(last)}a1b2c3d4.tmp").write_bytes(b"half a checkp")
     remove_outputs(project)
     assert f"resuming in epoch {state.epoch} after step {state.steps}" in train(project, "--resume")
     for name in RESULTS:
