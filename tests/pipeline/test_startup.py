@@ -22,6 +22,7 @@ STAGES = ("check_params", "download", "prepare", "train", "evaluate", "benchmark
 
 PROGRAM = """
 import json, runpy, sys
+before = set(sys.modules)  # a system's Python may import packages of its own
 modules, words = json.loads(sys.argv[1])
 answers = {}
 for module in modules:
@@ -31,7 +32,8 @@ for module in modules:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     except SystemExit as end:
         code = end.code
-    packages = {name.partition(".")[0] for name in sys.modules} - sys.stdlib_module_names
+    packages = {name.partition(".")[0] for name in sys.modules.keys() - before}
+    packages -= sys.stdlib_module_names
     answers[module] = code, sorted(name for name in packages if name[0] != "_")
 print(json.dumps(answers), file=sys.stderr)
 """
