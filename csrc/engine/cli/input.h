@@ -7,7 +7,8 @@
 #include "file_bytes.h"
 
 enum { MAX_UNPACKED = 1 << 30 }; /* bytes that a gzip file may expand to */
-enum { MAX_PATH = 4096 };        /* Linux's PATH_MAX */
+/* Room for a path of PATH_MAX with .gz, so that what is cut off is too long to be opened. */
+enum { MAX_PATH = 4096 + sizeof ".gz" };
 
 /* A regular file; or a stream, which is copied: stdin, or what `gzip -dc` makes of a gzip file. */
 struct input {

@@ -218,6 +218,23 @@ if [ -z "$RUN" ]; then
     says '^mamba: input.bin.gz: cannot run gzip: install it'
 fi
 
+# A path that is too long is not cut: another file may have the shorter name.
+deep=$(printf '%0250d/' 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16)
+mkdir -p "$deep"
+for length in 77 78 79; do # of the last name; a path has 4095 bytes at most
+    long=$deep$(printf "%0${length}d" 0)
+    cp input.bin "$long"
+    expect 0 "$model" "$long"
+    rm "$long"
+    expect 3 "$model" "$long"
+done
+cp input.bin "$long"
+expect 3 "$model" "${long}x"
+says ': cannot open: File name too long$'
+rm "$long"
+cp input.bin "$deep$(printf '%077d' 0).g"
+expect 3 "$model" "$deep$(printf '%077d' 0)"
+
 cp "$model" eval
 expect 0 ./eval input.bin
 cp "$model" 7.bin
