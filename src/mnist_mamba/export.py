@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -63,25 +63,44 @@ def write_model(path: str | Path, model: Classifier) -> None:
 
 
 def _check_parts(model: Classifier) -> None:
-    """Check that a model has the parts that its config builds, with the same settings."""
-    with torch.device("meta"):
-        expected = _parts(build_classifier(model.config))
-    found = _parts(model)
+    """Check that a model computes what its config builds, but for the values of its weights.
+
+    Methods that were replaced in a class, and so in all models, are not noticed.
+    """
+    with torch.random.fork_rng(devices=[]):
+        expected = build_classifier(model.config)
+    shapes = ({k: tuple(v.shape) for k, v in m.state_dict().items()} for m in (model, expected))
+    _check_same("the weight", *shapes)
+    parts, wanted = (dict(m.named_modules(remove_duplicate=False)) for m in (model, expected))
+    _check_same("the part", *({k: type(v) for k, v in m.items()} for m in (parts, wanted)))
+    for name, part in parts.items():
+        settings = {k: v for k, v in vars(wanted[name]).items() if k not in _NO_RESULT}
+        # A user's own attribute changes nothing, unless it replaces a method.
+        found = {
+            key: value
+            for key, value in vars(part).items()
+            if key in settings or (hasattr(type(part), key) and key not in _NO_RESULT)
+        }
+        _check_same(f"the part {name}:", found, settings)
+
+
+_NO_RESULT = {"_parameters", "_buffers", "_modules"} | {
+    "training",
+    "momentum",
+    "scan_backend",
+    "_compiled_call_impl",
+}
+"""Attributes of modules that hold weights and parts, and those that do not change results."""
+
+
+def _check_same(kind: str, found: dict[str, Any], expected: dict[str, Any]) -> None:
     for name in expected | found:
-        if found.get(name) != expected.get(name):
+        got, wanted = found.get(name), expected.get(name)
+        if type(got) is not type(wanted) or got != wanted:
             raise FormatError(
-                f"the model's part {name} is {found.get(name)}, but its config builds "
-                f"{expected.get(name)}: the file cannot describe this model"
+                f"{kind} {name} is {got!r}, but the model's config builds {wanted!r}: the file "
+                "cannot describe this model"
             )
-
-
-def _parts(model: nn.Module) -> dict[str, str]:
-    """Return class and settings of each module, without what only training needs, and shapes."""
-    parts = {
-        name: f"{type(part).__name__}({part.extra_repr()})" for name, part in model.named_modules()
-    }
-    parts = {name: re.sub(r"momentum=[^,]*, ", "", text) for name, text in parts.items()}
-    return parts | {name: str(tuple(value.shape)) for name, value in model.state_dict().items()}
 
 
 def header_of(config: ModelConfig) -> Header:

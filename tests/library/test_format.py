@@ -7,6 +7,7 @@ import math
 import re
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,8 @@ def test_a_model_that_its_config_does_not_describe_is_refused(
     model = make_model("conv_local_cross")
     for name, value in change.items():
         setattr(model.get_submodule(part), name, value)
-    with pytest.raises(FormatError, match=f"the model's part {re.escape(part)} is "):
+    (setting,) = change
+    with pytest.raises(FormatError, match=f"the part {re.escape(part)}: {setting} is "):
         write_model(tmp_path / "model.bin", model)
     assert not (tmp_path / "model.bin").exists()
 
@@ -61,13 +63,80 @@ def test_a_model_that_its_config_does_not_describe_is_refused(
 def test_a_pruned_or_replaced_part_is_refused(tmp_path: Path) -> None:
     model = make_model("patch_forward_mean")
     prune.l1_unstructured(model.head, "weight", 0.5)
-    with pytest.raises(FormatError, match=r"the model's part head\.weight is None"):
+    with pytest.raises(FormatError, match=r"the weight head\.weight is None"):
         write_model(tmp_path / "model.bin", model)
     prune.remove(model.head, "weight")
     write_model(tmp_path / "model.bin", model)
     model.norm_f = torch.nn.Identity()
-    with pytest.raises(FormatError, match="the model's part norm_f is Identity"):
+    with pytest.raises(FormatError, match=r"the weight norm_f\.weight is None"):
         write_model(tmp_path / "model.bin", model)
+
+
+class RMSNorm(torch.nn.RMSNorm):
+    """A norm of torch's name that computes something else."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(x)
+
+
+def replace_norm(model: Any) -> None:
+    model.members[2].norm_f = RMSNorm(8, eps=1e-5)
+
+
+def replace_a_member_s_config(model: Any) -> None:
+    model.members[1].config = dataclasses.replace(model.members[1].config, pool="last")
+
+
+def swap_layers(model: Any) -> None:
+    layers = model.members[0].layers
+    layers[0], layers[1] = layers[1], layers[0]
+
+
+def replace_method(model: Any) -> None:
+    model.members[1].pooled = lambda residual: residual[:, 0]
+
+
+def add_hook(model: Any) -> None:
+    model.members[0].head.register_forward_hook(lambda module, inputs, out: 2 * out)
+
+
+def replace_convolution(model: Any) -> None:
+    model.members[0].stem.conv1._conv_forward = lambda x, weight, bias: 0 * x
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (replace_norm, "the part members.2.norm_f is <class 'tests"),
+        (replace_a_member_s_config, "the part members.1: config is ModelConfig"),
+        (swap_layers, "the part members.0.layers.0: order is ScanOrder"),
+        (replace_method, "the part members.1: pooled is <function"),
+        (add_hook, "the part members.0.head: _forward_hooks is OrderedDict"),
+        (replace_convolution, "the part members.0.stem.conv1: _conv_forward is <function"),
+    ],
+)
+def test_a_changed_ensemble_is_refused(
+    change: Callable[[Any], None], named: str, tmp_path: Path
+) -> None:
+    model = make_model("ensemble")
+    change(model)
+    with pytest.raises(FormatError, match=re.escape(named)):
+        write_model(tmp_path / "model.bin", model)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_changes_no_result_is_exported(tmp_path: Path) -> None:
+    model = make_model("ensemble")
+    state = torch.get_rng_state()
+    write_model(tmp_path / "before.bin", model)
+    assert torch.equal(torch.get_rng_state(), state)
+    model.notes = "of a user"
+    for part in model.modules():
+        if isinstance(part, torch.nn.BatchNorm2d):
+            part.momentum = 0.5
+    model.train()
+    write_model(tmp_path / "after.bin", model)
+    assert (tmp_path / "before.bin").read_bytes() == (tmp_path / "after.bin").read_bytes()
 
 
 def reseal(data: bytes) -> bytes:
