@@ -267,6 +267,18 @@ def test_no_more_memory_is_taken_than_images_need(monkeypatch: pytest.MonkeyPatc
     assert asked == [1, 1, 3]
 
 
+def test_a_model_in_bytes_with_gaps_is_refused() -> None:
+    gaps = memoryview(MODEL.read_bytes())[::2]
+    with pytest.raises(TypeError, match="got memoryview, expected a path or the bytes"):
+        Engine(gaps)  # type: ignore[arg-type]
+
+
+def test_masked_images_in_a_list_are_refused() -> None:
+    image = np.ma.masked_array(np.zeros((8, 8), np.uint8), mask=np.eye(8))
+    with pytest.raises(ValueError, match="masked pixels"):
+        Engine(MODEL).logits([image, image])  # type: ignore[arg-type]
+
+
 def test_a_pixel_just_above_1_is_shown_with_all_digits() -> None:
     images = np.full((1, 8, 8), np.nextafter(np.float32(1), np.float32(2)))
     with pytest.raises(ValueError, match=r"from 0 to 1\.00000012, outside \[0, 1\]"):

@@ -123,9 +123,10 @@ def _open_again(crc32: int, source: Any, *options: Any) -> _Model:
 def _buffer(source: Any) -> NDArray[np.uint8]:
     try:
         return np.frombuffer(source, dtype=np.uint8)
-    except TypeError as error:
+    except (TypeError, BufferError) as error:
         raise TypeError(
-            f"model: got {type(source).__name__}, expected a path or the bytes of a model file"
+            f"model: got {type(source).__name__}, expected a path or the bytes of a model file, "
+            f"without gaps: {error}"
         ) from error
 
 
@@ -265,7 +266,8 @@ def _pixels(images: Any, size: tuple[int | float, int | float]) -> NDArray[Any]:
     """Return the checked images as C needs them: one contiguous, aligned array."""
     got = f"images ({type(images).__name__})"
     expected = f"expected (n, {size[0]:g}, {size[1]:g}), uint8 or float32 in [0, 1]"
-    if np.ma.is_masked(images):
+    parts = images if isinstance(images, list | tuple) else [images]
+    if any(map(np.ma.is_masked, parts)):
         raise ValueError(f"{got} have masked pixels: fill them first")
     try:
         pixels = np.require(images, requirements=["C_CONTIGUOUS", "ALIGNED", "ENSUREARRAY"])
