@@ -492,8 +492,10 @@ def make_whole_block() -> tuple[Block, Tensor]:
         lambda m: setattr(m, "A_log", nn.Parameter(torch.ones(16, 1))),
         lambda m: setattr(m, "out_proj", nn.Linear(16, 4, bias=False)),
         lambda m: setattr(m, "forward", m.forward),
+        lambda m: setattr(m.in_proj, "weight", nn.Parameter(m.in_proj.weight.detach().to_sparse())),
+        lambda m: m.to("meta"),
     ],
-    ids=["dtype", "stride", "groups", "shape of D", "shape of A", "width", "forward"],
+    ids=["dtype", "stride", "groups", "D", "A", "width", "forward", "sparse", "meta"],
 )
 def test_a_changed_mixer_is_not_run_fused(change: Callable[[Any], object]) -> None:
     mixer, hidden = MambaMixer(8, scan="cpu"), torch.randn(1, 3, 8)

@@ -205,22 +205,24 @@ class MambaMixer(nn.Module):
         )
 
     def _has_own_weights(self, hidden: Tensor, norm: Any) -> bool:
-        """Return whether all weights have the shapes of __init__ and `hidden`'s dtype.
+        """Return whether all weights have the shapes of __init__ and `hidden`'s dtype and device.
 
-        None may define torch's functions itself, as quantised tensors do.
+        All must be dense, and none may define torch's functions itself, as quantised tensors do.
         """
         weights = [None if norm is None else norm.weight, self.in_proj.weight, self.out_proj.weight]
         weights += [w for suffix in self.suffixes for w in self.direction_weights(suffix)]
         shapes = c_library.weight_shapes(
             self.d_model, self.d_inner, self.d_state, self.dt_rank, self.d_conv, self.tied
         )
-        return not _has_own_functions(hidden) and all(
-            weight is None
+        kinds = [(tensor, shape) for tensor, shape in zip(weights, shapes, strict=False)]
+        return all(
+            tensor is None
             or (
-                (weight.dtype, weight.shape) == (hidden.dtype, shape)
-                and not _has_own_functions(weight)
+                (tensor.dtype, tensor.device, tensor.shape) == (hidden.dtype, hidden.device, shape)
+                and tensor.layout == torch.strided
+                and not _has_own_functions(tensor)
             )
-            for weight, shape in zip(weights, shapes, strict=False)
+            for tensor, shape in [(hidden, hidden.shape), *kinds]
         )
 
     def fused(self, hidden: Tensor, reverse: bool, norm: nn.RMSNorm | None = None) -> Tensor:
