@@ -31,16 +31,27 @@ _COMPILE_TIMEOUT_S = 300
 _BUILD_BYTES = 2 << 20  # more than a build needs
 
 
-_process = os.getpid()
+_forks = 0
 
 
 def _note_fork() -> None:
-    global _process
-    _process = 0  # a child can have its parent's number, in another PID namespace
+    global _forks
+    _forks += 1
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_note_fork)
+
+
+def this_process() -> tuple[int, int]:
+    """Return what tells this process from its parents, from whom it was forked by Python or by C.
+
+    In another PID namespace, a child can have its parent's number.
+    """
+    return os.getpid(), _forks
+
+
+_importer = this_process()
 
 
 def is_forked() -> bool:
@@ -48,7 +59,7 @@ def is_forked() -> bool:
 
     Then it may use one thread only: OpenMP waits for ever for the parent's threads.
     """
-    return os.getpid() != _process
+    return this_process() != _importer
 
 
 class NativeBuildError(RuntimeError):

@@ -9,6 +9,7 @@ import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from mnist_mamba.training.epoch import CurvePoint, Epoch, EpochReport, TrainingS
 from mnist_mamba.training.evaluation import Scores, predict, score
 from mnist_mamba.training.flat_parameters import FlatParameters
 from mnist_mamba.training.loop import StoppedError, TrainingError, train
+from mnist_mamba.training.members import Members
 from mnist_mamba.training.optimizer import learning_rate, split_parameters
 from mnist_mamba.training.resume import (
     SavedTraining,
@@ -180,8 +182,33 @@ def test_after_a_failed_step_no_member_goes_on() -> None:
     assert done == [True]
 
 
+def test_after_a_member_that_cannot_start_none_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    submit, calls, done = ThreadPoolExecutor.submit, [], []
+
+    def fail_at_the_second(pool: Any, *arguments: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise RuntimeError("can't start new thread")
+        return submit(pool, *arguments)
+
+    def wait(_: object) -> None:
+        time.sleep(0.3)
+        done.append(True)
+
+    monkeypatch.setattr(ThreadPoolExecutor, "submit", fail_at_the_second)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    with pytest.raises(RuntimeError, match="can't start"):
+        Members(build_classifier(ENSEMBLE, scan="reference")).map(wait)
+    assert done == [True]
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_an_ensemble_trains_in_a_forked_child() -> None:
+@pytest.mark.parametrize("same_number", [False, True])
+def test_an_ensemble_trains_in_a_forked_child(
+    same_number: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if same_number:  # as in another PID namespace
+        monkeypatch.setattr(os, "getpid", lambda: 7)
     trainer = Trainer(build_classifier(ENSEMBLE, scan="reference"), TrainConfig())
     arguments = (torch.rand(4, 8, 8), torch.tensor([0, 1, 2, 0]), 0.1)
     trainer.step(*arguments)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
 
+from mnist_mamba.c_build import this_process
 from mnist_mamba.model import Classifier, MambaClassifier
 
 T = TypeVar("T")
@@ -32,7 +32,7 @@ class Members:
         self._threads = 0
         if len(self.all) > 1 and next(model.parameters()).device.type == "cpu":
             self._threads = min(len(self.all), torch.get_num_threads())
-        self._process = -1
+        self._process: tuple[int, int] | None = None
 
     def map(self, function: Callable[[MambaClassifier], T]) -> list[T]:
         """Return the function's results for all members, in their order.
@@ -41,11 +41,12 @@ class Members:
         """
         if not self._threads:
             return list(map(function, self.all))
-        if self._process != os.getpid():  # a forked child lacks its parent's threads
+        if self._process != this_process():  # a forked child lacks its parent's threads
             self._pool = ThreadPoolExecutor(self._threads, "member", torch.set_num_threads, (1,))
-            self._process = os.getpid()
-        calls = [self._pool.submit(function, member) for member in self.all]
+            self._process = this_process()
+        calls: list[Future[T]] = []
         try:
+            calls.extend(self._pool.submit(function, member) for member in self.all)
             return [call.result() for call in calls]
         finally:
             wait(calls)
