@@ -407,7 +407,13 @@ def _check_types(
 
 
 def weight_shapes(
-    d_model: int, channels: int, states: int, rank: int, taps: int, tied: bool
+    d_model: int,
+    channels: int,
+    states: int,
+    rank: int,
+    taps: int,
+    tied: bool,
+    directions: int = _MAX_DIRECTIONS,
 ) -> tuple[Shape, ...]:
     """Return the shapes of WEIGHTS."""
     shared = [(d_model,), (2 * channels, d_model), (d_model, channels)]
@@ -420,7 +426,7 @@ def weight_shapes(
         (channels, 1 if tied else states),
         (channels,),
     ]
-    return (*shared, *_MAX_DIRECTIONS * direction)
+    return (*shared, *directions * direction)
 
 
 def _tensor3(tensor: Tensor | None) -> _Tensor3:

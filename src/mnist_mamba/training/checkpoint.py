@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import math
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +13,8 @@ import torch
 
 from mnist_mamba.atomic_write import write_bytes
 from mnist_mamba.config import Fraction, check_value, whole
-from mnist_mamba.model import Classifier, MambaClassifier, ModelConfig, build_classifier
+from mnist_mamba.model import Classifier, ModelConfig, build_classifier
+from mnist_mamba.scan.c_library import weight_shapes
 from mnist_mamba.training.torch_file import (
     TorchFileError,
     check_like,
@@ -107,7 +109,7 @@ def _checkpoint(content: dict[Any, Any], size: int, scan: str) -> Checkpoint:
     if not isinstance(values, dict) or any(map(torch.is_tensor, values.values())):
         raise ValueError("its config is not a dictionary of numbers and text")
     config = ModelConfig.from_dict(values)
-    if (described := _weight_bytes(config)) > room(size):
+    if (described := weight_bytes(config)) > room(size):
         raise ValueError(f"its config describes {described} bytes of weights, got {size}")
     model = build_classifier(config, scan=scan)
     check_like(content["model"], model.state_dict(), "model")
@@ -117,14 +119,32 @@ def _checkpoint(content: dict[Any, Any], size: int, scan: str) -> Checkpoint:
     return Checkpoint(model.eval(), epoch, accuracy)
 
 
-def _weight_bytes(config: ModelConfig) -> int:
-    """Return what a model's tensors take without allocating them; all layers have one shape."""
+def weight_bytes(config: ModelConfig) -> int:
+    """Return what a model's tensors take, without allocating them."""
+    width, norm = config.d_model, config.stem_norm == "batch"
+    outer: list[tuple[int, ...]] = [(width,), (config.n_classes, width), (config.n_classes,)]
+    outer += [(config.length, width)] * config.pos_embed
+    if config.stem == "patch":
+        outer += [(width, math.prod(config.patch), config.channels), (width,)]
+    for inputs, outputs, _ in config.stem_convs:
+        outer += [(outputs, inputs, 9), *(_norm_shapes(outputs) if norm else [(outputs,)])]
+    directions = 2 if config.direction == "bidirectional" else 1
+    layer = list(
+        weight_shapes(
+            width,
+            config.d_inner,
+            config.d_state,
+            config.resolved_dt_rank,
+            config.d_conv,
+            config.a == "tied",
+            directions,
+        )
+    )
+    layer += [(width, 9), *_norm_shapes(width)] * config.local_conv
+    shapes = [*outer, *config.n_layers * layer]
+    return config.members * sum(taken(shape, torch.float32.itemsize) for shape in shapes)
 
-    def member_bytes(n_layers: int) -> int:
-        with torch.device("meta"):
-            one = MambaClassifier(dataclasses.replace(config, members=1, n_layers=n_layers))
-        return sum(map(taken, one.state_dict().values()))
 
-    one_layer = member_bytes(1)
-    more_layers = (config.n_layers - 1) * (member_bytes(2) - one_layer)
-    return config.members * (one_layer + more_layers)
+def _norm_shapes(channels: int) -> list[tuple[int, ...]]:
+    """Return the shapes of a batch norm: weight, bias, mean, variance, number of batches."""
+    return [(channels,)] * 4 + [()]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import math
 import pickletools
 import sys
 import textwrap
@@ -65,9 +66,9 @@ def room(size: int) -> int:
     return 2**23 + 2 * size
 
 
-def taken(tensor: Tensor) -> int:
+def taken(shape: Sequence[int], itemsize: int) -> int:
     """Return the bytes that a tensor takes, at least those of its Python objects."""
-    return max(tensor.numel() * tensor.itemsize, 2**10)
+    return max(math.prod(shape) * itemsize, 2**10)
 
 
 class _Reader:
@@ -187,7 +188,7 @@ class _Reader:
                 function is Tensor
             ):
                 view = numbers.as_strided(size, stride, offset)
-                self._take(taken(view))
+                self._take(taken(view.shape, view.itemsize))
                 return view.clone(memory_format=torch.contiguous_format)
         raise TorchFileError("it has something else than tensors and dictionaries")
 
