@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import shlex
 import signal
 import sys
 import time
 from types import FrameType
-
-logger = logging.getLogger(__name__)
 
 _SIGNALS = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
@@ -38,8 +35,9 @@ class StopRequest:
         now = time.monotonic()
         if self.signal is None:
             self.signal, self._at = number, now
-            message = "stopping after this step; the same again ends it at once"
-            print(f"\n{signal.Signals(number).name}: {message}", file=sys.stderr, flush=True)
+            name = signal.Signals(number).name
+            message = f"stopping after this step; another {name} ends the training at once"
+            print(f"\n{name}: {message}", file=sys.stderr, flush=True)
         elif number == self.signal and now - self._at > _REPEAT_SECONDS:
             signal.signal(number, self._before[number])
             signal.raise_signal(number)

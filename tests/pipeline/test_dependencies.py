@@ -21,12 +21,22 @@ STAGES: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="
 
 NO_RETRAINING = {f"pipeline/tracking/{name}.py" for name in ("__init__", "client", "live")} | {
     f"pipeline/common/{name}.py"
-    for name in ("command", "content_key", "git", "machine", "nested", "options", "params", "paths")
+    for name in (
+        "command",
+        "content_key",
+        "git",
+        "machine",
+        "nested",
+        "options",
+        "params",
+        "paths",
+        "stop",
+    )
 }
 """Modules that `train` imports without depending on them.
 
-They show a training in MLflow, choose its hardware, or pass on params and data, on which the stage
-depends directly.
+They show a training in MLflow, choose its hardware, note a request to stop it, or pass on params
+and data, on which the stage depends directly.
 """
 
 
