@@ -177,6 +177,21 @@ def test_the_check_covers_one_s_own_images_and_an_experiment_s_author(
     assert not check_params.CHECKED.exists()
 
 
+@pytest.mark.parametrize("change", [{"train.device": "cuda"}, {"train.scan": "triton"}])
+def test_a_missing_gpu_is_noticed_before_a_result_is_lost(
+    change: dict[str, str], project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace_argv(monkeypatch)
+    set_params(project, {**SMALL, **change})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    ((name, value),) = change.items()
+    with pytest.raises(ValueError, match=f"{name} = {value}: PyTorch finds no GPU"):
+        check_params.main()
+    assert not check_params.CHECKED.exists()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    check_params.main()
+
+
 # benchmark, demo
 
 
