@@ -5,6 +5,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -35,6 +36,7 @@ static mamba_status end_gzip(struct input *input, mamba_error *error)
 static mamba_status open_gzip(struct input *input, mamba_error *error)
 {
     int ends[2];
+    signal(SIGCHLD, SIG_DFL); /* the parent may have passed on that children are not waited for */
     if (pipe(ends) != 0 || (input->gzip = fork()) < 0)
         return mamba_fail(error, MAMBA_ERR_MEMORY, input->path, "cannot start gzip: %s",
                           strerror(errno));

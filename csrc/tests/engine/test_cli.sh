@@ -205,6 +205,11 @@ packed images labels
 packed images labels <&-
 packed images labels.idx
 expect 0 "$model" input.bin.gz
+# Under a parent that waits for no child, which programs inherit.
+if env --ignore-signal=CHLD true 2>/dev/null; then
+    env --ignore-signal=CHLD $RUN "$mamba" eval "$model" images labels --json >out 2>err
+    check "gzip under an ignored SIGCHLD" cmp table out
+fi
 rm images.gz
 expect 3 eval "$model" images labels
 says '^mamba: images: cannot open'
