@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn.modules.module import _has_any_global_hook
 
 from mnist_mamba.atomic_write import write_bytes
 from mnist_mamba.config import LIMITS, ModelConfig
@@ -32,6 +33,7 @@ from mnist_mamba.model import (
     MambaClassifier,
     build_classifier,
 )
+from mnist_mamba.model.mixer import has_own_functions
 
 
 def write_model(path: str | Path, model: Classifier) -> None:
@@ -69,10 +71,19 @@ def _check_parts(model: Classifier) -> None:
     """
     with torch.random.fork_rng(devices=[]):
         expected = build_classifier(model.config)
-    shapes = ({k: tuple(v.shape) for k, v in m.state_dict().items()} for m in (model, expected))
-    _check_same("the weight", *shapes)
     parts, wanted = (dict(m.named_modules(remove_duplicate=False)) for m in (model, expected))
     _check_same("the part", *({k: type(v) for k, v in m.items()} for m in (parts, wanted)))
+    _check_same("the order of parts,", {"": list(parts)}, {"": list(wanted)})
+    for name, weight in [*model.named_parameters(), *model.named_buffers()]:
+        if has_own_functions(weight):
+            kind = type(weight).__name__
+            raise FormatError(f"the weight {name} is a {kind}, expected a tensor of torch")
+        if weight.is_complex():
+            raise FormatError(f"the weight {name} has {weight.dtype}, expected real numbers")
+    shapes = ({k: tuple(v.shape) for k, v in m.state_dict().items()} for m in (model, expected))
+    _check_same("the weight", *shapes)
+    if _has_any_global_hook():
+        raise FormatError("torch has hooks for all modules, which the file cannot describe")
     for name, part in parts.items():
         settings = {k: v for k, v in vars(wanted[name]).items() if k not in _NO_RESULT}
         # A user's own attribute changes nothing, unless it replaces a method.
@@ -85,6 +96,9 @@ def _check_parts(model: Classifier) -> None:
 
 
 _NO_RESULT = {"_parameters", "_buffers", "_modules"} | {
+    "_backward_hooks",
+    "_backward_pre_hooks",
+    "_is_full_backward_hook",
     "training",
     "momentum",
     "scan_backend",
@@ -136,7 +150,7 @@ def folded_tensors(model: Classifier) -> dict[str, Array]:
     }
 
 
-def _float64(module: nn.Module) -> dict[str, Tensor]:
+def _float64(module: torch.nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().cpu().double() for name, value in module.state_dict().items()}
 
 

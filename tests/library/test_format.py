@@ -68,7 +68,7 @@ def test_a_pruned_or_replaced_part_is_refused(tmp_path: Path) -> None:
     prune.remove(model.head, "weight")
     write_model(tmp_path / "model.bin", model)
     model.norm_f = torch.nn.Identity()
-    with pytest.raises(FormatError, match=r"the weight norm_f\.weight is None"):
+    with pytest.raises(FormatError, match=r"the part norm_f is <class .*Identity"):
         write_model(tmp_path / "model.bin", model)
 
 
@@ -104,6 +104,32 @@ def replace_convolution(model: Any) -> None:
     model.members[0].stem.conv1._conv_forward = lambda x, weight, bias: 0 * x
 
 
+def run_last_layer_first(model: Any) -> None:
+    layers = model.members[0].layers._modules
+    layers["0"] = layers.pop("0")
+
+
+class Doubled(torch.nn.Parameter):
+    """A weight that says itself what torch's functions do with it."""
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> torch.Tensor:
+        with torch._C.DisableTorchFunctionSubclass():
+            out: torch.Tensor = func(*args, **(kwargs or {}))
+        return 2 * out if func is torch.nn.functional.linear else out
+
+
+def replace_weight(model: Any) -> None:
+    model.members[1].head.weight = Doubled(model.members[1].head.weight.detach())
+
+
+def make_complex(model: Any) -> None:
+    weight = model.members[1].norm_f.weight
+    model.members[1].norm_f.weight = torch.nn.Parameter(weight.detach() * 1j)
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
@@ -113,6 +139,9 @@ def replace_convolution(model: Any) -> None:
         (replace_method, "the part members.1: pooled is <function"),
         (add_hook, "the part members.0.head: _forward_hooks is OrderedDict"),
         (replace_convolution, "the part members.0.stem.conv1: _conv_forward is <function"),
+        (run_last_layer_first, "the order of parts"),
+        (replace_weight, "the weight members.1.head.weight is a Doubled"),
+        (make_complex, "the weight members.1.norm_f.weight has torch.complex64"),
     ],
 )
 def test_a_changed_ensemble_is_refused(
@@ -125,12 +154,29 @@ def test_a_changed_ensemble_is_refused(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_model_under_global_hooks_is_refused(tmp_path: Path) -> None:
+    hook = torch.nn.modules.module.register_module_forward_hook(lambda *_: None)
+    try:
+        with pytest.raises(FormatError, match="hooks for all modules"):
+            write_model(tmp_path / "model.bin", make_model("patch_tied"))
+    finally:
+        hook.remove()
+
+
+def test_a_quantised_model_is_refused(tmp_path: Path) -> None:
+    model = make_model("patch_tied")
+    quantised = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear})
+    with pytest.raises(FormatError, match=r"the part .* is <class .*quantized"):
+        write_model(tmp_path / "model.bin", quantised)
+
+
 def test_what_changes_no_result_is_exported(tmp_path: Path) -> None:
     model = make_model("ensemble")
     state = torch.get_rng_state()
     write_model(tmp_path / "before.bin", model)
     assert torch.equal(torch.get_rng_state(), state)
     model.notes = "of a user"
+    model.members[0].head.register_full_backward_hook(lambda *_: None).remove()
     for part in model.modules():
         if isinstance(part, torch.nn.BatchNorm2d):
             part.momentum = 0.5

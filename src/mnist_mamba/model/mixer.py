@@ -220,7 +220,7 @@ class MambaMixer(nn.Module):
             or (
                 (tensor.dtype, tensor.device, tensor.shape) == (hidden.dtype, hidden.device, shape)
                 and tensor.layout == torch.strided
-                and not _has_own_functions(tensor)
+                and not has_own_functions(tensor)
             )
             for tensor, shape in [(hidden, hidden.shape), *kinds]
         )
@@ -310,7 +310,7 @@ def _is_linear(module: Any, with_bias: bool) -> bool:
     return _is_plain(module, nn.Linear) and (module.bias is not None) == with_bias
 
 
-def _has_own_functions(tensor: Tensor) -> bool:
+def has_own_functions(tensor: Tensor) -> bool:
     """Return whether a tensor's class says what torch's functions do with it."""
     if type(tensor) in (Tensor, nn.Parameter):
         return False
