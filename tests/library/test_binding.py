@@ -277,6 +277,12 @@ def test_masked_images_in_a_list_are_refused() -> None:
     image = np.ma.masked_array(np.zeros((8, 8), np.uint8), mask=np.eye(8))
     with pytest.raises(ValueError, match="masked pixels"):
         Engine(MODEL).logits([image, image])  # type: ignore[arg-type]
+    rows: Any = [list(image), list(image)]
+    with pytest.raises(ValueError, match="masked pixels"):
+        Engine(MODEL).logits(rows)
+    with_mask: Any = type("Images", (), {"__array__": lambda self, *_, **__: image[None]})()
+    with pytest.raises(ValueError, match="masked pixels"):
+        Engine(MODEL).logits(with_mask)
 
 
 def test_a_pixel_just_above_1_is_shown_with_all_digits() -> None:

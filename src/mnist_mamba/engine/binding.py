@@ -266,10 +266,9 @@ def _pixels(images: Any, size: tuple[int | float, int | float]) -> NDArray[Any]:
     """Return the checked images as C needs them: one contiguous, aligned array."""
     got = f"images ({type(images).__name__})"
     expected = f"expected (n, {size[0]:g}, {size[1]:g}), uint8 or float32 in [0, 1]"
-    parts = images if isinstance(images, list | tuple) else [images]
-    if any(map(np.ma.is_masked, parts)):
-        raise ValueError(f"{got} have masked pixels: fill them first")
     try:
+        if _has_masks(images):
+            raise ValueError("they have masked pixels, fill them first")
         pixels = np.require(images, requirements=["C_CONTIGUOUS", "ALIGNED", "ENSUREARRAY"])
     except (TypeError, ValueError, RuntimeError) as error:  # a ragged list, a tensor on a GPU
         raise ValueError(f"{got} are not an array: {error}; {expected}") from error
@@ -286,6 +285,13 @@ def _pixels(images: Any, size: tuple[int | float, int | float]) -> NDArray[Any]:
                 "0 to 255 by 255, or pass them as uint8"
             )
     return pixels
+
+
+def _has_masks(images: Any) -> bool:
+    """Return whether pixels are masked, in one array or in lists of arrays."""
+    if isinstance(images, list | tuple):
+        return any(map(_has_masks, images))
+    return hasattr(images, "__array__") and np.ma.is_masked(np.asanyarray(images))
 
 
 def find_library(library: str | Path | None = None) -> Path:
