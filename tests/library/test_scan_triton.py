@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import subprocess
 import sys
@@ -135,6 +136,34 @@ def test_the_softplus_of_a_large_step_is_the_step(device: str) -> None:
     inputs = make_inputs(1, 4, 2, 3)
     inputs["delta"] = torch.full_like(inputs["delta"], 200.0)
     assert_matches_reference(device, inputs)
+
+
+@needs_triton
+@pytest.mark.parametrize("step", [-4.0, -10.0, -16.0, -17.0, -40.0, -80.0])
+def test_the_softplus_of_a_small_step_keeps_its_digits(device: str, step: float) -> None:
+    one = torch.ones(1, 1, 1, device=device)
+    A, exact = torch.zeros(1, 1, device=device), math.log1p(math.exp(step))
+    out = triton_scan.selective_scan_triton(one, step * one, A, one, one, delta_softplus=True)
+    assert out.item() == pytest.approx(exact, rel=2e-6)
+
+
+@needs_triton
+def test_strides_may_span_more_than_2_to_the_31(device: str) -> None:
+    n, stride = 33, 2**26
+    try:  # of this memory, few pages are touched
+        xz = torch.empty(2 * n, stride, dtype=torch.float16, device=device)
+    except RuntimeError:
+        pytest.skip("no address space for 9 GB")
+    xz[:, :2] = torch.arange(2.0 * n, device=device)[:, None] / (2 * n)
+    u, z = (half[:, None, :2].transpose(0, 1) for half in xz.chunk(2))
+    delta, A = torch.full_like(u.contiguous(), 0.5), -torch.ones(n, 1, device=device)
+    B = torch.ones(1, 1, 2, dtype=torch.float16, device=device)
+    weight = torch.ones(1, n, 2, dtype=torch.float16, device=device)
+    for strided in ({"u": u}, {"z": z}):
+        inputs = {"u": u.contiguous(), "delta": delta, "A": A, "B": B, "C": B, "z": z.contiguous()}
+        got = run({**inputs, **strided}, "triton", False, weight)
+        expected = run(inputs, "triton", False, weight)
+        assert all(torch.equal(got[name], expected[name]) for name in expected)
 
 
 @needs_triton

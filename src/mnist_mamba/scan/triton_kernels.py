@@ -2,7 +2,8 @@
 
 A program walks over the tokens of one item of the batch with CHANNELS channels, whose states
 (CHANNELS, STATES) stay in registers. Tensors come with their own strides: the mixer's projections
-leave channels innermost, its convolution tokens. All arithmetic is float32.
+leave channels innermost, its convolution tokens. All arithmetic is float32, and all offsets are
+int64: strides may span more than 2^31 elements.
 
 Triton compiles these functions, and it knows no type annotation but constexpr.
 """
@@ -15,7 +16,12 @@ import triton.language as tl
 
 @triton.jit
 def _softplus(x):
-    return tl.where(x > 20.0, x, tl.log(1.0 + tl.exp(tl.minimum(x, 20.0))))
+    e = tl.exp(tl.minimum(x, 20.0))
+    rounded = 1.0 + e
+    kept = rounded - 1.0  # of a small e, less than e
+    # log(1 + e): the quotient repairs what was lost (Higham 2002, section 1.14.1).
+    log1p = tl.where(kept == 0.0, e, tl.log(rounded) * (e / tl.where(kept == 0.0, 1.0, kept)))
+    return tl.where(x > 20.0, x, log1p)
 
 
 @triton.jit
@@ -30,15 +36,16 @@ def scan_forward(
 ):  # fmt: skip
     """Write out (batch, length, channels); if keep, states (batch, length, channels, n_states)."""
     item = tl.program_id(0).to(tl.int64)
-    d = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
-    n = tl.arange(0, STATES)
+    d = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS).to(tl.int64)
+    n = tl.arange(0, STATES).to(tl.int64)
     of_d, of_n = d < channels, n < n_states
     of_dn = of_d[:, None] & of_n[None, :]
     dn = d[:, None] * n_states + n[None, :]
 
     a = tl.load(a_ptr + dn, of_dn, 0.0).to(tl.float32)
     h = tl.zeros([CHANNELS, STATES], tl.float32)
-    for t in range(length):
+    t = tl.full([], 0, tl.int64)
+    for _ in range(length):
         u = tl.load(u_ptr + item * u_item + d * u_channel + t * u_token, of_d, 0.0).to(tl.float32)
         at = delta_ptr + item * delta_item + d * delta_channel + t * delta_token
         delta = tl.load(at, of_d, 0.0).to(tl.float32)
@@ -59,6 +66,7 @@ def scan_forward(
             z = tl.load(at, of_d, 0.0).to(tl.float32)
             y *= z * tl.sigmoid(z)
         tl.store(out_ptr + (item * length + t) * channels + d, y, of_d)
+        t += 1
 
 
 @triton.jit
@@ -79,8 +87,8 @@ def scan_backward(
     """
     item = tl.program_id(0).to(tl.int64)
     program = tl.program_id(1)
-    d = program * CHANNELS + tl.arange(0, CHANNELS)
-    n = tl.arange(0, STATES)
+    d = program * CHANNELS + tl.arange(0, CHANNELS).to(tl.int64)
+    n = tl.arange(0, STATES).to(tl.int64)
     of_d, of_n = d < channels, n < n_states
     of_dn = of_d[:, None] & of_n[None, :]
     dn = d[:, None] * n_states + n[None, :]
@@ -90,8 +98,8 @@ def scan_backward(
     dh = tl.zeros([CHANNELS, STATES], tl.float32)
     dd = tl.zeros([CHANNELS], tl.float32)
     dbias = tl.zeros([CHANNELS], tl.float32)
-    for back in range(length):
-        t = length - 1 - back
+    t = tl.full([], length - 1, tl.int64)
+    for _ in range(length):
         u = tl.load(u_ptr + item * u_item + d * u_channel + t * u_token, of_d, 0.0).to(tl.float32)
         at = delta_ptr + item * delta_item + d * delta_channel + t * delta_token
         raw = tl.load(at, of_d, 0.0).to(tl.float32)
@@ -135,6 +143,7 @@ def scan_backward(
         tl.store(ddelta_ptr + here, ddelta, of_d)
         tl.store(du_ptr + (item * channels + d) * length + t, dh_b * delta + dy * skip, of_d)
         dh *= decay
+        t -= 1
     tl.store(da_ptr + item * channels * n_states + dn, da, of_dn)
     if has_d:
         tl.store(dd_ptr + item * channels + d, dd, of_d)
