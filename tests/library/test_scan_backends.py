@@ -206,6 +206,32 @@ def selective_scan_fn(*inputs):
 
 selective_scan_cuda = object()
 """
+NO_GRAPH = """
+import torch
+from mnist_mamba.scan.reference import selective_scan_reference
+
+class Kernel(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, *inputs):
+        ctx.save_for_backward(*inputs[:-1])
+        return selective_scan_reference(*inputs)
+
+    @staticmethod
+    def backward(ctx, grad):
+        leaves = [t if t is None else t.detach().requires_grad_() for t in ctx.saved_tensors]
+        with torch.enable_grad():
+            out = selective_scan_reference(*leaves, True)
+            present = [leaf for leaf in leaves if leaf is not None]
+            grads = iter(torch.autograd.grad(out, present, grad.detach()))
+        return *(None if leaf is None else next(grads) for leaf in leaves), None
+
+def selective_scan_fn(*inputs, **named):
+    names = "u delta A B C D z delta_bias".split()
+    given = [named.get(name) for name in names] + [True] if named else inputs
+    return Kernel.apply(*given)
+
+selective_scan_cuda = object()
+"""
 FAILS_ONCE = """
 from mnist_mamba.scan.reference import selective_scan_reference
 calls = []
@@ -308,6 +334,23 @@ def test_mamba_ssm_gets_no_lazy_views(
     out.backward(lazy(torch.ones_like(out)))
     with torch.no_grad():
         assert not mamba_ssm.selective_scan_cuda(**plain).requires_grad
+
+
+def test_second_derivatives_of_mamba_ssm_are_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Its gradients have no graph: a gradient penalty would lack their part without a word."""
+    install_mamba_ssm(monkeypatch, tmp_path, NO_GRAPH)
+    monkeypatch.setattr(mamba_ssm, "why_unavailable", lambda device: None)
+    inputs = {name: t.requires_grad_() for name, t in make_inputs(1, 2, 2, 3).items()}
+    out = mamba_ssm.selective_scan_cuda(**inputs, delta_softplus=True)
+    (expected,) = torch.autograd.grad(out.square().sum(), inputs["u"], retain_graph=True)
+    loss = out.square().sum() + (inputs["delta"] * inputs["u"]).pow(3).sum()
+    (grad,) = torch.autograd.grad(loss, inputs["u"], create_graph=True)
+    other_path = 3 * inputs["delta"] ** 3 * inputs["u"] ** 2
+    torch.testing.assert_close(grad, expected + other_path)
+    with pytest.raises(RuntimeError, match="no second derivatives"):
+        grad.square().sum().backward()
 
 
 def test_a_failed_check_of_mamba_ssm_is_not_remembered(

@@ -8,11 +8,13 @@ import logging
 import threading
 from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mnist_mamba.scan.errors import ScanBackendError
+from mnist_mamba.scan.operators import refusal
 from mnist_mamba.scan.reference import selective_scan_reference
 
 logger = logging.getLogger(__name__)
@@ -143,7 +145,39 @@ def selective_scan_cuda(
     # those of torch.func: they have no memory, and torch says so.
     tensors = (u, delta, A.float(), B, C, skip, z, bias)
     resolved = (None if tensor is None else tensor.resolve_neg() for tensor in tensors)
-    out: Tensor = _interface().selective_scan_fn(*resolved, delta_softplus)
+    once: Any = _Once
+    out: Tensor = _interface().selective_scan_fn(*once.apply(*resolved), delta_softplus)
     if out.requires_grad:
         out.register_hook(torch.resolve_neg)
     return out
+
+
+class _Once(torch.autograd.Function):
+    """The identity, whose gradients refuse to be differentiated.
+
+    mamba-ssm's gradients have no graph, so a second derivative would silently lack their part.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *tensors: Tensor | None) -> Any:
+        ctx.set_materialize_grads(False)
+        return tuple(None if tensor is None else tensor.view_as(tensor) for tensor in tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        if not torch.is_grad_enabled():
+            return grads
+        refuse: Any = _Refuse
+        return refuse.apply(
+            *(None if grad is None else grad.detach().requires_grad_() for grad in grads)
+        )
+
+
+class _Refuse(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *tensors: Tensor | None) -> Any:
+        return tuple(None if tensor is None else tensor.view_as(tensor) for tensor in tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor | None) -> Any:
+        raise refusal("second derivatives")

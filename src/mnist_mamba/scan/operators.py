@@ -113,7 +113,7 @@ def _map_items(
 def _record(derivative: Any, kernel: Kernel, operator: Any, *arguments: Any) -> Any:
     """Call an operator below autograd, and record the call where a gradient may be asked for."""
     if forward_ad._current_level >= 0 and any(map(_has_tangent, arguments)):
-        raise _refusal("forward-mode derivatives (jvp)")
+        raise refusal("forward-mode derivatives (jvp)")
     if not (torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments)):
         with torch._C._AutoDispatchBelowAutograd():
             return operator(*arguments)
@@ -171,10 +171,11 @@ class _Backward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *_: Any) -> Any:
-        raise _refusal("second derivatives")
+        raise refusal("second derivatives")
 
 
-def _refusal(what: str) -> RuntimeError:
+def refusal(what: str) -> RuntimeError:
+    """Return the error for a derivative that no kernel computes."""
     return RuntimeError(
         f"the kernels of the selective scan have no {what}: use backend='reference'"
     )
