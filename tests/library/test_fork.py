@@ -17,7 +17,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from mnist_mamba.engine import Engine
-from mnist_mamba.scan import c_library
+from mnist_mamba.scan import c_library, selective_scan
 from tests.library.scan_cases import make_inputs, run
 from tests.library.test_scan_block import make_mixer, run_block
 from tests.tools import golden
@@ -42,17 +42,24 @@ def scan_answer(dtype: torch.dtype) -> Callable[[], Answer]:
     return lambda: run(inputs, "cpu")
 
 
-def block_answer() -> Callable[[], Answer]:
+def block_answer(hidden: torch.Tensor) -> Callable[[], Answer]:
     mixer = make_mixer(d_model=8)
-    hidden = torch.randn(16, 12, 8)
     return lambda: run_block(mixer, hidden, reverse=False)
+
+
+def half_answer() -> Callable[[], Answer]:
+    """A scan whose inputs torch converts, on threads of its own if they are many."""
+    inputs = make_inputs(8, 64, 4, 128, torch.bfloat16)
+    return lambda: {"out": selective_scan(**inputs, delta_softplus=True, backend="cpu")}
 
 
 ANSWERS: dict[str, Callable[[], Callable[[], Answer]]] = {
     "engine": engine_answer,
     "scan": lambda: scan_answer(torch.float32),
     "double scan": lambda: scan_answer(torch.float64),
-    "block": block_answer,
+    "half types": half_answer,
+    "block": lambda: block_answer(torch.randn(16, 12, 8)),
+    "turned block": lambda: block_answer(torch.randn(128, 64, 8).transpose(0, 1)),
 }
 
 

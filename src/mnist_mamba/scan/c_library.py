@@ -318,6 +318,11 @@ def _bytes(count: int) -> Tensor:
     return torch.empty(max(1, count), dtype=torch.uint8, device="cpu")
 
 
+if hasattr(os, "register_at_fork"):
+    # torch's own operations on these tensors would wait for the parent's threads, too.
+    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
+
+
 def _max_threads() -> int:
     # The library may have been loaded after the fork, and not know of it.
     return 1 if is_forked() else torch.get_num_threads()
