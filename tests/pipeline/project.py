@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 import yaml
 
+from mnist_mamba.c_build import CACHE_VARIABLE
 from mnist_mamba.data.idx import write_idx
 from mnist_mamba.data.sources import IDX_NAMES
+from mnist_mamba.engine.binding import find_library
 from pipeline.common.nested import look_up
 from tests.pipeline.fork_server import run_forked
 from tests.pipeline.imports import ROOT
@@ -159,9 +161,13 @@ def dvc(folder: Path, home: str, *words: str, **env: str) -> subprocess.Complete
 
 
 def environment(**env: str) -> dict[str, str]:
-    """Return this process's environment without variables that point outside the project."""
+    """Return this process's environment without variables that point outside the project.
+
+    C libraries that this process has compiled are also found from an empty HOME.
+    """
+    cache = {CACHE_VARIABLE: str(find_library().parent)}
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     quiet = {"DVC_NO_ANALYTICS": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
     hidden = ("MLFLOW_TRACKING_URI", "PYTHONPATH", "DVC_ROOT", "MNIST_MIRROR")
     kept = {name: value for name, value in os.environ.items() if name not in hidden}
-    return {**kept, **quiet, "PATH": path, **env}
+    return {**kept, **quiet, **cache, "PATH": path, **env}
