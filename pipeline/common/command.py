@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import atexit
+import gc
 import io
 import logging
 import os
@@ -32,7 +34,7 @@ def run(main: Callable[[], object]) -> None:
     All errors that the project raises on purpose are ValueError, OSError or RuntimeError. Set
     MNIST_MAMBA_TRACEBACK=1 to see the traceback.
     """
-    _start_logging()
+    _start()
     try:
         main()
     except (ValueError, OSError, RuntimeError) as error:
@@ -66,7 +68,7 @@ def run_judge(main: Callable[[argparse.Namespace], int], description: str, modul
     An error that prevents a verdict is printed as one line, with exit code NO_VERDICT. It also
     replaces the page in --output, which would otherwise hold an earlier verdict.
     """
-    _start_logging()
+    _start()
     options = judge_arguments(description, module)
     try:
         code = main(options)
@@ -83,7 +85,10 @@ def run_judge(main: Callable[[argparse.Namespace], int], description: str, modul
     sys.exit(code)
 
 
-def _start_logging() -> None:
+def _start() -> None:
+    # A third of the CPU time of importing and removing torch would be a search for garbage.
+    gc.set_threshold(100_000)
+    atexit.register(gc.freeze)
     if isinstance(sys.stdout, io.TextIOWrapper):  # its encoding may lack ≥ and ±
         sys.stdout.reconfigure(errors="backslashreplace")
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)

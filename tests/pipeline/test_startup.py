@@ -81,3 +81,17 @@ def test_slow_packages_are_seen(tmp_path: Path) -> None:
     """The tests above cannot fail if no package is found."""
     _, packages = answers(tmp_path, ["sklearn.utils._testing"])["sklearn.utils._testing"]
     assert {"numpy", "scipy", "sklearn"} <= set(packages)
+
+
+def test_imports_and_the_end_of_a_command_search_for_no_garbage(tmp_path: Path) -> None:
+    program = """
+import atexit, gc
+from pipeline.common import command
+atexit.register(lambda: print(gc.get_freeze_count() > 20_000))
+command.run(lambda: None)
+before = gc.get_stats()[0]["collections"]
+objects = [[] for _ in range(20_000)]
+print(gc.get_stats()[0]["collections"] - before)
+"""
+    done = run(tmp_path, [sys.executable, "-c", program], PYTHONPATH=str(ROOT))
+    assert done.stdout == "0\nTrue\n", done.stderr
