@@ -1,11 +1,16 @@
-"""Stage `export`: write a checkpoint as the C engine's model file, or an image as its input."""
+"""Stage `export`: write a checkpoint as the C engine's model file, or an image as its input.
+
+Also converts model files of version 1.
+"""
 
 from __future__ import annotations
 
 import argparse
 import logging
 from pathlib import Path
+from typing import get_args
 
+from mnist_mamba.config import Preparation
 from pipeline.common import command, paths
 from pipeline.common.params import load_params
 
@@ -13,12 +18,14 @@ from pipeline.common.params import load_params
 def parse_arguments() -> argparse.Namespace:
     """Return the command line's options."""
     parser = command.parser(
-        "Write the C engine's input: a model file, or one image as raw float32.",
+        "Write the C engine's input: a model file, or one image as raw float32. Or convert a model "
+        "file of version 1.",
         [
             "python -m pipeline.export model --checkpoint checkpoints/best_model.pth "
             "--output mnist_mamba.bin",
             "python -m pipeline.export image --index 0 --output input.bin",
             "./mamba mnist_mamba.bin input.bin",
+            "python -m pipeline.export convert old.bin new.bin --preparation mnist",
         ],
     )
     what = parser.add_subparsers(dest="what", required=True)
@@ -35,6 +42,18 @@ def parse_arguments() -> argparse.Namespace:
     image.add_argument(
         "--output", type=Path, default=Path("input.bin"), help="default: %(default)s"
     )
+    convert = what.add_parser("convert", help="write a model file of version 1 as one of version 2")
+    convert.add_argument("old", type=Path)
+    convert.add_argument("new", type=Path)
+    convert.add_argument(
+        "--preparation",
+        choices=get_args(Preparation),
+        default="resize",
+        help="how a picture becomes an image of the model's; default: %(default)s",
+    )
+    convert.add_argument(
+        "--classes", default="", help="names with commas between them; default: 0,1,..."
+    )
     arguments = parser.parse_args()
     if arguments.what == "model" and arguments.checkpoint is None:
         arguments.checkpoint = paths.CHECKPOINTS / f"{load_params().export.checkpoint}.pth"
@@ -47,6 +66,7 @@ if __name__ == "__main__":
 import numpy as np
 
 from mnist_mamba.atomic_write import write_bytes
+from mnist_mamba.engine.version_1 import convert
 from mnist_mamba.export import write_model
 from mnist_mamba.training.checkpoint import load_checkpoint
 from pipeline.common.prepared_data import read_split
@@ -84,10 +104,19 @@ def export_image(split: str, index: int, output: Path) -> None:
     logger.info("%s: image %d of %s, label %d", output, index, split, labels[index])
 
 
+def convert_file(old: Path, new: Path, preparation: Preparation, classes: str) -> None:
+    """Write a model file of version 1 as one of today's version."""
+    names = classes.split(",") if classes else ()
+    write_bytes(new, convert(old.read_bytes(), preparation, names))
+    logger.info("%s: the model of %s", new, old)
+
+
 def main() -> None:
-    """Export a model or an image."""
+    """Export a model or an image, or convert a model file."""
     arguments = parse_arguments()
-    if arguments.what == "image":
+    if arguments.what == "convert":
+        convert_file(arguments.old, arguments.new, arguments.preparation, arguments.classes)
+    elif arguments.what == "image":
         export_image(arguments.split, arguments.index, arguments.output)
     else:
         export_model(arguments.checkpoint, arguments.output)

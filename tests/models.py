@@ -58,6 +58,14 @@ ARCHITECTURES: dict[str, ModelConfig] = {
         "wide_panels": {"d_model": 20, "d_state": 8, "d_conv": 2, "n_classes": 17, "width": 12},
         "state_one_conv_one": {"d_state": 1, "d_conv": 1, "expand": 1},
         "ensemble": {"members": 3, "stem": "conv", "stem_width": 3, "stem_norm": "batch"},
+        "colours": {
+            "channels": 3,
+            "patch": (2, 4),
+            "d_model": 40,
+            "n_classes": 3,
+            "class_names": ("cat", "Käse", 'a "b", c\\'),
+        },
+        "colours_conv3": {"channels": 4, "stem": "conv3", "stem_width": 5, "width": 11},
     }.items()
 }
 
@@ -77,9 +85,9 @@ def make_model(name: str, seed: int = 0, scan: str = "reference") -> Classifier:
 
 
 def make_images(config: ModelConfig, n: int, seed: int = 1) -> torch.Tensor:
-    """Return (n, height, width) uint8 images: the first black, the second white, the rest noise."""
+    """Return uint8 images as the model takes them: one black, one white, the rest noise."""
     generator = torch.Generator().manual_seed(seed)
-    shape = (n, config.height, config.width)
+    shape = (n, config.height, config.width, *([config.channels] if config.channels > 1 else []))
     images = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
     images[:1], images[1:2] = 0, 255
     return images

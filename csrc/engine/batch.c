@@ -72,7 +72,7 @@ static mamba_status run_batch(const mamba_model *model, void *arena, size_t aren
     if (status != MAMBA_OK)
         return status;
     const size_t slice = mamba_context_bytes(model), n_classes = model->info.n_classes;
-    const size_t pixels = (size_t)model->info.height * model->info.width;
+    const size_t pixels = mamba_image_values(&model->info);
     size_t bad = SIZE_MAX; /* first image whose logits are not finite */
 #ifdef _OPENMP
 #pragma omp parallel num_threads(forked ? 1 : threads) reduction(min : bad)

@@ -32,7 +32,7 @@ static void reserve_stem(struct reserve *reserve, struct mamba_context *context,
     uint64_t im2col = 0, conv_output = 0;
     uint32_t height = info->height, width = info->width;
     if (info->stem == STEM_PATCH)
-        im2col = info->length * mamba_im2col_stride(info->patch_height * info->patch_width);
+        im2col = info->length * mamba_im2col_stride(mamba_patch_values(info));
     for (size_t i = 0; i < n; i++) {
         const uint64_t in = convs[i].in;
         context->feature_maps[i] = take(reserve, 1, mamba_feature_map_floats(height, width, in));
@@ -46,13 +46,14 @@ static void reserve_stem(struct reserve *reserve, struct mamba_context *context,
     context->im2col = take(reserve, 1, im2col);
 }
 
+/* Only the image must have the same place for all members. */
 static void reserve_arrays(struct reserve *reserve, struct mamba_context *context,
                            const struct mamba_info *info)
 {
     const uint64_t length = info->length, d_model = mamba_pad(info->d_model);
     const uint64_t d_inner = mamba_pad(info->d_inner);
     const uint64_t x_width = mamba_pad(info->dt_rank + 2 * (uint64_t)info->d_state);
-    context->image = take(reserve, info->height, info->width);
+    context->image = take(reserve, 1, mamba_image_values(info));
     reserve_stem(reserve, context, info);
     context->x = take(reserve, length, d_model);
     context->hidden = take(reserve, length, d_model);
@@ -78,10 +79,22 @@ enum { STRUCT_BYTES = (sizeof(struct mamba_context) + ALIGNMENT - 1) / ALIGNMENT
 size_t mamba_context_bytes(const mamba_model *model)
 {
     struct mamba_context unused;
-    struct reserve measure = {0};
-    reserve_arrays(&measure, &unused, &model->info);
-    uint64_t bytes = (ALIGNMENT - 1) + STRUCT_BYTES + measure.floats * sizeof(float);
+    uint64_t floats = 0;
+    for (uint32_t i = 0; i < model->info.members; i++) {
+        struct reserve measure = {0};
+        reserve_arrays(&measure, &unused, &model->members[i].info);
+        floats = larger(floats, measure.floats);
+    }
+    uint64_t bytes = (ALIGNMENT - 1) + STRUCT_BYTES + floats * sizeof(float);
     return bytes <= SIZE_MAX / 2 ? (size_t)bytes : 0; /* a ptrdiff_t must hold it */
+}
+
+void mamba_use_member(struct mamba_context *context, const struct member_weights *member)
+{
+    struct reserve place = {.base = context->arrays};
+    context->member = member;
+    if (!member->same_shape)
+        reserve_arrays(&place, context, &member->info);
 }
 
 mamba_status mamba_context_init(mamba_context **out, const mamba_model *model, void *arena,
@@ -102,8 +115,8 @@ mamba_status mamba_context_init(mamba_context **out, const mamba_model *model, v
     char *aligned = (char *)arena + skip;
     struct mamba_context *context = (struct mamba_context *)(void *)aligned;
     *context = (struct mamba_context){.model = model};
-    struct reserve place = {.base = (float *)(void *)(aligned + STRUCT_BYTES)};
-    reserve_arrays(&place, context, &model->info);
+    context->arrays = (float *)(void *)(aligned + STRUCT_BYTES);
+    mamba_use_member(context, &model->members[0]);
     *out = context;
     return MAMBA_OK;
 }

@@ -4,17 +4,18 @@
 
 #include "model.h"
 
-/* Arrays of floats, laid out in the caller's arena. Their rows are padded: d_model, d_inner,
- * x_width and n_classes mean multiples of PAD here. */
+/* Arrays of floats, laid out in the caller's arena. All but `image` are those of one member's
+ * shape, and share their memory with those of other shapes. Their rows are padded: d_model,
+ * d_inner, x_width and n_classes mean multiples of PAD here. */
 struct mamba_context {
     const struct mamba_model *model;
     const struct member_weights *member; /* the member that runs now */
+    float *arrays;                       /* memory of all arrays */
     mamba_trace trace;
     void *trace_user;
     size_t d_model, d_inner, x_width; /* padded d_model, d_inner, dt_rank + 2 d_state */
 
-    /* The stem (stem.c). */
-    float *image;                        /* [height, width] normalised pixels */
+    float *image;                        /* [height, width, channels] normalised pixels */
     float *im2col;                       /* [outputs, inputs of each] of a matrix product */
     float *conv_output;                  /* conv stems: [outputs, channels] of that product */
     float *feature_maps[MAX_STEM_CONVS]; /* conv stems: the input of each convolution */
@@ -36,5 +37,9 @@ struct mamba_context {
     float *pooled; /* [d_model] */
     float *logits; /* [n_classes] of one member */
 };
+
+/* Makes `member` the one that runs. Places its arrays, of which only `image` keeps its values,
+ * unless the member has the shape of the one before. */
+void mamba_use_member(struct mamba_context *context, const struct member_weights *member);
 
 #endif

@@ -86,7 +86,7 @@ mamba_status mamba_file_open(struct file_bytes *out, const char *path, enum file
 mamba_status mamba_stream_open(struct file_bytes *out, int fd, const char *path, mamba_error *error)
 {
     *out = (struct file_bytes){.size = UNKNOWN_SIZE, .access = FILE_COPIED, .fd = fd};
-    return copy(out, FILE_HEAD_BYTES, fd, path, error);
+    return copy(out, STREAM_HEAD_BYTES, fd, path, error);
 }
 
 mamba_status mamba_file_rest(struct file_bytes *file, uint64_t expected, const char *path,

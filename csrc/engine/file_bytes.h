@@ -9,7 +9,9 @@
  * caller's memory, without a file. */
 enum file_access { FILE_MAPPED, FILE_COPIED, FILE_BORROWED };
 
-enum { FILE_HEAD_BYTES = 256 };
+/* A model file before its tensors has no more. */
+enum { FILE_HEAD_BYTES = 128 + 64 * 64 + 65536 };
+enum { STREAM_HEAD_BYTES = 256 };
 
 #define UNKNOWN_SIZE SIZE_MAX
 
@@ -21,13 +23,14 @@ struct file_bytes {
     int fd;        /* of the rest of a copy, or -1 */
 };
 
-/* Opens the regular file `path`; end it with mamba_file_close. A copy has FILE_HEAD_BYTES at first:
- * its reader checks them and the size, and then asks for the rest, so that a file never takes more
- * memory than its header demands. */
+/* Opens the regular file `path`; end it with mamba_file_close. A copy has up to FILE_HEAD_BYTES
+ * at first: its reader checks them and the size, and then asks for the rest, so that a file never
+ * takes more memory than its header demands. */
 mamba_status mamba_file_open(struct file_bytes *out, const char *path, enum file_access access,
                              mamba_error *error);
 
-/* Opens what can be read from `fd`, a pipe for instance, like a copied file, and owns `fd`. */
+/* Opens what can be read from `fd`, a pipe for instance, like a copied file of which
+ * STREAM_HEAD_BYTES are read at first, and owns `fd`. */
 mamba_status mamba_stream_open(struct file_bytes *out, int fd, const char *path,
                                mamba_error *error);
 

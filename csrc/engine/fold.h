@@ -11,8 +11,8 @@
 
 #include "model.h"
 
-/* Folds the stem into the first in_proj of each member where that saves work and is safe, else does
- * nothing. Returns false if out of memory. Runs in the mode of denormals.h. */
+/* Folds the stem into the first in_proj of each member where that saves work, unless it is unsafe
+ * or too large for one of them. Returns false if out of memory. Runs in the mode of denormals.h. */
 bool mamba_fold(struct mamba_model *model);
 
 #endif

@@ -22,7 +22,7 @@ static void trace_rows(const struct mamba_context *context, const char *name, in
 /* x = tokens of the image, plus pos_embed. */
 static void embed(struct mamba_context *context)
 {
-    const struct mamba_info *info = &context->model->info;
+    const struct mamba_info *info = &context->member->info;
     const float *pos_embed = context->member->pos_embed;
     mamba_stem(context);
     if (pos_embed)
@@ -38,7 +38,7 @@ static void mix_sequence(struct mamba_context *context, float *y, const struct s
                          bool reverse, int layer, const char names[4][9])
 {
     const struct mamba_kernels *kernels = context->model->kernels;
-    const struct mamba_info *info = &context->model->info;
+    const struct mamba_info *info = &context->member->info;
     const size_t length = info->length, d_inner = context->d_inner, x_width = context->x_width;
     const size_t dt_rank = info->dt_rank, d_state = info->d_state;
     const struct sequence sequence = {length, d_inner, reverse};
@@ -75,7 +75,7 @@ static void mix(struct mamba_context *context, const struct layer_weights *layer
 {
     static const char names[4][9] = {"conv", "x_proj", "delta", "scan"};
     static const char names_b[4][9] = {"conv_b", "x_proj_b", "delta_b", "scan_b"};
-    const struct mamba_info *info = &context->model->info;
+    const struct mamba_info *info = &context->member->info;
     const bool reverse = (info->direction == DIRECTION_ALTERNATE && index % 2 == 1) ||
                          (info->direction == DIRECTION_CROSS && index % 4 >= 2);
     mix_sequence(context, context->y, &layer->scan[0], reverse, index, names);
@@ -98,7 +98,7 @@ static float scale_of_small(const float *x, size_t n, float eps)
  * zero, and the scale of a row of zeros would be infinite. */
 static void find_scale(struct mamba_context *context, const float *x, size_t x_stride, size_t rows)
 {
-    const struct mamba_info *info = &context->model->info;
+    const struct mamba_info *info = &context->member->info;
     const float eps = info->norm_eps > FLT_MIN ? info->norm_eps : FLT_MIN;
     context->model->kernels->rms_scale(context->scale, x, x_stride, rows, info->d_model, eps);
     for (size_t r = 0; r < rows; r++)
@@ -119,7 +119,7 @@ static void normalise(struct mamba_context *context, float *hidden, const float 
  * that is token order. */
 static void normalise_columns(struct mamba_context *context, size_t columns)
 {
-    const size_t stride = context->d_model, rows = context->model->info.length / columns;
+    const size_t stride = context->d_model, rows = context->member->info.length / columns;
     for (size_t i = 0; i < columns; i++)
         normalise(context, context->hidden + i * rows * stride, context->x + i * stride,
                   columns * stride, rows);
@@ -129,7 +129,7 @@ static void normalise_columns(struct mamba_context *context, size_t columns)
  * needs. */
 static const float *in_image_order(struct mamba_context *context, size_t columns)
 {
-    const size_t rows = context->model->info.length / columns, stride = context->d_inner;
+    const size_t rows = context->member->info.length / columns, stride = context->d_inner;
     if (columns == 1)
         return context->y;
     for (size_t i = 0; i < columns; i++)
@@ -144,7 +144,7 @@ static void project(struct mamba_context *context, const struct layer_weights *l
                     size_t columns, bool folded)
 {
     const struct mamba_kernels *kernels = context->model->kernels;
-    const size_t length = context->model->info.length, stride = context->d_inner;
+    const size_t length = context->member->info.length, stride = context->d_inner;
     const float *x = context->hidden;
     size_t x_stride = context->d_model;
     if (folded) {
@@ -165,26 +165,25 @@ static void project(struct mamba_context *context, const struct layer_weights *l
 /* x = x + out_proj(mix(in_proj(rms(x)))), after local_conv if the model has it. */
 static void run_layer(struct mamba_context *context, int index)
 {
-    const struct mamba_model *model = context->model;
+    const struct mamba_info *info = &context->member->info;
     const struct layer_weights *layer = &context->member->layers[index];
-    const size_t length = model->info.length, d_model = model->info.d_model;
-    const size_t d_inner = model->info.d_inner;
-    const bool by_columns = model->info.direction == DIRECTION_CROSS && index % 2 == 1;
-    const size_t columns = by_columns ? mamba_grid_columns(&model->info) : 1;
+    const size_t length = info->length, d_model = info->d_model, d_inner = info->d_inner;
+    const bool by_columns = info->direction == DIRECTION_CROSS && index % 2 == 1;
+    const size_t columns = by_columns ? mamba_grid_columns(info) : 1;
 
-    if (model->info.local_conv) {
+    if (info->local_conv) {
         mamba_local_conv(context, layer);
         trace_rows(context, "local", index, context->x, length, d_model, context->d_model);
     }
-    project(context, layer, columns, index == 0 && model->folds);
+    project(context, layer, columns, index == 0 && context->member->folded);
     trace_rows(context, "in_proj.x", index, context->xs, length, d_inner, context->d_inner);
     trace_rows(context, "in_proj.z", index, context->z, length, d_inner, context->d_inner);
     mix(context, layer, index);
     struct linear out_proj = layer->out_proj;
     out_proj.bias = context->x;
     out_proj.bias_stride = context->d_model;
-    model->kernels->matmul(context->x, context->d_model, in_image_order(context, columns),
-                           context->d_inner, length, &out_proj);
+    context->model->kernels->matmul(context->x, context->d_model, in_image_order(context, columns),
+                                    context->d_inner, length, &out_proj);
     trace_rows(context, "residual", index, context->x, length, d_model, context->d_model);
 }
 
@@ -192,7 +191,7 @@ static void run_layer(struct mamba_context *context, int index)
 
 static void pool(struct mamba_context *context)
 {
-    const struct mamba_info *info = &context->model->info;
+    const struct mamba_info *info = &context->member->info;
     const size_t length = info->length, stride = context->d_model;
     const size_t first = info->pool == POOL_LAST ? length - 1 : 0, count = length - first;
     normalise(context, context->hidden, context->x + first * stride, stride, count);
@@ -206,7 +205,7 @@ static void pool(struct mamba_context *context)
 
 static void classify(struct mamba_context *context)
 {
-    const struct mamba_info *info = &context->model->info;
+    const struct mamba_info *info = &context->member->info;
     const size_t stride = (size_t)mamba_pad(info->n_classes);
     context->model->kernels->matmul(context->logits, stride, context->pooled, context->d_model, 1,
                                     &context->member->head);
@@ -218,9 +217,11 @@ static void classify(struct mamba_context *context)
 /* From context->image to context->logits. */
 static void run_member(struct mamba_context *context, const struct member_weights *member)
 {
-    context->member = member;
+    mamba_use_member(context, member);
+    if (!member->same_shape)
+        mamba_stem_image(context);
     embed(context);
-    for (int layer = 0; layer < (int)context->model->info.n_layers; layer++)
+    for (int layer = 0; layer < (int)member->info.n_layers; layer++)
         run_layer(context, layer);
     pool(context);
     classify(context);
@@ -231,7 +232,7 @@ static void normalise_pixels(struct mamba_context *context, const float *f32, co
 {
     const struct mamba_model *model = context->model;
     const struct mamba_info *info = &model->info;
-    for (size_t i = 0; i < (size_t)info->height * info->width; i++)
+    for (size_t i = 0; i < mamba_image_values(info); i++)
         context->image[i] =
             u8 ? model->pixel_values[u8[i]] : (f32[i] - info->pixel_mean) / info->pixel_std;
 }
@@ -247,7 +248,6 @@ static mamba_status run(struct mamba_context *context, const float *f32, const u
     const uint64_t saved = denormals_off();
     memset(logits, 0, info->n_classes * sizeof *logits);
     normalise_pixels(context, f32, u8);
-    mamba_stem_image(context);
     for (size_t i = 0; i < info->members; i++) {
         run_member(context, &model->members[i]);
         for (size_t class = 0; class < info->n_classes; class++)

@@ -2,7 +2,7 @@
 
 void mamba_local_conv(struct mamba_context *context, const struct layer_weights *layer)
 {
-    const struct mamba_info *info = &context->model->info;
+    const struct mamba_info *info = &context->member->info;
     const uint32_t rows = mamba_grid_rows(info), columns = mamba_grid_columns(info);
     const size_t stride = context->d_model;
     float *convolved = context->hidden, *out = convolved;

@@ -1,4 +1,4 @@
-/* An open model: its header and where its weights are. docs/format.md specifies the file.
+/* An open model: its dims and where its weights are. docs/format.md specifies the file.
  *
  * Shapes are written in that page's notation, n padded to a multiple of 16:
  *     V(n)        a vector
@@ -25,13 +25,16 @@ struct scan_weights {
 struct layer_weights {
     const float *local_conv_weight; /* T(9, d_model), or NULL without local_conv */
     const float *local_conv_bias;   /* V(d_model), or NULL */
-    struct linear in_proj[2];       /* x, z: d_model (folded: a patch's pixels) to d_inner */
+    struct linear in_proj[2];       /* x, z: d_model (folded: a patch's values) to d_inner */
     struct scan_weights scan[2];    /* the second one in bidirectional layers only */
     struct linear out_proj;         /* d_inner to d_model */
 };
 
 struct member_weights {
-    struct linear patch_stem;                 /* patch_height * patch_width to d_model */
+    struct mamba_info info;                   /* the model's, with this member's shape */
+    bool same_shape;                          /* as the member before */
+    bool folded;                              /* in_proj of the first layer, by fold.c */
+    struct linear patch_stem;                 /* patch_height * patch_width * channels to d_model */
     struct linear stem_convs[MAX_STEM_CONVS]; /* conv stems: 9 * in to out channels */
     const float *pos_embed;                   /* T(length, d_model), or NULL */
     struct layer_weights layers[MAX_LAYERS];  /* [n_layers] */
@@ -43,6 +46,7 @@ struct mamba_model {
     struct file_bytes file;
     const struct mamba_kernels *kernels;
     float pixel_values[256];         /* normalised value of each byte */
+    const char *class_names;         /* [info.names_bytes] each ended by a NUL */
     float *folds;                    /* memory of the folded in_proj of all members, or NULL */
     struct member_weights members[]; /* [info.members] */
 };

@@ -1,6 +1,7 @@
 /* Opening and closing models. */
 #include <stdlib.h>
 
+#include "class_names.h"
 #include "context.h"
 #include "denormals.h"
 #include "error.h"
@@ -8,11 +9,15 @@
 #include "header.h"
 #include "tensors.h"
 
-/* Checks what follows the header of model->file, and gets the model ready to run. */
-static mamba_status load(struct mamba_model *model, const char *path, mamba_error *error)
+/* Checks what follows the header of model->file, and gets the model ready to run. `names` is memory
+ * for the class names. */
+static mamba_status load(struct mamba_model *model, char *names, const char *path,
+                         mamba_error *error)
 {
-    mamba_status status = mamba_check_tensors(model, path, error);
-    if (status != MAMBA_OK)
+    mamba_status status;
+    if ((status = mamba_check_members(model, path, error)) != MAMBA_OK ||
+        (status = mamba_check_class_names(model, names, path, error)) != MAMBA_OK ||
+        (status = mamba_check_tensors(model, path, error)) != MAMBA_OK)
         return status;
     const char *wanted = getenv("MAMBA_ISA");
     model->kernels = mamba_choose_kernels(wanted);
@@ -37,7 +42,7 @@ static mamba_status new_model(mamba_model **out, struct file_bytes file, const c
     struct mamba_model *model = NULL;
     mamba_status status = mamba_check_header(&info, &file, path, error);
     if (status == MAMBA_OK) {
-        model = calloc(1, sizeof *model + info.members * sizeof *model->members);
+        model = calloc(1, sizeof *model + info.members * sizeof *model->members + info.names_bytes);
         if (!model)
             status =
                 mamba_fail(error, MAMBA_ERR_MEMORY, path, "no memory for the table of its tensors");
@@ -51,7 +56,7 @@ static mamba_status new_model(mamba_model **out, struct file_bytes file, const c
     model->info = info;
     for (int i = 0; i < 256; i++)
         model->pixel_values[i] = ((float)i / 255.0f - info.pixel_mean) / info.pixel_std;
-    status = load(model, path, error);
+    status = load(model, (char *)&model->members[info.members], path, error);
     denormals_restore(saved);
     if (status == MAMBA_OK)
         *out = model;
@@ -112,6 +117,11 @@ void mamba_model_close(mamba_model *model)
 const mamba_info *mamba_model_info(const mamba_model *model)
 {
     return &model->info;
+}
+
+const mamba_info *mamba_member_info(const mamba_model *model, uint32_t member)
+{
+    return member < model->info.members ? &model->members[member].info : NULL;
 }
 
 const char *mamba_model_isa(const mamba_model *model)

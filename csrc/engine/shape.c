@@ -3,7 +3,7 @@
 size_t mamba_stem_convs(const struct mamba_info *info, struct stem_conv convs[MAX_STEM_CONVS])
 {
     size_t n = 0;
-    uint32_t channels = 1;
+    uint32_t channels = info->channels;
     if (info->stem == STEM_PATCH)
         return 0;
     if (info->stem == STEM_CONV3) {

@@ -1,5 +1,5 @@
 /* The shapes that follow from the dims of a model file: rows of the grid of tokens, convolutions of
- * a stem, padded sizes. Pure functions of the header (docs/format.md). */
+ * a stem, padded sizes. Pure functions of the dims (docs/format.md). */
 #ifndef MAMBA_ENGINE_SHAPE_H
 #define MAMBA_ENGINE_SHAPE_H
 
@@ -7,7 +7,8 @@
 #include "kernels/kernels.h"
 #include "mamba.h"
 
-/* Values of the header's fields. */
+/* Values of the fields. */
+enum { PREPARATION_RESIZE = 0, PREPARATION_MNIST = 1 };
 enum { STEM_PATCH = 0, STEM_CONV = 1, STEM_CONV3 = 2 };
 enum {
     DIRECTION_FORWARD = 0,
@@ -31,6 +32,18 @@ size_t mamba_stem_convs(const struct mamba_info *info, struct stem_conv convs[MA
 static inline uint64_t mamba_pad(uint64_t n)
 {
     return (n + PAD - 1) / PAD * PAD;
+}
+
+/* Values of an image [height, width, channels]. */
+static inline size_t mamba_image_values(const struct mamba_info *info)
+{
+    return (size_t)info->height * info->width * info->channels;
+}
+
+/* Values of a patch [patch_height, patch_width, channels]; 0 for the conv stems. */
+static inline size_t mamba_patch_values(const struct mamba_info *info)
+{
+    return (size_t)info->patch_height * info->patch_width * info->channels;
 }
 
 static inline size_t mamba_scans_per_layer(const struct mamba_info *info)

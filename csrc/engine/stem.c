@@ -9,17 +9,18 @@
 
 /* ---- the patch stem ---------------------------------------------------------------------- */
 
-/* im2col [length, patch_height * patch_width] = all patches, each flattened row by row. */
+/* im2col [length, patch_height * patch_width * channels] = all patches, each flattened row by row.
+ */
 static void patch_stem(struct mamba_context *context)
 {
     const struct mamba_model *model = context->model;
-    const struct mamba_info *info = &model->info;
-    const size_t height = info->patch_height, width = info->patch_width;
-    const size_t columns = info->width / width, stride = mamba_im2col_stride(height * width);
+    const struct mamba_info *info = &context->member->info;
+    const size_t height = info->patch_height, width = info->patch_width * info->channels;
+    const size_t columns = mamba_grid_columns(info), stride = mamba_im2col_stride(height * width);
     const float *image = context->image;
     float *im2col = context->im2col;
     for (size_t top = 0; top < info->height; top += height, im2col += columns * stride)
-        for (size_t row = 0; row < height; row++, image += info->width)
+        for (size_t row = 0; row < height; row++, image += columns * width)
             mamba_copy_rows(im2col + row * width, stride, image, width, width, columns);
     model->kernels->matmul(context->x, context->d_model, context->im2col, stride, info->length,
                            &context->member->patch_stem);
@@ -91,15 +92,16 @@ static void conv_3x3(struct mamba_context *context, struct feature_map out, stru
 
 static struct feature_map image_map(const struct mamba_context *context)
 {
-    const struct mamba_info *info = &context->model->info;
-    return (struct feature_map){context->feature_maps[0], info->height, info->width, 1};
+    const struct mamba_info *info = &context->member->info;
+    return (struct feature_map){context->feature_maps[0], info->height, info->width,
+                                info->channels};
 }
 
 /* SiLU between the convolutions goes over the whole map: it keeps the border's zeros. */
 static void conv_stem(struct mamba_context *context)
 {
     const struct mamba_model *model = context->model;
-    const struct mamba_info *info = &model->info;
+    const struct mamba_info *info = &context->member->info;
     struct stem_conv convs[MAX_STEM_CONVS];
     const size_t n = mamba_stem_convs(info, convs);
     struct feature_map in = image_map(context);
@@ -120,17 +122,17 @@ static void conv_stem(struct mamba_context *context)
 
 void mamba_stem_image(struct mamba_context *context)
 {
-    if (context->model->info.stem == STEM_PATCH)
+    if (context->member->info.stem == STEM_PATCH)
         return;
     const struct feature_map map = image_map(context);
-    mamba_copy_rows(map_row(map, 1) + 1, map.width + 2, context->image, map.width, map.width,
-                    map.height);
+    const size_t n = map.channels, row = map.width * n;
+    mamba_copy_rows(map_row(map, 1) + n, row + 2 * n, context->image, row, row, map.height);
     clear_border(map);
 }
 
 void mamba_stem(struct mamba_context *context)
 {
-    if (context->model->info.stem == STEM_PATCH)
+    if (context->member->info.stem == STEM_PATCH)
         patch_stem(context);
     else
         conv_stem(context);

@@ -4,7 +4,7 @@
 
 #include "context.h"
 
-/* Prepares context->image for the stems; once per image, before the first member. */
+/* Prepares context->image for the stem of the member, and of others of the same shape. */
 void mamba_stem_image(struct mamba_context *context);
 
 /* context->x [length, d_model] = tokens of context->image, without pos_embed. */

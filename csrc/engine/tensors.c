@@ -92,8 +92,8 @@ static void walk_stem(struct walk *walk, const struct mamba_info *info,
 {
     const uint32_t d_model = info->d_model;
     if (info->stem == STEM_PATCH) {
-        const uint32_t pixels = info->patch_height * info->patch_width;
-        member->patch_stem = linear(walk, "stem.weight", "stem.bias", d_model, pixels);
+        const uint32_t in = (uint32_t)mamba_patch_values(info);
+        member->patch_stem = linear(walk, "stem.weight", "stem.bias", d_model, in);
     }
     struct stem_conv convs[MAX_STEM_CONVS];
     const size_t n = mamba_stem_convs(info, convs);
@@ -118,9 +118,10 @@ static void walk_scan(struct walk *walk, const struct mamba_info *info, struct s
     scan->d = vector(walk, "D", d_inner);
 }
 
-static void walk_member(struct walk *walk, const struct mamba_info *info,
-                        struct member_weights *member)
+static void walk_member(struct walk *walk, struct member_weights *member)
 {
+    struct mamba_info *info = &member->info;
+    const uint64_t before = walk->parameters;
     const uint32_t d_model = info->d_model, d_inner = info->d_inner;
     walk->layer = -1;
     walk_stem(walk, info, member);
@@ -139,6 +140,7 @@ static void walk_member(struct walk *walk, const struct mamba_info *info,
     }
     walk->layer = -1;
     member->head = linear(walk, "head.weight", "head.bias", info->n_classes, d_model);
+    info->parameters = walk->parameters - before;
 }
 
 static void walk_tensors(struct walk *walk, struct mamba_model *model)
@@ -146,7 +148,7 @@ static void walk_tensors(struct walk *walk, struct mamba_model *model)
     const struct mamba_info *info = &model->info;
     walk->in_ensemble = info->members > 1;
     for (walk->member = 0; walk->member < (int)info->members; walk->member++)
-        walk_member(walk, info, &model->members[walk->member]);
+        walk_member(walk, &model->members[walk->member]);
 }
 
 /* ---- checks ------------------------------------------------------------------------------ */
@@ -156,7 +158,7 @@ mamba_status mamba_check_tensors(struct mamba_model *model, const char *path, ma
     struct file_bytes *file = &model->file;
     struct walk measure = {0};
     walk_tensors(&measure, model);
-    uint64_t expected = HEADER_BYTES + measure.floats * sizeof(float);
+    uint64_t expected = mamba_tensors_at(&model->info) + measure.floats * sizeof(float);
     if (file->size != expected)
         return mamba_fail(error, MAMBA_ERR_MODEL, path,
                           "file size: got %zu bytes, expected the %llu that follow from its dims",
@@ -172,7 +174,8 @@ mamba_status mamba_check_tensors(struct mamba_model *model, const char *path, ma
                           "crc32: got %08X from its bytes, expected %08X (damaged file?)", crc,
                           model->info.crc32);
 
-    struct walk place = {.base = (const float *)(const void *)(file->data + HEADER_BYTES)};
+    struct walk place = {
+        .base = (const float *)(const void *)(file->data + mamba_tensors_at(&model->info))};
     walk_tensors(&place, model);
     if (place.bad_tensor[0])
         return mamba_fail(

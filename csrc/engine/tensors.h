@@ -4,8 +4,8 @@
 
 #include "model.h"
 
-/* Checks what follows the header of model->file: size, checksum, finite weights, padding of zeros.
- * Sets the pointers to all weights, and info.parameters. */
+/* Checks what follows the class names of model->file: size, checksum, finite weights, padding of
+ * zeros. Sets the pointers to all weights, and the parameters of the model and its members. */
 mamba_status mamba_check_tensors(struct mamba_model *model, const char *path, mamba_error *error);
 
 #endif

@@ -21,7 +21,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     mamba_error error = {MAMBA_OK, ""};
     mamba_status status = mamba_idx_check(&images, IDX_IMAGES, &error);
     if (status == MAMBA_OK)
-        read_all(images.data, images.n * images.height * images.width);
+        read_all(images.data, images.n * images.height * images.width * images.channels);
     else
         check_error(status, &error, MAMBA_ERR_INPUT);
     status = mamba_idx_check(&labels, IDX_LABELS, &error);

@@ -35,7 +35,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     struct input image = {.file = {.data = bytes, .size = size - 2, .access = FILE_BORROWED},
                           .path = "input"};
     mamba_error error = {MAMBA_OK, ""};
-    mamba_status status = mamba_raw_image_check(&image, height, width, &error);
+    mamba_status status = mamba_raw_image_check(&image, height * width, &error);
     if (status != MAMBA_OK)
         check_error(status, &error, MAMBA_ERR_INPUT);
     else if (height == 8 && width == 8) /* the model's size */

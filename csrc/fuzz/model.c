@@ -9,16 +9,26 @@
 enum { CRC_AT = 12 };
 enum { MAX_WORK = 1 << 18 }; /* larger models are not run: they take time and reach nothing new */
 
+static bool is_small(const mamba_info *info)
+{
+    const uint64_t length = info->length, pixels = mamba_image_values(info);
+    const uint64_t width = info->stem_width;
+    return length * info->d_inner * info->d_state * info->n_layers <= MAX_WORK &&
+           length * info->d_model * info->d_inner * info->n_layers <= MAX_WORK &&
+           pixels * (width + 1) <= MAX_WORK &&
+           (info->stem != STEM_CONV3 || pixels * width * width <= MAX_WORK);
+}
+
 static void run(const mamba_model *model)
 {
-    const mamba_info *info = mamba_model_info(model);
-    const size_t pixels = (size_t)info->height * info->width, bytes = mamba_context_bytes(model);
-    if ((uint64_t)info->length * info->d_inner * info->d_state * info->n_layers > MAX_WORK ||
-        (uint64_t)info->length * info->d_model * info->d_inner * info->n_layers > MAX_WORK ||
-        (uint64_t)pixels * (info->stem_width + 1) > MAX_WORK ||
-        (info->stem == STEM_CONV3 &&
-         (uint64_t)pixels * info->stem_width * info->stem_width > MAX_WORK))
-        return;
+    const mamba_info *info = mamba_model_info(model), *member;
+    const size_t pixels = mamba_image_values(info), bytes = mamba_context_bytes(model);
+    for (uint32_t i = 0; (member = mamba_member_info(model, i)); i++)
+        if (!is_small(member))
+            return;
+    for (uint32_t i = 0; i < info->n_classes; i++)
+        if (strlen(mamba_class_name(model, i)) < 1 || strlen(mamba_class_name(model, i)) > 255)
+            abort();
     uint8_t *image = malloc(pixels);
     void *arena = malloc(bytes);
     float logits[256]; /* as many as any model has */

@@ -113,7 +113,7 @@ static void put_number(void)
     if (current_size < sizeof value)
         return;
     /* Most fields are near the beginning, at multiples of four. */
-    const size_t reach = below(4) ? (current_size < 128 ? current_size : 128) : current_size;
+    const size_t reach = below(4) ? (current_size < 320 ? current_size : 320) : current_size;
     const size_t at = below(reach / 4) * 4;
     uint32_t old;
     memcpy(&old, current + at, sizeof old);

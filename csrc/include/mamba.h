@@ -56,23 +56,30 @@ typedef struct mamba_error {
     char message[256]; /* zero-terminated */
 } mamba_error;
 
-/* The header of a model file (docs/format.md says what each field means), and values that follow
- * from it. */
+/* The header of a model file and the shape of a member (docs/format.md says what each field means),
+ * and values that follow from them. */
 typedef struct mamba_info {
     uint32_t height, width, channels, n_classes;
+    uint32_t preparation; /* of pictures: 0 resize, 1 mnist */
+    uint32_t weight_type; /* 0 fp32 */
+    uint32_t names_bytes; /* of all class names in the file */
+    uint32_t members;     /* models whose logits are averaged */
+    float exit_margin;    /* 0: every member answers */
+    float pixel_mean, pixel_std;
+    /* The shape of the member. */
     uint32_t stem; /* 0 patch, 1 conv, 2 conv3 */
     uint32_t patch_height, patch_width, stem_width;
     uint32_t d_model, n_layers, d_state, d_conv, d_inner, dt_rank;
     uint32_t direction; /* 0 forward, 1 alternate, 2 bidirectional, 3 cross */
     uint32_t pool;      /* 0 mean, 1 last */
     uint32_t tied_a, pos_embed, local_conv;
-    uint32_t members; /* models whose logits are averaged */
-    uint32_t length;  /* tokens per image */
-    float norm_eps, pixel_mean, pixel_std;
-    uint64_t parameters; /* floats of the file's tensors, without padding; export
-                             folds some of a checkpoint's into others */
-    uint64_t file_bytes;
+    uint32_t length; /* tokens per image */
+    float norm_eps;
+    /* The file. */
     uint32_t version, crc32;
+    uint64_t parameters; /* floats of the tensors, without padding; export folds some of a
+                            checkpoint's into others */
+    uint64_t file_bytes;
 } mamba_info;
 
 /* Returns the library's version, "major.minor.patch". The string is static. */
@@ -96,8 +103,17 @@ MAMBA_API mamba_status mamba_model_from_bytes(mamba_model **out, const void *byt
 /* Ends a model; `model` may be NULL. Its contexts must not be used afterwards. */
 MAMBA_API void mamba_model_close(mamba_model *model);
 
-/* Returns the model's dims, which live as long as the model. */
+/* Returns the model's dims, which live as long as the model. The shape is that of the first member;
+ * `parameters` counts all members. */
 MAMBA_API const mamba_info *mamba_model_info(const mamba_model *model);
+
+/* Returns the dims of one member, counted from 0, with its own shape and parameters; NULL for
+ * a number beyond the last. */
+MAMBA_API const mamba_info *mamba_member_info(const mamba_model *model, uint32_t member);
+
+/* Returns the name of a class as UTF-8, which lives as long as the model; NULL for a number
+ * beyond the last. */
+MAMBA_API const char *mamba_class_name(const mamba_model *model, uint32_t class_index);
 
 /* Returns the instruction set of the kernels that run the model: "avx512", "avx2", "neon" or
  * "scalar". It is the fastest one that works here, or the one that the environment variable
@@ -113,17 +129,18 @@ MAMBA_API size_t mamba_context_bytes(const mamba_model *model);
 MAMBA_API mamba_status mamba_context_init(mamba_context **out, const mamba_model *model,
                                           void *arena, size_t arena_bytes, mamba_error *error);
 
-/* Classifies one image: sets `logits` [n_classes]. `pixels` [height, width] should be in 0..1,
- * which is not checked. Returns MAMBA_ERR_ARGUMENT for a NULL argument, MAMBA_ERR_MODEL if a number
- * that a logit depends on is not finite (finite weights can overflow, and so can pixels outside
- * 0..1), else MAMBA_OK.
+/* Classifies one image: sets `logits` [n_classes]. `pixels` [height, width, channels] should be
+ * in 0..1, which is not checked. Returns MAMBA_ERR_ARGUMENT for a NULL argument, MAMBA_ERR_MODEL if
+ * a number that a logit depends on is not finite (finite weights can overflow, and so can pixels
+ * outside 0..1), else MAMBA_OK.
  *
  * While a model is opened or runs, the processor rounds to nearest, raises no exceptions and counts
  * denormal numbers as zero (so that a black image takes no longer than a digit). The caller's mode
  * does not matter and is restored. */
 MAMBA_API mamba_status mamba_forward(mamba_context *context, const float *pixels, float *logits);
 
-/* Classifies pixels [height, width] in 0..255, exactly as mamba_forward does pixel / 255.0f. */
+/* Classifies pixels [height, width, channels] in 0..255, exactly as mamba_forward does pixel /
+ * 255.0f. */
 MAMBA_API mamba_status mamba_forward_u8(mamba_context *context, const uint8_t *pixels,
                                         float *logits);
 
@@ -131,12 +148,12 @@ MAMBA_API mamba_status mamba_forward_u8(mamba_context *context, const uint8_t *p
  * or the size does not fit a size_t. */
 MAMBA_API size_t mamba_batch_bytes(const mamba_model *model, int threads);
 
-/* Classifies `images` [n, height, width] into `logits` [n, n_classes], on up to `threads` threads
- * if built with OpenMP, else on one; in a process that was forked after the library was loaded also
- * on one, because OpenMP's threads do not survive a fork. The bits of a logit depend on its image
- * alone, never on n or `threads`. The arena is scratch memory of the caller; two calls that run at
- * the same time need two arenas. If the logits of an image are not finite, the error names the
- * first such image, and all images are classified nevertheless. */
+/* Classifies `images` [n, height, width, channels] into `logits` [n, n_classes], on up to `threads`
+ * threads if built with OpenMP, else on one; in a process that was forked after the library was
+ * loaded also on one, because OpenMP's threads do not survive a fork. The bits of a logit depend on
+ * its image alone, never on n or `threads`. The arena is scratch memory of the caller; two calls
+ * that run at the same time need two arenas. If the logits of an image are not finite, the error
+ * names the first such image, and all images are classified nevertheless. */
 MAMBA_API mamba_status mamba_forward_batch(const mamba_model *model, void *arena,
                                            size_t arena_bytes, int threads, const float *images,
                                            size_t n, float *logits, mamba_error *error);

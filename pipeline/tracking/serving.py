@@ -24,7 +24,7 @@ MODEL, LIBRARY = "model", "library"
 
 
 class EngineModel(PythonModel):  # type: ignore[misc]  # mlflow has no types here
-    """Classifier of images [n, height, width], float32 in [0, 1].
+    """Classifier of images [n, height, width(, channels)], float32 in [0, 1].
 
     The signature does not allow uint8: MLflow would turn a pixel of 0.5 into 0 before any check.
     """

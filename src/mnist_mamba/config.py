@@ -11,7 +11,7 @@ import functools
 import math
 import reprlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 Stem = Literal["patch", "conv", "conv3"]
@@ -19,6 +19,7 @@ StemNorm = Literal["none", "batch"]
 Direction = Literal["forward", "alternate", "bidirectional", "cross"]
 Pool = Literal["mean", "last"]
 AForm = Literal["free", "tied"]
+Preparation = Literal["resize", "mnist"]
 OptimizerName = Literal["adamw", "muon"]
 
 
@@ -65,7 +66,7 @@ StepSize = Annotated[float, Range(1e-8, 1e3)]
 LIMITS = {
     "height": whole(1, 4096),
     "width": whole(1, 4096),
-    "channels": whole(1, 1),
+    "channels": whole(1, 4),
     "n_classes": whole(2, 256),
     "stem_width": whole(1, 512),
     "d_model": whole(1, 2048),
@@ -84,6 +85,8 @@ MAX_LENGTH = 65536
 """Largest number of tokens per image that the model file allows."""
 MAX_ACTIVATIONS = 2**24
 """Largest number of floats in one activation array of an image."""
+MAX_NAME_BYTES = 255
+"""Longest class name of the model file, as UTF-8."""
 
 
 def token_grid(stem: Stem, height: int, width: int, patch: tuple[int, int]) -> tuple[int, int]:
@@ -94,14 +97,16 @@ def token_grid(stem: Stem, height: int, width: int, patch: tuple[int, int]) -> t
     return math.ceil(height / 4), math.ceil(width / 4)
 
 
-def stem_convs(stem: Stem, stem_width: int, d_model: int) -> list[tuple[int, int, int]]:
+def stem_convs(
+    stem: Stem, channels: int, stem_width: int, d_model: int
+) -> list[tuple[int, int, int]]:
     """Return (inputs, outputs, stride) of each 3x3 convolution of a conv stem, in order."""
     if stem == "patch":
         return []
     if stem == "conv":
-        return [(1, stem_width, 2), (stem_width, d_model, 2)]
+        return [(channels, stem_width, 2), (stem_width, d_model, 2)]
     half = math.ceil(stem_width / 2)
-    return [(1, half, 1), (half, stem_width, 2), (stem_width, d_model, 2)]
+    return [(channels, half, 1), (half, stem_width, 2), (stem_width, d_model, 2)]
 
 
 def oversized_activations(
@@ -117,6 +122,7 @@ def oversized_activations(
     height, width, stem_width = dims["height"], dims["width"], dims["stem_width"]
     quarter = math.ceil(height / 2) * math.ceil(width / 2)
     arrays = {
+        "channels": (height * width, dims["channels"]),
         "d_model": (length, dims["d_model"]),
         "d_inner": (length, dims["d_inner"]),
         "dt_rank + 2 d_state": (length, dims["dt_rank"] + 2 * dims["d_state"]),
@@ -127,6 +133,22 @@ def oversized_activations(
         if rows * columns > MAX_ACTIVATIONS:
             return name, f"{columns} at each of {rows} places"
     return None
+
+
+def expected_name(name: object, earlier: Sequence[str]) -> str | None:
+    """Return what a class should be called instead, or None if the model file allows the name.
+
+    Args:
+        name: the class's name.
+        earlier: names of the classes before it.
+    """
+    if not isinstance(name, str) or any(
+        c < " " or c == "\x7f" or "\ud7ff" < c < "\ue000" for c in name
+    ):
+        return "text without control characters"
+    if not 1 <= len(name.encode()) <= MAX_NAME_BYTES:
+        return f"1 to {MAX_NAME_BYTES} bytes of UTF-8"
+    return f"another name than that of class {earlier.index(name)}" if name in earlier else None
 
 
 def check_value(name: str, value: object, hint: Any) -> None:
@@ -231,7 +253,8 @@ class ModelChoices(Checked):
 class ModelConfig(ModelChoices):
     """Shape and arithmetic of a classifier.
 
-    Image sizes, class count and pixel statistics come from the data set, the rest from the user.
+    Image sizes, classes, preparation and pixel statistics come from the data set, the rest from the
+    user.
     Limits are those of the model file (docs/format.md), so that what trains can be exported.
 
     Raises:
@@ -242,12 +265,17 @@ class ModelConfig(ModelChoices):
     width: Annotated[int, LIMITS["width"]]
     n_classes: Annotated[int, LIMITS["n_classes"]]
     channels: Annotated[int, LIMITS["channels"]] = 1
+    class_names: tuple[str, ...] = ()
+    """One for each class; empty: "0", "1", ..."""
+    preparation: Preparation = "resize"
+    """How a picture of any size becomes an image of the model's: as MNIST's digits, or resized."""
     pixel_mean: Annotated[float, LIMITS["pixel_mean"]] = 0.0
     pixel_std: Annotated[float, LIMITS["pixel_std"]] = 1.0
     norm_eps: Annotated[float, LIMITS["norm_eps"]] = 1e-5
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._check_classes()
         image = f"{self.height} x {self.width} pixels"
         patch = f"patch = {list(self.patch)}"
         if self.stem == "patch" and (self.height % self.patch[0] or self.width % self.patch[1]):
@@ -263,6 +291,28 @@ class ModelConfig(ModelChoices):
             name, size = found
             raise ConfigError(f"{name} = {size}: expected up to {MAX_ACTIVATIONS} in all")
 
+    def _check_classes(self) -> None:
+        """Check class names and preparation, and make a list of names, as JSON has, a tuple."""
+        names: Any = self.class_names
+        if not isinstance(names, list | tuple) or len(names) not in (0, self.n_classes):
+            raise ConfigError(
+                f"class_names = {reprlib.repr(names)}: expected a list of {self.n_classes} names"
+            )
+        for i, name in enumerate(names):
+            if expected := expected_name(name, names[:i]):
+                got = reprlib.repr(name)
+                raise ConfigError(f"class_names[{i}] = {got}: expected {expected}")
+        object.__setattr__(self, "class_names", tuple(names))
+        if self.preparation == "mnist" and self.channels != 1:
+            raise ConfigError(
+                f"preparation = 'mnist': expected 'resize' for {self.channels} channels"
+            )
+
+    @property
+    def resolved_class_names(self) -> tuple[str, ...]:
+        """The name of each class."""
+        return self.class_names or tuple(str(i) for i in range(self.n_classes))
+
     @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of tokens that the stem makes of an image."""
@@ -271,7 +321,7 @@ class ModelConfig(ModelChoices):
     @property
     def stem_convs(self) -> list[tuple[int, int, int]]:
         """(inputs, outputs, stride) of each 3x3 convolution of a conv stem, in order."""
-        return stem_convs(self.stem, self.stem_width, self.d_model)
+        return stem_convs(self.stem, self.channels, self.stem_width, self.d_model)
 
     @property
     def length(self) -> int:
@@ -280,7 +330,8 @@ class ModelConfig(ModelChoices):
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain values, for a checkpoint or JSON."""
-        return {**dataclasses.asdict(self), "patch": list(self.patch)}
+        lists = {"patch": list(self.patch), "class_names": list(self.class_names)}
+        return {**dataclasses.asdict(self), **lists}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ModelConfig:

@@ -12,19 +12,21 @@ from torch import Tensor
 from torch.nn.modules.module import _has_any_global_hook
 
 from mnist_mamba.atomic_write import write_bytes
-from mnist_mamba.config import LIMITS, ModelConfig
+from mnist_mamba.config import ModelConfig
 from mnist_mamba.engine.format import (
     DIRECTIONS,
     FLAG_LOCAL_CONV,
     FLAG_POS_EMBED,
     FLAG_TIED_A,
     POOLS,
+    PREPARATIONS,
     STEMS,
     Array,
     FormatError,
     Header,
+    ModelFile,
     encode,
-    member_tensor,
+    member_field,
 )
 from mnist_mamba.model import (
     Block,
@@ -61,7 +63,7 @@ def write_model(path: str | Path, model: Classifier) -> None:
     for name, values in tensors.items():
         if not np.isfinite(values).all():
             raise FormatError(f"{name} holds NaN or infinite values: the training has diverged")
-    write_bytes(Path(path), encode(header_of(model.config), tensors))
+    write_bytes(Path(path), encode(describe(model.config, tensors)))
 
 
 def _check_parts(model: Classifier) -> None:
@@ -117,13 +119,29 @@ def _check_same(kind: str, found: dict[str, Any], expected: dict[str, Any]) -> N
             )
 
 
-def header_of(config: ModelConfig) -> Header:
-    """Return the header fields of a model's config."""
+def describe(config: ModelConfig, tensors: dict[str, Array]) -> ModelFile:
+    """Return the contents of the file of a model with this config and these tensors."""
+    header = {name: getattr(config, name) for name in _HEADER} | {
+        "flags": 0,
+        "preparation": PREPARATIONS.index(config.preparation),
+        "weight_type": 0,
+        "exit_margin": 0.0,
+    }
+    shapes = [_shape_of(config)] * config.members
+    return ModelFile(header, shapes, config.resolved_class_names, tensors)
+
+
+_HEADER = ("height", "width", "channels", "n_classes", "pixel_mean", "pixel_std")
+_SHAPE = ("d_model", "n_layers", "d_state", "d_conv", "d_inner", "norm_eps")
+"""Fields of the header and of a member's record that a config has under the same name."""
+
+
+def _shape_of(config: ModelConfig) -> Header:
+    """Return the record of a member."""
     patch = config.patch if config.stem == "patch" else (0, 0)
     flags = FLAG_TIED_A * (config.a == "tied") + FLAG_POS_EMBED * config.pos_embed
     flags += FLAG_LOCAL_CONV * config.local_conv
-    same = {name: getattr(config, name) for name in LIMITS if name not in ("dt_rank", "members")}
-    return same | {
+    return {name: getattr(config, name) for name in _SHAPE} | {
         "flags": flags,
         "stem": STEMS.index(config.stem),
         "patch_height": patch[0],
@@ -132,7 +150,6 @@ def header_of(config: ModelConfig) -> Header:
         "dt_rank": config.resolved_dt_rank,
         "direction": DIRECTIONS.index(config.direction),
         "pool": POOLS.index(config.pool),
-        "more_members": config.members - 1,
     }
 
 
@@ -144,7 +161,7 @@ def folded_tensors(model: Classifier) -> dict[str, Array]:
     if isinstance(model, MambaClassifier):
         return _member_tensors(model)
     return {
-        member_tensor(i, name): values
+        member_field(i, name): values
         for i, member in enumerate(model.classifiers)
         for name, values in _member_tensors(member).items()
     }

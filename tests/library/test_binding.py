@@ -304,7 +304,7 @@ def test_a_wrong_library_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("MNIST_MAMBA_CACHE", str(tmp_path / "cache"))
     calls = ("model_open", "model_read", "model_from_bytes", "model_close", "model_info")
     more = ("max_threads", "batch_bytes", "forward_batch", "forward_batch_u8")
-    names = [f"mamba_{name}" for name in (*calls, *more)]
+    names = [f"mamba_{name}" for name in (*calls, "class_name", *more)]
     advice = rf"expected libmamba {mnist_mamba.__version__}: .*make omp"
     for functions, got in (
         ([], "a library without mamba_model_open"),
@@ -376,7 +376,7 @@ def test_any_memory_layout_gives_the_same_bits(layout: str, expected: Any) -> No
         assert type(logits) is np.ndarray
         np.testing.assert_array_equal(logits, expected)
     odd = unaligned(as_floats())
-    assert binding._pixels(odd, (8, 8)).flags.aligned  # which x86 would not need
+    assert binding._pixels(odd, (8, 8, 1)).flags.aligned  # which x86 would not need
     np.testing.assert_array_equal(engine.logits(odd), expected)
 
 

@@ -19,8 +19,10 @@ from mnist_mamba.engine.binding import find_library
 from mnist_mamba.engine.format import (
     CHECKED_FROM,
     CRC_OFFSET,
-    FIELDS,
     HEADER_BYTES,
+    HEADER_FIELDS,
+    MEMBER_BYTES,
+    MEMBER_FIELDS,
     FormatError,
     decode,
 )
@@ -28,7 +30,7 @@ from mnist_mamba.engine.format import (
 GOLDEN = Path(__file__).parents[2] / "csrc" / "tests" / "golden"
 SEEDS = [
     GOLDEN / f"{name}.bin"
-    for name in ("patch_no_positions", "conv_tied_odd_image", "patch_bidirectional_tied")
+    for name in ("patch_no_positions", "conv_tied_odd_image", "mixed_members")
 ]
 LIMITS = (0, 1, 2, 3, 15, 16, 17, 64, 65, 255, 256, 257, 512, 513, 2048, 2049, 4096, 4097, 8192)
 EXTREMES = (8193, 65536, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 0x01000000)
@@ -36,6 +38,7 @@ FLOATS = (0x7F800000, 0xFF800000, 0x7FC00000, 0x7F7FFFFF, 1, 0x80000000, 0x3DCCC
 """Infinities, NaN, the largest float, the smallest, -0, 0.1 and the float after it."""
 LIBRARY = find_library()
 """Each engine that is not given a library takes milliseconds to find it."""
+NAME_BYTES = (b"\0", b"1", b"\x1f", b"\x7f", b"\x80", b"\xc3\xa4", b"\xed\xa0\x80", b"\xff")
 
 
 def sealed(data: bytes) -> bytes:
@@ -75,7 +78,7 @@ def field(message: str | None) -> str | None:
     name, after = message.split(":")[:2]
     if name.startswith("tensor "):
         return f"{name}:{after}"
-    return "reserved" if name.startswith("reserved ") else name
+    return name.split("reserved ")[0] + "reserved" if "reserved " in name else name
 
 
 def compare(data: bytes, same_field: bool) -> bool:
@@ -88,16 +91,24 @@ def compare(data: bytes, same_field: bool) -> bool:
     return c is None
 
 
+def before_tensors(data: bytes) -> int:
+    """Return the number of bytes before the tensors of a sound file."""
+    members, names_bytes = (struct.unpack_from("<I", data, offset)[0] for offset in (20, 60))
+    return int(HEADER_BYTES + MEMBER_BYTES * members + names_bytes)
+
+
 def single_changes(data: bytes) -> Iterator[bytes]:
     """Yield files in which one field, one float or the size is changed."""
-    header = [8, *range(CHECKED_FROM, CHECKED_FROM + 4 * len(FIELDS) + 8, 4), HEADER_BYTES - 4]
-    for offset in header:
+    end = before_tensors(data)
+    for offset in (8, *range(CHECKED_FROM, HEADER_BYTES + 2 * MEMBER_BYTES + 8, 4), end - 4):
         (old,) = struct.unpack_from("<I", data, offset)
         for value in {*LIMITS, *EXTREMES, *FLOATS, old + 1, old - 1, old * 2, old // 2}:
             yield with_u32(data, offset, value % 2**32)
-    for offset in range(HEADER_BYTES, len(data), 116):
+    for offset in range(end, len(data), 116):
         yield from (with_u32(data, offset, value) for value in FLOATS)
-    for size in (0, 1, 8, 15, 16, 17, 255, 256, 257, len(data) - 64, len(data) - 1):
+    for offset in range(end - 64, end - 40):
+        yield from (data[:offset] + name + data[offset + len(name) :] for name in NAME_BYTES)
+    for size in (0, 1, 8, 15, 16, 17, 127, 128, 129, end - 1, end, len(data) - 64, len(data) - 1):
         yield data[:size]
     yield from (data + bytes(extra) for extra in (1, 4, 64, 4096))
 
@@ -112,22 +123,26 @@ def test_a_single_change_is_refused_for_the_same_field(seed: Path) -> None:
     assert sum(accepted) > 10
 
 
+HEAD_END = HEADER_BYTES + MEMBER_BYTES + 64
+"""End of the class names of a model of one member."""
+
+
 def scrambled(data: bytes, other: bytes, generator: random.Random) -> bytes:
     """Return a file with several random changes."""
     mutant = bytearray(data)
     for _ in range(generator.randint(1, 6)):
         kind = generator.randrange(8)
         if kind < 4:
-            offset = CHECKED_FROM + 4 * generator.randrange(len(FIELDS) + 1)
+            offset = 4 * generator.randrange(CHECKED_FROM // 4, HEAD_END // 4)
             value = generator.choice((*LIMITS, *EXTREMES, *FLOATS, generator.randrange(2**32)))
             struct.pack_into("<I", mutant, offset, value)
         elif kind < 6:
             mutant[generator.randrange(len(mutant))] ^= 1 << generator.randrange(8)
         elif kind == 6:
-            del mutant[max(HEADER_BYTES, generator.randrange(len(mutant))) :]
+            del mutant[max(HEAD_END, generator.randrange(len(mutant))) :]
         else:
-            start = 4 * generator.randrange(HEADER_BYTES // 4)
-            mutant[start:HEADER_BYTES] = other[start:HEADER_BYTES]
+            start = 4 * generator.randrange(HEAD_END // 4)
+            mutant[start:HEAD_END] = other[start:HEAD_END]
     return bytes(mutant)
 
 
@@ -143,8 +158,8 @@ def test_both_readers_agree_on_files_with_several_changes(seed: int) -> None:
 def test_dims_that_keep_the_size_are_checked_for_their_meaning() -> None:
     """Width 5 leaves the file's size as it is, but no patch of width 2 divides it."""
     data = SEEDS[0].read_bytes()
-    names = [f.name for f in FIELDS]
-    offsets = {name: CHECKED_FROM + 4 * i for i, name in enumerate(names)}
+    offsets = {field.name: CHECKED_FROM + 4 * i for i, field in enumerate(HEADER_FIELDS)}
+    offsets |= {field.name: HEADER_BYTES + 4 * i for i, field in enumerate(MEMBER_FIELDS)}
     swapped = data
     for name, value in (("height", 16), ("width", 4), ("patch_height", 8), ("patch_width", 2)):
         swapped = with_u32(swapped, offsets[name], value)

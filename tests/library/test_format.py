@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.utils import prune
 
-from mnist_mamba.config import MAX_ACTIVATIONS, MAX_LENGTH
+from mnist_mamba.config import MAX_ACTIVATIONS, MAX_LENGTH, MAX_NAME_BYTES
 from mnist_mamba.engine import Engine
 from mnist_mamba.engine import format as model_format
 from mnist_mamba.engine.format import FormatError, read_model
@@ -199,10 +199,15 @@ def test_every_architecture_round_trips(name: str, tmp_path: Path) -> None:
     path = tmp_path / "model.bin"
     write_model(path, model)
     file = read_model(path)
-    assert file.header["d_inner"] == model.config.d_inner
-    assert model_format.sequence_length(file.header) == model.config.length
+    config = model.config
+    assert file.class_names == config.resolved_class_names
+    assert len(file.shapes) == config.members
+    for shape in file.shapes:
+        assert shape["d_inner"] == config.d_inner
+        assert model_format.sequence_length(file.header, shape) == config.length
     expected = folded_tensors(model)
-    assert list(file.tensors) == [spec.name for spec in model_format.tensor_specs(file.header)]
+    specs = model_format.tensor_specs(file.header, file.shapes)
+    assert list(file.tensors) == [spec.name for spec in specs]
     assert file.tensors.keys() == expected.keys()
     for tensor, values in expected.items():
         np.testing.assert_array_equal(file.tensors[tensor], values, err_msg=tensor)
@@ -237,10 +242,11 @@ def test_values_at_the_limits_are_allowed(extreme: dict[str, float], tmp_path: P
     config = dataclasses.replace(ARCHITECTURES["patch_forward_mean"], **extreme)
     path = tmp_path / "model.bin"
     write_model(path, MambaClassifier(config, scan="reference"))
-    header = read_model(path).header
+    file = read_model(path)
     with Engine(path) as engine:
         for name, value in extreme.items():
-            assert header[name] == engine.info[name] == pytest.approx(value)
+            stored = (file.header | file.shapes[0])[name]
+            assert stored == engine.info[name] == pytest.approx(value)
 
 
 def test_every_truncation_is_refused(model_bytes: bytes) -> None:
@@ -264,31 +270,51 @@ def test_every_flipped_bit_is_refused(model_bytes: bytes, position: int, bit: in
     ("offset", "value", "message"),
     [
         (0, 0, "magic"),
-        (8, 2, "version: got 2, expected 1"),
-        (16, 8, "flags"),
-        (20, 0, "height: got 0"),
-        (28, 3, "channels: got 3"),
-        (32, 257, "n_classes: got 257"),
-        (36, 3, "stem: got 3"),
-        (40, 3, "patch_height: got 3, expected a divisor of 8"),
-        (44, 0, "patch_width: got 0"),
-        (48, 1, "stem_width: got 1, expected 0"),
-        (52, 4000, "d_model: got 4000"),
-        (56, 65, "n_layers: got 65"),
-        (60, 0, "d_state: got 0"),
-        (64, 17, "d_conv: got 17"),
-        (68, 0xFFFFFFFF, "d_inner: got 4294967295"),
-        (72, 0, "dt_rank: got 0"),
-        (76, 4, "direction: got 4"),
-        (80, 2, "pool: got 2"),
-        (84, 0x7FC00000, "norm_eps: got nan"),
-        (88, 0x40000000, "pixel_mean: got 2.0"),
-        (92, 0, "pixel_std: got 0.0"),
-        (100, 1, "reserved bytes"),
-        (60, 5, "file size"),
+        (8, 3, "version: got 3, expected 2"),
+        (
+            8,
+            1,
+            "version: got 1, expected 2: run `python -m pipeline.export convert OLD.bin NEW.bin`",
+        ),
+        (16, 1, "flags: got 1"),
+        (20, 65, "members: got 65"),
+        (20, 0, "members: got 0"),
+        (24, 0, "height: got 0"),
+        (32, 5, "channels: got 5"),
+        (36, 257, "n_classes: got 257"),
+        (36, 11, "class name 10: got 0 bytes"),
+        (40, 2, "preparation: got 2"),
+        (44, 1, "weight_type: got 1"),
+        (48, 0x3F800000, "exit_margin: got 1.0"),
+        (52, 0x40000000, "pixel_mean: got 2.0"),
+        (56, 0, "pixel_std: got 0.0"),
+        (60, 65, "names_bytes: got 65, expected a multiple of 64"),
+        (60, 128, "names_bytes: got 128, expected 64"),
+        (60, 65536, "file size: got 9856 bytes, expected at least"),
+        (124, 1, "reserved bytes"),
+        (128, 8, "flags: got 8"),
+        (132, 3, "stem: got 3"),
+        (136, 3, "patch_height: got 3, expected a divisor of 8"),
+        (140, 0, "patch_width: got 0"),
+        (144, 1, "stem_width: got 1, expected 0"),
+        (148, 4000, "d_model: got 4000"),
+        (152, 65, "n_layers: got 65"),
+        (156, 0, "d_state: got 0"),
+        (160, 17, "d_conv: got 17"),
+        (164, 0xFFFFFFFF, "d_inner: got 4294967295"),
+        (168, 0, "dt_rank: got 0"),
+        (172, 4, "direction: got 4"),
+        (176, 2, "pool: got 2"),
+        (180, 0x7FC00000, "norm_eps: got nan"),
+        (184, 1, "reserved bytes"),
+        (192, 0x00300030, "class name 1: got b'0', expected another name than that of class 0"),
+        (192, 0x0031FF30, "class name 0: got b'0\\xff1'"),
+        (192, 0x00310730, "class name 0: got b'0\\x071', expected text without"),
+        (252, 1, "class names: got"),
+        (156, 5, "file size"),
         (256, 0x7F800000, "tensor stem.weight: float 0: got inf, expected a finite number"),
         (-4, 0xBF800000, "tensor head.bias: float 15: got -1.0, expected 0 as padding"),
-        (8, 0x01000000, "byte order"),
+        (8, 0x02000000, "byte order"),
     ],
 )
 def test_each_check_names_its_field(
@@ -327,15 +353,27 @@ def test_the_worked_example_gives_its_logits() -> None:
     assert (ROOT / "csrc/fuzz/seeds/model/smallest.bin").read_bytes() == data
 
 
-def test_the_offsets_match_the_specification() -> None:
-    text = FORMAT_PAGE.read_text(encoding="utf-8")
-    offset = model_format.CHECKED_FROM
-    for field in model_format.FIELDS:
+PARTS = {
+    "Header": (model_format.CHECKED_FROM, model_format.HEADER_FIELDS, model_format.HEADER_BYTES),
+    "Members": (0, model_format.MEMBER_FIELDS, model_format.MEMBER_BYTES),
+}
+
+
+def chapter(title: str) -> str:
+    """Return the text of a chapter of docs/format.md."""
+    return FORMAT_PAGE.read_text(encoding="utf-8").split(f"## {title}\n")[1].split("\n## ")[0]
+
+
+@pytest.mark.parametrize("title", PARTS)
+def test_the_offsets_match_the_specification(title: str) -> None:
+    text = chapter(title)
+    offset, fields, size = PARTS[title]
+    for field in fields:
         kind = {"I": "u32", "f": "f32"}[field.code]
         assert f"| {offset} | {kind} | {field.name} |" in text
         offset += 4
-    assert offset == model_format.RESERVED_FROM
-    assert f"| {offset} | {256 - offset} bytes | reserved |" in text
+    assert f"| {offset} | {size - offset} bytes | reserved |" in text
+    assert f"of {size} bytes" in FORMAT_PAGE.read_text(encoding="utf-8")
 
 
 def test_the_limits_match_the_specification() -> None:
@@ -346,29 +384,34 @@ def test_the_limits_match_the_specification() -> None:
         "stem": model_format.STEMS,
         "direction": model_format.DIRECTIONS,
         "pool": model_format.POOLS,
+        "preparation": model_format.PREPARATIONS,
+        "weight_type": ["fp32"],
     }
-    for field in model_format.FIELDS:
+    for title, field in ((part, field) for part in PARTS for field in PARTS[part][1]):
         low, high = field.range.low, field.range.high
-        (allowed,) = re.findall(rf"^\| \d+ \| \w+ \| {field.name} \| (.*) \|$", text, re.MULTILINE)
+        row = rf"^\| \d+ \| \w+ \| {field.name} \| (.*) \|$"
+        (allowed,) = re.findall(row, chapter(title), re.MULTILINE)
         match field.name:
             case "flags":
                 wanted = sum(1 << int(bit) for bit in re.findall(r"bit (\d+) `", allowed))
                 assert (low, high) == (0, wanted)
-            case "stem" | "direction" | "pool":
+            case "stem" | "direction" | "pool" | "preparation" | "weight_type":
                 expected = [(str(i), name) for i, name in enumerate(choices[field.name])]
-                assert re.findall(r"(\d+) (\w+)", allowed) == expected
+                assert re.findall(r"(\d+) (\w+)", allowed.split(";")[0]) == expected
                 assert (low, high) == (0, len(expected) - 1)
             case "patch_height" | "patch_width":
                 side = field.name.removeprefix("patch_")
                 assert allowed == f"patch stem: divides {side}; conv stems: 0"
-            case "channels":
-                assert (low, high, allowed) == (1, 1, "1")
+            case "exit_margin":
+                assert (low, high) == (0, 0)
+                assert allowed.startswith("0: ")
             case "norm_eps":
                 assert allowed == f"0 < eps <= {high}"
             case _:
                 ((lowest, highest),) = re.findall(rf"{number}\.\.{number}", allowed)
                 assert (float(lowest), float(highest)) == (low, high), field.name
     assert f"It must be {MAX_LENGTH:,} or less" in text
+    assert f"1..{MAX_NAME_BYTES} bytes of UTF-8" in text
     assert MAX_ACTIVATIONS == 2**24
     assert "must be 2^24 or less" in text
 

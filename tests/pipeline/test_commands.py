@@ -53,6 +53,7 @@ from pipeline.common.timings import format_ratio, format_value
 from pipeline.evaluate import ParityError
 from pipeline.series import engine_speed
 from pipeline.series import trainings as series
+from tests.library.test_version_1 import version_1
 from tests.pipeline.conftest import CONFIG
 from tests.pipeline.imports import ROOT
 from tests.pipeline.project import SMALL, git, set_params, write_bars
@@ -103,8 +104,8 @@ def test_help_says_what_a_command_does_and_its_examples_have_options_that_it_has
     }
     assert own_text.get(name, document) in described
     if name == "export":
-        described += help_of(name, monkeypatch, capsys, "model")
-        described += help_of(name, monkeypatch, capsys, "image")
+        for what in ("model", "image", "convert"):
+            described += help_of(name, monkeypatch, capsys, what)
     own = examples.split("dvc exp run")[0].replace("torchrun --standalone --nproc_per_node=2", "")
     for option in re.findall(r" (--[a-z-]+)", own):
         assert f" {option}" in described, option
@@ -652,6 +653,22 @@ def test_export_writes_the_checkpoint_that_the_params_name(
     (paths.CHECKPOINTS / paths.TRAINING_STATE).write_bytes(b"")
     assert exported() == 2
     assert "the training has not ended: checkpoints/best_model.pth is from epoch 5" in caplog.text
+
+
+def test_export_converts_a_file_of_version_1(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    today = (Path(__file__).parents[2] / "csrc/tests/golden/rows_odd_dims.bin").read_bytes()
+    Path("old.bin").write_bytes(version_1(today))
+    replace_argv(monkeypatch, "convert", "old.bin", "new.bin")
+    export.main()
+    assert Path("new.bin").read_bytes() == today
+    words = ("--preparation", "mnist", "--classes", "red,green,deep blue")
+    replace_argv(monkeypatch, "convert", "old.bin", "new.bin", *words)
+    export.main()
+    file = read_model(Path("new.bin"))
+    assert file.class_names == ("red", "green", "deep blue")
+    assert file.header["preparation"] == 1
 
 
 @pytest.mark.parametrize("part", ["train", "val", "test"])

@@ -1,7 +1,8 @@
 """`python -m tests.tools.golden` (`make golden`): write PyTorch's activations for the C tests.
 
 Replaces csrc/tests/golden/: one model file and one file of activations, layer by layer, for each
-architecture. The C test compares the engine with them tensor by tensor, without Python.
+architecture, and of an ensemble of different ones. The C test compares the engine with them tensor
+by tensor, without Python.
 """
 
 from __future__ import annotations
@@ -16,13 +17,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mnist_mamba.atomic_write import write_bytes
-from mnist_mamba.export import write_model
+from mnist_mamba.engine.format import ModelFile, member_field
+from mnist_mamba.engine.format import encode as encode_model
+from mnist_mamba.export import describe, folded_tensors, write_model
 from mnist_mamba.model import Block, Classifier, MambaClassifier
 from mnist_mamba.scan import selective_scan
 from tests.models import ARCHITECTURES, make_images, make_model
 
 FOLDER = Path(__file__).parents[2] / "csrc" / "tests" / "golden"
 MAGIC = b"MNGOLD1\n"
+MIXED = ("patch_bidirectional_tied", "conv_cross_last", "pixels_last")
+"""Architectures of the members of `mixed_members`."""
+
+NAMES = (*ARCHITECTURES, "mixed_members")
+"""All golden files."""
 
 Record = tuple[str, int, Tensor]
 """Name, layer (-1 outside the layers), and values (rows, columns) in image order."""
@@ -72,9 +80,14 @@ def trace_block(block: Block, layer: int, residual: Tensor) -> tuple[list[Record
 
 @torch.no_grad()
 def trace(model: Classifier, pixels: Tensor) -> list[Record]:
-    """Return all activations for one image (height, width), member by member."""
-    members = [model] if isinstance(model, MambaClassifier) else model.classifiers
-    records: list[Record] = [("input", -1, pixels)]
+    """Return all activations for one image, member by member."""
+    return trace_members(model.classifiers, pixels)
+
+
+@torch.no_grad()
+def trace_members(members: list[MambaClassifier], pixels: Tensor) -> list[Record]:
+    """Return the activations of several classifiers for one image."""
+    records: list[Record] = [("input", -1, pixels.flatten(1))]
     return records + [record for member in members for record in trace_member(member, pixels)]
 
 
@@ -121,18 +134,43 @@ def decode(data: bytes) -> list[Record]:
 
 
 def write_golden(folder: Path, name: str) -> None:
-    """Write NAME.bin and NAME.golden for one architecture."""
+    """Write NAME.bin and NAME.golden for one architecture, or for the members of MIXED."""
+    if name == "mixed_members":
+        write_mixed(folder / name)
+        return
     model = make_model(name)
     pixels = make_images(model.config, 3)[2].float() / 255
     write_model(folder / f"{name}.bin", model)
     write_bytes(folder / f"{name}.golden", encode(trace(model, pixels)))
 
 
+def mixed_members() -> list[MambaClassifier]:
+    """Return the members of MIXED, each with weights of its own."""
+    models = [make_model(name, seed) for seed, name in enumerate(MIXED)]
+    return [member for model in models for member in model.classifiers]
+
+
+def write_mixed(path: Path) -> None:
+    """Write path.bin and path.golden for an ensemble of different architectures."""
+    members = mixed_members()
+    files = [describe(member.config, folded_tensors(member)) for member in members]
+    tensors = {
+        member_field(i, name): values
+        for i, file in enumerate(files)
+        for name, values in file.tensors.items()
+    }
+    shapes = [shape for file in files for shape in file.shapes]
+    mixed = ModelFile(files[0].header, shapes, files[0].class_names, tensors)
+    pixels = make_images(members[0].config, 3)[2].float() / 255
+    write_bytes(path.with_suffix(".bin"), encode_model(mixed))
+    write_bytes(path.with_suffix(".golden"), encode(trace_members(members, pixels)))
+
+
 def main() -> int:
     """Replace every golden file."""
     for old in (*FOLDER.glob("*.bin"), *FOLDER.glob("*.golden")):
         old.unlink()
-    for name in ARCHITECTURES:
+    for name in NAMES:
         write_golden(FOLDER, name)
     return 0
 

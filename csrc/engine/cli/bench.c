@@ -14,7 +14,7 @@ struct bench {
     const mamba_model *model;
     int batch, threads, rounds;
     size_t calls;    /* per round */
-    size_t pixels;   /* per image */
+    size_t pixels;   /* values per image */
     size_t step;     /* pixels from one batch to the next, up to those of an image */
     uint8_t *images; /* [(DISTINCT - 1) * step + batch * pixels] */
     void *arena;
@@ -55,7 +55,7 @@ static double time_call(const struct bench *bench, size_t call)
 static mamba_status prepare(struct bench *bench, mamba_error *error)
 {
     const mamba_info *info = mamba_model_info(bench->model);
-    bench->pixels = (size_t)info->height * info->width;
+    bench->pixels = (size_t)info->height * info->width * info->channels;
     bench->step = bench->pixels < MAX_STEP ? bench->pixels : MAX_STEP;
     const uint64_t painted = (DISTINCT - 1) * bench->step + (uint64_t)bench->batch * bench->pixels;
     bench->arena_bytes = mamba_batch_bytes(bench->model, bench->threads);

@@ -27,6 +27,9 @@ mamba_status run_command(command_function command, const struct options *options
 
 double now_seconds(void); /* of a monotonic clock */
 
+/* Prints a text as JSON. */
+void print_json_text(const char *text);
+
 /* Returns the index of the largest of logits [n]; of equal ones, the first. */
 size_t argmax(const float *logits, size_t n);
 

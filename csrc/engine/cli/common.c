@@ -37,6 +37,14 @@ mamba_status run_command(command_function command, const struct options *options
     return status;
 }
 
+void print_json_text(const char *text)
+{
+    putchar('"');
+    for (; *text; text++)
+        printf(*text == '"' || *text == '\\' ? "\\%c" : "%c", *text);
+    putchar('"');
+}
+
 size_t argmax(const float *logits, size_t n)
 {
     size_t best = 0;

@@ -9,10 +9,12 @@ static mamba_status check_set(const struct job *job, const struct idx *images,
                               const struct idx *labels, mamba_error *error)
 {
     const mamba_info *info = mamba_model_info(job->model);
-    if (images->height != info->height || images->width != info->width)
+    if (images->height != info->height || images->width != info->width ||
+        images->channels != info->channels)
         return mamba_fail(error, MAMBA_ERR_INPUT, images->input.path,
-                          "image size: got %zu x %zu, expected the model's %u x %u", images->height,
-                          images->width, info->height, info->width);
+                          "image size: got %zu x %zu x %zu, expected the model's %u x %u x %u",
+                          images->height, images->width, images->channels, info->height,
+                          info->width, info->channels);
     if (images->n != labels->n)
         return mamba_fail(error, MAMBA_ERR_INPUT, labels->input.path,
                           "labels: got %zu, expected one for each of %zu images", labels->n,

@@ -18,22 +18,25 @@ mamba_status mamba_idx_check(struct idx *out, size_t rank, mamba_error *error)
     struct input *input = &out->input;
     const struct file_bytes *file = &input->file;
     const char *path = input->path;
+    const uint32_t colours = IDX_BYTES << 8 | IDX_COLOURS,
+                   expected = IDX_BYTES << 8 | (uint32_t)rank;
+    const uint32_t magic = file->size < MAGIC_BYTES ? 0 : get_u32_big_endian(file->data);
+    rank = rank == IDX_IMAGES && magic == colours ? IDX_COLOURS : rank;
     const size_t header = MAGIC_BYTES + rank * DIM_BYTES;
     if (file->size < header)
         return mamba_fail(error, MAMBA_ERR_INPUT, path,
                           "file size: got %zu bytes, expected at least the %zu of an IDX header",
                           file->size, header);
-    uint32_t magic = get_u32_big_endian(file->data), expected = IDX_BYTES << 8 | (uint32_t)rank;
-    if (magic != expected)
+    if (magic != expected && rank != IDX_COLOURS)
         return mamba_fail(error, MAMBA_ERR_INPUT, path,
                           "IDX magic: got 0x%08X, expected 0x%08X (bytes, %zu dim%s)%s", magic,
-                          expected, rank, rank == 1 ? "" : "s",
+                          expected, rank, rank == 1 ? "" : "s, or 4 with channels",
                           magic >> 16 == 0x1F8B ? "; this is gzip: unpack it" : "");
-    uint32_t dims[IDX_IMAGES] = {1, 1, 1};
-    uint64_t product = 1; /* at most 2^32 * 4096 * 4096 */
+    uint32_t dims[IDX_COLOURS] = {1, 1, 1, 1};
+    uint64_t product = 1; /* at most 2^32 * 4096 * 4096 * 4 */
     for (size_t i = 0; i < rank; i++) {
         dims[i] = get_u32_big_endian(file->data + MAGIC_BYTES + i * DIM_BYTES);
-        uint32_t max = i == 0 ? UINT32_MAX : IDX_MAX_SIDE;
+        const uint32_t max = i == 0 ? UINT32_MAX : i < 3 ? IDX_MAX_SIDE : IDX_MAX_CHANNELS;
         if (dims[i] < 1 || dims[i] > max)
             return mamba_fail(error, MAMBA_ERR_INPUT, path, "IDX dim %zu: got %u, expected 1..%u",
                               i, dims[i], max);
@@ -46,6 +49,7 @@ mamba_status mamba_idx_check(struct idx *out, size_t rank, mamba_error *error)
     out->n = dims[0];
     out->height = dims[1];
     out->width = dims[2];
+    out->channels = dims[3];
     return MAMBA_OK;
 }
 
@@ -57,10 +61,8 @@ mamba_status mamba_idx_open(struct idx *out, const char *path, size_t rank, enum
     return status == MAMBA_OK ? mamba_idx_check(out, rank, error) : status;
 }
 
-mamba_status mamba_raw_image_check(struct input *input, size_t height, size_t width,
-                                   mamba_error *error)
+mamba_status mamba_raw_image_check(struct input *input, size_t n, mamba_error *error)
 {
-    const size_t n = height * width;
     mamba_status status = mamba_input_rest(input, n * sizeof(float),
                                            "a float32 for each of the model's pixels", error);
     if (status != MAMBA_OK)

@@ -14,7 +14,7 @@ static const char HELP[] =
     "mamba classifies images with a small Mamba model.\n"
     "\n"
     "  mamba %s\n"
-    "      classify one image: height x width float32 in 0..1, little-endian\n"
+    "      classify one image: height x width (x channels) float32 in 0..1\n"
     "  mamba eval %s\n"
     "      measure the accuracy; write all logits to FILE as float32\n"
     "  mamba info %s\n"

@@ -183,20 +183,24 @@ static double *reference_tokens(struct reader *reader, const mamba_info *m, cons
     double *tokens;
     if (m->stem == 0) {
         const size_t ph = m->patch_height, pw = m->patch_width, across = m->width / pw;
-        double *patches = array((size_t)m->height * m->width);
+        const size_t n = m->channels;
+        double *patches = array((size_t)m->height * m->width * n);
         for (size_t row = 0; row < m->height; row++)
             for (size_t column = 0; column < m->width; column++)
-                patches[((row / ph) * across + column / pw) * ph * pw + row % ph * pw +
-                        column % pw] = image[row * m->width + column];
-        double *weight = read_matrix(reader, m->d_model, ph * pw);
+                for (size_t c = 0; c < n; c++)
+                    patches[(((row / ph) * across + column / pw) * ph * pw + row % ph * pw +
+                             column % pw) *
+                                n +
+                            c] = image[(row * m->width + column) * n + c];
+        double *weight = read_matrix(reader, m->d_model, ph * pw * n);
         double *bias = read_table(reader, 1, m->d_model);
-        tokens = linear(patches, weight, bias, m->length, ph * pw, m->d_model);
+        tokens = linear(patches, weight, bias, m->length, ph * pw * n, m->d_model);
     } else {
         const size_t half_h = (m->height + 1) / 2, half_w = (m->width + 1) / 2, sw = m->stem_width;
-        const size_t channels = m->stem == 2 ? (sw + 1) / 2 : 1;
+        const size_t channels = m->stem == 2 ? (sw + 1) / 2 : m->channels;
         const double *in = image;
         if (m->stem == 2)
-            in = all_silu(conv_3x3(reader, image, m->height, m->width, 1, channels, 1),
+            in = all_silu(conv_3x3(reader, image, m->height, m->width, m->channels, channels, 1),
                           (size_t)m->height * m->width * channels);
         in = all_silu(conv_3x3(reader, in, m->height, m->width, channels, sw, 2),
                       half_h * half_w * sw);
@@ -327,15 +331,15 @@ const double *reference(const struct tiny_model *tiny, const float *pixels,
                         struct magnitudes *largest)
 {
     const mamba_info *m = &tiny->dims;
-    const size_t n = (size_t)m->height * m->width;
+    const size_t n = (size_t)m->height * m->width * m->channels;
     pool_used = 0;
     magnitudes = (struct magnitudes){0.0, 0.0};
-    struct reader reader = {tiny->bytes + TINY_HEADER};
+    struct reader reader = {tiny->bytes + tiny->tensors};
     double *image = array(n), *logits = array(m->n_classes);
     for (size_t i = 0; i < n; i++)
         image[i] = ((double)pixels[i] - (double)m->pixel_mean) / (double)m->pixel_std;
     for (size_t member = 0; member < m->members; member++) {
-        const double *member_logits = reference_member(&reader, m, image);
+        const double *member_logits = reference_member(&reader, tiny_member(tiny, member), image);
         for (size_t i = 0; i < m->n_classes; i++)
             logits[i] = noted(logits[i] + member_logits[i]);
     }

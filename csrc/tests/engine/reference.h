@@ -11,8 +11,8 @@ struct magnitudes {
     double value, terms;
 };
 
-/* Returns logits [n_classes], valid until the next call, for pixels [height, width]; sets *largest
- * unless it is NULL. */
+/* Returns logits [n_classes], valid until the next call, for pixels [height, width, channels]; sets
+ * *largest unless it is NULL. */
 const double *reference(const struct tiny_model *tiny, const float *pixels,
                         struct magnitudes *largest);
 

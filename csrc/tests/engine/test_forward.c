@@ -34,16 +34,17 @@ static void forward_once(const mamba_model *model, const float *pixels, float *l
     free(arena);
 }
 
-static void compare_with_reference(mamba_info dims, uint32_t seed)
+/* Compares a model with its reference, and ends it. */
+static void compare_model(struct tiny_model tiny, uint32_t seed)
 {
-    struct tiny_model tiny = tiny_build(dims, seed);
+    const mamba_info dims = tiny.dims;
     mamba_model *model;
     mamba_error error;
     if (!CHECK(tiny_open(&model, &tiny, &error) == MAMBA_OK, "%s", error.message))
         return;
     float pixels[MAX_PIXELS], logits[MAX_CLASSES];
     uint32_t state = seed;
-    for (size_t i = 0; i < (size_t)dims.height * dims.width; i++)
+    for (size_t i = 0; i < (size_t)dims.height * dims.width * dims.channels; i++)
         pixels[i] = fabsf(tiny_random(&state));
     forward_once(model, pixels, logits);
     const double *expected = reference(&tiny, pixels, NULL);
@@ -56,6 +57,27 @@ static void compare_with_reference(mamba_info dims, uint32_t seed)
           sqrt(difference / size));
     mamba_model_close(model);
     tiny_free(&tiny);
+}
+
+static void compare_with_reference(mamba_info dims, uint32_t seed)
+{
+    compare_model(tiny_build(dims, seed), seed);
+}
+
+/* Images of several channels, and members of different shapes in any order. */
+static void test_channels_and_shapes(void)
+{
+    for (uint32_t i = 0; i < 96; i++) {
+        mamba_info shapes[TINY_SHAPES];
+        for (uint32_t j = 0; j < TINY_SHAPES; j++) {
+            shapes[j] = varied((i + 37 * j) % 96);
+            shapes[j].n_classes = 5;
+            shapes[j].members = 1;
+            shapes[j].channels = 1 + i % 4;
+        }
+        compare_with_reference(shapes[0], 2000 + i);
+        compare_model(tiny_build_mixed(shapes, 2 + i % 2, 2100 + i), 2100 + i);
+    }
 }
 
 static void test_against_reference(void)
@@ -92,9 +114,12 @@ static void test_against_reference(void)
 static void test_batches(unsigned number)
 {
     enum { N = 11 };
-    mamba_info dims = varied(number);
-    struct tiny_model tiny = tiny_build(dims, 7);
-    const size_t pixels = (size_t)dims.height * dims.width, classes = dims.n_classes;
+    mamba_info dims = varied(number), shapes[] = {dims, varied((number + 40) % 96), dims};
+    dims.channels = 1 + number % 4;
+    shapes[1].n_classes = dims.n_classes;
+    struct tiny_model tiny = number % 2 ? tiny_build_mixed(shapes, 3, 7) : tiny_build(dims, 7);
+    const size_t classes = dims.n_classes;
+    const size_t pixels = (size_t)dims.height * dims.width * tiny.dims.channels;
     mamba_model *model;
     CHECK(tiny_open(&model, &tiny, NULL) == MAMBA_OK, "does not open");
     uint8_t bytes[N * MAX_PIXELS];
@@ -230,6 +255,7 @@ static void test_softmax(void)
 int main(void)
 {
     test_against_reference();
+    test_channels_and_shapes();
     for (unsigned number = 0; number < 96; number += 11) /* each stem, direction and form of A */
         test_batches(number);
     test_arena();

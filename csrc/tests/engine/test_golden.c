@@ -125,7 +125,7 @@ static void run_model(struct replay *replay, const mamba_model *model)
     const mamba_info *info = mamba_model_info(model);
     struct record input;
     if (!CHECK(next_record(replay, &input) && strcmp(input.name, "input") == 0 &&
-                   input.rows == info->height && input.cols == info->width,
+                   input.rows == info->height && input.cols == info->width * info->channels,
                "%s: the first record is not the model's input", replay->name))
         return;
     const size_t n = (size_t)input.rows * input.cols, bytes = mamba_context_bytes(model);

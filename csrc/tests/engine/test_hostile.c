@@ -52,7 +52,8 @@ static void seal(uint8_t *bytes, size_t size)
 static mamba_status answer(const mamba_model *model)
 {
     const mamba_info *info = mamba_model_info(model);
-    const size_t pixels = (size_t)info->height * info->width, bytes = mamba_context_bytes(model);
+    const size_t pixels = (size_t)info->height * info->width * info->channels;
+    const size_t bytes = mamba_context_bytes(model);
     float logits[256];
     uint8_t *image = malloc(pixels);
     void *arena = malloc(bytes);
@@ -89,10 +90,9 @@ static mamba_status try_bytes(const uint8_t *bytes, size_t size, const char *wha
     return status;
 }
 
-/* Flips each bit of the first `limit` bytes. */
-static void test_every_bit(mamba_info dims, size_t limit)
+/* Flips each bit of the first `limit` bytes of a model, and ends it. */
+static void test_every_bit(struct tiny_model tiny, size_t limit)
 {
-    struct tiny_model tiny = tiny_build(dims, 21);
     struct guarded guarded = guard(tiny.bytes, tiny.size);
     size_t answered = 0, overflowed = 0, refused = 0;
     CHECK(try_bytes(guarded.bytes, guarded.size, "unchanged") == MAMBA_OK, "does not run");
@@ -108,7 +108,7 @@ static void test_every_bit(mamba_info dims, size_t limit)
         status = try_bytes(guarded.bytes, guarded.size, what);
         answered += status == MAMBA_OK;
         refused += status != MAMBA_OK;
-        overflowed += status == MAMBA_ERR_MODEL && bit / 8 >= TINY_HEADER;
+        overflowed += status == MAMBA_ERR_MODEL && bit / 8 >= tiny.tensors;
         memcpy(guarded.bytes, tiny.bytes, tiny.size);
     }
     printf("%zu sealed flips answered, %zu refused, of which %zu in the weights\n", answered,
@@ -168,6 +168,7 @@ static void test_guard_page(void)
         dims.direction = i / 4 % 4;
         dims.members = i % 7 ? 1 : 2;
         dims.d_state = i % 5 == 0 ? 17 : 4;
+        dims.channels = 1 + i / 2 % 4;
         if (i / 16 % 3) {
             dims.stem = i / 16 % 3;
             dims.patch_height = dims.patch_width = 0;
@@ -197,7 +198,7 @@ static void test_activations(void)
         const char *field;
         size_t offset;
         uint32_t value;
-    } wide[] = {{"d_model", 52, 257}, {"d_inner", 68, 257}, {"dt_rank + 2 d_state", 72, 249}};
+    } wide[] = {{"d_model", 148, 257}, {"d_inner", 164, 257}, {"dt_rank + 2 d_state", 168, 249}};
     mamba_info dims = tiny_dims();
     dims.height = dims.width = 256;
     dims.patch_height = dims.patch_width = 1; /* 65,536 tokens */
@@ -219,6 +220,29 @@ static void test_activations(void)
         tiny_put_u32(&tiny, wide[i].offset, good);
     }
     tiny_free(&tiny);
+}
+
+/* The largest image, and one channel more. */
+static void test_image_values(void)
+{
+    mamba_info dims = tiny_dims();
+    dims.height = dims.width = 4096;
+    dims.patch_height = dims.patch_width = 4096;
+    for (dims.channels = 1; dims.channels <= 2; dims.channels++) {
+        struct tiny_model tiny = tiny_build(tiny_dims(), 33);
+        mamba_model *model;
+        mamba_error error = {MAMBA_OK, ""};
+        tiny_put_u32(&tiny, 24, dims.height);
+        tiny_put_u32(&tiny, 28, dims.width);
+        tiny_put_u32(&tiny, 32, dims.channels);
+        tiny_put_u32(&tiny, 136, dims.patch_height);
+        tiny_put_u32(&tiny, 140, dims.patch_width);
+        seal(tiny.bytes, tiny.size);
+        CHECK(mamba_model_from_bytes(&model, tiny.bytes, tiny.size, &error) == MAMBA_ERR_MODEL &&
+                  strstr(error.message, dims.channels == 1 ? "file size" : "channels: got 2 at"),
+              "%s", error.message);
+        tiny_free(&tiny);
+    }
 }
 
 /* Checks the limit of the conv stems' activations, of which the first convolution has the most.
@@ -295,15 +319,18 @@ static void test_access(void)
 /* A file shrinks before its copy is complete. */
 static void test_shrinking(void)
 {
-    struct tiny_model tiny = tiny_build(tiny_dims(), 27);
+    mamba_info dims = tiny_dims();
+    dims.d_inner = 1000; /* more than FILE_HEAD_BYTES */
+    struct tiny_model tiny = tiny_build(dims, 27);
     struct file_bytes file;
     mamba_error error = {MAMBA_OK, ""};
     tiny_write(tiny_path(), tiny.bytes, tiny.size);
     CHECK(mamba_file_open(&file, tiny_path(), FILE_COPIED, &error) == MAMBA_OK, "%s",
           error.message);
-    CHECK(truncate(tiny_path(), 300) == 0, "truncate");
+    CHECK(truncate(tiny_path(), 70000) == 0, "truncate");
     CHECK(mamba_file_rest(&file, file.size, tiny_path(), &error) == MAMBA_ERR_IO &&
-              strstr(error.message, "got 300 bytes") && strstr(error.message, "when it was opened"),
+              strstr(error.message, "got 70000 bytes") &&
+              strstr(error.message, "when it was opened"),
           "%s", error.message);
     mamba_file_close(&file);
     unlink(tiny_path());
@@ -416,12 +443,16 @@ int main(void)
     folded.pos_embed = 1;
     folded.n_layers = 1;
     const size_t of_the_fold = 1664; /* the header, the stem, positions and the first in_proj */
-    test_every_bit(tiny_dims(), SIZE_MAX);
-    test_every_bit(folded, of_the_fold);
-    test_every_bit(other, TINY_HEADER);
+    mamba_info mixed[2] = {folded, other};
+    mixed[0].channels = mixed[1].channels = 3;
+    test_every_bit(tiny_build(tiny_dims(), 21), SIZE_MAX);
+    test_every_bit(tiny_build(folded, 21), of_the_fold);
+    test_every_bit(tiny_build(other, 21), TINY_HEADER + 2 * TINY_RECORD + 64);
+    test_every_bit(tiny_build_mixed(mixed, 2, 21), TINY_HEADER + 2 * TINY_RECORD + 64);
     test_truncations();
     test_guard_page();
     test_activations();
+    test_image_values();
     test_stem_activations(1, 67, "stem_width"); /* of 500 * 500 places */
     test_stem_activations(2, 32, "half of stem_width");
     test_overflow();

@@ -25,7 +25,7 @@ static mamba_status open_as(int kind, const char *path, enum file_access access,
     if (kind == RAW) {
         status = mamba_input_open(&idx.input, path, access, error);
         if (status == MAMBA_OK)
-            status = mamba_raw_image_check(&idx.input, 2, 3, error);
+            status = mamba_raw_image_check(&idx.input, 2 * 3, error);
     } else {
         status =
             mamba_idx_open(&idx, path, kind == IMAGES ? IDX_IMAGES : IDX_LABELS, access, error);

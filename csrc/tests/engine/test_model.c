@@ -34,6 +34,8 @@ static void test_accepts(void)
         dims.direction = bits >> 3 & 3;
         dims.local_conv = bits >= 96;
         dims.members = 1 + bits % 3;
+        dims.channels = 1 + bits / 5 % 4;
+        dims.preparation = dims.channels == 1 && bits % 7 == 0;
         if (bits % 96 >> 5) {
             dims.stem = bits % 96 >> 5;
             dims.patch_height = dims.patch_width = 0;
@@ -44,7 +46,7 @@ static void test_accepts(void)
         mamba_error error;
         if (CHECK(tiny_open(&model, &tiny, &error) == MAMBA_OK, "%s", error.message)) {
             mamba_info expected = tiny.dims, got = *mamba_model_info(model);
-            expected.version = 1;
+            expected.version = 2;
             expected.crc32 = tiny_get_u32(&tiny, TINY_CRC);
             expected.file_bytes = tiny.size;
             expected.parameters = got.parameters; /* test_parameters */
@@ -111,11 +113,15 @@ static void test_identity(void)
         expect_refused(&tiny, "magic");
         tiny.bytes[i] ^= 0x20;
     }
-    const uint32_t versions[] = {0, 2, 0x01000000u, UINT32_MAX};
+    const uint32_t versions[] = {0, 3, 0x01000000u, UINT32_MAX};
     for (size_t i = 0; i < sizeof versions / sizeof *versions; i++) {
         tiny_put_u32(&tiny, 8, versions[i]);
-        expect_refused(&tiny, versions[i] == 0x01000000u ? "byte order" : "version");
+        expect_refused(&tiny, "version: got");
     }
+    tiny_put_u32(&tiny, 8, 0x02000000u);
+    expect_refused(&tiny, "byte order");
+    tiny_put_u32(&tiny, 8, 1);
+    expect_refused(&tiny, "run `python -m pipeline.export convert OLD.bin NEW.bin`");
     tiny_free(&tiny);
 }
 
@@ -151,24 +157,28 @@ static void test_integer_fields(void)
         size_t offset;
         uint32_t bad[3], good[2];
     } fields[] = {
-        {"flags", 16, {8, 0x80000000u, UINT32_MAX}, {0, 7}},
-        {"height", 20, {0, 4097, UINT32_MAX}, {1, 4096}},
-        {"width", 24, {0, 4097, UINT32_MAX}, {1, 4096}},
-        {"channels", 28, {0, 2, UINT32_MAX}, {1, 1}},
-        {"n_classes", 32, {1, 257, UINT32_MAX}, {2, 256}},
-        {"stem", 36, {3, 4, UINT32_MAX}, {0, 2}},
-        {"patch_height", 40, {0, 3, 5}, {1, 4}},
-        {"patch_width", 44, {0, 4, 7}, {1, 6}},
-        {"stem_width", 48, {1, 512, UINT32_MAX}, {0, 0}},
-        {"d_model", 52, {0, 2049, UINT32_MAX}, {1, 2048}},
-        {"n_layers", 56, {0, 65, UINT32_MAX}, {1, 64}},
-        {"d_state", 60, {0, 257, UINT32_MAX}, {1, 256}},
-        {"d_conv", 64, {0, 17, UINT32_MAX}, {1, 16}},
-        {"d_inner", 68, {0, 8193, UINT32_MAX}, {1, 8192}},
-        {"dt_rank", 72, {0, 2049, UINT32_MAX}, {1, 2048}},
-        {"direction", 76, {4, 5, UINT32_MAX}, {0, 3}},
-        {"pool", 80, {2, 3, UINT32_MAX}, {0, 1}},
-        {"more_members", 96, {64, 255, UINT32_MAX}, {0, 63}},
+        {"flags", 16, {1, 0x80000000u, UINT32_MAX}, {0, 0}},
+        {"members", 20, {0, 65, UINT32_MAX}, {1, 64}},
+        {"height", 24, {0, 4097, UINT32_MAX}, {1, 4096}},
+        {"width", 28, {0, 4097, UINT32_MAX}, {1, 4096}},
+        {"channels", 32, {0, 5, UINT32_MAX}, {1, 4}},
+        {"n_classes", 36, {1, 257, UINT32_MAX}, {2, 256}},
+        {"preparation", 40, {2, 3, UINT32_MAX}, {0, 1}},
+        {"weight_type", 44, {1, 2, UINT32_MAX}, {0, 0}},
+        {"names_bytes", 60, {0, 96, 65600}, {64, 65536}},
+        {"flags", 128, {8, 0x80000000u, UINT32_MAX}, {0, 7}},
+        {"stem", 132, {3, 4, UINT32_MAX}, {0, 2}},
+        {"patch_height", 136, {0, 3, 5}, {1, 4}},
+        {"patch_width", 140, {0, 4, 7}, {1, 6}},
+        {"stem_width", 144, {1, 512, UINT32_MAX}, {0, 0}},
+        {"d_model", 148, {0, 2049, UINT32_MAX}, {1, 2048}},
+        {"n_layers", 152, {0, 65, UINT32_MAX}, {1, 64}},
+        {"d_state", 156, {0, 257, UINT32_MAX}, {1, 256}},
+        {"d_conv", 160, {0, 17, UINT32_MAX}, {1, 16}},
+        {"d_inner", 164, {0, 8193, UINT32_MAX}, {1, 8192}},
+        {"dt_rank", 168, {0, 2049, UINT32_MAX}, {1, 2048}},
+        {"direction", 172, {4, 5, UINT32_MAX}, {0, 3}},
+        {"pool", 176, {2, 3, UINT32_MAX}, {0, 1}},
     };
     struct tiny_model tiny = tiny_build(tiny_dims(), 5);
     for (size_t i = 0; i < sizeof fields / sizeof *fields; i++) {
@@ -195,18 +205,18 @@ static void test_conv_stem_fields(uint32_t stem)
     dims.patch_height = dims.patch_width = 0;
     dims.stem_width = 3;
     struct tiny_model tiny = tiny_build(dims, 6);
-    tiny_put_u32(&tiny, 40, 2);
+    tiny_put_u32(&tiny, 136, 2);
     expect_refused(&tiny, "patch_height");
-    tiny_put_u32(&tiny, 40, 0);
-    tiny_put_u32(&tiny, 44, 2);
+    tiny_put_u32(&tiny, 136, 0);
+    tiny_put_u32(&tiny, 140, 2);
     expect_refused(&tiny, "patch_width");
-    tiny_put_u32(&tiny, 44, 0);
-    tiny_put_u32(&tiny, 48, 0);
+    tiny_put_u32(&tiny, 140, 0);
+    tiny_put_u32(&tiny, 144, 0);
     expect_refused(&tiny, "stem_width");
-    tiny_put_u32(&tiny, 48, 513);
+    tiny_put_u32(&tiny, 144, 513);
     expect_refused(&tiny, "stem_width");
     for (uint32_t good = 1; good <= 512; good += 511) {
-        tiny_put_u32(&tiny, 48, good);
+        tiny_put_u32(&tiny, 144, good);
         expect_in_range(&tiny, "stem_width", good);
     }
     tiny_free(&tiny);
@@ -219,16 +229,20 @@ static void test_float_fields(void)
         size_t offset;
         float bad[7], good[3];
     } fields[] = {
+        {"exit_margin",
+         48,
+         {1e-45f, -1e-45f, 0.1f, INFINITY, -INFINITY, NAN, -NAN},
+         {0.0f, -0.0f, 0.0f}},
         {"norm_eps",
-         84,
+         180,
          {0.0f, -0.0f, -1e-5f, 0.10000001f, INFINITY, NAN, -NAN},
          {1e-45f, 1e-5f, 0.1f}},
         {"pixel_mean",
-         88,
+         52,
          {-1e-45f, -0.1f, 1.0000001f, INFINITY, -INFINITY, NAN, -NAN},
          {0.0f, -0.0f, 1.0f}},
         {"pixel_std",
-         92,
+         56,
          {0.0f, -1.0f, 9.999999e-7f, 1000000.06f, INFINITY, NAN, -NAN},
          {1e-6f, 1.0f, 1e6f}},
     };
@@ -256,7 +270,9 @@ static void test_float_fields(void)
 static void test_reserved(void)
 {
     struct tiny_model tiny = tiny_build(tiny_dims(), 8);
-    for (size_t i = 100; i < TINY_HEADER; i++) {
+    for (size_t i = 64; i < TINY_HEADER + TINY_RECORD; i++) {
+        if (i == TINY_HEADER)
+            i += 56; /* of the record */
         tiny.bytes[i] = 1;
         tiny_seal(&tiny);
         expect_refused(&tiny, "reserved");
@@ -269,19 +285,19 @@ static void test_reserved(void)
 static void test_huge_claims(void)
 {
     struct tiny_model tiny = tiny_build(tiny_dims(), 9);
-    tiny_put_u32(&tiny, 20, 4096);
     tiny_put_u32(&tiny, 24, 4096);
-    tiny_put_u32(&tiny, 40, 1);
-    tiny_put_u32(&tiny, 44, 1);
+    tiny_put_u32(&tiny, 28, 4096);
+    tiny_put_u32(&tiny, 136, 1);
+    tiny_put_u32(&tiny, 140, 1);
     expect_refused(&tiny, "sequence length");
-    tiny_put_u32(&tiny, 20, 16); /* 65,536 tokens: just allowed */
+    tiny_put_u32(&tiny, 24, 16); /* 65,536 tokens: just allowed */
     expect_refused(&tiny, "file size");
-    tiny_put_u32(&tiny, 20, 17);
+    tiny_put_u32(&tiny, 24, 17);
     expect_refused(&tiny, "sequence length: got 69632 tokens");
-    tiny_put_u32(&tiny, 20, 4096);
-    tiny_put_u32(&tiny, 40, 4096);
-    tiny_put_u32(&tiny, 44, 4096);
-    const size_t offsets[] = {52, 56, 60, 64, 68, 72};
+    tiny_put_u32(&tiny, 24, 4096);
+    tiny_put_u32(&tiny, 136, 4096);
+    tiny_put_u32(&tiny, 140, 4096);
+    const size_t offsets[] = {148, 152, 156, 160, 164, 168};
     const uint32_t most[] = {2048, 64, 256, 16, 8192, 2048};
     for (size_t i = 0; i < sizeof most / sizeof *most; i++)
         tiny_put_u32(&tiny, offsets[i], most[i]);
@@ -296,14 +312,14 @@ static void test_not_finite_weights(void)
     mamba_info dims = tiny_dims();
     dims.direction = 2;
     struct tiny_model tiny = tiny_build(dims, 11);
-    for (size_t offset = TINY_HEADER; offset < tiny.size; offset += 4) {
+    for (size_t offset = tiny.tensors; offset < tiny.size; offset += 4) {
         uint32_t good = tiny_get_u32(&tiny, offset);
         tiny_put_f32(&tiny, offset, bad[offset / 4 % 3]);
         tiny_seal(&tiny);
         expect_refused(&tiny, "tensor ");
         tiny_put_u32(&tiny, offset, good);
     }
-    tiny_put_f32(&tiny, TINY_HEADER + 4 * 3, NAN);
+    tiny_put_f32(&tiny, tiny.tensors + 4 * 3, NAN);
     tiny_seal(&tiny);
     expect_refused(&tiny, "tensor stem.weight: float 3:");
     tiny_free(&tiny);
@@ -319,7 +335,7 @@ static void test_padding(void)
     dims.d_inner = 18;
     struct tiny_model tiny = tiny_build(dims, 14);
     size_t padding = 0;
-    for (size_t offset = TINY_HEADER; offset < tiny.size; offset += 4) {
+    for (size_t offset = tiny.tensors; offset < tiny.size; offset += 4) {
         const uint32_t good = tiny_get_u32(&tiny, offset);
         const bool is_weight = good != 0, is_small = offset % 8 == 0;
         mamba_model *model;
@@ -373,7 +389,7 @@ static void test_tensor_names(void)
         {"layers.0.out_proj", 7},
         {"layers.1.local.weight", 9},
     };
-    size_t offset = TINY_HEADER;
+    size_t offset = tiny.tensors;
     tiny_put_f32(&tiny, tiny.size - 4, NAN);
     tiny_put_f32(&tiny, tiny.size - 8, NAN);
     tiny_seal(&tiny);
@@ -397,23 +413,159 @@ static void test_ensembles(void)
     mamba_info dims = tiny_dims();
     dims.members = 64;
     struct tiny_model tiny = tiny_build(dims, 12);
-    const size_t member = (tiny.size - TINY_HEADER) / dims.members;
-    tiny_put_f32(&tiny, TINY_HEADER + 63 * member + 4 * 3, NAN);
+    const size_t member = (tiny.size - tiny.tensors) / dims.members;
+    tiny_put_f32(&tiny, tiny.tensors + 63 * member + 4 * 3, NAN);
     tiny_seal(&tiny);
     expect_refused(&tiny, "tensor members.63.stem.weight: float 3:");
-    tiny_put_f32(&tiny, TINY_HEADER + 63 * member + 4 * 3, 0.5f);
-    for (uint32_t more = 0; more < 63; more++) {
-        tiny_put_u32(&tiny, 96, more);
+    tiny_put_f32(&tiny, tiny.tensors + 63 * member + 4 * 3, 0.5f);
+    for (uint32_t fewer = 1; fewer < 64; fewer++) {
+        tiny_put_u32(&tiny, 20, fewer);
         tiny_seal(&tiny);
-        expect_refused(&tiny, "file size");
+        expect_refused(&tiny, "expected"); /* the names are not where they were */
     }
-    tiny_put_u32(&tiny, 96, 63);
+    tiny_put_u32(&tiny, 20, 64);
+    for (size_t i = 0; i < 64; i += 9) {
+        char expected[60];
+        const size_t offset = TINY_HEADER + i * TINY_RECORD + 20;
+        tiny_put_u32(&tiny, offset, 0);
+        tiny_seal(&tiny);
+        snprintf(expected, sizeof expected, "members.%zu.d_model: got 0", i);
+        expect_refused(&tiny, expected);
+        tiny_put_u32(&tiny, offset, dims.d_model);
+    }
     tiny_seal(&tiny);
     mamba_model *model;
     mamba_error error;
     if (CHECK(tiny_open(&model, &tiny, &error) == MAMBA_OK, "%s", error.message))
         CHECK(mamba_model_info(model)->members == 64, "another number of members");
     mamba_model_close(model);
+    tiny_free(&tiny);
+}
+
+/* Members of different shapes, of which each has its own dims. */
+static void test_mixed_members(void)
+{
+    mamba_info shapes[3] = {tiny_dims(), tiny_dims(), tiny_dims()};
+    shapes[1].stem = 1;
+    shapes[1].patch_height = shapes[1].patch_width = 0;
+    shapes[1].stem_width = 3;
+    shapes[2].d_model = 40;
+    shapes[2].local_conv = 1;
+    struct tiny_model tiny = tiny_build_mixed(shapes, 3, 15);
+    mamba_model *model;
+    mamba_error error;
+    if (CHECK(tiny_open(&model, &tiny, &error) == MAMBA_OK, "%s", error.message)) {
+        uint64_t parameters = 0;
+        for (uint32_t i = 0; i < 3; i++) {
+            mamba_info expected = *tiny_member(&tiny, i), got = *mamba_member_info(model, i);
+            parameters += got.parameters;
+            expected.version = 2;
+            expected.crc32 = tiny_get_u32(&tiny, TINY_CRC);
+            expected.file_bytes = tiny.size;
+            expected.parameters = got.parameters;
+            CHECK(memcmp(&expected, &got, sizeof got) == 0, "info of member %u differs", i);
+        }
+        const mamba_info *info = mamba_model_info(model);
+        CHECK(info->parameters == parameters && info->d_model == shapes[0].d_model, "of the model");
+        CHECK(!mamba_member_info(model, 3), "a fourth member");
+    }
+    mamba_model_close(model);
+    tiny_free(&tiny);
+}
+
+/* Replaces the class names, up to the end of their block of 64 bytes. */
+static void put_names(struct tiny_model *tiny, const char *names, size_t size)
+{
+    uint8_t *block = tiny->bytes + TINY_HEADER + TINY_RECORD;
+    memset(block, 0, 64);
+    memcpy(block, names, size);
+    tiny_seal(tiny);
+}
+
+static void test_class_names(void)
+{
+    struct tiny_model tiny = tiny_build(tiny_dims(), 16);
+    static const char good[] = "cat\0\xC3\xA4\xF4\x8F\xBF\xBF\0\"\\, ";
+    mamba_model *model;
+    mamba_error error;
+    put_names(&tiny, good, sizeof good);
+    if (CHECK(tiny_open(&model, &tiny, &error) == MAMBA_OK, "%s", error.message)) {
+        const char *name = good;
+        for (uint32_t i = 0; i < 3; i++, name += strlen(name) + 1)
+            CHECK(strcmp(mamba_class_name(model, i), name) == 0, "class %u", i);
+        CHECK(!mamba_class_name(model, 3) && !mamba_class_name(model, UINT32_MAX), "class 3");
+    }
+    mamba_model_close(model);
+#define NAMES(text) text, sizeof text
+    static const struct {
+        char names[64];
+        size_t size;
+        char message[40];
+    } bad[] = {
+        {NAMES("a\0b\0"), "class name 2: got 0 bytes"},
+        {NAMES("\0a\0b"), "class name 0: got 0 bytes"},
+        {NAMES("a\0b\0a"), "class name 2: got the name of class 0"},
+        {NAMES("a\0b\0c\0d"), "class names: got 0x64 as byte 6"},
+        {NAMES("a\0b\x1F\0c"), "class name 1: got 0x1F as byte 1"},
+        {NAMES("a\0b\x7F\0c"), "class name 1: got 0x7F as byte 1"},
+        {NAMES("a\0b\0\x80"), "class name 2: got 0x80"},
+        {NAMES("a\0b\0\xC3"), "class name 2: got 0xC3"},
+        {NAMES("a\0b\0\xC1\xBF"), "class name 2: got 0xC1"}, /* overlong */
+        {NAMES("a\0b\0\xE0\x9F\xBF"), "class name 2: got 0xE0"},
+        {NAMES("a\0b\0\xF0\x8F\xBF\xBF"), "class name 2: got 0xF0"},
+        {NAMES("a\0b\0\xED\xA0\x80"), "class name 2: got 0xED"}, /* a surrogate */
+        {NAMES("a\0b\0\xF4\x90\x80\x80"), "class name 2: got 0xF4"},
+        {NAMES("a\0b\0\xF8\x88\x80\x80\x80"), "class name 2: got 0xF8"},
+        {NAMES("a\0b\0\xFF"), "class name 2: got 0xFF"},
+        {"0123456789012345678901234567890123456789012345678901234567890\0b", 64,
+         "class name 2: got 0 bytes without"},
+        {"012345678901234567890123456789012345678901234567890123456789\0b\0c", 64,
+         "class name 2: got 1 bytes without"},
+    };
+#undef NAMES
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        put_names(&tiny, bad[i].names, bad[i].size);
+        expect_refused(&tiny, bad[i].message);
+    }
+    tiny_free(&tiny);
+}
+
+/* The longest names fill the largest block, which a file with fewer must not have. */
+static void test_longest_names(void)
+{
+    mamba_info dims = tiny_dims();
+    dims.n_classes = 256;
+    struct tiny_model tiny = tiny_build(dims, 17);
+    const size_t names = TINY_HEADER + TINY_RECORD, old = tiny.dims.names_bytes;
+    const size_t tensors = tiny.size - names - old;
+    uint8_t *bytes = calloc(1, names + 65536 + tensors);
+    if (!bytes)
+        abort();
+    memcpy(bytes, tiny.bytes, names);
+    memcpy(bytes + names + 65536, tiny.bytes + names + old, tensors);
+    uint8_t *short_names = tiny.bytes + names, *short_file = tiny.bytes;
+    tiny.bytes = bytes;
+    tiny.size = names + 65536 + tensors;
+    tiny_put_u32(&tiny, 60, 65536);
+    for (size_t i = 0; i < 256; i++) {
+        memset(bytes + names + 256 * i, 'a', 255);
+        bytes[names + 256 * i + 254] = (uint8_t)(0x80 + i % 64); /* 2 bytes of UTF-8 */
+        bytes[names + 256 * i + 253] = (uint8_t)(0xC4 + i / 64);
+    }
+    mamba_model *model;
+    mamba_error error;
+    tiny_seal(&tiny);
+    if (CHECK(tiny_open(&model, &tiny, &error) == MAMBA_OK, "%s", error.message))
+        CHECK(strlen(mamba_class_name(model, 255)) == 255, "another length");
+    mamba_model_close(model);
+    memcpy(bytes + names + 255, "a", 1); /* instead of the first NUL */
+    tiny_seal(&tiny);
+    expect_refused(&tiny, "class name 0: got 511 bytes");
+    memset(bytes + names, 0, 65536);
+    memcpy(bytes + names, short_names, old);
+    tiny_seal(&tiny);
+    expect_refused(&tiny, "names_bytes: got 65536, expected 960");
+    free(short_file);
     tiny_free(&tiny);
 }
 
@@ -481,6 +633,9 @@ int main(void)
     test_padding();
     test_tensor_names();
     test_ensembles();
+    test_mixed_members();
+    test_class_names();
+    test_longest_names();
     test_not_files();
     return check_summary();
 }

@@ -67,9 +67,9 @@ static void scale_floats(struct tiny_model *tiny, size_t first, size_t n, float 
 {
     for (size_t i = first; i < first + n; i++) {
         float value;
-        memcpy(&value, tiny->bytes + TINY_HEADER + i * sizeof value, sizeof value);
+        memcpy(&value, tiny->bytes + tiny->tensors + i * sizeof value, sizeof value);
         value = fmaxf(-FLT_MAX, fminf(FLT_MAX, value * factor));
-        tiny_put_f32(tiny, TINY_HEADER + i * sizeof value, value);
+        tiny_put_f32(tiny, tiny->tensors + i * sizeof value, value);
     }
 }
 
@@ -78,7 +78,7 @@ static void scale_floats(struct tiny_model *tiny, size_t first, size_t n, float 
 /* Multiplies one to three stretches of the weights by powers of two of either sign. */
 static void rescale(struct tiny_model *tiny, uint32_t *random)
 {
-    const size_t floats = (tiny->size - TINY_HEADER) / sizeof(float);
+    const size_t floats = (tiny->size - tiny->tensors) / sizeof(float);
     for (int stretch = (int)(2.0f + 1.5f * tiny_random(random)); stretch >= 0; stretch--) {
         const size_t first = (size_t)((float)floats * fabsf(tiny_random(random)) * 0.999f);
         const size_t n = 16 * (size_t)(1.0f + 30.0f * fabsf(tiny_random(random)));
@@ -180,7 +180,7 @@ static struct tiny_model smallest(uint32_t members)
     for (uint32_t member = 0; member < members; member++)
         for (size_t i = 0; i < sizeof values / sizeof *values; i++)
             for (size_t j = 0; j < 2; j++)
-                tiny_put_f32(&tiny, TINY_HEADER + 4 * (member * MEMBER + (size_t)values[i][0] + j),
+                tiny_put_f32(&tiny, tiny.tensors + 4 * (member * MEMBER + (size_t)values[i][0] + j),
                              values[i][1 + j]);
     return tiny;
 }
@@ -213,7 +213,7 @@ static void test_single_overflows(void)
         float logits[2];
         for (size_t j = 0; j < 3; j++)
             if (cases[i].floats[j].value != 0.0f)
-                tiny_put_f32(&tiny, TINY_HEADER + 4 * (size_t)cases[i].floats[j].at,
+                tiny_put_f32(&tiny, tiny.tensors + 4 * (size_t)cases[i].floats[j].at,
                              cases[i].floats[j].value);
         tiny_seal(&tiny);
         for (size_t isa = 0; isa < N_ISAS; isa++) {
@@ -238,7 +238,7 @@ static void test_ensemble(void)
     const float pixel = 1.0f;
     float logits[2];
     for (size_t member = 0; member < 2; member++)
-        tiny_put_f32(&tiny, TINY_HEADER + 4 * (member * MEMBER + HEAD_BIAS), 3e38f);
+        tiny_put_f32(&tiny, tiny.tensors + 4 * (member * MEMBER + HEAD_BIAS), 3e38f);
     tiny_seal(&tiny);
     mamba_model *model = open_with(&tiny, NULL);
     CHECK(forward(model, &pixel, logits) == MAMBA_ERR_MODEL, "got %g", (double)logits[0]);
@@ -273,7 +273,7 @@ static struct folded_tensors find_tensors(const struct tiny_model *tiny)
         /* stem.weight, stem.bias, pos_embed, in_proj.x, in_proj.z */
         .n = {d_model, d_model, m->length * d_model, d_inner * m->d_model, d_inner * m->d_model},
         .conv_floats = m->d_conv * d_inner,
-        .member = (tiny->size - TINY_HEADER) / sizeof(float) / m->members,
+        .member = (tiny->size - tiny->tensors) / sizeof(float) / m->members,
     };
     for (size_t i = 0; i < 5; i++) {
         found.first[i] = found.conv_weight;
@@ -300,7 +300,7 @@ static void test_safe_folds(void)
     expect_fold(&tiny, true, "as it is");
     for (size_t i = 0; i < 10; i++) {
         const size_t place = tensors.first[i % 5] + tensors.n[i % 5] - 16 + i / 5 * tensors.member;
-        const size_t offset = TINY_HEADER + 4 * place;
+        const size_t offset = tiny.tensors + 4 * place;
         const uint32_t good = tiny_get_u32(&tiny, offset);
         const float good_too[] = {0.0f, -0.0f, 0x1p-40f, -0x1p20f};
         const float bad[] = {0x1.fffffep-41f, -0x1.000002p20f, 1e-45f, -FLT_MAX};
@@ -321,10 +321,10 @@ static void test_safe_folds(void)
         size_t offset;
         float bad;
         float good;
-    } fields[] = {{"norm_eps", 84, 0x1.fffffep-25f, 0x1p-24f},
-                  {"pixel_mean", 88, 0.0f, 0x1p-15f},
-                  {"pixel_mean", 88, 0x1.fffffep-16f, 0x1p-15f}};
-    tiny_put_f32(&tiny, 92, 1.0f); /* pixel_std */
+    } fields[] = {{"norm_eps", 180, 0x1.fffffep-25f, 0x1p-24f},
+                  {"pixel_mean", 52, 0.0f, 0x1p-15f},
+                  {"pixel_mean", 52, 0x1.fffffep-16f, 0x1p-15f}};
+    tiny_put_f32(&tiny, 56, 1.0f); /* pixel_std */
     for (size_t i = 0; i < sizeof fields / sizeof *fields; i++) {
         const uint32_t good = tiny_get_u32(&tiny, fields[i].offset);
         tiny_put_f32(&tiny, fields[i].offset, fields[i].bad);
@@ -358,7 +358,9 @@ static void test_extreme_folds(void)
             scale_floats(&tiny, first + tensors.conv_weight, tensors.conv_floats,
                          1.0f / cases[i].in_proj);
         }
-        tiny_put_f32(&tiny, 84, tiny.dims.norm_eps = cases[i].norm_eps);
+        tiny.dims.norm_eps = cases[i].norm_eps;
+        for (size_t member = 0; member < 2; member++)
+            tiny_put_f32(&tiny, 180 + member * TINY_RECORD, cases[i].norm_eps);
         tiny_seal(&tiny);
         for (size_t pixel = 0; pixel < PIXELS; pixel++)
             pixels[pixel] = (float)pixel / PIXELS;
@@ -385,9 +387,9 @@ static void test_denormal_eps(void)
     struct tiny_model tiny = smallest(1);
     const float black = 0.0f;
     float logits[2];
-    tiny_put_f32(&tiny, 84, 1e-45f);
+    tiny_put_f32(&tiny, 180, 1e-45f);
     scale_floats(&tiny, STEM_BIAS, 2, 0.0f);
-    tiny_put_f32(&tiny, TINY_HEADER + 4 * HEAD_BIAS, 0.25f);
+    tiny_put_f32(&tiny, tiny.tensors + 4 * HEAD_BIAS, 0.25f);
     tiny_seal(&tiny);
     for (size_t isa = 0; isa < N_ISAS; isa++) {
         mamba_model *model = open_with(&tiny, ISAS[isa]);
@@ -447,13 +449,13 @@ static void test_modes(void)
     const unsigned modes[] = {DEFAULT_MODE, DEFAULT_MODE | FLUSH | DENORMALS_ARE_ZERO,
                               DEFAULT_MODE | ROUND_UP, DEFAULT_MODE & ~TRAP};
     struct tiny_model tiny = foldable();
-    const uint32_t good_eps = tiny_get_u32(&tiny, 84);
+    const uint32_t good_eps = tiny_get_u32(&tiny, 180);
     float pixels[PIXELS], logits[MAX_CLASSES], expected[MAX_CLASSES];
     for (size_t i = 0; i < PIXELS; i++)
         pixels[i] = (float)i / PIXELS;
     for (size_t i = 0; i < sizeof modes / sizeof *modes; i++) {
         int calls = 0;
-        tiny_put_u32(&tiny, 84, good_eps);
+        tiny_put_u32(&tiny, 180, good_eps);
         tiny_seal(&tiny);
         CHECK(run_in_mode(&tiny, modes[i], pixels, logits, &calls) == MAMBA_OK, "mode %X",
               modes[i]);
@@ -464,7 +466,7 @@ static void test_modes(void)
               "mode %X: other bits", modes[i]);
         const uint32_t eps[] = {0, 0x80000001, 1, 0x7FA00000}; /* two denormals, a signalling NaN */
         for (size_t j = 0; j < 4; j++) {
-            tiny_put_u32(&tiny, 84, eps[j]);
+            tiny_put_u32(&tiny, 180, eps[j]);
             tiny_seal(&tiny);
             const mamba_status status = run_in_mode(&tiny, modes[i], pixels, logits, &calls);
             CHECK(status == (j == 2 ? MAMBA_OK : MAMBA_ERR_MODEL), "mode %X, norm_eps %zu: %d",

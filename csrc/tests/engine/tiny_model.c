@@ -85,17 +85,35 @@ static void append_panels(struct writer *writer, size_t out, size_t in)
                              panel + lane < out ? spread * tiny_random(&writer->random) : 0.0f);
 }
 
+/* The header, without the CRC, which tiny_seal sets. */
 static void append_header(struct writer *writer, const mamba_info *dims)
 {
     static const uint8_t magic[8] = {0x89, 0x4D, 0x41, 0x4D, 0x42, 0x41, 0x0D, 0x0A};
     const uint32_t fields[] = {
-        1,
-        0, /* crc32: tiny_seal sets it */
-        dims->tied_a | dims->pos_embed << 1 | dims->local_conv << 2,
+        2,
+        0,
+        0,
+        dims->members,
         dims->height,
         dims->width,
         dims->channels,
         dims->n_classes,
+        dims->preparation,
+        dims->weight_type,
+    };
+    const float floats[] = {dims->exit_margin, dims->pixel_mean, dims->pixel_std};
+    const uint8_t reserved[64] = {0};
+    append(writer, magic, sizeof magic);
+    append(writer, fields, sizeof fields);
+    append(writer, floats, sizeof floats);
+    append(writer, &dims->names_bytes, sizeof dims->names_bytes);
+    append(writer, reserved, sizeof reserved);
+}
+
+static void append_record(struct writer *writer, const mamba_info *dims)
+{
+    const uint32_t fields[] = {
+        dims->tied_a | dims->pos_embed << 1 | dims->local_conv << 2,
         dims->stem,
         dims->patch_height,
         dims->patch_width,
@@ -109,14 +127,27 @@ static void append_header(struct writer *writer, const mamba_info *dims)
         dims->direction,
         dims->pool,
     };
-    const float floats[] = {dims->norm_eps, dims->pixel_mean, dims->pixel_std};
-    const uint32_t more_members = dims->members - 1;
-    const uint8_t reserved[156] = {0};
-    append(writer, magic, sizeof magic);
+    const uint32_t reserved[2] = {0};
     append(writer, fields, sizeof fields);
-    append(writer, floats, sizeof floats);
-    append(writer, &more_members, sizeof more_members);
+    append(writer, &dims->norm_eps, sizeof dims->norm_eps);
     append(writer, reserved, sizeof reserved);
+}
+
+/* The classes are called "0", "1", ... Returns the bytes; appends them unless `writer` is NULL. */
+static uint32_t append_names(struct writer *writer, uint32_t n_classes)
+{
+    const uint8_t zeros[64] = {0};
+    uint32_t bytes = 0;
+    for (uint32_t i = 0; i < n_classes; i++) {
+        char name[12];
+        const int size = snprintf(name, sizeof name, "%u", i) + 1;
+        if (writer)
+            append(writer, name, (size_t)size);
+        bytes += (uint32_t)size;
+    }
+    if (writer)
+        append(writer, zeros, (64 - bytes % 64) % 64);
+    return (bytes + 63) / 64 * 64;
 }
 
 static void append_scan(struct writer *writer, const mamba_info *dims)
@@ -135,12 +166,13 @@ static void append_scan(struct writer *writer, const mamba_info *dims)
 static void append_tensors(struct writer *writer, const mamba_info *dims, size_t length)
 {
     if (dims->stem == 0) {
-        append_panels(writer, dims->d_model, (size_t)dims->patch_height * dims->patch_width);
+        append_panels(writer, dims->d_model,
+                      (size_t)dims->patch_height * dims->patch_width * dims->channels);
     } else {
-        size_t channels = 1;
+        size_t channels = dims->channels;
         if (dims->stem == 2) {
             channels = ((size_t)dims->stem_width + 1) / 2;
-            append_panels(writer, channels, 9);
+            append_panels(writer, channels, 9 * (size_t)dims->channels);
             append_table(writer, 1, channels, 0.0f, 0.2f);
         }
         append_panels(writer, dims->stem_width, 9 * channels);
@@ -165,19 +197,55 @@ static void append_tensors(struct writer *writer, const mamba_info *dims, size_t
     append_table(writer, 1, dims->n_classes, 0.0f, 0.2f);
 }
 
-struct tiny_model tiny_build(mamba_info dims, uint32_t seed)
+/* Sets the fields that follow from others. */
+static void complete(mamba_info *dims)
 {
-    if (dims.stem == 0)
-        dims.length = dims.height / dims.patch_height * (dims.width / dims.patch_width);
+    if (dims->stem == 0)
+        dims->length = dims->height / dims->patch_height * (dims->width / dims->patch_width);
     else
-        dims.length = (dims.height + 3) / 4 * ((dims.width + 3) / 4);
+        dims->length = (dims->height + 3) / 4 * ((dims->width + 3) / 4);
+    dims->names_bytes = append_names(NULL, dims->n_classes);
+}
+
+const mamba_info *tiny_member(const struct tiny_model *tiny, size_t member)
+{
+    return member % tiny->n_shapes == 0 ? &tiny->dims : &tiny->other[member % tiny->n_shapes];
+}
+
+static struct tiny_model build(struct tiny_model tiny, uint32_t seed)
+{
     struct writer writer = {.random = seed};
-    append_header(&writer, &dims);
-    for (size_t member = 0; member < dims.members; member++)
-        append_tensors(&writer, &dims, dims.length);
-    struct tiny_model tiny = {dims, writer.bytes, writer.size};
+    append_header(&writer, &tiny.dims);
+    for (size_t member = 0; member < tiny.dims.members; member++)
+        append_record(&writer, tiny_member(&tiny, member));
+    append_names(&writer, tiny.dims.n_classes);
+    tiny.tensors = writer.size;
+    for (size_t member = 0; member < tiny.dims.members; member++) {
+        const mamba_info *dims = tiny_member(&tiny, member);
+        append_tensors(&writer, dims, dims->length);
+    }
+    tiny.bytes = writer.bytes;
+    tiny.size = writer.size;
     tiny_seal(&tiny);
     return tiny;
+}
+
+struct tiny_model tiny_build(mamba_info dims, uint32_t seed)
+{
+    complete(&dims);
+    return build((struct tiny_model){.dims = dims, .n_shapes = 1}, seed);
+}
+
+struct tiny_model tiny_build_mixed(const mamba_info *shapes, size_t n_shapes, uint32_t seed)
+{
+    struct tiny_model tiny = {.dims = shapes[0], .n_shapes = n_shapes};
+    for (size_t i = 0; i < n_shapes; i++) {
+        tiny.other[i] = shapes[i];
+        tiny.other[i].members = (uint32_t)n_shapes;
+        complete(&tiny.other[i]);
+    }
+    tiny.dims = tiny.other[0];
+    return build(tiny, seed);
 }
 
 void tiny_free(struct tiny_model *tiny)

@@ -5,14 +5,18 @@
 
 #include "mamba.h"
 
+enum { TINY_SHAPES = 3 };
+
 struct tiny_model {
-    mamba_info dims;
-    uint8_t *bytes; /* [size] */
-    size_t size;
+    mamba_info dims;               /* of the first member */
+    mamba_info other[TINY_SHAPES]; /* of the members after it: member i has other[i % n_shapes] */
+    size_t n_shapes;               /* 1: all have the first one's */
+    uint8_t *bytes;                /* [size] */
+    size_t size, tensors;          /* of the file; where the first tensor is */
 };
 
 /* Offsets in the header, for tests that damage it. */
-enum { TINY_CRC = 12, TINY_FLAGS = 16, TINY_HEADER = 256 };
+enum { TINY_CRC = 12, TINY_FLAGS = 16, TINY_HEADER = 128, TINY_RECORD = 64 };
 
 /* Returns the dims of a patch model of 4x6 pixels, of which a test changes what it needs. */
 mamba_info tiny_dims(void);
@@ -20,6 +24,12 @@ mamba_info tiny_dims(void);
 /* Builds a model file; fields that follow from the others need not be set. End it with tiny_free.
  */
 struct tiny_model tiny_build(mamba_info dims, uint32_t seed);
+
+/* Builds a model of n_shapes <= TINY_SHAPES members of different shapes. */
+struct tiny_model tiny_build_mixed(const mamba_info *shapes, size_t n_shapes, uint32_t seed);
+
+/* Returns the dims of a member. */
+const mamba_info *tiny_member(const struct tiny_model *tiny, size_t member);
 void tiny_free(struct tiny_model *tiny);
 
 uint32_t tiny_get_u32(const struct tiny_model *tiny, size_t offset);

@@ -47,17 +47,18 @@ class _Info(ctypes.Structure):
     """`struct mamba_info`, field by field."""
 
     _fields_ = (
-        *((name, _u32) for name in ("height", "width", "channels", "n_classes", "stem")),
-        *((name, _u32) for name in ("patch_height", "patch_width", "stem_width")),
+        *((name, _u32) for name in ("height", "width", "channels", "n_classes")),
+        *((name, _u32) for name in ("preparation", "weight_type", "names_bytes", "members")),
+        *((name, ctypes.c_float) for name in ("exit_margin", "pixel_mean", "pixel_std")),
+        *((name, _u32) for name in ("stem", "patch_height", "patch_width", "stem_width")),
         *((name, _u32) for name in ("d_model", "n_layers", "d_state", "d_conv", "d_inner")),
         *((name, _u32) for name in ("dt_rank", "direction", "pool")),
-        *((name, _u32) for name in ("tied_a", "pos_embed", "local_conv")),
-        *((name, _u32) for name in ("members", "length")),
-        *((name, ctypes.c_float) for name in ("norm_eps", "pixel_mean", "pixel_std")),
-        ("parameters", ctypes.c_uint64),
-        ("file_bytes", ctypes.c_uint64),
+        *((name, _u32) for name in ("tied_a", "pos_embed", "local_conv", "length")),
+        ("norm_eps", ctypes.c_float),
         ("version", _u32),
         ("crc32", _u32),
+        ("parameters", ctypes.c_uint64),
+        ("file_bytes", ctypes.c_uint64),
     )
 
 
@@ -97,6 +98,9 @@ class _Model:
         close.atexit = False  # a daemon thread may still use the model then
         info = self.library.mamba_model_info(self).contents
         self.info: dict[str, int | float] = {name: getattr(info, name) for name, _ in info._fields_}
+        self.class_names = tuple(
+            self.library.mamba_class_name(self, i).decode() for i in range(info.n_classes)
+        )
 
     def __copy__(self) -> _Model:
         return self
@@ -159,7 +163,9 @@ class Engine:
         mmap: map the file; False copies it, for a file that may change while it is open.
 
     Attributes:
-        info: the model's dimensions and pixel statistics, `struct mamba_info` by name.
+        info: the model's dimensions and pixel statistics, `struct mamba_info` by name; the shape is
+            that of the first member.
+        class_names: the name of each class.
 
     Raises:
         EngineError: the file was refused; the message names field, got and expected. Or the named
@@ -191,13 +197,15 @@ class Engine:
         self._threads = _thread_count(threads)
         self._model: _Model | None = _Model(model, mmap, library)
         self.info = dict(self._model.info)
+        self.class_names: tuple[str, ...] = self._model.class_names
 
     def logits(self, images: NDArray[Any]) -> NDArray[np.float32]:
         """Return the logits of a batch.
 
         Args:
-            images: (n, height, width), uint8 or float32 in [0, 1]: a numpy array in any memory
-                layout, or anything that numpy reads as one, such as a torch tensor on the CPU.
+            images: (n, height, width, channels), or (n, height, width) for one channel; uint8 or
+                float32 in [0, 1]: a numpy array in any memory layout, or anything that numpy reads
+                as one, such as a torch tensor on the CPU.
 
         Returns:
             (n, n_classes) logits.
@@ -210,7 +218,8 @@ class Engine:
         model = self._model  # stays open until this call ends
         if model is None:
             raise EngineError(2, "the engine was closed")
-        pixels = _pixels(images, (model.info["height"], model.info["width"]))
+        image = tuple(int(model.info[name]) for name in ("height", "width", "channels"))
+        pixels = _pixels(images, image)
         library, n = model.library, len(pixels)
         is_u8 = pixels.dtype == np.uint8
         forward = library.mamba_forward_batch_u8 if is_u8 else library.mamba_forward_batch
@@ -262,17 +271,23 @@ def _thread_count(threads: int) -> int:
     return count
 
 
-def _pixels(images: Any, size: tuple[int | float, int | float]) -> NDArray[Any]:
-    """Return the checked images as C needs them: one contiguous, aligned array."""
+def _pixels(images: Any, image: tuple[int, ...]) -> NDArray[Any]:
+    """Return the checked images as C needs them: one contiguous, aligned array.
+
+    Args:
+        images: what the caller passed.
+        image: the model's height, width and channels.
+    """
     got = f"images ({type(images).__name__})"
-    expected = f"expected (n, {size[0]:g}, {size[1]:g}), uint8 or float32 in [0, 1]"
+    size = image if image[2] > 1 else image[:2]
+    expected = f"expected (n, {', '.join(map(str, size))}), uint8 or float32 in [0, 1]"
     try:
         if _has_masks(images):
             raise ValueError("they have masked pixels, fill them first")
         pixels = np.require(images, requirements=["C_CONTIGUOUS", "ALIGNED", "ENSUREARRAY"])
     except (TypeError, ValueError, RuntimeError) as error:  # a ragged list, a tensor on a GPU
         raise ValueError(f"{got} are not an array: {error}; {expected}") from error
-    if pixels.shape[1:] != size:
+    if pixels.shape[1:] not in (image, size):
         hint = ": for one image, pass image[None]" if pixels.shape == size else ""
         raise ValueError(f"{got} have shape {pixels.shape}, {expected}{hint}")
     if pixels.dtype not in (np.uint8, np.float32):
@@ -338,6 +353,7 @@ def _load(path: Path) -> ctypes.CDLL:
         "mamba_model_from_bytes": (ctypes.c_int, [model_out, pointer, size, error_out]),
         "mamba_model_close": (None, [pointer]),
         "mamba_model_info": (ctypes.POINTER(_Info), [pointer]),
+        "mamba_class_name": (ctypes.c_char_p, [pointer, _u32]),
         "mamba_max_threads": (ctypes.c_int, []),
         "mamba_batch_bytes": (size, [pointer, ctypes.c_int]),
         "mamba_forward_batch": (ctypes.c_int, batch),

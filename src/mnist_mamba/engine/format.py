@@ -9,7 +9,7 @@ import dataclasses
 import math
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -20,10 +20,13 @@ from mnist_mamba.config import (
     LIMITS,
     MAX_ACTIVATIONS,
     MAX_LENGTH,
+    MAX_NAME_BYTES,
     Direction,
     Pool,
+    Preparation,
     Range,
     Stem,
+    expected_name,
     oversized_activations,
     stem_convs,
     token_grid,
@@ -34,8 +37,10 @@ Array = NDArray[np.float32]
 TensorKind = Literal["vector", "table", "panels"]
 
 MAGIC = b"\x89MAMBA\r\n"
-VERSION = 1
-HEADER_BYTES = 256
+VERSION = 2
+HEADER_BYTES = 128
+MEMBER_BYTES = 64
+NAMES_STEP = 64
 LANES = 16
 FLAG_TIED_A = 1
 FLAG_POS_EMBED = 2
@@ -43,11 +48,15 @@ FLAG_LOCAL_CONV = 4
 STEMS = get_args(Stem)
 DIRECTIONS = get_args(Direction)
 POOLS = get_args(Pool)
+PREPARATIONS = get_args(Preparation)
 """The file stores the index of a choice here, so append new choices."""
 
 CRC_OFFSET = 12
 CHECKED_FROM = 16
 """The checksum covers the bytes from here to the end."""
+
+CONVERT = "python -m pipeline.export convert OLD.bin NEW.bin"
+"""The command that makes a file of this version from one of version 1."""
 
 
 class FormatError(ValueError):
@@ -56,7 +65,7 @@ class FormatError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """One header field with its range; offsets follow from the order."""
+    """One field of the header or of a record with its range; offsets follow from the order."""
 
     name: str
     code: Literal["I", "f"]
@@ -71,26 +80,43 @@ class Field:
 
 
 _RANGES = LIMITS | {
-    "flags": whole(0, FLAG_TIED_A | FLAG_POS_EMBED | FLAG_LOCAL_CONV),
+    "preparation": whole(0, len(PREPARATIONS) - 1),
+    "weight_type": whole(0, 0),
+    "exit_margin": Range(0, 0),
+    "names_bytes": whole(NAMES_STEP, 65536),
     "stem": whole(0, len(STEMS) - 1),
     "patch_height": LIMITS["height"],
     "patch_width": LIMITS["width"],
     "direction": whole(0, len(DIRECTIONS) - 1),
     "pool": whole(0, len(POOLS) - 1),
-    "more_members": whole(0, int(LIMITS["members"].high) - 1),
 }
-_WHOLE_NUMBERS = (
-    *("flags", "height", "width", "channels", "n_classes", "stem", "patch_height", "patch_width"),
-    *("stem_width", "d_model", "n_layers", "d_state", "d_conv", "d_inner", "dt_rank"),
-    *("direction", "pool"),
+
+
+def _fields(flags: int, names: str) -> tuple[Field, ...]:
+    """Return the flags and the named fields; a float's name ends in a dot."""
+    return (
+        Field("flags", "I", whole(0, flags)),
+        *(
+            Field(name.rstrip("."), "f" if name.endswith(".") else "I", _RANGES[name.rstrip(".")])
+            for name in names.split()
+        ),
+    )
+
+
+HEADER_FIELDS = _fields(
+    0,
+    "members height width channels n_classes preparation weight_type "
+    "exit_margin. pixel_mean. pixel_std. names_bytes",
 )
-FIELDS = (
-    *(Field(name, "I", _RANGES[name]) for name in _WHOLE_NUMBERS),
-    *(Field(name, "f", _RANGES[name]) for name in ("norm_eps", "pixel_mean", "pixel_std")),
-    Field("more_members", "I", _RANGES["more_members"]),
+MEMBER_FIELDS = _fields(
+    FLAG_TIED_A | FLAG_POS_EMBED | FLAG_LOCAL_CONV,
+    "stem patch_height patch_width stem_width d_model n_layers d_state d_conv d_inner dt_rank "
+    "direction pool norm_eps.",
 )
-FIELDS_STRUCT = struct.Struct("<" + "".join(field.code for field in FIELDS))
-RESERVED_FROM = CHECKED_FROM + FIELDS_STRUCT.size
+
+
+def _struct(fields: tuple[Field, ...]) -> struct.Struct:
+    return struct.Struct("<" + "".join(field.code for field in fields))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,63 +174,74 @@ def pad(n: int) -> int:
 
 
 Header = dict[str, Any]
+"""The fields of a header, or of a member's record, by name."""
 
 
-def sequence_length(header: Header) -> int:
-    """Return the number of tokens per image."""
-    patch = header["patch_height"], header["patch_width"]
-    rows, columns = token_grid(STEMS[header["stem"]], header["height"], header["width"], patch)
+@dataclasses.dataclass(frozen=True)
+class ModelFile:
+    """The contents of a file: its fields, the members' shapes, and unpadded tensors by name."""
+
+    header: Header
+    shapes: list[Header]
+    class_names: tuple[str, ...]
+    tensors: dict[str, Array]
+
+
+def sequence_length(header: Header, shape: Header) -> int:
+    """Return the number of a member's tokens per image."""
+    patch = shape["patch_height"], shape["patch_width"]
+    rows, columns = token_grid(STEMS[shape["stem"]], header["height"], header["width"], patch)
     return rows * columns
 
 
-def tensor_specs(header: Header) -> list[TensorSpec]:
-    """Return the tensors of a file with this header, in file order."""
-    specs, members = _member_specs(header), header["more_members"] + 1
-    if members == 1:
-        return specs
+def tensor_specs(header: Header, shapes: Sequence[Header]) -> list[TensorSpec]:
+    """Return the tensors of a file with this header and these members, in file order."""
+    if len(shapes) == 1:
+        return _member_specs(header, shapes[0])
     return [
-        dataclasses.replace(spec, name=member_tensor(i, spec.name))
-        for i in range(members)
-        for spec in specs
+        dataclasses.replace(spec, name=member_field(i, spec.name))
+        for i, shape in enumerate(shapes)
+        for spec in _member_specs(header, shape)
     ]
 
 
-def member_tensor(member: int, name: str) -> str:
-    """Return the name of a tensor of one of several members."""
+def member_field(member: int, name: str) -> str:
+    """Return the name of a tensor or field of one of several members."""
     return f"members.{member}.{name}"
 
 
-def _member_specs(header: Header) -> list[TensorSpec]:
-    d_model, d_inner = header["d_model"], header["d_inner"]
-    d_state, dt_rank = header["d_state"], header["dt_rank"]
+def _member_specs(header: Header, shape: Header) -> list[TensorSpec]:
+    d_model, d_inner = shape["d_model"], shape["d_inner"]
+    d_state, dt_rank = shape["d_state"], shape["dt_rank"]
     specs: list[TensorSpec] = []
 
     def add(kind: TensorKind, name: str, *shape: int) -> None:
         specs.append(TensorSpec(name, kind, shape))
 
-    if STEMS[header["stem"]] == "patch":
-        add("panels", "stem.weight", d_model, header["patch_height"] * header["patch_width"])
+    if STEMS[shape["stem"]] == "patch":
+        pixels = shape["patch_height"] * shape["patch_width"]
+        add("panels", "stem.weight", d_model, pixels * header["channels"])
         add("vector", "stem.bias", d_model)
-    convs = stem_convs(STEMS[header["stem"]], header["stem_width"], d_model)
-    for i, (channels, out, _) in enumerate(convs, start=1):
-        add("panels", f"stem.conv{i}.weight", out, 9 * channels)
+    convs = stem_convs(STEMS[shape["stem"]], header["channels"], shape["stem_width"], d_model)
+    for i, (inputs, out, _) in enumerate(convs, start=1):
+        add("panels", f"stem.conv{i}.weight", out, 9 * inputs)
         add("vector", f"stem.conv{i}.bias", out)
-    if header["flags"] & FLAG_POS_EMBED:
-        add("table", "pos_embed", sequence_length(header), d_model)
-    bidirectional = header["direction"] == DIRECTIONS.index("bidirectional")
-    for i in range(header["n_layers"]):
-        if header["flags"] & FLAG_LOCAL_CONV:
+    if shape["flags"] & FLAG_POS_EMBED:
+        add("table", "pos_embed", sequence_length(header, shape), d_model)
+    bidirectional = shape["direction"] == DIRECTIONS.index("bidirectional")
+    for i in range(shape["n_layers"]):
+        if shape["flags"] & FLAG_LOCAL_CONV:
             add("table", f"layers.{i}.local.weight", 9, d_model)
             add("vector", f"layers.{i}.local.bias", d_model)
         add("panels", f"layers.{i}.in_proj.x", d_inner, d_model)
         add("panels", f"layers.{i}.in_proj.z", d_inner, d_model)
         for suffix in ("", "_b") if bidirectional else ("",):
-            add("table", f"layers.{i}.conv1d{suffix}.weight", header["d_conv"], d_inner)
+            add("table", f"layers.{i}.conv1d{suffix}.weight", shape["d_conv"], d_inner)
             add("vector", f"layers.{i}.conv1d{suffix}.bias", d_inner)
             add("panels", f"layers.{i}.x_proj{suffix}", dt_rank + 2 * d_state, d_inner)
             add("panels", f"layers.{i}.dt_proj{suffix}.weight", d_inner, dt_rank)
             add("vector", f"layers.{i}.dt_proj{suffix}.bias", d_inner)
-            if header["flags"] & FLAG_TIED_A:
+            if shape["flags"] & FLAG_TIED_A:
                 add("vector", f"layers.{i}.A{suffix}", d_inner)
             else:
                 add("table", f"layers.{i}.A{suffix}", d_state, d_inner)
@@ -215,20 +252,29 @@ def _member_specs(header: Header) -> list[TensorSpec]:
     return specs
 
 
-def encode(header: Header, tensors: Mapping[str, Array]) -> bytes:
-    """Return the bytes of a file; `tensors` holds one array for each of `tensor_specs(header)`."""
-    fields = FIELDS_STRUCT.pack(*(header[field.name] for field in FIELDS))
-    body = fields.ljust(HEADER_BYTES - CHECKED_FROM, b"\0")
-    body += b"".join(spec.pack(tensors[spec.name]) for spec in tensor_specs(header))
+def encode(file: ModelFile) -> bytes:
+    """Return the bytes of a file; `members` and `names_bytes` of its header are not used."""
+    specs = tensor_specs(file.header, file.shapes)
+    tensors = b"".join(spec.pack(file.tensors[spec.name]) for spec in specs)
+    return assemble(file.header, file.shapes, file.class_names, tensors)
+
+
+def assemble(
+    header: Header, shapes: Sequence[Header], class_names: Sequence[str], tensors: bytes
+) -> bytes:
+    """Return the bytes of a file whose tensors are packed already."""
+    names = b"".join(name.encode() + b"\0" for name in class_names)
+    names += bytes(-len(names) % NAMES_STEP)
+    header = header | {"members": len(shapes), "names_bytes": len(names)}
+    body = _packed(HEADER_FIELDS, header).ljust(HEADER_BYTES - CHECKED_FROM, b"\0")
+    for shape in shapes:
+        body += _packed(MEMBER_FIELDS, shape).ljust(MEMBER_BYTES, b"\0")
+    body += names + tensors
     return MAGIC + struct.pack("<II", VERSION, zlib.crc32(body)) + body
 
 
-@dataclasses.dataclass(frozen=True)
-class ModelFile:
-    """The contents of a file: header fields and unpadded tensors, both by name."""
-
-    header: Header
-    tensors: dict[str, Array]
+def _packed(fields: tuple[Field, ...], values: Header) -> bytes:
+    return _struct(fields).pack(*(values[field.name] for field in fields))
 
 
 def read_model(path: str | Path) -> ModelFile:
@@ -244,8 +290,16 @@ def read_model(path: str | Path) -> ModelFile:
 def decode(data: bytes) -> ModelFile:
     """Parse and check the bytes of a model file; raise FormatError as `read_model` does."""
     header = _decode_header(data)
-    specs = tensor_specs(header)
-    expected = HEADER_BYTES + 4 * sum(spec.stored_floats for spec in specs)
+    names_at = HEADER_BYTES + MEMBER_BYTES * header["members"]
+    offset = names_at + header["names_bytes"]
+    if len(data) < offset:
+        raise FormatError(
+            f"file size: got {len(data)} bytes, expected at least {offset} before its tensors"
+        )
+    shapes = [_decode_member(data, header, i) for i in range(header["members"])]
+    class_names = _decode_names(data[names_at:offset], header["n_classes"])
+    specs = tensor_specs(header, shapes)
+    expected = offset + 4 * sum(spec.stored_floats for spec in specs)
     if len(data) != expected:
         raise FormatError(f"file size: got {len(data)} bytes, expected {expected} from its dims")
     (stored,) = struct.unpack_from("<I", data, CRC_OFFSET)
@@ -255,12 +309,11 @@ def decode(data: bytes) -> ModelFile:
             f"crc32: got {actual:08X} from its bytes, expected {stored:08X} (damaged file?)"
         )
     tensors: dict[str, Array] = {}
-    offset = HEADER_BYTES
     for spec in specs:
         size = 4 * spec.stored_floats
         tensors[spec.name] = spec.unpack(data[offset : offset + size])
         offset += size
-    return ModelFile(header, tensors)
+    return ModelFile(header, shapes, class_names, tensors)
 
 
 def _decode_header(data: bytes) -> Header:
@@ -275,47 +328,110 @@ def _decode_header(data: bytes) -> Header:
             "little-endian file"
         )
     if version != VERSION:
-        raise FormatError(f"version: got {version}, expected {VERSION}")
-    values = FIELDS_STRUCT.unpack_from(data, CHECKED_FROM)
-    header: Header = dict(zip((field.name for field in FIELDS), values, strict=True))
-    # In the order of docs/format.md, so that all readers name the same one of several bad fields.
-    for field in FIELDS:
-        if field.code == "I":
-            _check_range(header, field.name, *_limits(header, field))
-    _check_fit(header)
-    for field in FIELDS:
-        if field.code == "f":
-            _check_range(header, field.name, *field.limits)
-    if any(data[RESERVED_FROM:HEADER_BYTES]):
-        raise FormatError("reserved bytes: got other values, expected zeros")
+        hint = f": run `{CONVERT}`" if version == 1 else ""
+        raise FormatError(f"version: got {version}, expected {VERSION}{hint}")
+    header = _unpacked(HEADER_FIELDS, data, CHECKED_FROM)
+    _check_whole_numbers(HEADER_FIELDS, header)
+    if header["names_bytes"] % NAMES_STEP:
+        got = header["names_bytes"]
+        raise FormatError(f"names_bytes: got {got}, expected a multiple of {NAMES_STEP}")
+    if PREPARATIONS[header["preparation"]] == "mnist" and header["channels"] != 1:
+        raise FormatError(
+            f"preparation: got {header['preparation']} (mnist), expected 0 (resize) for "
+            f"{header['channels']} channels"
+        )
+    _check_floats(HEADER_FIELDS, header)
+    _check_reserved(data[CHECKED_FROM + _struct(HEADER_FIELDS).size : HEADER_BYTES])
     return header
 
 
-def _limits(header: Header, field: Field) -> tuple[float, float]:
+def _decode_member(data: bytes, header: Header, member: int) -> Header:
+    """Return a member's shape."""
+    record = data[HEADER_BYTES + MEMBER_BYTES * member :][:MEMBER_BYTES]
+    shape = _unpacked(MEMBER_FIELDS, record, 0)
+    try:
+        _check_whole_numbers(MEMBER_FIELDS, shape)
+        _check_fit(header, shape)
+        _check_floats(MEMBER_FIELDS, shape)
+        _check_reserved(record[_struct(MEMBER_FIELDS).size :])
+    except FormatError as error:
+        if header["members"] == 1:
+            raise
+        raise FormatError(member_field(member, str(error))) from None
+    return shape
+
+
+def _decode_names(block: bytes, n_classes: int) -> tuple[str, ...]:
+    names: list[str] = []
+    left = block
+    for i in range(n_classes):
+        name, end, left = left.partition(b"\0")
+        if not end or not 1 <= len(name) <= MAX_NAME_BYTES:
+            raise FormatError(
+                f"class name {i}: got {len(name)} bytes, expected 1..{MAX_NAME_BYTES} and a NUL"
+            )
+        text = name.decode(errors="surrogateescape")
+        if expected := expected_name(text, names):
+            raise FormatError(f"class name {i}: got {name!r}, expected {expected}")
+        names.append(text)
+    needed = -(-(len(block) - len(left)) // NAMES_STEP) * NAMES_STEP
+    if len(block) != needed:
+        raise FormatError(f"names_bytes: got {len(block)}, expected {needed}")
+    if any(left):
+        raise FormatError("class names: got other bytes after the last name, expected zeros")
+    return tuple(names)
+
+
+def _unpacked(fields: tuple[Field, ...], data: bytes, offset: int) -> Header:
+    values = _struct(fields).unpack_from(data, offset)
+    return dict(zip((field.name for field in fields), values, strict=True))
+
+
+# Whole numbers are checked before floats, as in docs/format.md, so that all readers name the same
+# one of several bad fields.
+def _check_whole_numbers(fields: tuple[Field, ...], values: Header) -> None:
+    for field in fields:
+        if field.code == "I":
+            _check_range(values, field.name, *_limits(values, field))
+
+
+def _check_floats(fields: tuple[Field, ...], values: Header) -> None:
+    for field in fields:
+        if field.code == "f":
+            _check_range(values, field.name, *field.limits)
+
+
+def _check_reserved(data: bytes) -> None:
+    if any(data):
+        raise FormatError("reserved bytes: got other values, expected zeros")
+
+
+def _limits(shape: Header, field: Field) -> tuple[float, float]:
     """Return a field's range; a field that the stem does not use must be 0.
 
     The stem itself has been checked before the fields that depend on it.
     """
     used = True
     if field.name in ("patch_height", "patch_width", "stem_width"):
-        used = (STEMS[header["stem"]] == "patch") == field.name.startswith("patch")
+        used = (STEMS[shape["stem"]] == "patch") == field.name.startswith("patch")
     return field.limits if used else (0, 0)
 
 
-def _check_range(header: Header, name: str, low: float, high: float) -> None:
-    if not low <= header[name] <= high:  # also refuses NaN
-        raise FormatError(f"{name}: got {header[name]}, expected {low:g} to {high:g}")
+def _check_range(values: Header, name: str, low: float, high: float) -> None:
+    if not low <= values[name] <= high:  # also refuses NaN
+        raise FormatError(f"{name}: got {values[name]}, expected {low:g} to {high:g}")
 
 
-def _check_fit(header: Header) -> None:
-    if STEMS[header["stem"]] == "patch":
+def _check_fit(header: Header, shape: Header) -> None:
+    stem = STEMS[shape["stem"]]
+    if stem == "patch":
         for side in ("height", "width"):
-            patch, image = header[f"patch_{side}"], header[side]
+            patch, image = shape[f"patch_{side}"], header[side]
             if image % patch:
                 raise FormatError(f"patch_{side}: got {patch}, expected a divisor of {image}")
-    length = sequence_length(header)
+    length = sequence_length(header, shape)
     if length > MAX_LENGTH:
         raise FormatError(f"sequence length: got {length}, expected at most {MAX_LENGTH}")
-    if found := oversized_activations(STEMS[header["stem"]], length, header):
+    if found := oversized_activations(stem, length, header | shape):
         name, size = found
         raise FormatError(f"{name}: got {size}, expected up to {MAX_ACTIVATIONS} in all")

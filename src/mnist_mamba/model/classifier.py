@@ -14,16 +14,21 @@ from mnist_mamba.model.mixer import MambaMixer, is_rms_norm
 
 
 class PatchStem(nn.Module):
-    """A linear map of each patch: (batch, height, width) to (batch, length, d_model)."""
+    """A linear map of each patch.
+
+    (batch, height, width[, channels]) to (batch, length, d_model).
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.patch = config.patch
-        self.linear = nn.Linear(config.patch[0] * config.patch[1], config.d_model)
+        self.linear = nn.Linear(config.patch[0] * config.patch[1] * config.channels, config.d_model)
 
     def forward(self, pixels: Tensor) -> Tensor:
         rows, columns = self.patch
         patches = pixels.unfold(1, rows, rows).unfold(2, columns, columns)
+        if pixels.dim() == 4:  # the channels are before the patch's rows and columns
+            patches = patches.movedim(3, 5)
         tokens: Tensor = self.linear(patches.flatten(3).flatten(1, 2))
         return tokens
 
@@ -46,7 +51,7 @@ class BatchNorm(nn.BatchNorm2d):
 class ConvStem(nn.Module):
     """3x3 convolutions with SiLU between them; two have stride 2.
 
-    (batch, height, width) to (batch, ceil(height / 4) * ceil(width / 4), d_model). With
+    (batch, height, width[, channels]) to (batch, ceil(height / 4) * ceil(width / 4), d_model). With
     `stem_norm = "batch"`, a batch norm follows each convolution; export folds it into the weights.
     """
 
@@ -61,7 +66,7 @@ class ConvStem(nn.Module):
             self.add_module(f"norm{i}", norm)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        maps = pixels.unsqueeze(1)
+        maps = pixels.unsqueeze(1) if pixels.dim() == 3 else pixels.movedim(3, 1)
         for i in range(1, self.n_convs + 1):
             maps = F.silu(maps) if i > 1 else maps
             maps = self.get_submodule(f"norm{i}")(self.get_submodule(f"conv{i}")(maps))
@@ -255,12 +260,16 @@ class MambaClassifier(nn.Module):
         return sum(p.numel() for p in self.parameters())
 
     def tokens(self, pixels: Tensor) -> Tensor:
-        """Return (batch, length, d_model) tokens, positions added, of (batch, height, width)."""
-        expected = (self.config.height, self.config.width)
-        if pixels.dim() != 3 or tuple(pixels.shape[1:]) != expected:
+        """Return (batch, length, d_model) tokens, positions added, of pixels as in `forward`."""
+        config = self.config
+        image: tuple[int, ...] = (config.height, config.width, config.channels)
+        if config.channels == 1:
+            image = image[:2]
+            pixels = pixels.squeeze(3) if pixels.dim() == 4 else pixels
+        if tuple(pixels.shape[1:]) != image:
+            expected = ", ".join(map(str, image))
             raise ValueError(
-                f"pixels have shape {tuple(pixels.shape)}, expected "
-                f"(batch, {self.config.height}, {self.config.width})"
+                f"pixels have shape {tuple(pixels.shape)}, expected (batch, {expected})"
             )
         normalised = (pixels - self.config.pixel_mean) / self.config.pixel_std
         tokens: Tensor = self.stem(normalised)
@@ -282,7 +291,11 @@ class MambaClassifier(nn.Module):
         return mean.to(dtype) * self.norm_f.weight
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Return (batch, n_classes) logits of (batch, height, width) pixels in [0, 1].
+        """Return (batch, n_classes) logits of pixels in [0, 1].
+
+        Args:
+            pixels: (batch, height, width) for one channel, (batch, height, width, channels) for
+                any number.
 
         Raises:
             ValueError: the pixels have another shape.

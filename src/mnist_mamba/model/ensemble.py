@@ -40,11 +40,11 @@ class MambaEnsemble(nn.Module):
         return sum(parameter.numel() for parameter in self.parameters())
 
     def member_logits(self, pixels: Tensor) -> Tensor:
-        """Return (members, batch, n_classes) logits of (batch, height, width) pixels in [0, 1]."""
+        """Return (members, batch, n_classes) logits of pixels as in `MambaClassifier.forward`."""
         return torch.stack([member(pixels) for member in self.members])
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Return (batch, n_classes) logits of (batch, height, width) pixels in [0, 1].
+        """Return (batch, n_classes) logits of pixels as in `MambaClassifier.forward`.
 
         Raises:
             ValueError: the pixels have another shape.
