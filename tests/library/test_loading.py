@@ -214,11 +214,14 @@ def test_a_state_of_another_model_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_checkpoint_round_trip(name: str, tmp_path: Path) -> None:
     model = make_model(name)
-    save_checkpoint(tmp_path / "a.pth", Checkpoint(model, 3, 0.5))
+    saved = save_checkpoint(tmp_path / "a.pth", Checkpoint(model, 3, 0.5))
     loaded = load_checkpoint(tmp_path / "a.pth", scan="reference")
     assert (loaded.epoch, loaded.val_accuracy) == (3, 0.5)
     pixels = make_images(model.config, 2).float() / 255
     assert torch.equal(loaded.model(pixels), model(pixels))
+    assert loaded.model.config == model.config
+    again = save_checkpoint(tmp_path / "a.pth", Checkpoint(loaded.model, 3, 0.5))
+    assert again == saved
     assert [path.name for path in tmp_path.iterdir()] == ["a.pth"]
 
 

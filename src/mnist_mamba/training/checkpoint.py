@@ -61,12 +61,13 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> bytes:
     return buffer.getvalue()
 
 
-def _interned(values: dict[str, Any]) -> dict[str, Any]:
-    """Return the values with equal texts as one object, on which pickle's bytes depend."""
-    return {
-        sys.intern(key): sys.intern(value) if isinstance(value, str) else value
-        for key, value in values.items()
-    }
+def _interned(value: Any) -> Any:
+    """Return a plain value with equal texts as one object, on which pickle's bytes depend."""
+    if isinstance(value, dict):
+        return {_interned(key): _interned(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_interned(one) for one in value]
+    return sys.intern(value) if isinstance(value, str) else value
 
 
 def load_checkpoint(path: Path, scan: str = "auto") -> Checkpoint:

@@ -23,7 +23,7 @@ class Scores:
 
 @torch.inference_mode()
 def predict(model: Classifier, images: Tensor, batch_size: int = 256) -> Tensor:
-    """Return the logits (n, n_classes), float32 on the CPU, of (n, height, width) uint8 images."""
+    """Return the logits (n, n_classes), float32 on the CPU, of n uint8 images."""
     device = next(model.parameters()).device
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -36,7 +36,7 @@ def predict(model: Classifier, images: Tensor, batch_size: int = 256) -> Tensor:
 
 
 def score(model: Classifier, images: Tensor, labels: Tensor, batch_size: int = 256) -> Scores:
-    """Return a model's scores on (n, height, width) uint8 images with (n,) labels."""
+    """Return a model's scores on uint8 images (n, height, width[, channels]) with (n,) labels."""
     logits = predict(model, images, batch_size)
     correct = int((logits.argmax(dim=1) == labels).sum())
     loss = float(F.cross_entropy(logits.double(), labels))

@@ -55,7 +55,7 @@ def train(
 
     Args:
         model: the model, the same in all processes and in a resumed training.
-        train_set: (n, height, width) uint8 images and (n,) labels.
+        train_set: (n, height, width[, channels]) uint8 images and (n,) labels.
         val_set: images to evaluate on after each epoch, or None.
         config: how to train.
         device: torch's name of the device.

@@ -60,7 +60,7 @@ class Trainer:
         """Take one optimisation step.
 
         Args:
-            pixels: (n, height, width) in [0, 1], on the CPU: the whole batch or, in one of several
+            pixels: n images in [0, 1], on the CPU: the whole batch or, in one of several
                 processes, its share. n may then be 0.
             labels: (n,) int64, on the CPU.
             lr: learning rate of this step.
@@ -109,7 +109,7 @@ class Trainer:
     def backward(self, pixels: Tensor, labels: Tensor, part: float) -> Tensor:
         """Backpropagate a share's part of the batch's mean loss.
 
-        pixels (n, height, width) and labels (n,) are on the device, and n may be 0; `part` is n as
+        The n images and labels (n,) are on the device, and n may be 0; `part` is n as
         a fraction of the batch.
 
         Returns:
