@@ -21,7 +21,18 @@ IMAGE = {"height": 28, "width": 28, "n_classes": 10}
         ({"n_layers": True}, "n_layers = True"),
         ({"dt_rank": 0}, "dt_rank = 0"),
         ({"n_classes": 1}, "n_classes = 1"),
-        ({"channels": 3}, "channels = 3"),
+        ({"channels": 5}, "channels = 5: expected a whole number in 1..4"),
+        ({"channels": 4, "height": 4096, "width": 4096, "patch": (64, 64)}, "channels = 4 at each"),
+        ({"class_names": ["a", "b"]}, "class_names = ['a', 'b']: expected a list of 10 names"),
+        ({"class_names": "0123456789"}, "class_names = '0123456789': expected a list"),
+        ({"class_names": ["a", ""] + ["b"] * 8}, "class_names[1] = '': expected 1 to 255 bytes"),
+        ({"class_names": ["ä" * 128] * 10}, "expected 1 to 255 bytes of UTF-8"),
+        ({"class_names": [*"abcdefghi", "a\n"]}, "class_names[9] = 'a\\n': expected text without"),
+        ({"class_names": [*"abcdefghi", "\ud800"]}, "expected text without control characters"),
+        ({"class_names": [*range(10)]}, "class_names[0] = 0: expected text"),
+        ({"class_names": [*"abcdefghib"]}, "expected another name than that of class 1"),
+        ({"preparation": "crop"}, "preparation = 'crop': expected one of resize, mnist"),
+        ({"preparation": "mnist", "channels": 3}, "expected 'resize' for 3 channels"),
         ({"pixel_std": 0.0}, "pixel_std = 0.0: expected a number in [1e-06, 1e+06]"),
         ({"pixel_mean": float("nan")}, "pixel_mean = nan"),
         ({"dt_min": 0.2}, "dt_min = 0.2 is above dt_max = 0.1"),
@@ -80,8 +91,16 @@ def test_derived_dims_follow_the_paper() -> None:
     assert (config.d_inner, config.resolved_dt_rank, config.length) == (99, 3, 49)
 
 
+def test_a_config_from_before_class_names_has_their_numbers() -> None:
+    config = ModelConfig.from_dict({**IMAGE, "n_classes": 3})
+    assert (config.class_names, config.preparation) == ((), "resize")
+    assert config.resolved_class_names == ("0", "1", "2")
+
+
 def test_to_dict_and_from_dict_round_trip() -> None:
-    config = ModelConfig(**IMAGE, direction="bidirectional", a="tied", dt_rank=5)
+    names = tuple("abcdefghij")
+    choices = {"direction": "bidirectional", "a": "tied", "dt_rank": 5, "preparation": "mnist"}
+    config = ModelConfig(**IMAGE, **choices, class_names=names)
     assert ModelConfig.from_dict(config.to_dict()) == config
     with pytest.raises(ConfigError, match="unknown model setting: 'depth'"):
         ModelConfig.from_dict({**config.to_dict(), "depth": 3})

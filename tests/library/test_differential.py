@@ -100,11 +100,13 @@ def before_tensors(data: bytes) -> int:
 def single_changes(data: bytes) -> Iterator[bytes]:
     """Yield files in which one field, one float or the size is changed."""
     end = before_tensors(data)
-    for offset in (8, *range(CHECKED_FROM, HEADER_BYTES + 2 * MEMBER_BYTES + 8, 4), end - 4):
+    header, records = CHECKED_FROM + 4 * len(HEADER_FIELDS), HEADER_BYTES + MEMBER_BYTES
+    fields = (*range(CHECKED_FROM, header + 4, 4), *range(HEADER_BYTES, records + 4, 4))
+    for offset in (8, *fields, HEADER_BYTES - 4, records + 20, end - 4):
         (old,) = struct.unpack_from("<I", data, offset)
         for value in {*LIMITS, *EXTREMES, *FLOATS, old + 1, old - 1, old * 2, old // 2}:
             yield with_u32(data, offset, value % 2**32)
-    for offset in range(end, len(data), 116):
+    for offset in range(end, len(data), (len(data) - end) // 48 // 4 * 4 + 4):
         yield from (with_u32(data, offset, value) for value in FLOATS)
     for offset in range(end - 64, end - 40):
         yield from (data[:offset] + name + data[offset + len(name) :] for name in NAME_BYTES)

@@ -26,7 +26,7 @@ from tests.models import ARCHITECTURES, make_images, make_model
 
 FOLDER = Path(__file__).parents[2] / "csrc" / "tests" / "golden"
 MAGIC = b"MNGOLD1\n"
-MIXED = ("patch_bidirectional_tied", "conv_cross_last", "pixels_last")
+MIXED = ("patch_no_positions", "conv_alternate", "pixels_last")
 """Architectures of the members of `mixed_members`."""
 
 NAMES = (*ARCHITECTURES, "mixed_members")
