@@ -3,7 +3,8 @@
 # all.
 #   sh csrc/tests/engine/test_cli.sh MAMBA     from the root of the repository; runs $RUN MAMBA
 mamba=$(realpath "$1")
-model=$(ls "$PWD"/csrc/tests/golden/*.bin | head -n 1)
+model=$PWD/csrc/tests/golden/conv3_cross_odd_image.bin
+colours=$PWD/csrc/tests/golden/colours.bin # 8 x 8 x 3, classes cat, Käse and a "b", c\
 folder=$(mktemp -d) || exit 1
 trap 'rm -rf "$folder"' EXIT
 cd "$folder" || exit 1
@@ -135,7 +136,7 @@ check "one line" [ "$(wc -l <err)" -eq 1 ]
 expect 0 "$model" input.bin
 check "a table" grep -q "^class [0-9]" out
 expect 0 "$model" input.bin --json
-check "prediction" grep -q '^{"prediction":[0-9]*,"probabilities":\[.*\],"logits":\[.*\]}$' out
+check "prediction" grep -q '^{"prediction":\([0-9]*\),"class":"\1","probabilities":\[.*\],"logits":\[.*\]}$' out
 expect 0 info "$model"
 expect 0 info "$model" --json
 expect 0 bench "$model" --rounds 1 --batch 2 --json
@@ -295,8 +296,35 @@ says "^mamba: large.idx: label 1: got $classes, expected 0..$((classes - 1))"
 for size in "$((height + 1)) $width" "$height $((width + 1))"; do
     images 3 $size >other.idx
     expect 5 eval "$model" other.idx labels.idx
-    says "^mamba: other.idx: image size: got $(echo $size | sed 's/ / x /'), expected"
+    says "^mamba: other.idx: image size: got $(echo $size | sed 's/ / x /') x 1, expected"
 done
+
+# Colours: images with a fourth dim, and names in the answers
+colour_images() {
+    be32 2052; be32 "$1"; be32 8; be32 8; be32 "$2"
+    head -c $(($1 * 64 * $2)) /dev/zero
+}
+colour_images 3 3 >colours.idx
+labels 0 1 2 >colour_labels.idx
+head -c 768 /dev/zero >colours.bin
+expect 0 eval "$colours" colours.idx colour_labels.idx --json
+check "one of three" grep -q '"n":3,"correct":1,' out
+expect 5 eval "$colours" images.idx labels.idx
+says "image size: got $height x $width x 1, expected the model's 8 x 8 x 3"
+colour_images 3 5 >five.idx
+expect 5 eval "$colours" five.idx colour_labels.idx
+says "IDX dim 3: got 5, expected 1..4"
+expect 5 "$colours" input.bin
+says "file size"
+expect 0 "$colours" colours.bin
+check "the name of the class" grep -qE '^class (cat|Käse|a "b", c\\)$' out
+check "three rows" [ "$(grep -cE '^ *(cat|Käse|a "b", c\\)  +[0-9.]+ %' out)" -eq 3 ]
+expect 0 "$colours" colours.bin --json
+check "the name as JSON" grep -qE '"class":"(cat|Käse|a \\"b\\", c\\\\)","prob' out
+expect 0 info "$colours"
+check "names" grep -qxF 'class_names   cat, Käse, a "b", c\' out
+expect 0 info "$colours" --json
+check "names as JSON" grep -qF '"class_names":["cat","Käse","a \"b\", c\\"],' out
 
 # Instruction sets. MAMBA_ISA is restored afterwards.
 isa=${MAMBA_ISA-}

@@ -72,7 +72,7 @@ static void test_images(void)
     tiny_write(tiny_path(), good, sizeof good);
     CHECK(mamba_idx_open(&images, tiny_path(), IDX_IMAGES, FILE_MAPPED, NULL) == MAMBA_OK,
           "good file refused");
-    CHECK(images.n == 2 && images.height == 1 && images.width == 3, "dims");
+    CHECK(images.n == 2 && images.height == 1 && images.width == 3 && images.channels == 1, "dims");
     CHECK(memcmp(images.data, good + 16, 6) == 0, "pixels");
     mamba_input_close(&images.input);
     unlink(tiny_path());
@@ -103,6 +103,41 @@ static void test_images(void)
     /* 2^96 pixels: the product must not wrap around to the size of the file. */
     memset(bad + 4, 0xFF, 12);
     expect_refused(IMAGES, bad, sizeof good, "IDX dim 1: got 4294967295");
+}
+
+/* Images of several channels: rank 4. */
+static void test_colours(void)
+{
+    const uint8_t good[] = {0, 0, 8, 4, 0, 0, 0, 1, 0, 0, 0, 2, 0,
+                            0, 0, 1, 0, 0, 0, 3, 1, 2, 3, 4, 5, 6};
+    struct idx images;
+    tiny_write(tiny_path(), good, sizeof good);
+    CHECK(mamba_idx_open(&images, tiny_path(), IDX_IMAGES, FILE_MAPPED, NULL) == MAMBA_OK,
+          "good file refused");
+    CHECK(images.n == 1 && images.height == 2 && images.width == 1 && images.channels == 3, "dims");
+    CHECK(memcmp(images.data, good + 20, 6) == 0, "pixels");
+    mamba_input_close(&images.input);
+    unlink(tiny_path());
+
+    for (size_t size = 0; size < sizeof good; size++)
+        expect_refused(IMAGES, good, size, "file size");
+    expect_refused(LABELS, good, sizeof good, "magic");
+    uint8_t bad[sizeof good];
+    for (size_t dim = 0; dim < 4; dim++) {
+        char message[40];
+        snprintf(message, sizeof message, "IDX dim %zu: got 0", dim);
+        memcpy(bad, good, sizeof good);
+        memset(bad + 4 + 4 * dim, 0, 4);
+        expect_refused(IMAGES, bad, sizeof good, message);
+    }
+    memcpy(bad, good, sizeof good);
+    bad[19] = 5;
+    expect_refused(IMAGES, bad, sizeof good, "IDX dim 3: got 5, expected 1..4");
+    /* The largest dims: their product must not wrap around. */
+    const uint8_t largest[] = {0xFF, 0xFF, 0xFF, 0xFF, 0, 0, 16, 0, 0, 0, 16, 0, 0, 0, 0, 4};
+    memcpy(bad + 4, largest, sizeof largest);
+    expect_refused(IMAGES, bad, sizeof good,
+                   "file size: got 26 bytes, expected 288230376084602900");
 }
 
 /* The longest sides, and one pixel more. */
@@ -390,6 +425,7 @@ static void test_not_files(void)
 int main(void)
 {
     test_images();
+    test_colours();
     test_sides();
     test_labels();
     test_raw();
