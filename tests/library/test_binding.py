@@ -380,6 +380,27 @@ def test_any_memory_layout_gives_the_same_bits(layout: str, expected: Any) -> No
     np.testing.assert_array_equal(engine.logits(odd), expected)
 
 
+def test_channels_and_names_are_the_model_s(expected: Any) -> None:
+    grey, colours = Engine(MODEL), Engine(golden.FOLDER / "colours.bin")
+    np.testing.assert_array_equal(grey.logits(IMAGES[..., None]), expected)
+    assert grey.class_names == tuple("0123456789")
+    pixels = np.random.default_rng(1).integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
+    logits = colours.logits(pixels)
+    assert logits.shape == (2, 3)
+    np.testing.assert_array_equal(colours.logits(np.asfortranarray(pixels)), logits)
+    again = pickle.loads(pickle.dumps(colours))
+    assert again.class_names == colours.class_names == ("cat", "Käse", 'a "b", c\\')
+    for engine, wrong, shape in (
+        (grey, pixels, "8, 8"),
+        (colours, pixels[..., 0], "8, 8, 3"),
+        (colours, pixels.transpose(0, 3, 1, 2), "8, 8, 3"),
+    ):
+        with pytest.raises(ValueError, match=rf"expected \(n, {shape}\)"):
+            engine.logits(wrong)
+    with pytest.raises(ValueError, match=r"for one image, pass image\[None\]"):
+        colours.logits(pixels[0])
+
+
 def test_a_broadcast_image_is_one_image_many_times(expected: Any) -> None:
     logits = Engine(MODEL).logits(np.broadcast_to(IMAGES[3], (5, 8, 8)))
     np.testing.assert_array_equal(logits, np.tile(expected[3], (5, 1)))

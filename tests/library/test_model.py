@@ -284,6 +284,42 @@ def test_the_final_norm_is_called_if_it_was_changed(changed: str) -> None:
     assert torch.allclose(logits, expected, atol=1e-5) == (changed == "hooked")
 
 
+def test_a_patch_s_channels_are_next_to_each_other() -> None:
+    """The weight of input (row * 4 + column) * 3 + channel sees that value of its patch alone."""
+    model = make_model("colours")
+    image = torch.arange(8 * 8 * 3).reshape(1, 8, 8, 3) / 192
+    state = model.state_dict()
+    state["stem.linear.weight"] = torch.zeros_like(state["stem.linear.weight"])
+    for row, column, channel in ((0, 0, 0), (0, 0, 2), (1, 3, 1)):
+        i = (row * 4 + column) * 3 + channel
+        state["stem.linear.weight"][i] = torch.eye(24)[i]
+    state["stem.linear.bias"] = torch.zeros_like(state["stem.linear.bias"])
+    state["pos_embed"] = torch.zeros_like(state["pos_embed"])
+    model.load_state_dict(state)
+    tokens = model.classifiers[0].tokens(image)[0].unflatten(0, model.config.grid)
+    expected = (image[0] - model.config.pixel_mean) / model.config.pixel_std
+    for row, column, channel in ((0, 0, 0), (0, 0, 2), (1, 3, 1)):
+        i = (row * 4 + column) * 3 + channel
+        torch.testing.assert_close(tokens[..., i], expected[row::2, column::4, channel])
+
+
+@pytest.mark.parametrize("name", ["patch_tied", "conv_alternate", "ensemble"])
+def test_grey_images_may_have_a_dim_of_one_channel(name: str) -> None:
+    model = make_model(name)
+    pixels = make_images(model.config, 3) / 255
+    assert torch.equal(model(pixels.unsqueeze(3)), model(pixels))
+
+
+@pytest.mark.parametrize("name", ["colours", "colours_conv3"])
+def test_images_with_other_channels_are_refused(name: str) -> None:
+    model = make_model(name)
+    pixels = make_images(model.config, 3) / 255
+    shape = ", ".join(map(str, pixels.shape[1:]))
+    for wrong in (pixels[..., 0], pixels[..., :1], pixels.permute(0, 3, 1, 2), pixels[0]):
+        with pytest.raises(ValueError, match=rf"expected \(batch, {shape}\)"):
+            model(wrong)
+
+
 def test_images_of_another_size_are_refused() -> None:
     for shape in ((2, 8, 9), (2, 9, 8), (8, 8), (2, 1, 8, 8)):
         message = rf"shape {re.escape(str(shape))}, expected \(batch, 8, 8\)"
