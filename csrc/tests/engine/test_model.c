@@ -485,7 +485,7 @@ static void put_names(struct tiny_model *tiny, const char *names, size_t size)
 static void test_class_names(void)
 {
     struct tiny_model tiny = tiny_build(tiny_dims(), 16);
-    static const char good[] = "cat\0\xC3\xA4\xF4\x8F\xBF\xBF\0\"\\, ";
+    static const char good[] = "cat\0\xC2\x80\xED\x9F\xBF\xEE\x80\x80\xF4\x8F\xBF\xBF\0\"\\, ";
     mamba_model *model;
     mamba_error error;
     put_names(&tiny, good, sizeof good);
@@ -505,6 +505,7 @@ static void test_class_names(void)
         {NAMES("a\0b\0"), "class name 2: got 0 bytes"},
         {NAMES("\0a\0b"), "class name 0: got 0 bytes"},
         {NAMES("a\0b\0a"), "class name 2: got the name of class 0"},
+        {NAMES("a\0b\0b"), "class name 2: got the name of class 1"},
         {NAMES("a\0b\0c\0d"), "class names: got 0x64 as byte 6"},
         {NAMES("a\0b\x1F\0c"), "class name 1: got 0x1F as byte 1"},
         {NAMES("a\0b\x7F\0c"), "class name 1: got 0x7F as byte 1"},
@@ -513,7 +514,8 @@ static void test_class_names(void)
         {NAMES("a\0b\0\xC1\xBF"), "class name 2: got 0xC1"}, /* overlong */
         {NAMES("a\0b\0\xE0\x9F\xBF"), "class name 2: got 0xE0"},
         {NAMES("a\0b\0\xF0\x8F\xBF\xBF"), "class name 2: got 0xF0"},
-        {NAMES("a\0b\0\xED\xA0\x80"), "class name 2: got 0xED"}, /* a surrogate */
+        {NAMES("a\0b\0\xED\xA0\x80"), "class name 2: got 0xED"}, /* surrogates */
+        {NAMES("a\0b\0\xED\xBF\xBF"), "class name 2: got 0xED"},
         {NAMES("a\0b\0\xF4\x90\x80\x80"), "class name 2: got 0xF4"},
         {NAMES("a\0b\0\xF8\x88\x80\x80\x80"), "class name 2: got 0xF8"},
         {NAMES("a\0b\0\xFF"), "class name 2: got 0xFF"},
