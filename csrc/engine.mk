@@ -95,9 +95,11 @@ TUNE_avx512 = $(ENGINE_HOT) $(ENGINE_AVX512)
 TUNE_dispatch = $(ENGINE_HOT)
 TUNE_neon = $(ENGINE_HOT)
 TUNE_scalar = $(ENGINE_SCALAR)
+TUNE_picture = $(ENGINE_SCALAR)
+TUNE_digit = $(ENGINE_SCALAR)
 
 # $(call engine_source_flags,VARIANT,SOURCE): e.g. TUNE_avx2 and ISA_avx2 for kernels/avx2.c.
-engine_kernel = $(patsubst csrc/engine/kernels/%.c,%,$(1))
+engine_kernel = $(basename $(notdir $(1)))
 engine_source_flags = $(if $(filter plain omp,$(1)),$(TUNE_$(call engine_kernel,$(2)))) \
     $(if $(IS_X86),$(ISA_$(call engine_kernel,$(2))))
 

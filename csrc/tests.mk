@@ -17,7 +17,7 @@ RUN :=
 # ---- the engine ----
 
 ENGINE_TESTS := test_allocation test_kernels test_model test_hostile test_threads test_idx \
-    test_write_file test_forward test_golden test_numbers test_bench test_commands
+    test_write_file test_picture test_forward test_golden test_numbers test_bench test_commands
 ENGINE_TEST_SUPPORT := $(filter-out csrc/engine/cli/main.c,$(ENGINE_COMMAND_SOURCES)) \
     csrc/tests/engine/tiny_model.c csrc/tests/engine/reference.c
 
@@ -94,10 +94,11 @@ $(foreach variant,omp debug,$(eval $(call scan_variant,$(variant))))
 
 SECONDS := 60
 RUNS := # number of inputs, instead of SECONDS
-FUZZ_TARGETS := model input idx
+FUZZ_TARGETS := model input idx picture
 FUZZ_SEEDS_model := csrc/tests/golden csrc/fuzz/seeds/model
 FUZZ_SEEDS_input := csrc/fuzz/seeds/input
 FUZZ_SEEDS_idx := csrc/fuzz/seeds/idx
+FUZZ_SEEDS_picture := csrc/fuzz/seeds/picture
 # The code under test reports its coverage to libFuzzer if CC is clang, else to mutator.c.
 ifneq ($(IS_GCC),)
 FUZZ_COVERAGE := -fsanitize-coverage=trace-pc

@@ -46,8 +46,9 @@ typedef enum mamba_status {
     MAMBA_ERR_ARGUMENT = 2, /* the caller's mistake; of the command: wrong usage */
     MAMBA_ERR_IO = 3,       /* a file could not be opened, read or written */
     MAMBA_ERR_MODEL = 4,    /* not a model file, a damaged one, or its logits overflow */
-    MAMBA_ERR_INPUT = 5, /* an input, image or label file is malformed or does not fit the model */
-    MAMBA_ERR_MEMORY = 6 /* out of memory, or more than can be addressed */
+    MAMBA_ERR_INPUT = 5,  /* an input, image or label file is malformed or does not fit the model */
+    MAMBA_ERR_MEMORY = 6, /* out of memory, or more than can be addressed */
+    MAMBA_ERR_EMPTY = 7   /* nothing is drawn in a picture */
 } mamba_status;
 
 /* Description of a failure: the file, the field, what was got and what was expected. */
@@ -167,6 +168,31 @@ MAMBA_API int mamba_max_threads(void);
 
 /* Writes the softmax of `logits` [n] to `probabilities` [n], which may be the same array. */
 MAMBA_API void mamba_softmax(const float *logits, float *probabilities, size_t n);
+
+/* A picture: rows of width * channels bytes, row_stride bytes apart. */
+typedef struct mamba_picture {
+    const uint8_t *pixels;
+    size_t width, height; /* 1..65,535 */
+    size_t channels;      /* 1 grey, 2 grey and alpha, 3 RGB, 4 RGB and alpha (not premultiplied) */
+    size_t row_stride;
+} mamba_picture;
+
+/* Sets `out` [height, width, channels] to what a model sees of a picture (docs/pictures.md).
+ * `preparation` is 0 to scale it to the model's size, or 1 to find the digit in it and show it as
+ * MNIST does: bright on dark, in a box of 20/28 of the side, its centre of mass in the middle. The
+ * second needs a model of one channel; its own results and most of MNIST's images pass unchanged.
+ *
+ * Returns MAMBA_ERR_EMPTY if nothing is drawn; MAMBA_ERR_INPUT for a picture without pixels, with a
+ * side above 65,535 or of more than 4 channels; MAMBA_ERR_ARGUMENT for other arguments that are out
+ * of range. Allocates nothing, and uses 100 KB of the stack. */
+MAMBA_API mamba_status mamba_prepare_picture(const mamba_picture *picture, uint32_t preparation,
+                                             uint32_t height, uint32_t width, uint32_t channels,
+                                             uint8_t *out, mamba_error *error);
+
+/* Sets `pixels` to what this model sees of a picture, for mamba_forward_u8. */
+MAMBA_API mamba_status mamba_prepare_for_model(const mamba_model *model,
+                                               const mamba_picture *picture, uint8_t *pixels,
+                                               mamba_error *error);
 
 /* A function that is called after each stage of a forward pass with its result: `data` [rows,
  * cols], consecutive rows row_stride floats apart, valid only during the call. Row t is token t in
