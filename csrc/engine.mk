@@ -66,11 +66,13 @@ ifeq ($(origin CFLAGS),undefined)
 CFLAGS := -Os
 ENGINE_HOT := -O2
 ENGINE_SCALAR := -O3
+ENGINE_PICTURE := -O3
 ifneq ($(IS_GCC),)
 # Smaller, and as fast or faster.
 ENGINE_AVX2 := -fno-tree-pre -fno-tree-dominator-opts # no partial redundancies, no jump threading
 ENGINE_AVX512 := -fno-ivopts # loops count what is written, not one pointer per array
 # No copies of functions for constant arguments or callers, nor of loops for conditions and paths.
+ENGINE_PICTURE += -fno-unswitch-loops
 ENGINE_SCALAR += -fno-ipa-cp-clone -fno-inline-functions -fno-unswitch-loops -fno-split-paths
 # No new signatures for internal functions: smaller, except in the kernels.
 CFLAGS += -fno-ipa-sra
@@ -95,8 +97,8 @@ TUNE_avx512 = $(ENGINE_HOT) $(ENGINE_AVX512)
 TUNE_dispatch = $(ENGINE_HOT)
 TUNE_neon = $(ENGINE_HOT)
 TUNE_scalar = $(ENGINE_SCALAR)
-TUNE_picture = $(ENGINE_SCALAR)
-TUNE_digit = $(ENGINE_SCALAR)
+TUNE_picture = $(ENGINE_PICTURE)
+TUNE_digit = $(ENGINE_PICTURE)
 
 # $(call engine_source_flags,VARIANT,SOURCE): e.g. TUNE_avx2 and ISA_avx2 for kernels/avx2.c.
 engine_kernel = $(basename $(notdir $(1)))

@@ -25,7 +25,8 @@ struct grid {
 struct paper {
     double terms[TERMS]; /* of 1, x, y, x^2, x y, y^2 */
     double x_scale, y_scale;
-    double sign; /* of the ink: -1 if it is darker than the paper */
+    bool is_plain; /* the same everywhere */
+    double sign;   /* of the ink: -1 if it is darker than the paper */
 };
 
 struct ink {
@@ -144,6 +145,8 @@ static double brightness(const struct paper *paper, const double *terms)
 static double paper_at(const struct paper *paper, double x, double y)
 {
     double terms[TERMS];
+    if (paper->is_plain)
+        return paper->terms[0];
     set_terms(terms, paper, x, y);
     return brightness(paper, terms);
 }
@@ -244,8 +247,8 @@ static size_t take_samples(struct sample *samples, const struct grid *grid,
         every++;
     for (size_t y = every / 2; y < grid->height; y += every)
         for (size_t x = every / 2; x < grid->width; x += every) {
-            set_terms(samples[n].terms, paper, (double)(grid->x + x * grid->step),
-                      (double)(grid->y + y * grid->step));
+            set_terms(samples[n].terms, paper, ((double)x + 0.5) * (double)grid->step,
+                      ((double)y + 0.5) * (double)grid->step);
             samples[n++].value = grid->cells[y * grid->width + x];
         }
     return n;
@@ -265,10 +268,11 @@ static void find_paper(struct paper *paper, const struct grid *grid)
     const bool is_frame = typical_error(paper, samples, n) > larger(2 * (double)spread, 6);
     if (is_frame)
         paper->terms[0] = (double)median_sample(samples, n);
-    else if (spread <= 2)
+    paper->is_plain = !is_frame && spread <= 2;
+    if (paper->is_plain)
         return;
     double change = 255;
-    for (int round = 0; round < 12 && change > 0.5; round++)
+    for (int round = 0; round < 12 && change > 1; round++)
         change = refit(paper, samples, n, larger(3 * typical_error(paper, samples, n), 6));
 }
 
@@ -278,14 +282,11 @@ static void find_paper(struct paper *paper, const struct grid *grid)
 static void subtract_paper(struct grid *grid, const struct paper *paper)
 {
     float *cell = grid->cells;
-    const bool plain = paper->terms[1] == 0 && paper->terms[2] == 0;
     for (size_t y = 0; y < grid->height; y++)
         for (size_t x = 0; x < grid->width; x++, cell++) {
-            const double middle = 0.5 * (double)grid->step;
-            const double at = plain ? paper->terms[0]
-                                    : paper_at(paper, (double)(grid->x + x * grid->step) + middle,
-                                               (double)(grid->y + y * grid->step) + middle);
-            *cell = (float)(paper->sign * ((double)*cell - at));
+            const double middle_x = (double)grid->x + ((double)x + 0.5) * (double)grid->step;
+            const double middle_y = (double)grid->y + ((double)y + 0.5) * (double)grid->step;
+            *cell = (float)(paper->sign * ((double)*cell - paper_at(paper, middle_x, middle_y)));
         }
 }
 
@@ -294,7 +295,7 @@ static void subtract_paper(struct grid *grid, const struct paper *paper)
  * median of those that ink of this sign cannot be. */
 static double find_noise(const struct grid *grid, float sign)
 {
-    float errors[NOISE_SAMPLES], opposite[NOISE_SAMPLES];
+    float errors[NOISE_SAMPLES] = {0}, opposite[NOISE_SAMPLES] = {0};
     const size_t cells = grid->width * grid->height;
     const size_t every = (cells + NOISE_SAMPLES - 1) / NOISE_SAMPLES;
     int n = 0, n_opposite = 0;

@@ -186,12 +186,17 @@ mamba_status mamba_prepare_picture(const mamba_picture *picture, uint32_t prepar
     return mamba_prepare_digit(&grey, height, width, out, error);
 }
 
+/* Until model files say it: MNIST's size means MNIST's preparation. */
+uint32_t mamba_preparation(const mamba_info *info)
+{
+    const bool is_mnist = info->height == 28 && info->width == 28 && info->channels == 1;
+    return is_mnist ? PREPARE_MNIST : PREPARE_RESIZE;
+}
+
 mamba_status mamba_prepare_for_model(const mamba_model *model, const mamba_picture *picture,
                                      uint8_t *pixels, mamba_error *error)
 {
     const mamba_info *info = &model->info;
-    /* Until model files say it: MNIST's size means MNIST's preparation. */
-    const uint32_t preparation = info->height == 28 && info->width == 28 && info->channels == 1;
-    return mamba_prepare_picture(picture, preparation, info->height, info->width, info->channels,
-                                 pixels, error);
+    return mamba_prepare_picture(picture, mamba_preparation(info), info->height, info->width,
+                                 info->channels, pixels, error);
 }

@@ -14,7 +14,9 @@ static const char HELP[] =
     "mamba classifies images with a small Mamba model.\n"
     "\n"
     "  mamba %s\n"
-    "      classify one image: height x width (x channels) float32 in 0..1\n"
+    "      classify a picture: binary PGM or PPM of any size, which is prepared for the\n"
+    "      model; or height x width (x channels) float32 in 0..1, little-endian.\n"
+    "      --show prints what the model sees\n"
     "  mamba eval %s\n"
     "      measure the accuracy; write all logits to FILE as float32\n"
     "  mamba info %s\n"
@@ -28,7 +30,8 @@ static const char HELP[] =
     "stderr.\n"
     "\n"
     "Exit codes: 0 success; 2 usage; 3 cannot open, read or write a file; 4 bad model file;\n"
-    "5 bad input, image or label file, or it does not fit the model; 6 out of memory.\n";
+    "5 bad input, image or label file, or it does not fit the model; 6 out of memory;\n"
+    "7 nothing is drawn in the picture.\n";
 
 struct command {
     struct syntax syntax;
@@ -45,7 +48,7 @@ static const struct command COMMANDS[] = {
     [BENCH] = {{"bench", "MODEL [--batch N] [--threads N] [--rounds N] [--json]", 1,
                 ALLOW_BATCH | ALLOW_THREADS | ALLOW_ROUNDS},
                command_bench},
-    [PREDICT] = {{"", "MODEL INPUT.bin [--json]", 2, 0}, command_predict},
+    [PREDICT] = {{"", "MODEL INPUT [--show] [--json]", 2, ALLOW_SHOW}, command_predict},
 };
 
 /* Sets *usage if the arguments are wrong. */

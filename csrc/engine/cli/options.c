@@ -69,6 +69,8 @@ mamba_status parse_options(struct options *out, int count, char *const *argument
         }
         if (strcmp(argument, "--json") == 0) {
             out->json = true;
+        } else if (strcmp(argument, "--show") == 0 && syntax->allowed & ALLOW_SHOW) {
+            out->show = true;
         } else if (strcmp(argument, "--no-mmap") == 0) {
             out->access = FILE_COPIED;
         } else if (argument[0] == '-' && argument[1]) {

@@ -11,6 +11,7 @@ enum { MAX_POSITIONAL = 3 };
 struct options {
     const char *positional[MAX_POSITIONAL];
     bool help, json;
+    bool show;               /* what the model sees, of predict */
     enum file_access access; /* of all files: copied with --no-mmap, else mapped */
     const char *logits;      /* NULL if not given */
     int threads;             /* 0 if not given */
@@ -18,7 +19,7 @@ struct options {
 };
 
 /* Options that a command may allow; all allow --json, --no-mmap and --help. */
-enum { ALLOW_LOGITS = 1, ALLOW_THREADS = 2, ALLOW_BATCH = 4, ALLOW_ROUNDS = 8 };
+enum { ALLOW_LOGITS = 1, ALLOW_THREADS = 2, ALLOW_BATCH = 4, ALLOW_ROUNDS = 8, ALLOW_SHOW = 16 };
 
 /* The arguments of a command. */
 struct syntax {

@@ -4,6 +4,8 @@
 #include "commands.h"
 #include "error.h"
 #include "idx.h"
+#include "netpbm.h"
+#include "picture.h"
 
 enum { MAX_CLASSES = 256 }; /* the limit of a model file */
 
@@ -14,13 +16,54 @@ static void print_array(const char *name, const float *values, size_t n, const c
         printf("%.9g%s", (double)values[i], i + 1 < n ? "," : end);
 }
 
-static void print_json(const mamba_model *model, size_t class, const float *probabilities,
-                       const float *logits, size_t n)
+/* What the model sees: floats in 0..1, or the bytes of a prepared picture. */
+struct image {
+    const float *floats;
+    const uint8_t *bytes;
+    const mamba_picture *picture; /* NULL for floats */
+};
+
+static double pixel_at(const struct image *image, size_t i)
 {
+    return image->picture ? image->bytes[i] : 255 * (double)image->floats[i];
+}
+
+static void print_json(const struct job *job, const struct image *image, size_t class,
+                       const float *probabilities, const float *logits)
+{
+    const mamba_info *info = mamba_model_info(job->model);
+    const size_t pixels = (size_t)info->height * info->width * info->channels;
     printf("{\"prediction\":%zu,\"class\":", class);
-    print_json_text(mamba_class_name(model, (uint32_t)class));
-    print_array("probabilities", probabilities, n, "]");
-    print_array("logits", logits, n, "]}\n");
+    print_json_text(mamba_class_name(job->model, (uint32_t)class));
+    print_array("probabilities", probabilities, info->n_classes, "]");
+    print_array("logits", logits, info->n_classes, "]");
+    if (image->picture)
+        printf(
+            ",\"picture\":{\"width\":%zu,\"height\":%zu,\"channels\":%zu,\"preparation\":\"%s\"}",
+            image->picture->width, image->picture->height, image->picture->channels,
+            info->preparation ? "mnist" : "resize");
+    for (size_t i = 0; job->options->show && i < pixels; i++)
+        printf("%s%.9g%s", i ? "," : ",\"pixels\":[", pixel_at(image, i),
+               i + 1 < pixels ? "" : "]");
+    printf("}\n");
+}
+
+/* Prints an image as text, two characters per pixel: the mean of its channels. */
+static void print_shades(const struct job *job, const struct image *image)
+{
+    static const char shades[] = " .:-=+*#%@";
+    const mamba_info *info = mamba_model_info(job->model);
+    size_t i = 0;
+    for (size_t y = 0; y < info->height; y++) {
+        for (size_t x = 0; x < info->width; x++) {
+            double sum = 0;
+            for (size_t channel = 0; channel < info->channels; channel++)
+                sum += pixel_at(image, i++);
+            const char shade = shades[(size_t)(sum / (255.0 * info->channels) * 9 + 0.5)];
+            printf("%c%c", shade, shade);
+        }
+        printf("\n");
+    }
 }
 
 /* Number of characters of UTF-8. */
@@ -50,7 +93,7 @@ static void print_table(const mamba_model *model, size_t class, const float *pro
     }
 }
 
-static mamba_status predict(const struct job *job, const float *pixels, mamba_error *error)
+static mamba_status predict(const struct job *job, const struct image *image, mamba_error *error)
 {
     const size_t n = mamba_model_info(job->model)->n_classes;
     const size_t bytes = mamba_batch_bytes(job->model, 1);
@@ -59,30 +102,57 @@ static mamba_status predict(const struct job *job, const float *pixels, mamba_er
     if (!arena)
         return mamba_fail(error, MAMBA_ERR_MEMORY, NULL, "no memory for %zu bytes", bytes);
     mamba_status status =
-        mamba_forward_batch(job->model, arena, bytes, 1, pixels, 1, logits, error);
+        image->picture
+            ? mamba_forward_batch_u8(job->model, arena, bytes, 1, image->bytes, 1, logits, error)
+            : mamba_forward_batch(job->model, arena, bytes, 1, image->floats, 1, logits, error);
     free(arena);
     if (status != MAMBA_OK)
         return status;
     const size_t class = argmax(logits, n);
     mamba_softmax(logits, probabilities, n);
-    if (job->options->json)
-        print_json(job->model, class, probabilities, logits, n);
-    else
-        print_table(job->model, class, probabilities, n);
+    if (job->options->json) {
+        print_json(job, image, class, probabilities, logits);
+        return MAMBA_OK;
+    }
+    if (job->options->show)
+        print_shades(job, image);
+    print_table(job->model, class, probabilities, n);
     return MAMBA_OK;
+}
+
+static mamba_status predict_picture(const struct job *job, struct input *input, mamba_error *error)
+{
+    const mamba_info *info = mamba_model_info(job->model);
+    const size_t bytes = (size_t)info->height * info->width * info->channels;
+    mamba_picture picture;
+    uint8_t *copy, *prepared = NULL;
+    mamba_status status = mamba_netpbm_read(&picture, &copy, input, error);
+    if (status == MAMBA_OK && !(prepared = malloc(bytes)))
+        status = mamba_fail(error, MAMBA_ERR_MEMORY, NULL, "no memory for %zu bytes", bytes);
+    if (status == MAMBA_OK)
+        status = mamba_prepare_for_model(job->model, &picture, prepared, error);
+    free(copy);
+    if (status == MAMBA_OK)
+        status = predict(job, &(struct image){.bytes = prepared, .picture = &picture}, error);
+    free(prepared);
+    return status;
 }
 
 mamba_status command_predict(const struct job *job, mamba_error *error)
 {
     const mamba_info *info = mamba_model_info(job->model);
     const struct options *options = job->options;
-    struct input image;
-    mamba_status status = mamba_input_open(&image, options->positional[1], options->access, error);
-    if (status == MAMBA_OK)
-        status = mamba_raw_image_check(&image, (size_t)info->height * info->width * info->channels,
+    struct input input;
+    mamba_status status = mamba_input_open(&input, options->positional[1], options->access, error);
+    if (status == MAMBA_OK && mamba_is_netpbm(&input.file)) {
+        status = predict_picture(job, &input, error);
+    } else if (status == MAMBA_OK) {
+        status = mamba_raw_image_check(&input, (size_t)info->height * info->width * info->channels,
                                        error);
-    if (status == MAMBA_OK)
-        status = predict(job, (const float *)(const void *)image.file.data, error);
-    mamba_input_close(&image);
+        const float *floats = (const float *)(const void *)input.file.data;
+        if (status == MAMBA_OK)
+            status = predict(job, &(struct image){.floats = floats}, error);
+    }
+    mamba_input_close(&input);
     return status;
 }

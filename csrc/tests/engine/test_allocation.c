@@ -183,17 +183,19 @@ static void test_commands(const char *model_path)
                                     0, 0, 0, 1,
                                     0, 0, 0, (unsigned char)info.height,
                                     0, 0, 0, (unsigned char)info.width};
+    static const unsigned char picture[] = "P5 3 2 7\n"; /* a maximum that takes a copy */
     const unsigned char labels[] = {0, 0, 8, 1, 0, 0, 0, 1};
-    char folder[] = "/tmp/mamba_allocation_XXXXXX", paths[5][80];
-    static const char *const files[] = {"input.bin", "images.idx", "labels.idx", "logits",
-                                        "images.gz"};
+    char folder[] = "/tmp/mamba_allocation_XXXXXX", paths[6][80];
+    static const char *const files[] = {"input.bin", "images.idx", "labels.idx",
+                                        "logits",    "images.gz",  "picture.pgm"};
     if (!mkdtemp(folder))
         abort();
-    for (size_t i = 0; i < 5; i++)
+    for (size_t i = 0; i < 6; i++)
         snprintf(paths[i], sizeof paths[i], "%s/%s", folder, files[i]);
     write_file_of(paths[0], NULL, 0, pixels * sizeof(float));
     write_file_of(paths[1], images, sizeof images, pixels);
     write_file_of(paths[2], labels, sizeof labels, 1);
+    write_file_of(paths[5], picture, sizeof picture - 1, 3 * 2);
     char pack[200];
     snprintf(pack, sizeof pack, "gzip -c %s > %s", paths[1], paths[4]);
     if (system(pack) != 0)
@@ -202,6 +204,8 @@ static void test_commands(const char *model_path)
         struct options options = {.positional = {model_path, paths[0]},
                                   .access = copied ? FILE_COPIED : FILE_MAPPED};
         test_every_failure("predict", command_predict, options);
+        options.positional[1] = paths[5];
+        test_every_failure("predict, a picture", command_predict, options);
         test_every_failure("info", command_info, options);
         options.batch = options.rounds = options.threads = 1;
         test_every_failure("bench", command_bench, options);
@@ -212,7 +216,7 @@ static void test_commands(const char *model_path)
         options.positional[1] = paths[4];
         test_every_failure("eval of a gzip file", command_eval, options);
     }
-    for (size_t i = 0; i < 5; i++)
+    for (size_t i = 0; i < 6; i++)
         unlink(paths[i]);
     CHECK(rmdir(folder) == 0, "a file was left behind in %s", folder);
 }

@@ -87,7 +87,7 @@ usage() {
     check "the usage of this command: mamba $*" [ "$(sed -n 2p err)" = "usage: mamba $line" ]
 }
 
-plain_usage="MODEL INPUT.bin [--json]"
+plain_usage="MODEL INPUT [--show] [--json]"
 eval_usage="eval MODEL IMAGES.idx LABELS.idx [--json] [--logits FILE] [--threads N]"
 bench_usage="bench MODEL [--batch N] [--threads N] [--rounds N] [--json]"
 expect 0 --help
@@ -242,6 +242,46 @@ cp input.bin "$deep$(printf '%077d' 0).g"
 expect 3 "$model" "$deep$(printf '%077d' 0)"
 
 cp "$model" eval
+# pictures: a drawn stroke, 8 bits and 16, grey and RGB, from a file, stdin and gzip
+picture() {
+    printf "$1\n# a comment\n40 %s\n$2\n" "${4:-30}"
+    for row in 1 2 3 4 5 6 7 8 9 10; do
+        head -c $((3 * 40 * $3)) /dev/zero | tr '\000' '\310'
+        if [ $row -lt 9 ]; then head -c 12 /dev/zero; fi
+    done | head -c $((30 * 40 * $3))
+}
+picture P5 255 1 >grey.pgm
+picture P6 255 3 >colour.ppm
+picture P5 65535 2 >deep.pgm
+gzip -c grey.pgm >packed.pgm.gz
+for file in grey.pgm colour.ppm deep.pgm packed.pgm; do
+    expect 0 "$model" $file
+    check "a class: $file" grep -q '^class [0-9]' out
+done
+expect 0 "$model" - --json <grey.pgm
+check "JSON says what was done" \
+    grep -q '"picture":{"width":40,"height":30,"channels":1,"preparation":"resize"}}$' out
+expect 0 "$model" grey.pgm --json --show
+check "JSON has the pixels" grep -q '"pixels":\[[0-9]' out
+expect 0 "$model" grey.pgm --show
+check "a line for each row" [ "$(wc -l <out)" -eq $((height + 1 + classes)) ]
+expect 0 "$model" input.bin --show
+picture P5 255 1 31 >short.pgm
+expect 5 "$model" short.pgm
+says '^mamba: short.pgm: file size: got [0-9]* bytes, expected [0-9]* (by its header)'
+for header in 'P5 0 3 255' 'P5 70000 3 255' 'P5 3 3 0' 'P5 3 3 65536' 'P5 x' 'P5 3 3'; do
+    printf "$header\n" >bad.pgm
+    expect 5 "$model" bad.pgm
+    says '^mamba: bad.pgm: picture header: got'
+done
+printf 'P2 1 1 255 7' >text.pgm
+expect 5 "$model" text.pgm
+says 'got P2, expected P5'
+mnist=$(dirname "$model")/../../../models/mnist_mamba.bin
+printf 'P5 9 9 255\n%81s' '' >blank.pgm
+expect 7 "$mnist" blank.pgm
+says 'nothing drawn: got 9 x 9 pixels'
+usage "info MODEL [--json]" info "$model" --show
 expect 0 ./eval input.bin
 cp "$model" 7.bin
 expect 0 7.bin input.bin
