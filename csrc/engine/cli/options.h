@@ -11,7 +11,7 @@ enum { MAX_POSITIONAL = 3 };
 struct options {
     const char *positional[MAX_POSITIONAL];
     bool help, json;
-    bool show;               /* what the model sees, of predict */
+    bool show;               /* print the model's input */
     enum file_access access; /* of all files: copied with --no-mmap, else mapped */
     const char *logits;      /* NULL if not given */
     int threads;             /* 0 if not given */

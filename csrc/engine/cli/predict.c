@@ -16,7 +16,7 @@ static void print_array(const char *name, const float *values, size_t n, const c
         printf("%.9g%s", (double)values[i], i + 1 < n ? "," : end);
 }
 
-/* What the model sees: floats in 0..1, or the bytes of a prepared picture. */
+/* The model's input: floats in 0..1, or the bytes of a prepared picture. */
 struct image {
     const float *floats;
     const uint8_t *bytes;

@@ -3,6 +3,6 @@
 Neither needs PyTorch.
 """
 
-from mnist_mamba.engine.binding import Engine, EngineError
+from mnist_mamba.engine.binding import Engine, EngineError, prepare_picture
 
-__all__ = ["Engine", "EngineError"]
+__all__ = ["Engine", "EngineError", "prepare_picture"]

@@ -8,7 +8,7 @@ import operator
 import os
 import weakref
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,11 @@ An empty one counts as unset.
 MAX_THREADS = 1024
 """Number of threads that a batch may ask for (csrc/engine/threads.h)."""
 
+PREPARATIONS = ("resize", "mnist")
+"""How a picture becomes a model's pixels (docs/pictures.md), in the order of C's numbers."""
+
 _u32 = ctypes.c_uint32
+_SIZE = ("height", "width", "channels")
 
 
 class EngineError(RuntimeError):
@@ -41,6 +45,15 @@ class EngineError(RuntimeError):
 
 class _Error(ctypes.Structure):
     _fields_ = (("status", ctypes.c_int), ("message", ctypes.c_char * 256))
+
+
+class _Picture(ctypes.Structure):
+    """`struct mamba_picture`, field by field."""
+
+    _fields_ = (
+        ("pixels", ctypes.c_void_p),
+        *((name, ctypes.c_size_t) for name in ("width", "height", "channels", "row_stride")),
+    )
 
 
 class _Info(ctypes.Structure):
@@ -236,6 +249,18 @@ class Engine:
         _check(status, error)
         return logits
 
+    def prepare(self, picture: NDArray[Any]) -> NDArray[np.uint8]:
+        """Return what this model sees of a picture of any size, one image for `logits`.
+
+        The model says how to prepare it (docs/pictures.md); arguments and errors are those of
+        `prepare_picture`.
+        """
+        model = self._model
+        if model is None:
+            raise EngineError(2, "the engine was closed")
+        size = [int(model.info[name]) for name in _SIZE]
+        return _prepare(model.library.mamba_prepare_for_model, (model,), picture, size)
+
     def probabilities(self, images: NDArray[Any]) -> NDArray[np.float64]:
         """Return the probabilities (n, n_classes) of all classes, the softmax of the logits.
 
@@ -260,6 +285,74 @@ class Engine:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+
+def prepare_picture(
+    picture: NDArray[Any],
+    height: int,
+    width: int,
+    channels: int = 1,
+    *,
+    preparation: Literal["resize", "mnist"] = "mnist",
+    library: str | Path | None = None,
+) -> NDArray[np.uint8]:
+    """Return a picture of any size as a model of this size sees it.
+
+    Args:
+        picture: (h, w) or (h, w, channels) uint8, 1 to 65,535 pixels a side: grey, grey and alpha,
+            RGB, or RGB and alpha.
+        height, width, channels: the size of the result.
+        preparation: "mnist" finds the digit and shows it as MNIST does, "resize" scales the
+            picture (docs/pictures.md).
+        library: as for `Engine`.
+
+    Returns:
+        (height, width) if channels is 1, else (height, width, channels).
+
+    Raises:
+        EngineError: nothing is drawn (status 7), or the size or the picture has no pixels.
+        ValueError: not such an array, or another preparation.
+
+    >>> picture = np.full((200, 300), 240, dtype=np.uint8)
+    >>> picture[50:150, 90:110] = 30  # a dark stroke
+    >>> prepare_picture(picture, 28, 28)[3:25, 12:16].max(axis=1).tolist()
+    [0, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, \
+255, 255, 0]
+    """
+    if preparation not in PREPARATIONS:
+        raise ValueError(f"preparation: got {preparation!r}, expected one of {PREPARATIONS}")
+    size = [
+        _whole(name, value) for name, value in zip(_SIZE, (height, width, channels), strict=True)
+    ]
+    function = _load(find_library(library)).mamba_prepare_picture
+    return _prepare(function, (), picture, size, PREPARATIONS.index(preparation), *size)
+
+
+def _prepare(
+    function: Any, before: tuple[Any, ...], picture: Any, size: list[int], *after: int
+) -> NDArray[np.uint8]:
+    pixels = np.asarray(picture)
+    if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3):
+        raise ValueError(
+            f"picture: got shape {pixels.shape} of {pixels.dtype}, expected (height, width) or "
+            "(height, width, 1 to 4 channels) of uint8"
+        )
+    pixels = np.ascontiguousarray(pixels)
+    height, width, channels = (*pixels.shape, 1)[:3]
+    picture = _Picture(pixels.ctypes.data, width, height, channels, width * channels)
+    out = np.zeros(size[:2] if size[2] == 1 else size, dtype=np.uint8)
+    error = _Error()
+    arguments = (*before, ctypes.byref(picture), *after, out.ctypes.data)
+    _check(function(*arguments, ctypes.byref(error)), error)
+    return out
+
+
+def _whole(name: str, value: int) -> int:
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise ValueError(f"{name}: got {value!r}, expected a whole number")
+    if not 1 <= (number := operator.index(value)) <= 4096:
+        raise ValueError(f"{name}: got {number}, expected 1 to 4096")
+    return number
 
 
 def _thread_count(threads: int) -> int:
@@ -355,6 +448,8 @@ def _load(path: Path) -> ctypes.CDLL:
         "mamba_model_info": (ctypes.POINTER(_Info), [pointer]),
         "mamba_class_name": (ctypes.c_char_p, [pointer, _u32]),
         "mamba_max_threads": (ctypes.c_int, []),
+        "mamba_prepare_picture": (ctypes.c_int, [pointer, *[_u32] * 4, pointer, error_out]),
+        "mamba_prepare_for_model": (ctypes.c_int, [pointer, pointer, pointer, error_out]),
         "mamba_batch_bytes": (size, [pointer, ctypes.c_int]),
         "mamba_forward_batch": (ctypes.c_int, batch),
         "mamba_forward_batch_u8": (ctypes.c_int, batch),

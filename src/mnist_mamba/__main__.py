@@ -1,0 +1,103 @@
+"""`python -m mnist_mamba predict PICTURE...`: classify pictures with the C engine."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mnist_mamba.engine import Engine, EngineError
+from mnist_mamba.engine.pictures import PictureError, read_picture
+
+MODEL = Path("models/mnist_mamba.bin")
+"""The project's shipped model, where this is run in its folder."""
+
+SHADES = " .:-=+*#%@"
+UNREADABLE = 5
+"""Exit code of a picture that cannot be read, as of `./mamba`; errors of the engine have theirs."""
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """Return the parsed command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m mnist_mamba",
+        description="Classify pictures of any size and of any format that Pillow reads.",
+        epilog="Exit codes: 0 all pictures are answered; 2 usage; 3 a file cannot be opened; 4 bad "
+        "model file; 5 a file is not a picture; 7 nothing is drawn in a picture. A picture that "
+        "fails is named on stderr, the others are answered, and the largest code is returned.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="predict")
+    predict = commands.add_parser("predict", help="classify pictures", epilog=parser.epilog)
+    predict.add_argument(
+        "pictures", nargs="+", metavar="PICTURE", help="a picture file; - is stdin"
+    )
+    predict.add_argument("--model", type=Path, default=MODEL, help=f"model file (default: {MODEL})")
+    predict.add_argument("--show", action="store_true", help="print what the model sees")
+    predict.add_argument("--json", action="store_true", help="print one line of JSON per picture")
+    return parser.parse_args(arguments)
+
+
+def answer(engine: Engine, name: str, options: argparse.Namespace) -> str:
+    """Classify one picture; return the lines to print."""
+    picture = read_picture(sys.stdin.buffer if name == "-" else name)
+    image = engine.prepare(picture)
+    (probabilities,) = engine.probabilities(image[None])
+    prediction = int(probabilities.argmax())
+    if options.json:
+        height, width, channels = (*picture.shape, 1)[:3]
+        result: dict[str, Any] = {
+            "file": name,
+            "prediction": prediction,
+            "probabilities": probabilities.tolist(),
+            "picture": {"width": width, "height": height, "channels": channels},
+        }
+        if options.show:
+            result["pixels"] = image.ravel().tolist()
+        return json.dumps(result)
+    lines = [f"{name}: {prediction}  {probabilities[prediction]:.2%}"]
+    if options.show:
+        grey = image if image.ndim == 2 else image.mean(axis=2)
+        shades = np.rint(grey / 255 * (len(SHADES) - 1)).astype(int)
+        lines += ["".join(2 * SHADES[shade] for shade in row) for row in shades]
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    options = parse(arguments)
+    code = 0
+    try:
+        engine = Engine(options.model, threads=1)
+    except EngineError as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        if not options.model.exists() and options.model == MODEL:
+            print("name a model file with --model", file=sys.stderr)  # noqa: T201
+        return error.status
+    with engine:
+        for name in options.pictures:
+            try:
+                lines = answer(engine, name, options)
+            except (PictureError, EngineError, OSError) as error:
+                status = getattr(error, "status", 3 if isinstance(error, OSError) else UNREADABLE)
+                reason = error.strerror if isinstance(error, OSError) else error
+                print(f"error: {name}: {reason}", file=sys.stderr)  # noqa: T201
+                code = max(code, status)
+                continue
+            except ModuleNotFoundError as error:
+                print(f"error: {error}", file=sys.stderr)  # noqa: T201
+                return 3
+            print(lines, flush=True)  # noqa: T201
+    return code
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except BrokenPipeError:  # the reader of stdout has ended, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(3)
