@@ -1,7 +1,8 @@
-/* Reads any bytes as the input of `./mamba MODEL INPUT`: they are refused, or give finite logits.
- * The first two bytes choose the image's size, the others are the file. An image that fits the
- * model is run. */
+/* Reads any bytes as the input of `./mamba MODEL INPUT`: they are refused, or give finite logits or
+ * a picture. The first two bytes choose the image's size, the others are the file. An image that
+ * fits the model is run, and each byte of a picture is read. */
 #include "cli/idx.h"
+#include "cli/netpbm.h"
 #include "finite.h"
 #include "target.h"
 
@@ -26,6 +27,22 @@ static void classify(const float *pixels)
             abort();
 }
 
+static volatile uint8_t sink;
+
+static void read_picture(struct input *input)
+{
+    mamba_picture picture;
+    mamba_error error = {MAMBA_OK, ""};
+    uint8_t *copy, sum = 0;
+    const mamba_status status = mamba_netpbm_read(&picture, &copy, input, &error);
+    if (status != MAMBA_OK)
+        check_error(status, &error, MAMBA_ERR_INPUT);
+    for (size_t i = 0; status == MAMBA_OK && i < picture.height * picture.row_stride; i++)
+        sum = (uint8_t)(sum + picture.pixels[i]);
+    sink = sum;
+    free(copy);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     if (size < 2)
@@ -34,6 +51,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     uint8_t *bytes = exact_copy(data + 2, size - 2);
     struct input image = {.file = {.data = bytes, .size = size - 2, .access = FILE_BORROWED},
                           .path = "input"};
+    if (mamba_is_netpbm(&image.file)) {
+        read_picture(&image);
+        free(bytes);
+        return 0;
+    }
     mamba_error error = {MAMBA_OK, ""};
     mamba_status status = mamba_raw_image_check(&image, height * width, &error);
     if (status != MAMBA_OK)

@@ -2,7 +2,7 @@
 
 The model is a pyfunc around the C engine (serving.py). It contains all files that it needs: the
 model file, the engine's library and the package mnist_mamba, of which serving.py imports modules
-that need only NumPy.
+that need only NumPy and, for pictures, Pillow.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ def log(client: MlflowClient, run: Run, params: Params) -> LoggedModel:
         OSError: a file of the model is missing; the stages before `track` write them.
     """
     import mlflow
+    import PIL
     from mlflow.entities import LoggedModelOutput
     from mlflow.models import Model
 
@@ -77,7 +78,11 @@ def log(client: MlflowClient, run: Run, params: Params) -> LoggedModel:
             signature=signature,
             input_example=image,
             # Without a list MLflow would search for imports.
-            pip_requirements=[f"mlflow=={mlflow.__version__}", f"numpy=={np.__version__}"],
+            pip_requirements=[
+                f"mlflow=={mlflow.__version__}",
+                f"numpy=={np.__version__}",
+                f"pillow=={PIL.__version__}",
+            ],
         )
     return model
 
@@ -116,13 +121,13 @@ def _bundle_md5() -> str:
 
 
 def _signature_and_example() -> tuple[ModelSignature, Any]:
-    """Return the shapes and types of inputs and outputs, and the first test image."""
+    """Return the shape and type of the answer, and the first test image."""
     from mlflow.models import infer_signature
 
     classes = json.loads(paths.DATA_INFO.read_text(encoding="utf-8"))["n_classes"]
     image = read_images(paths.images(paths.PREPARED, "test"))[:1] / np.float32(255)
     answer = {"prediction": np.zeros(1, np.int64), "probabilities": np.zeros((1, classes))}
-    return infer_signature(image, answer), image
+    return infer_signature(None, answer), image
 
 
 def logged_model(params: Params) -> LoggedModel:

@@ -3,11 +3,13 @@
 pipeline/tracking/model.py bundles this file with the model file, the engine's library and the
 modules of mnist_mamba that are imported here. MLflow runs it wherever the model is loaded, without
 PyTorch, a compiler or a package index, so it must import nothing else of the project. NumPy is
-there, as MLflow depends on it.
+there, as MLflow depends on it; pictures also need Pillow.
 """
 
 from __future__ import annotations
 
+import base64
+import io
 from typing import Any
 
 import numpy as np
@@ -17,16 +19,20 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc import PythonModel, PythonModelContext
 from numpy.typing import NDArray
 
-from mnist_mamba.engine import Engine
+from mnist_mamba.engine import Engine, EngineError
+from mnist_mamba.engine.pictures import read_picture
 
 MODEL, LIBRARY = "model", "library"
 """Names of the bundled files among MLflow's artifacts."""
 
 
 class EngineModel(PythonModel):  # type: ignore[misc]  # mlflow has no types here
-    """Classifier of images [n, height, width(, channels)], float32 in [0, 1].
+    """Classifier of images and pictures.
 
-    The signature does not allow uint8: MLflow would turn a pixel of 0.5 into 0 before any check.
+    The input is one array: images [n, height, width(, channels)] of float32 in [0, 1] or of uint8,
+    or [n] texts, picture files in base64, which are prepared for the model (docs/pictures.md).
+
+    The signature has no input: MLflow would convert one type to the other before any check.
     """
 
     # MLflow warns if model_input has no type hint, but would derive a signature from one. The model
@@ -47,14 +53,34 @@ class EngineModel(PythonModel):  # type: ignore[misc]  # mlflow has no types her
         """Return the most likely class of each image and the probabilities of all classes.
 
         Raises:
-            MlflowException: the engine refuses the images; the server answers 400.
+            MlflowException: the input is refused; the server answers 400.
         """
-        _check_range(model_input)
+        images = np.asarray(model_input)
+        if images.dtype.kind in "OSU":
+            images = self._read_pictures(images)
+        elif images.dtype != np.uint8:
+            images = images.astype(np.float32)
+            _check_range(images)
         try:
-            probabilities = self._engine.probabilities(model_input)
+            probabilities = self._engine.probabilities(images)
         except ValueError as error:
             raise _refusal(str(error)) from error
         return {"prediction": probabilities.argmax(axis=1), "probabilities": probabilities}
+
+    def _read_pictures(self, texts: NDArray[Any]) -> NDArray[np.uint8]:
+        if texts.ndim != 1:
+            raise _refusal(
+                f"inputs: got texts of shape {texts.shape}, expected a list of pictures in base64"
+            )
+        prepared = []
+        for index, text in enumerate(texts.tolist()):
+            try:
+                content = base64.b64decode(text.rpartition(",")[2], validate=True)  # or a data URL
+                prepared.append(self._engine.prepare(read_picture(io.BytesIO(content))))
+            except (AttributeError, TypeError, ValueError, EngineError) as error:
+                message = f"inputs[{index}]: {error}; expected a picture file in base64"
+                raise _refusal(message) from error
+        return np.array(prepared)
 
 
 def _check_range(images: NDArray[Any]) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import io
 import json
 import os
 import shutil
@@ -21,6 +23,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from PIL import Image
 from scipy.special import softmax
 
 from mnist_mamba.atomic_write import write_json
@@ -107,6 +110,46 @@ def test_the_ends_of_the_range_of_pixels_belong_to_it(served_model: serving.Engi
 def test_another_shape_is_the_caller_s_mistake(served_model: serving.EngineModel) -> None:
     with pytest.raises(MlflowException, match=r"shape \(1, 3, 2\), expected \(n, 2, 2\)") as error:
         served_model.predict(None, np.zeros((1, 3, 2), np.float32))
+    assert error.value.get_http_status_code() == 400
+
+
+def in_base64(picture: np.ndarray[Any, Any]) -> str:
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def test_pictures_in_base64_are_prepared(
+    served_model: serving.EngineModel, engine_files: tuple[Path, Path]
+) -> None:
+    picture = np.array([[0, 0, 200], [40, 90, 255]], np.uint8)
+    texts = [in_base64(picture), "data:image/png;base64," + in_base64(picture[:, :2])]
+    answer = served_model.predict(None, np.array(texts))
+    with Engine(engine_files[0]) as engine:
+        prepared = np.array([engine.prepare(picture), engine.prepare(picture[:, :2])])
+        np.testing.assert_array_equal(answer["prediction"], engine.predict(prepared))
+        np.testing.assert_array_equal(
+            served_model.predict(None, prepared)["probabilities"], answer["probabilities"]
+        )
+
+
+@pytest.mark.parametrize(
+    ("texts", "words"),
+    [
+        (["no base64"], r"inputs\[0\]: .*base64"),
+        (
+            [in_base64(np.zeros((2, 2), np.uint8)), "aGVsbG8="],
+            r"inputs\[1\]: got a file of no format",
+        ),
+        ([["aGVsbG8="]], r"texts of shape \(1, 1\), expected a list of pictures"),
+        ([None], r"inputs\[0\]: .*expected a picture file in base64"),
+    ],
+)
+def test_a_broken_picture_is_the_caller_s_mistake(
+    served_model: serving.EngineModel, texts: list[Any], words: str
+) -> None:
+    with pytest.raises(MlflowException, match=words) as error:
+        served_model.predict(None, np.array(texts))
     assert error.value.get_http_status_code() == 400
 
 
@@ -301,16 +344,22 @@ def test_the_shipped_model_served_without_torch_and_compiler(project: Path, tmp_
         assert answer["predictions"]["prediction"] == [expected["prediction"]]
         (probabilities,) = answer["predictions"]["probabilities"]
         np.testing.assert_allclose(probabilities, expected["probabilities"], rtol=0, atol=1e-6)
+        blank = np.full((50, 40), 240, np.uint8)
+        drawn = np.pad(np.kron(255 - image[0] * 200, np.ones((3, 3))), 20, constant_values=255)
+        status, answer = ask({"inputs": [in_base64(drawn.astype(np.uint8))]})
+        assert (status, answer["predictions"]["prediction"]) == (200, [expected["prediction"]])
         bright, nan = image.copy(), image.copy()
         bright[0, 3, 4], nan[0, 0, 1] = 255, np.nan
         for body, words in (
             ({"inputs": bright.tolist()}, ["inputs[0][3][4]: got 255, expected 0", "divide"]),
             ({"inputs": nan.tolist()}, ["inputs[0][0][1]: got nan, expected 0"]),
-            ({"inputs": [[[0, 1], [1, 0]]]}, ["(1, 2, 2)", "expected shape (-1, 28, 28)"]),
-            ({"inputs": image[0].tolist()}, ["(28, 28)", "expected shape (-1, 28, 28)"]),
+            ({"inputs": [[[0, 1], [1, 0]]]}, ["(1, 2, 2)", "expected (n, 28, 28)"]),
+            ({"inputs": image[0].tolist()}, ["(28, 28)", "expected (n, 28, 28)", "image[None]"]),
             ({"inputs": [[[0, 1], [1]]]}, ["inhomogeneous shape after 2 dimensions"]),
-            ({"inputs": [[["dark"]]]}, ["could not convert string to float: 'dark'"]),
-            ({"inputs": []}, ["numpy array", "list"]),
+            ({"inputs": [[["dark"]]]}, ["(1, 1, 1)", "expected a list of pictures in base64"]),
+            ({"inputs": ["dark"]}, ["inputs[0]: ", "expected a picture file in base64"]),
+            ({"inputs": [in_base64(blank)]}, ["inputs[0]: nothing drawn"]),
+            ({"inputs": []}, ["(0,)", "expected (n, 28, 28)"]),
             ({"images": image.tolist()}, ["exactly one of the input fields", "'inputs'"]),
             (b"a picture", ["valid JSON", "a picture"]),
         ):
