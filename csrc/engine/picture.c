@@ -6,7 +6,6 @@
 #include "model.h"
 
 enum { MAX_SIDE = 65535, MAX_CHANNELS = 4, MAX_OUT_SIDE = 4096 };
-enum { PREPARE_RESIZE, PREPARE_MNIST, N_PREPARATIONS };
 
 static bool has_alpha(size_t channels)
 {
@@ -162,7 +161,7 @@ static mamba_status check(const mamba_picture *picture, uint32_t preparation, ui
                           "model: got %u x %u pixels of %u channels, expected sides of 1..%d and "
                           "1..%d channels",
                           height, width, channels, MAX_OUT_SIDE, MAX_CHANNELS);
-    if (preparation >= N_PREPARATIONS || (preparation == PREPARE_MNIST && channels != 1))
+    if (preparation > PREPARATION_MNIST || (preparation == PREPARATION_MNIST && channels != 1))
         return mamba_fail(error, MAMBA_ERR_ARGUMENT, NULL,
                           "preparation: got %u for %u channels, expected 0 (resize), or 1 (mnist) "
                           "for one channel",
@@ -177,7 +176,7 @@ mamba_status mamba_prepare_picture(const mamba_picture *picture, uint32_t prepar
     mamba_status status = check(picture, preparation, height, width, channels, out, error);
     if (status != MAMBA_OK)
         return status;
-    if (preparation == PREPARE_RESIZE) {
+    if (preparation == PREPARATION_RESIZE) {
         resize(picture, height, width, channels, out);
         return MAMBA_OK;
     }
@@ -186,17 +185,10 @@ mamba_status mamba_prepare_picture(const mamba_picture *picture, uint32_t prepar
     return mamba_prepare_digit(&grey, height, width, out, error);
 }
 
-/* Until model files say it: MNIST's size means MNIST's preparation. */
-uint32_t mamba_preparation(const mamba_info *info)
-{
-    const bool is_mnist = info->height == 28 && info->width == 28 && info->channels == 1;
-    return is_mnist ? PREPARE_MNIST : PREPARE_RESIZE;
-}
-
 mamba_status mamba_prepare_for_model(const mamba_model *model, const mamba_picture *picture,
                                      uint8_t *pixels, mamba_error *error)
 {
     const mamba_info *info = &model->info;
-    return mamba_prepare_picture(picture, mamba_preparation(info), info->height, info->width,
+    return mamba_prepare_picture(picture, info->preparation, info->height, info->width,
                                  info->channels, pixels, error);
 }

@@ -24,9 +24,6 @@ double mamba_pixel(const struct plane *plane, size_t x, size_t y);
 /* Returns the mean of a window's pixels; one that is partly inside counts with that part. */
 double mamba_window_mean(const struct plane *plane, const struct window *window);
 
-/* Returns the preparation that a model's pictures need: 0 resize, 1 mnist. */
-uint32_t mamba_preparation(const mamba_info *info);
-
 /* Sets `out` [height, width] to the digit in the picture as MNIST shows its own. */
 mamba_status mamba_prepare_digit(const struct plane *grey, uint32_t height, uint32_t width,
                                  uint8_t *out, mamba_error *error);

@@ -48,18 +48,20 @@ def answer(engine: Engine, name: str, options: argparse.Namespace) -> str:
     image = engine.prepare(picture)
     (probabilities,) = engine.probabilities(image[None])
     prediction = int(probabilities.argmax())
+    label = engine.class_names[prediction]
     if options.json:
         height, width, channels = (*picture.shape, 1)[:3]
         result: dict[str, Any] = {
             "file": name,
             "prediction": prediction,
+            "class": label,
             "probabilities": probabilities.tolist(),
             "picture": {"width": width, "height": height, "channels": channels},
         }
         if options.show:
             result["pixels"] = image.ravel().tolist()
         return json.dumps(result)
-    lines = [f"{name}: {prediction}  {probabilities[prediction]:.2%}"]
+    lines = [f"{name}: {label}  {probabilities[prediction]:.2%}"]
     if options.show:
         grey = image if image.ndim == 2 else image.mean(axis=2)
         shades = np.rint(grey / 255 * (len(SHADES) - 1)).astype(int)

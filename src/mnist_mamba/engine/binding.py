@@ -231,8 +231,7 @@ class Engine:
         model = self._model  # stays open until this call ends
         if model is None:
             raise EngineError(2, "the engine was closed")
-        image = tuple(int(model.info[name]) for name in ("height", "width", "channels"))
-        pixels = _pixels(images, image)
+        pixels = _pixels(images, tuple(int(model.info[name]) for name in _SIZE))
         library, n = model.library, len(pixels)
         is_u8 = pixels.dtype == np.uint8
         forward = library.mamba_forward_batch_u8 if is_u8 else library.mamba_forward_batch
