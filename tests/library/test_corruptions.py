@@ -39,6 +39,21 @@ def test_corruptions_are_deterministic_and_keep_shape_and_input(name: str) -> No
     np.testing.assert_array_equal(CORRUPTIONS[name](images, nothing), images)
 
 
+@pytest.mark.parametrize("name", [name for name in CORRUPTIONS if name != "noise"])
+def test_each_channel_is_corrupted_like_a_grey_image(name: str) -> None:
+    images = np.random.default_rng(1).integers(0, 256, (7, 9, 12, 3), dtype=np.uint8)
+    corrupted = CORRUPTIONS[name](images, 20)
+    for channel in range(3):
+        alone = CORRUPTIONS[name](np.ascontiguousarray(images[..., channel]), 20)
+        np.testing.assert_array_equal(corrupted[..., channel], alone)
+
+
+def test_noise_differs_from_channel_to_channel() -> None:
+    noisy = noise(np.full((2, 30, 30, 3), 128, np.uint8), 10).astype(np.float64) - 128
+    assert noisy.std() == pytest.approx(25.5, rel=0.05)
+    assert abs(np.corrcoef(noisy.reshape(-1, 3).T)[0, 1:]).max() < 0.1
+
+
 def test_shift_moves_images_to_the_four_corners() -> None:
     moves = centres(shift(dots(5, 10, 20), 10)) - (10, 20)
     expected = [[-2, -4], [-2, 4], [2, -4], [2, 4], [-2, -4]]

@@ -7,6 +7,7 @@ import struct
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,12 +18,19 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from mnist_mamba.config import AugmentConfig
-from mnist_mamba.data import idx, sources
+from mnist_mamba.data import idx
 from mnist_mamba.data.augment import augment, smooth
 from mnist_mamba.data.idx import IdxError, read_images, read_labels, write_idx
-from mnist_mamba.data.sources import IDX_NAMES, load_digits, load_idx, load_mnist
-from mnist_mamba.data.splits import DataError, LabelledImages, Splits, describe, resize, split
-from mnist_mamba.data.torchvision_compat import import_torchvision
+from mnist_mamba.data.sources import IDX_NAMES, load_digits, load_idx
+from mnist_mamba.data.splits import (
+    DataError,
+    LabelledImages,
+    Splits,
+    describe,
+    resize,
+    split,
+    with_channels,
+)
 from mnist_mamba.engine.format import read_model
 from mnist_mamba.training.checkpoint import load_checkpoint
 
@@ -42,8 +50,13 @@ def write_folder(folder: Path, train: LabelledImages, test: LabelledImages) -> N
     write_idx(folder / IDX_NAMES["test_labels"], test.labels)
 
 
+SHAPES = st.tuples(st.integers(1, 5), st.integers(1, 9), st.integers(1, 9))
+
+
 @given(
-    images=hnp.arrays(np.uint8, st.tuples(st.integers(1, 5), st.integers(1, 9), st.integers(1, 9))),
+    images=hnp.arrays(
+        np.uint8, SHAPES | st.builds(lambda shape, c: (*shape, c), SHAPES, st.integers(2, 4))
+    ),
     packed=st.booleans(),
 )
 def test_idx_round_trip(
@@ -70,6 +83,12 @@ GOOD = bytes((0, 0, 8, 3)) + struct.pack(">3I", 1, 2, 2) + b"abcd"
         (gzip.compress(GOOD[:-2], mtime=0), "got 18 bytes, expected 20"),
         (bytes((0, 0, 8, 1)) + GOOD[4:], "magic: got 00 00 08 01, expected 00 00 08 03"),
         (bytes((0, 0, 13, 3)) + GOOD[4:], "magic: got 00 00 0d 03"),
+        (bytes((0, 0, 8, 5)) + GOOD[4:], "unsigned bytes, 3 or 4 dims"),
+        (bytes((0, 0, 8, 4)) + GOOD[4:16], "got 16 bytes, expected an IDX header of 20"),
+        (
+            bytes((0, 0, 8, 4)) + struct.pack(">4I", 1, 3, 2, 5) + bytes(30),
+            "dims: got 1 x 3 x 2 x 5, expected 1 to 4 channels as the last",
+        ),
         *(
             (bytes((0, 0, 8, 3)) + struct.pack(">3I", *dims), "expected none to be 0")
             for dims in ((0, 2, 2), (2, 0, 2), (2, 2, 0))
@@ -85,6 +104,32 @@ def test_damaged_idx_is_refused_by_name(tmp_path: Path, data: bytes, message: st
         read_images(path)
     assert str(path) in str(error.value)
     assert message in str(error.value)
+
+
+def test_an_idx_file_with_one_channel_is_grey(tmp_path: Path) -> None:
+    images = make_data(3).images
+    write_idx(tmp_path / "images", images[..., None])
+    np.testing.assert_array_equal(read_images(tmp_path / "images"), images)
+
+
+@pytest.mark.parametrize(
+    ("values", "error", "words"),
+    [
+        ([[1, 2]], TypeError, "got list, expected a numpy array of dtype uint8"),
+        (None, TypeError, "got NoneType"),
+        (np.zeros(3), TypeError, "got float64, expected a numpy array of dtype uint8"),
+        (np.zeros((2, 3), np.uint8), ValueError, r"got 2, expected 1 \(labels\), 3"),
+        (np.array(7, np.uint8), ValueError, "got 0, expected 1"),
+        (np.zeros((2, 3, 4, 5), np.uint8), ValueError, "2 x 3 x 4 x 5, expected 1 to 4 channels"),
+        (np.zeros((0, 3, 4), np.uint8), ValueError, "0 x 3 x 4, expected none to be 0"),
+    ],
+)
+def test_write_idx_refuses_what_no_reader_takes(
+    tmp_path: Path, values: Any, error: type[Exception], words: str
+) -> None:
+    with pytest.raises(error, match=words):
+        write_idx(tmp_path / "file", values)
+    assert not list(tmp_path.iterdir())
 
 
 def packed_zeros(path: Path, dims: tuple[int, int, int], size: int) -> None:
@@ -176,83 +221,6 @@ def test_load_digits_gives_all_digits_in_a_fixed_split() -> None:
     assert set(test.labels.tolist()) == set(range(10))
 
 
-@pytest.fixture
-def mnist_like(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return a mirror with small files, and make torchvision expect their checksums."""
-    import_torchvision()
-    from torchvision.datasets import MNIST
-    from torchvision.datasets.utils import calculate_md5
-
-    plain = tmp_path / "plain"
-    write_folder(plain, make_data(30, 10, (28, 28)), make_data(20, 10, (28, 28)))
-    mirror = tmp_path / "mirror"
-    mirror.mkdir()
-    resources = []
-    for name in IDX_NAMES.values():
-        packed = mirror / f"{name}.gz"
-        packed.write_bytes(gzip.compress((plain / name).read_bytes(), mtime=0))
-        resources.append((packed.name, calculate_md5(str(packed))))
-    monkeypatch.setattr(MNIST, "resources", resources)
-    monkeypatch.setattr(MNIST, "mirrors", ["http://127.0.0.1:9/"])  # no server there
-    return mirror
-
-
-@pytest.mark.parametrize("as_url", [False, True])
-def test_load_mnist_uses_the_mirror(mnist_like: Path, as_url: bool) -> None:
-    train, test = load_mnist(mnist_like.as_uri() if as_url else str(mnist_like))
-    assert (train.images.shape, len(test.labels)) == ((30, 28, 28), 20)
-
-
-def test_load_mnist_without_network_or_mirror_names_both_solutions(mnist_like: Path) -> None:
-    with pytest.raises(DataError) as error:
-        load_mnist(None)
-    message = str(error.value)
-    assert "Connect to the network" in message
-    assert "MNIST_MIRROR" in message
-    assert "\n" not in message
-
-
-@pytest.mark.parametrize("damage", ["truncated", "altered"])
-def test_load_mnist_refuses_damaged_files_of_a_mirror(mnist_like: Path, damage: str) -> None:
-    victim = mnist_like / "t10k-images-idx3-ubyte.gz"
-    data = victim.read_bytes()
-    match damage:
-        case "truncated":
-            victim.write_bytes(data[:-10])
-        case "altered":
-            victim.write_bytes(data[:50] + bytes([data[50] ^ 1]) + data[51:])
-    with pytest.raises(DataError, match=r"t10k-images-idx3-ubyte\.gz"):
-        load_mnist(str(mnist_like))
-
-
-def test_load_mnist_reads_no_more_of_a_mirror_than_mnist_can_have(
-    mnist_like: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    victim = mnist_like / "train-images-idx3-ubyte.gz"
-    with victim.open("r+b") as file:
-        file.truncate(sources.MAX_DOWNLOAD + 1)
-    with pytest.raises(DataError, match="public mirrors gave no good copy"):
-        load_mnist(mnist_like.as_uri())
-    assert f"cannot get {victim.name}: got more than {2**26} bytes" in caplog.text
-    with victim.open("r+b") as file:
-        file.truncate(sources.MAX_DOWNLOAD)
-    with pytest.raises(DataError, match="truncated or altered"):
-        load_mnist(str(mnist_like))
-
-
-@pytest.mark.parametrize(
-    "mirror",
-    ["/nowhere/at/all", "http://127.0.0.1:9", "http://bad host/", "~nobody-of-this-name/mnist"],
-)
-def test_load_mnist_falls_back_to_the_network_if_the_mirror_lacks_files(
-    mnist_like: Path, mirror: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    with pytest.raises(DataError) as error:
-        load_mnist(mirror)
-    assert str(error.value).startswith(f"MNIST_MIRROR = {mirror} and the public mirrors")
-    assert "cannot get" in caplog.text
-
-
 def test_resize_keeps_the_same_size_and_flat_images() -> None:
     images = make_data(4).images
     assert resize(images, (5, 7)) is images
@@ -268,6 +236,37 @@ def test_resize_is_pillow_s_bicubic_with_antialiasing(size: tuple[int, int]) -> 
         floats = Image.fromarray(image.astype(np.float32))
         pillow = np.asarray(floats.resize(size[::-1], Image.Resampling.BICUBIC))
         assert np.abs(resized - pillow.clip(0, 255)).max() <= 0.51
+
+
+def test_resize_resamples_each_channel() -> None:
+    images = make_data(4, size=(12, 15)).images
+    planes = [images, images[::-1].copy(), images[:, ::-1].copy()]
+    colour = resize(np.stack(planes, axis=3), (5, 9))
+    for channel, plane in enumerate(planes):
+        np.testing.assert_array_equal(colour[..., channel], resize(plane, (5, 9)))
+
+
+def test_colours_become_grey_and_grey_becomes_colours() -> None:
+    grey = make_data(4).images
+    colour = np.random.default_rng(0).integers(0, 256, (4, 5, 7, 3), dtype=np.uint8)
+    same = np.repeat(grey[..., None], 3, axis=3)
+    for wanted in ("auto", 1):
+        np.testing.assert_array_equal(with_channels(grey, wanted), grey)
+        np.testing.assert_array_equal(with_channels(same, wanted), grey)
+    for images in (grey, same):
+        np.testing.assert_array_equal(with_channels(images, 3), same)
+    for wanted in ("auto", 3):
+        assert with_channels(colour, wanted) is colour
+    for image, found in zip(colour, with_channels(colour, 1), strict=True):
+        np.testing.assert_array_equal(found, np.asarray(Image.fromarray(image).convert("L")))
+    one_pixel = same.copy()
+    one_pixel[3, 4, 6, 2] ^= 1
+    assert with_channels(one_pixel, "auto") is one_pixel
+    for channels in (2, 4):
+        other = np.zeros((2, 5, 7, channels), np.uint8)
+        assert with_channels(other, "auto") is other
+        with pytest.raises(DataError, match=rf"{channels} channels, .* data\.channels = 3"):
+            with_channels(other, 3)
 
 
 def test_resize_keeps_the_order_of_many_images() -> None:
@@ -320,6 +319,23 @@ def test_describe_counts_and_measures_the_training_pixels() -> None:
         assert info["splits"][name] == {"n": n, "per_class": [n // 3] * 3}
     assert info["pixel_mean"] == pytest.approx(train.images.mean() / 255, abs=1e-6)
     assert info["pixel_std"] == pytest.approx(train.images.std() / 255, abs=1e-6)
+
+
+def test_describe_has_names_channels_and_the_preparation() -> None:
+    data = make_data(60)
+    info = describe(Splits(data, data, data))
+    assert (info["class_names"], info["channels"]) == (["0", "1", "2"], 1)
+    assert info["preparation"] == "resize"
+    colour = data._replace(images=np.repeat(data.images[..., None], 3, axis=3))
+    named = describe(Splits(colour, colour, colour), ("a", "b", "c", "d"), "mnist")
+    assert (named["class_names"], named["n_classes"]) == (["a", "b", "c", "d"], 4)
+    assert (named["channels"], named["preparation"]) == (3, "mnist")
+    assert named["splits"]["train"]["per_class"] == [20, 20, 20, 0]
+    for key in ("pixel_mean", "pixel_std", "height", "width"):
+        assert named[key] == info[key]
+    fourth = data._replace(labels=np.full(60, 3, np.uint8))
+    with pytest.raises(DataError, match=r"test split has labels \['d'\], which"):
+        describe(Splits(data, data, fourth), ("a", "b", "c", "d"))
 
 
 def test_describe_refuses_what_cannot_be_learned() -> None:
@@ -376,6 +392,17 @@ def test_augment_with_no_changes_is_the_identity() -> None:
     assert augment(images, NOTHING, torch.Generator()) is images
     tiny = AugmentConfig(rotate=1e-9, scale=0, shear=0, shift=0)
     torch.testing.assert_close(augment(images, tiny, torch.Generator()), images, atol=1e-5, rtol=0)
+
+
+def test_all_channels_of_an_image_are_mapped_alike() -> None:
+    grey = torch.rand(6, 9, 12, generator=torch.Generator().manual_seed(1))
+    colour = torch.stack([grey, grey.flip(0), grey], dim=3)
+    config = AugmentConfig(elastic=0.05)
+    mapped = augment(colour, config, torch.Generator().manual_seed(2))
+    assert mapped.shape == colour.shape
+    for channel in range(3):
+        alone = augment(colour[..., channel], config, torch.Generator().manual_seed(2))
+        torch.testing.assert_close(mapped[..., channel], alone, rtol=0, atol=1e-6)
 
 
 KNOBS = {"rotate": 40.0, "scale": 0.5, "shear": 35.0, "shift": 0.1}

@@ -24,7 +24,7 @@ def augment(
     the image are 0.
 
     Args:
-        pixels: (n, height, width), floating.
+        pixels: (n, height, width) or (n, height, width, channels), floating.
         config: sizes of the changes.
         generator: source of the random numbers.
         share: position of these images in the batch. Numbers are drawn for the whole batch, so
@@ -36,7 +36,7 @@ def augment(
     """
     if config.is_identity:
         return pixels
-    height, width = pixels.shape[1:]
+    height, width = pixels.shape[1:3]
     drawn = torch.rand(5, len(pixels) if batch is None else batch, generator=generator)
     uniform = drawn[:, share] * 2 - 1
     angle = uniform[0] * math.radians(config.rotate)
@@ -55,8 +55,19 @@ def augment(
         noise = torch.randn(drawn.shape[1], 2, knots, knots, generator=generator)
         shifts = smooth(noise[share].to(pixels), height, width, config.elastic_scale)
         grid += 2 * config.elastic * shifts
-    mapped = F.grid_sample(pixels[:, None], grid, padding_mode="zeros", align_corners=False)
-    return mapped[:, 0]
+    return sample(pixels, grid)
+
+
+def sample(pixels: Tensor, grid: Tensor) -> Tensor:
+    """Return each pixel's value at its source; outside the image it is 0.
+
+    Args:
+        pixels: (n, height, width) or (n, height, width, channels), floating.
+        grid: (n, height, width, 2), sources as x and y from -1 to 1.
+    """
+    planes = pixels[:, None] if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2)
+    mapped = F.grid_sample(planes, grid, padding_mode="zeros", align_corners=False)
+    return mapped[:, 0] if pixels.ndim == 3 else mapped.permute(0, 2, 3, 1)
 
 
 def smooth(noise: Tensor, height: int, width: int, scale: float) -> Tensor:

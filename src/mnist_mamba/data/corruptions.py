@@ -1,5 +1,6 @@
 """Deterministic corruptions of images, to measure a classifier's robustness.
 
+Images are (n, height, width) or (n, height, width, channels) uint8.
 All are computed in float64 and rounded to bytes at the end, so that machines agree. Directions
 alternate from image to image and depend on no label and no model.
 """
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mnist_mamba.data.augment import sample
 from mnist_mamba.data.idx import Bytes
 
 NOISE_SEED = 0
@@ -32,7 +34,7 @@ def shift(images: Bytes, percent: float) -> Bytes:
 
 def rotate(images: Bytes, degrees: float) -> Bytes:
     """Rotate about the centre, every second image the other way."""
-    height, width = images.shape[1:]
+    height, width = images.shape[1:3]
     signs = 1 - 2 * (torch.arange(len(images), dtype=torch.float64) % 2)
     angles = signs * math.radians(degrees)
     cos, sin, zero = torch.cos(angles), torch.sin(angles), torch.zeros(len(images))
@@ -56,8 +58,10 @@ def noise(images: Bytes, percent: float) -> Bytes:
 
 def blur(images: Bytes, percent: float) -> Bytes:
     """Blur by a Gaussian with a standard deviation of a percentage of the sides."""
-    rows, columns = (_blur_matrix(n, n * percent / 100) for n in images.shape[1:])
-    return _bytes(rows @ images.astype(np.float64) @ columns.T)
+    rows, columns = (_blur_matrix(n, n * percent / 100) for n in images.shape[1:3])
+    planes = images if images.ndim == 3 else np.moveaxis(images, 3, 1)
+    blurred = rows @ planes.astype(np.float64) @ columns.T
+    return _bytes(blurred if images.ndim == 3 else np.moveaxis(blurred, 1, 3))
 
 
 def invert(images: Bytes, percent: float) -> Bytes:
@@ -73,7 +77,7 @@ CORRUPTIONS: dict[str, Callable[[Bytes, float], Bytes]] = {
     "blur": blur,
     "invert": invert,
 }
-"""Corruptions by name; each maps (n, height, width) uint8 images, given a strength."""
+"""Corruptions by name; each maps uint8 images to the same shape, given a strength."""
 
 
 def _mapped(images: Bytes, maps: Tensor) -> Bytes:
@@ -81,9 +85,8 @@ def _mapped(images: Bytes, maps: Tensor) -> Bytes:
     mapped = []
     chunks = zip(torch.from_numpy(images).split(1000), maps.split(1000), strict=True)
     for chunk, matrices in chunks:
-        pixels = chunk[:, None].double()
-        grid = F.affine_grid(matrices, list(pixels.shape), align_corners=False)
-        mapped.append(F.grid_sample(pixels, grid, padding_mode="zeros", align_corners=False)[:, 0])
+        grid = F.affine_grid(matrices, [len(chunk), 1, *chunk.shape[1:3]], align_corners=False)
+        mapped.append(sample(chunk.double(), grid))
     return _bytes(torch.cat(mapped).numpy())
 
 

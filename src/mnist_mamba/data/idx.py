@@ -17,6 +17,9 @@ from mnist_mamba.atomic_write import write_bytes
 Bytes = NDArray[np.uint8]
 
 UINT8 = 0x08
+IMAGES, LABELS = (3, 4), (1,)
+"""Numbers of dims of image files, grey or with channels, and of label files."""
+MAX_CHANNELS = 4
 MAX_UNPACKED = 2**30
 """Largest number of bytes that a gzip file may expand to."""
 
@@ -26,14 +29,18 @@ class IdxError(ValueError):
 
 
 def read_images(path: Path) -> Bytes:
-    """Return the (n, height, width) uint8 images of an IDX file, gzipped or not.
+    """Return the uint8 images of an IDX file, gzipped or not.
+
+    Returns:
+        (n, height, width) grey images, or (n, height, width, channels) with 2 to 4 channels.
 
     Raises:
-        IdxError: not IDX, not unsigned bytes of rank 3, empty, truncated or with trailing bytes; or
-            gzipped and larger than MAX_UNPACKED.
+        IdxError: not IDX, not unsigned bytes of rank 3 or 4, more than 4 channels, empty, truncated
+            or with trailing bytes; or gzipped and larger than MAX_UNPACKED.
         OSError: the file cannot be read.
     """
-    return _read(path, rank=3)
+    images = _read(path, IMAGES)
+    return images[..., 0] if images.shape[3:] == (1,) else images
 
 
 def read_labels(path: Path) -> Bytes:
@@ -42,36 +49,39 @@ def read_labels(path: Path) -> Bytes:
     Raises:
         IdxError, OSError: as for `read_images`.
     """
-    return _read(path, rank=1)
+    return _read(path, LABELS)
 
 
-def _read(path: Path, rank: int) -> Bytes:
+def _read(path: Path, ranks: tuple[int, ...]) -> Bytes:
     with path.open("rb") as raw:
         packed = raw.peek(2)[:2] == b"\x1f\x8b"
         file = gzip.GzipFile(fileobj=raw) if packed else raw
         try:
-            return _parse(file, path, rank, MAX_UNPACKED if packed else None)
+            return _parse(file, path, ranks, MAX_UNPACKED if packed else None)
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise IdxError(f"{path}: damaged gzip: {error}") from error
 
 
-def _parse(file: BinaryIO | gzip.GzipFile, path: Path, rank: int, ceiling: int | None) -> Bytes:
+def _parse(
+    file: BinaryIO | gzip.GzipFile, path: Path, ranks: tuple[int, ...], ceiling: int | None
+) -> Bytes:
     """Read an IDX file of up to `ceiling` bytes; `path` is for messages."""
+    magic = _take(file, 4)
+    rank = magic[3] if len(magic) == 4 and magic[3] in ranks else ranks[0]
     header = 4 + 4 * rank
-    data = _take(file, header)
+    data = magic + _take(file, header - 4)
     if len(data) < header:
         raise IdxError(f"{path}: got {len(data)} bytes, expected an IDX header of {header}")
-    magic = (0, 0, UINT8, rank)
-    if tuple(data[:4]) != magic:
+    expected = (0, 0, UINT8, rank)
+    if tuple(magic) != expected:
         raise IdxError(
-            f"{path}: magic: got {data[:4].hex(' ')}, expected {bytes(magic).hex(' ')} "
-            f"(IDX, unsigned bytes, {rank} dims)"
+            f"{path}: magic: got {magic.hex(' ')}, expected {bytes(expected).hex(' ')} "
+            f"(IDX, unsigned bytes, {' or '.join(map(str, ranks))} dims)"
         )
     dims = struct.unpack(f">{rank}I", data[4:])
-    shape = " x ".join(map(str, dims))
-    if 0 in dims:
-        raise IdxError(f"{path}: dims: got {shape}, expected none to be 0")
-    size = math.prod(dims)
+    if problem := _unreadable(dims):
+        raise IdxError(f"{path}: dims: {problem}")
+    shape, size = " x ".join(map(str, dims)), math.prod(dims)
     if ceiling is not None and header + size > ceiling:
         raise IdxError(
             f"{path}: dims: got {shape}, which is {header + size} bytes, expected up to {ceiling} "
@@ -84,6 +94,18 @@ def _parse(file: BinaryIO | gzip.GzipFile, path: Path, rank: int, ceiling: int |
     return np.frombuffer(values, dtype=np.uint8).reshape(dims)
 
 
+def _unreadable(dims: tuple[int, ...]) -> str | None:
+    """Return why no reader takes these dims, or None."""
+    shape = " x ".join(map(str, dims))
+    if 0 in dims:
+        return f"got {shape}, expected none to be 0"
+    if len(dims) not in IMAGES + LABELS:
+        return f"got {len(dims)}, expected 1 (labels), 3 (grey images) or 4 (with channels)"
+    if len(dims) == 4 and dims[3] > MAX_CHANNELS:
+        return f"got {shape}, expected 1 to {MAX_CHANNELS} channels as the last"
+    return None
+
+
 def _take(file: BinaryIO | gzip.GzipFile, size: int) -> bytearray:
     """Read `size` bytes, or all if there are fewer; memory grows with what is read."""
     data = bytearray()
@@ -93,10 +115,16 @@ def _take(file: BinaryIO | gzip.GzipFile, size: int) -> bytearray:
 
 
 def write_idx(path: Path, values: Bytes) -> None:
-    """Write uint8 values of any rank as an IDX file, whole or not at all.
+    """Write images or labels as an IDX file, whole or not at all.
+
+    Args:
+        path: the file.
+        values: uint8, (n, height, width) or (n, height, width, 1 to 4 channels) images or (n,)
+            labels.
 
     Raises:
-        TypeError: values of another dtype.
+        TypeError: not an array, or one of another dtype.
+        ValueError: another shape, or an empty one.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -105,7 +133,10 @@ def write_idx(path: Path, values: Bytes) -> None:
     ...     print(path.stat().st_size, read_labels(path))
     11 [7 2 1]
     """
-    if values.dtype != np.uint8:
-        raise TypeError(f"values have dtype {values.dtype}, expected uint8")
+    if not isinstance(values, np.ndarray) or values.dtype != np.uint8:
+        found = getattr(values, "dtype", type(values).__name__)
+        raise TypeError(f"values: got {found}, expected a numpy array of dtype uint8")
+    if problem := _unreadable(values.shape):
+        raise ValueError(f"values: dims: {problem}")
     header = bytes((0, 0, UINT8, values.ndim)) + struct.pack(f">{values.ndim}I", *values.shape)
     write_bytes(path, header + values.tobytes())
