@@ -32,7 +32,9 @@ PARALLEL_BATCH = 1000
 @torch.inference_mode()
 def pytorch_us(model: Classifier, batch: int, rounds: int) -> float:
     """Return eager PyTorch's median time with the reference scan, one thread (µs per image)."""
-    pixels = torch.rand(batch, model.config.height, model.config.width)
+    config = model.config
+    channels = () if config.channels == 1 else (config.channels,)
+    pixels = torch.rand(batch, config.height, config.width, *channels)
     model(pixels)
     times = []
     for _ in range(rounds):

@@ -7,11 +7,13 @@ from pathlib import Path
 
 from mnist_mamba.atomic_write import write_text
 from mnist_mamba.config import SCANS
+from mnist_mamba.data.npz import load_npz
+from mnist_mamba.data.pictures import find_pictures, picture_size
 from mnist_mamba.data.sources import load_idx
 from pipeline.common import command
 from pipeline.common.git import check_identity
 from pipeline.common.options import parse_params
-from pipeline.common.params import TrainParams
+from pipeline.common.params import Params, TrainParams
 
 CHECKED = Path("build/dvc/params_checked")
 """Output whose content never changes, so that no later stage has to run again for it."""
@@ -33,12 +35,28 @@ def check_gpu(params: TrainParams) -> None:
         raise ValueError(f"{wrong}: PyTorch finds no GPU; use auto or cpu")
 
 
+def check_data(params: Params) -> None:
+    """Check that the user's own images, if they are chosen, are there and fit the model.
+
+    Of a folder of pictures it reads the names, and the sizes unless data.resize changes them.
+    """
+    data = params.data
+    match data.dataset:
+        case "idx":
+            train, _ = load_idx(Path(data.idx_dir))
+            params.check_fit(*train.images.shape[1:3])
+        case "npz":
+            train, *_ = load_npz(Path(data.folder), data.test_fraction)
+            params.check_fit(*train.images.shape[1:3])
+        case "folder":
+            files = find_pictures(Path(data.folder))
+            params.check_fit(*(data.size or picture_size(files)))
+
+
 def main() -> None:
-    """Check params, the GPU, the user's own images if chosen, and Git for an experiment."""
+    """Check params, the GPU, the user's own images, and Git for an experiment."""
     params = parse_params(command.parser(__doc__ or ""))
-    if params.data.dataset == "idx":
-        train, _ = load_idx(Path(params.data.idx_dir))
-        params.check_fit(*train.images.shape[1:])
+    check_data(params)
     check_gpu(params.train)
     if os.environ.get("DVC_EXP_NAME"):  # DVC commits an experiment after its last stage
         check_identity()

@@ -2,26 +2,39 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
-from mnist_mamba.data.sources import load_digits, load_idx, load_mnist
-from mnist_mamba.data.splits import LabelledImages
+from mnist_mamba.atomic_write import write_json
+from mnist_mamba.data.downloads import load_torchvision, mirror_variable
+from mnist_mamba.data.npz import load_npz
+from mnist_mamba.data.pictures import load_folder
+from mnist_mamba.data.sources import load_digits, load_idx
+from mnist_mamba.data.splits import DataSet, with_channels
 from pipeline.common import command, paths
 from pipeline.common.options import add_set_option, parse_params
 from pipeline.common.params import Params
 from pipeline.common.prepared_data import write_splits
 
+logger = logging.getLogger(__name__)
 
-def fetch(params: Params) -> tuple[LabelledImages, LabelledImages]:
-    """Return the training set and the test set of the chosen data set."""
-    match params.data.dataset:
-        case "mnist":
-            return load_mnist(os.environ.get("MNIST_MIRROR") or None)
+
+def fetch(params: Params) -> DataSet:
+    """Return the chosen data set."""
+    data = params.data
+    match data.dataset:
         case "digits":
-            return load_digits()
+            return DataSet(*load_digits())
         case "idx":
-            return load_idx(Path(params.data.idx_dir))
+            return DataSet(*load_idx(Path(data.idx_dir)))
+        case "npz":
+            return load_npz(Path(data.folder), data.test_fraction)
+        case "folder":
+            return load_folder(Path(data.folder), data.size, data.test_fraction)
+        case name:
+            mirror = os.environ.get(mirror_variable(name)) or None
+            return load_torchvision(name, mirror, data.emnist_split)
 
 
 def main() -> None:
@@ -29,12 +42,19 @@ def main() -> None:
     examples = [
         "MNIST_MIRROR=/my/mnist python -m pipeline.download",
         "python -m pipeline.download --set data.dataset=digits",
+        "python -m pipeline.download --set data.dataset=folder --set data.folder=my/pictures",
     ]
     params = parse_params(add_set_option(command.parser(__doc__ or "", examples)))
-    train, test = fetch(params)
+    *parts, class_names = fetch(params)
+    splits = {
+        name: part._replace(images=with_channels(part.images, params.data.channels))
+        for name, part in zip(("train", "test"), parts, strict=True)
+    }
     # The size of a user's own images is known only now, and `train` would fail late.
-    params.check_fit(*train.images.shape[1:])
-    write_splits(paths.RAW, {"train": train, "test": test})
+    height, width, channels = (*splits["train"].images.shape[1:], 1)[:3]
+    params.check_fit(height, width, channels, class_names or ("0", "1"))
+    write_splits(paths.RAW, splits)
+    write_json(paths.CLASS_NAMES, class_names)
 
 
 if __name__ == "__main__":

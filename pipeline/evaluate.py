@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import logging
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +27,7 @@ from numpy.typing import NDArray
 from mnist_mamba.atomic_write import write_json, write_text
 from mnist_mamba.data.corruptions import CORRUPTIONS
 from mnist_mamba.data.idx import read_images, read_labels, write_idx
-from mnist_mamba.metrics import class_rates, expected_calibration_error
+from mnist_mamba.metrics import balanced_accuracy, class_rates, expected_calibration_error, macro_f1
 from mnist_mamba.training.checkpoint import load_checkpoint
 from mnist_mamba.training.evaluation import predict
 from pipeline.common import plots
@@ -63,6 +66,7 @@ def summarise(
     reference: NDArray[np.float32],
     labels: NDArray[np.uint8],
     ece_bins: int,
+    names: Sequence[str],
 ) -> dict[str, Any]:
     """Return metrics/eval.json's content from the engine's and PyTorch's logits [n, n_classes].
 
@@ -71,19 +75,32 @@ def summarise(
     predictions = engine.argmax(axis=1)
     correct = int((predictions == labels).sum())
     log_probabilities = torch.from_numpy(engine).double().log_softmax(dim=1).numpy()
+    rates = class_rates(predictions, labels, names)
     of_labels = log_probabilities[np.arange(len(labels)), labels]
     return {
         "accuracy": correct / len(labels),
         "correct": correct,
         "n_test": len(labels),
+        "balanced_accuracy": balanced_accuracy(rates),
+        "macro_f1": macro_f1(rates, predictions),
         "nll": round(-float(of_labels.mean()), 5),
         "ece": round(expected_calibration_error(np.exp(log_probabilities), labels, ece_bins), 5),
         "parity": {
             "max_abs_logit_diff": float(np.abs(engine - reference).max()),
             "prediction_mismatches": int((predictions != reference.argmax(axis=1)).sum()),
         },
-        "per_class": class_rates(predictions, labels, engine.shape[1]),
+        "per_class": rates,
     }
+
+
+def table(labels: NDArray[np.uint8], predictions: NDArray[np.intp], names: Sequence[str]) -> str:
+    """Return each image's class and its prediction, by their names, as CSV."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("index", "label", "predicted"))
+    for i, (label, predicted) in enumerate(zip(labels, predictions, strict=True)):
+        writer.writerow((i, names[label], names[predicted]))
+    return text.getvalue()
 
 
 def draw_figures(
@@ -92,14 +109,15 @@ def draw_figures(
     engine: NDArray[np.float32],
     metrics: dict[str, Any],
     ece_bins: int,
+    names: Sequence[str],
 ) -> None:
     """Draw the pictures in paths.FIGURES; `engine` has the C engine's logits [n, n_classes]."""
     probabilities = torch.from_numpy(engine).double().softmax(dim=1).numpy()
     file = {path.stem: path for path in paths.FIGURES}
     plots.draw_curves(file["curves"], json.loads(paths.CURVES.read_text(encoding="utf-8")))
-    plots.draw_confusion(file["confusion"], labels, engine.argmax(axis=1), engine.shape[1])
-    plots.draw_predictions(file["predictions"], images, labels, probabilities)
-    plots.draw_misclassified(file["misclassified"], images, labels, probabilities)
+    plots.draw_confusion(file["confusion"], labels, engine.argmax(axis=1), names)
+    plots.draw_predictions(file["predictions"], images, labels, probabilities, names)
+    plots.draw_misclassified(file["misclassified"], images, labels, probabilities, names)
     plots.draw_reliability(file["reliability"], probabilities, labels, ece_bins)
     plots.draw_robustness(file["robustness"], metrics["accuracy"], metrics["robustness"])
 
@@ -139,18 +157,16 @@ def main() -> None:
     # The reference scan in plain PyTorch defines the correct results.
     model = load_checkpoint(checkpoint, scan="reference").model
     reference = predict(model, torch.from_numpy(images)).numpy()
-    metrics = summarise(engine, reference, labels, params.evaluate.ece_bins)
+    names = model.config.class_names or [str(label) for label in range(engine.shape[1])]
+    metrics = summarise(engine, reference, labels, params.evaluate.ece_bins, names)
     metrics["model"] = {
         "parameters": model.n_parameters,
         "file_bytes": paths.MODEL.stat().st_size,
     }
     metrics["robustness"] = robustness(images, label_file, params)
     write_json(paths.METRICS / "eval.json", metrics)
-    predictions = engine.argmax(axis=1)
-    pairs = zip(labels, predictions, strict=True)
-    rows = [f"{i},{label},{predicted}\n" for i, (label, predicted) in enumerate(pairs)]
-    write_text(paths.PREDICTIONS, "index,label,predicted\n" + "".join(rows))
-    draw_figures(images, labels, engine, metrics, params.evaluate.ece_bins)
+    write_text(paths.PREDICTIONS, table(labels, engine.argmax(axis=1), names))
+    draw_figures(images, labels, engine, metrics, params.evaluate.ece_bins, names)
     check(metrics, report, params)
     logger.info(
         "C engine: %d of %d correct (%.4f); logits within %.1e of PyTorch's, %d predictions differ",

@@ -9,6 +9,9 @@ import torch
 from mnist_mamba.model import Classifier, build_classifier
 from pipeline.common.params import Params
 
+DESCRIBED = ("channels", "class_names", "preparation", "pixel_mean", "pixel_std")
+"""Fields of the model's config that `prepare` writes."""
+
 
 def build_model(params: Params, info: dict[str, Any]) -> Classifier:
     """Return an untrained model for the prepared data; the same params give the same weights.
@@ -21,8 +24,7 @@ def build_model(params: Params, info: dict[str, Any]) -> Classifier:
         info["height"],
         info["width"],
         info["n_classes"],
-        pixel_mean=info["pixel_mean"],
-        pixel_std=info["pixel_std"],
+        **{name: info[name] for name in DESCRIBED},
     )
     torch.manual_seed(params.train.seed)
     return build_classifier(config, scan=params.train.scan)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -24,6 +24,7 @@ from mnist_mamba.config import (
     ConfigError,
     ModelChoices,
     ModelConfig,
+    Preparation,
     TrainConfig,
     whole,
 )
@@ -31,8 +32,19 @@ from pipeline.common.nested import look_up
 
 PARAMS_FILE = Path("params.yaml")
 """Relative: DVC runs an experiment's stages in a copy of the project."""
-IMAGE_SIZES = {"mnist": (28, 28), "digits": (8, 8)}
+IMAGE_SIZES = {"digits": (8, 8)} | dict.fromkeys(
+    ("mnist", "fashion_mnist", "kmnist", "emnist", "qmnist"), (28, 28)
+)
 """(height, width) of the data sets whose image size is known before the download."""
+TITLES = {
+    "mnist": "MNIST",
+    "fashion_mnist": "Fashion-MNIST",
+    "kmnist": "Kuzushiji-MNIST",
+    "qmnist": "QMNIST",
+    "digits": "scikit-learn's digits",
+    "idx": "your own images",
+}
+"""Names of data sets, for people."""
 OPTIONAL = frozenset(
     (
         "dt_min",
@@ -81,12 +93,47 @@ class Section(BaseModel):
 class DataParams(Section):
     """Choice of the data set, and how it is split."""
 
-    dataset: Literal["mnist", "digits", "idx"]
+    dataset: Literal[
+        "mnist", "fashion_mnist", "kmnist", "emnist", "qmnist", "digits", "idx", "npz", "folder"
+    ]
     idx_dir: Annotated[str, Field(min_length=1)]
+    folder: Annotated[str, Field(min_length=1)] = "data/pictures"
+    """The folder of `folder`, or the file of `npz`."""
+    emnist_split: Literal["byclass", "bymerge", "balanced", "letters", "digits", "mnist"] = (
+        "balanced"
+    )
+    channels: Literal["auto", 1, 3] = "auto"
+    preparation: Literal["auto", "mnist", "resize"] = "auto"
     resize: Side | Size | None
     val_fraction: Annotated[float, Field(gt=0, lt=1)]
+    test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Fraction of each class to split off as test images if `npz` or `folder` has none."""
     split_seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed that selects the validation images."""
+
+    @model_validator(mode="after")
+    def _mnist_is_grey(self) -> DataParams:
+        if self.preparation == "mnist" and self.channels == 3:
+            raise ValueError("preparation = 'mnist' is for grey images; expected channels = 1")
+        return self
+
+    @property
+    def resolved_preparation(self) -> Preparation:
+        """The preparation that the model file names."""
+        if self.preparation == "auto":
+            return "mnist" if self.dataset in ("mnist", "emnist", "qmnist") else "resize"
+        return self.preparation
+
+    @property
+    def title(self) -> str:
+        """The data set's name, for people."""
+        match self.dataset:
+            case "folder" | "npz":
+                return Path(self.folder).name
+            case "emnist":
+                return f"EMNIST ({self.emnist_split})"
+            case known:
+                return TITLES[known]
 
     @property
     def size(self) -> tuple[int, int] | None:
@@ -101,15 +148,15 @@ class ModelParams(ModelChoices):
     patch: Size = (4, 4)
     _complete = model_validator(mode="before")(_refuse_omissions)
 
-    def config(self, height: int, width: int, n_classes: int, **statistics: float) -> ModelConfig:
-        """Return the model's config for images of a data set.
+    def config(self, height: int, width: int, n_classes: int, **data: Any) -> ModelConfig:
+        """Return the model's config for images of a data set, with its other fields in `data`.
 
         Raises:
             ConfigError: the model does not fit the images.
         """
         choices = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         sizes = {"height": height, "width": width, "n_classes": n_classes}
-        return ModelConfig.from_dict({**choices, **sizes, **statistics})
+        return ModelConfig.from_dict({**choices, **sizes, **data})
 
 
 @dataclass(config=STRICT, frozen=True, kw_only=True)
@@ -222,14 +269,18 @@ class Params(Section):
             section[last] = value
         return parse(Params, values, source)
 
-    def check_fit(self, height: int, width: int) -> None:
-        """Check that the model accepts images of this size, resampled if `data.resize` says so.
+    def check_fit(
+        self, height: int, width: int, channels: int = 1, class_names: Sequence[str] = ("0", "1")
+    ) -> None:
+        """Check that the model accepts such images, resampled if `data.resize` says so.
 
         Raises:
             ValueError: it does not; the message names key, value and range.
         """
+        size = self.data.size or (height, width)
+        names = tuple(class_names)
         try:
-            self.model.config(*(self.data.size or (height, width)), n_classes=2)
+            self.model.config(*size, len(names), channels=channels, class_names=names)
         except ConfigError as error:
             raise ValueError(f"model.{_in_keys(error)}") from error
 

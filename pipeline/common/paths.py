@@ -4,6 +4,7 @@ from pathlib import Path
 
 RAW = Path("data/raw")
 PREPARED = Path("data/prepared")
+CLASS_NAMES = RAW / "class_names.json"
 DATA_INFO = PREPARED / "info.json"
 CHECKPOINTS = Path("checkpoints")
 TRAINING_STATE = "training_state.pth"
@@ -24,6 +25,8 @@ FIGURES = tuple(
     )
 )
 """Pictures of a run, all drawn by `evaluate`; plots/ also has those of series."""
+EXAMPLES, AUGMENTATION = PLOTS / "examples.png", PLOTS / "augmentation.png"
+"""Pictures of the data, drawn by `prepare`."""
 TRACKING_KEY = Path("artifacts/tracking_key.txt")
 
 

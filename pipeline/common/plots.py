@@ -1,6 +1,6 @@
-"""Plots of training, predictions, mistakes, calibration, robustness, accuracy against cost.
+"""Plots of data, training, predictions, mistakes, calibration, robustness, accuracy against cost.
 
-Each `draw_` function writes a PNG to `path`.
+Each `draw_` function writes a PNG to `path`. Images are drawn as they are: 0 is black.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from mnist_mamba.atomic_write import replacing
 from mnist_mamba.metrics import confidence_bins, expected_calibration_error
 
 mpl.use("Agg")
+mpl.rcParams["text.parse_math"] = False  # a class may be named $5
 from matplotlib import pyplot as plt
 from matplotlib.ticker import MaxNLocator
 
 Images = NDArray[np.uint8]
-"""[n, height, width]."""
+"""[n, height, width] or [n, height, width, channels]."""
 Labels = NDArray[np.uint8]
 """[n]."""
 Probabilities = NDArray[np.floating[Any]]
@@ -33,6 +34,12 @@ MAX_COUNTED = 20
 """Largest number of classes whose confusion matrix shows numbers."""
 MAX_MISCLASSIFIED = 60
 """Largest number of misclassified images in one plot."""
+EXAMPLES_PER_CLASS = 10
+"""Number of images in a row of `draw_rows`."""
+MAX_ROWS = 32
+"""Number of rows above which `draw_rows` starts another column of rows, of fewer images."""
+MAX_TITLE = 14
+"""Number of characters of a class name that a plot shows."""
 UNITS = {"shift": "% of sides", "rotate": "degrees", "scale": "% of size"}
 """Units of the robustness tests' strengths; all others are in %."""
 
@@ -47,6 +54,39 @@ def _save(path: Path, figure: Any) -> None:
 def _margins(height: float, top: float) -> dict[str, float]:
     """Return the margins of a figure, `top` inches above; a constrained layout takes a second."""
     return {"left": 0.01, "right": 0.99, "bottom": 0.2 / height, "top": 1 - top / height}
+
+
+def _show(axes: Any, image: NDArray[np.uint8]) -> None:
+    """Draw an image in grey or colour; of two channels the first."""
+    shown = image[..., 0] if image.shape[2:] == (2,) else image
+    axes.imshow(shown, cmap="gray", vmin=0, vmax=255)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= MAX_TITLE else f"{name[: MAX_TITLE - 1]}…"
+
+
+def draw_rows(path: Path, rows: Sequence[tuple[str, Images]], title: str) -> None:
+    """Draw rows of images, each with its name."""
+    blocks = [rows[i : i + MAX_ROWS] for i in range(0, len(rows), MAX_ROWS)]
+    columns = max(2, EXAMPLES_PER_CLASS // len(blocks))
+    height, width, *channels = rows[0][1].shape[1:]
+    side = 0.6  # of an image's width, in inches
+    size = (len(blocks) * (side * columns + 1.5), side * height / width * len(blocks[0]) + 0.5)
+    figure, grid = plt.subplots(1, len(blocks), figsize=size, squeeze=False, layout="constrained")
+    for axes, block in zip(grid.flat, blocks, strict=True):
+        cells = np.full((len(block), height + 1, columns, width + 1, *channels), 255, np.uint8)
+        for cell, (_, images) in zip(cells, block, strict=True):
+            for column, image in enumerate(images[:columns]):
+                cell[:height, column, :width] = image
+        _show(axes, cells.reshape(cells.shape[0] * (height + 1), -1, *channels))
+        places = (np.arange(len(block)) + 0.5) * (height + 1) - 1
+        axes.set_yticks(places, [name for name, _ in block], fontsize=8)
+        axes.set_xticks([])
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+    figure.suptitle(title, fontsize=9)
+    _save(path, figure)
 
 
 def draw_curves(path: Path, points: Sequence[Mapping[str, float | None]]) -> None:
@@ -82,26 +122,35 @@ def draw_curves(path: Path, points: Sequence[Mapping[str, float | None]]) -> Non
     _save(path, figure)
 
 
-def draw_confusion(path: Path, labels: Labels, predictions: NDArray[np.intp], classes: int) -> None:
+def draw_confusion(
+    path: Path, labels: Labels, predictions: NDArray[np.intp], names: Sequence[str]
+) -> None:
     """Draw the confusion matrix: numbers of images by label (rows) and prediction (columns)."""
-    counts = np.zeros((classes, classes), np.intp)
+    counts = np.zeros((len(names), len(names)), np.intp)
     np.add.at(counts, (labels, predictions), 1)
     figure, axes = plt.subplots(figsize=(7, 6.5), layout="constrained")
     shades = np.log1p(counts)
     axes.imshow(shades, cmap="Greens")
-    if classes <= MAX_COUNTED:
+    if len(names) <= MAX_COUNTED:
         for (row, column), n in np.ndenumerate(counts):
             colour = RIGHT if row == column else WRONG
             if shades[row, column] > shades.max() / 2:
                 colour = "white"
             axes.text(column, row, f"{n:,}" if n else "", color=colour, ha="center", va="center")
-        axes.set(xticks=range(classes), yticks=range(classes))
+        titles = [_short(name) for name in names]
+        axes.set_xticks(range(len(names)), titles, rotation=0 if max(map(len, titles)) < 4 else 90)
+        axes.set_yticks(range(len(names)), titles)
     axes.set(xlabel="predicted by the C engine", ylabel="label")
     _save(path, figure)
 
 
 def draw_predictions(
-    path: Path, images: Images, labels: Labels, probabilities: Probabilities, columns: int = 8
+    path: Path,
+    images: Images,
+    labels: Labels,
+    probabilities: Probabilities,
+    names: Sequence[str],
+    columns: int = 8,
 ) -> None:
     """Draw two rows: the first image of each class and the least certain, with probabilities."""
     firsts = [int(np.flatnonzero(labels == label)[0]) for label in np.unique(labels)]
@@ -123,10 +172,10 @@ def draw_predictions(
         predicted = int(probabilities[i].argmax())
         colour = RIGHT if predicted == labels[i] else WRONG
         picture, bars = grid[2 * row][column], grid[2 * row + 1][column]
-        picture.imshow(images[i], cmap="gray_r", vmin=0, vmax=255)
-        title = f"{predicted}  {probabilities[i].max():.1%}"
+        _show(picture, images[i])
+        title = f"{_short(names[predicted])}  {probabilities[i].max():.1%}"
         if predicted != labels[i]:
-            title += f" (is {labels[i]})"
+            title += f" (is {_short(names[labels[i]])})"
         picture.set_title(title, fontsize=9, color=colour)
         classes = np.arange(probabilities.shape[1])
         bars.set_axis_on()
@@ -134,7 +183,8 @@ def draw_predictions(
         bars.bar(classes, probabilities[i], color=colours)
         bars.set_ylim(0, 1)
         bars.set_yticks([])
-        bars.set_xticks(classes if len(classes) <= 12 else [])
+        fits = len(names) <= 12 and max(map(len, names)) <= 2
+        bars.set_xticks(*((classes, names) if fits else ([],)))
         bars.tick_params(labelsize=6, length=0, pad=1)
         bars.spines[["top", "left", "right"]].set_visible(False)
     _save(path, figure)
@@ -150,7 +200,12 @@ def even_choice(labels: Labels, most: int) -> NDArray[np.intp]:
 
 
 def draw_misclassified(
-    path: Path, images: Images, labels: Labels, probabilities: Probabilities, columns: int = 10
+    path: Path,
+    images: Images,
+    labels: Labels,
+    probabilities: Probabilities,
+    names: Sequence[str],
+    columns: int = 10,
 ) -> None:
     """Draw up to 60 misclassified images, the most confident mistakes first."""
     predictions = probabilities.argmax(axis=1)
@@ -164,8 +219,9 @@ def draw_misclassified(
     for axes in grid.flat:
         axes.set_axis_off()
     for axes, i in zip(grid.flat, shown, strict=False):
-        axes.imshow(images[i], cmap="gray_r", vmin=0, vmax=255)
-        axes.set_title(f"{labels[i]} read as {predictions[i]}\n#{i}", fontsize=7)
+        _show(axes, images[i])
+        label, predicted = _short(names[labels[i]]), _short(names[predictions[i]])
+        axes.set_title(f"{label} read as {predicted}\n#{i}", fontsize=7)
     more = f", {len(shown)} shown, evenly by class" if len(shown) < len(wrong) else ""
     figure.suptitle(f"{len(wrong)} of {len(labels)} test images misclassified{more}", fontsize=11)
     _save(path, figure)

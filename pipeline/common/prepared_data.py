@@ -16,21 +16,27 @@ logger = logging.getLogger(__name__)
 
 
 def read_info() -> dict[str, Any]:
-    """Return the sizes and pixel statistics of the prepared data (data/prepared/info.json).
+    """Return the sizes, classes and pixel statistics of the prepared data (info.json).
 
     Raises:
         FileNotFoundError: `prepare` has not run; it writes this file last.
+        DataError: an earlier version of this project wrote the file.
     """
     if not paths.DATA_INFO.is_file():
         raise FileNotFoundError(
             f"{paths.DATA_INFO} not found: run `python -m pipeline.prepare` first"
         )
     info: dict[str, Any] = json.loads(paths.DATA_INFO.read_text(encoding="utf-8"))
+    if "class_names" not in info:
+        raise DataError(
+            f"{paths.DATA_INFO} has no class_names: run `python -m pipeline.download` and "
+            "`python -m pipeline.prepare` again"
+        )
     return info
 
 
 def read_split(folder: Path, split: str, stage: str) -> LabelledImages:
-    """Return images uint8 [n, height, width] and labels uint8 [n] of a split.
+    """Return the images and labels of a split.
 
     Args:
         folder: where the split's two files are.
@@ -55,6 +61,19 @@ def read_split(folder: Path, split: str, stage: str) -> LabelledImages:
     return data
 
 
+def read_class_names() -> tuple[str, ...]:
+    """Return the class names that `download` found; () stands for the numbers from 0.
+
+    Raises:
+        FileNotFoundError: the stage has not run.
+    """
+    if not paths.CLASS_NAMES.is_file():
+        raise FileNotFoundError(
+            f"{paths.CLASS_NAMES} not found: run `python -m pipeline.download` first"
+        )
+    return tuple(json.loads(paths.CLASS_NAMES.read_text(encoding="utf-8")))
+
+
 def write_splits(folder: Path, splits: Mapping[str, LabelledImages]) -> None:
     """Replace the splits' files; a killed stage leaves no mix of old and new ones."""
     for split in splits:
@@ -63,7 +82,12 @@ def write_splits(folder: Path, splits: Mapping[str, LabelledImages]) -> None:
     for split, data in splits.items():
         write_idx(paths.images(folder, split), data.images)
         write_idx(paths.labels(folder, split), data.labels)
-        logger.info("%s: %d images of %d x %d", split, *data.images.shape)
+        logger.info("%s: %d images of %s", split, len(data.labels), _shape(data))
+
+
+def _shape(data: LabelledImages) -> str:
+    height, width, *channels = data.images.shape[1:]
+    return f"{height} x {width}" + (f" with {channels[0]} channels" if channels else "")
 
 
 def read_training_data(on_val: bool) -> tuple[LabelledImages, LabelledImages | None]:

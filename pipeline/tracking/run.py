@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-RESULTS = {"train": "train", "eval": "eval", "benchmark": "wall_clock"}
+RESULTS = {"data": "data", "train": "train", "eval": "eval", "benchmark": "wall_clock"}
 """The metrics files of a run, and the first part of their metrics' names in MLflow. It sorts these:
 curves first, timings last. metrics/ also holds the files of series and of benchmarks."""
 
@@ -64,7 +64,7 @@ def artifacts() -> dict[str, list[Path]]:
     wanted = {
         "": [Path("params.yaml"), Path("dvc.lock"), Path("dvc.yaml")],
         "metrics": [paths.METRICS / f"{name}.json" for name in RESULTS],
-        "figures": list(paths.FIGURES),
+        "figures": [paths.EXAMPLES, paths.AUGMENTATION, *paths.FIGURES],
         "plots": [paths.CURVES, paths.PREDICTIONS],
     }
     return {folder: [file for file in files if file.is_file()] for folder, files in wanted.items()}

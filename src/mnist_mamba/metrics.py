@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,24 +12,46 @@ Floats = NDArray[np.floating[Any]]
 Labels = NDArray[np.integer[Any]]
 
 
-def class_rates(predictions: Labels, labels: Labels, n_classes: int) -> dict[str, dict[str, float]]:
-    """Return precision, recall, f1 and support of each class; a rate without images is 0.
+Rates = dict[str, dict[str, float]]
+"""Precision, recall, f1 and support by class."""
 
-    >>> class_rates(np.array([0, 1, 1]), np.array([0, 0, 1]), n_classes=2)["0"]
+
+def class_rates(predictions: Labels, labels: Labels, names: Sequence[str]) -> Rates:
+    """Return precision, recall, f1 and support by class name; a rate without images is 0.
+
+    >>> class_rates(np.array([0, 1, 1]), np.array([0, 0, 1]), names=["cat", "dog"])["cat"]
     {'precision': 1.0, 'recall': 0.5, 'f1': 0.6666666666666666, 'support': 2}
     """
+    n_classes = len(names)
     hits = np.bincount(labels[predictions == labels], minlength=n_classes).tolist()
     predicted = np.bincount(predictions, minlength=n_classes).tolist()
     support = np.bincount(labels, minlength=n_classes).tolist()
     return {
-        str(label): {
+        name: {
             "precision": hit / (found or 1),
             "recall": hit / (true or 1),
             "f1": 2 * hit / (found + true or 1),
             "support": true,
         }
-        for label, (hit, found, true) in enumerate(zip(hits, predicted, support, strict=True))
+        for name, hit, found, true in zip(names, hits, predicted, support, strict=True)
     }
+
+
+def balanced_accuracy(rates: Rates) -> float:
+    """Return the mean recall of the classes with images, each of which counts the same."""
+    recalls = [rate["recall"] for rate in rates.values() if rate["support"]]
+    return sum(recalls) / len(recalls)
+
+
+def macro_f1(rates: Rates, predictions: Labels) -> float:
+    """Return the mean f1 of the classes that are a label or a prediction of any image."""
+    predicted = set(predictions.tolist())
+    scores = [
+        rate["f1"]
+        for label, rate in enumerate(rates.values())
+        if rate["support"] or label in predicted
+    ]
+    return sum(scores) / len(scores)
 
 
 class Bins(NamedTuple):

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn.metrics import precision_recall_fscore_support
+from sklearn.metrics import (
+    balanced_accuracy_score,
+    f1_score,
+    precision_recall_fscore_support,
+)
 
-from mnist_mamba.metrics import class_rates, confidence_bins, expected_calibration_error
+from mnist_mamba.metrics import (
+    balanced_accuracy,
+    class_rates,
+    confidence_bins,
+    expected_calibration_error,
+    macro_f1,
+)
 
 
 @given(seed=st.integers(0, 1000), n=st.integers(1, 20), n_classes=st.integers(2, 8))
@@ -18,8 +30,16 @@ def test_class_rates_are_scikit_learn_s(seed: int, n: int, n_classes: int) -> No
     expected = precision_recall_fscore_support(
         labels, predictions, labels=range(n_classes), zero_division=0.0
     )
-    found = [list(rates.values()) for rates in class_rates(predictions, labels, n_classes).values()]
+    rates = class_rates(predictions, labels, [f"class {label}" for label in range(n_classes)])
+    assert list(rates) == [f"class {label}" for label in range(n_classes)]
+    found = [list(row.values()) for row in rates.values()]
     np.testing.assert_array_equal(np.array(found).T, np.stack(expected))
+    f1 = f1_score(labels, predictions, average="macro", zero_division=0.0)
+    assert macro_f1(rates, predictions) == pytest.approx(f1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # predicted classes without labels
+        balanced = balanced_accuracy_score(labels, predictions)
+    assert balanced_accuracy(rates) == pytest.approx(balanced)
 
 
 def test_calibration_error_matches_a_hand_computed_example() -> None:

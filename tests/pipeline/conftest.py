@@ -70,7 +70,8 @@ def project(
     write_json(paths.METRICS / "study.json", {"of another": 1})
     splits = {part: {"n": 3, "per_class": [2, 1]} for part in ("train", "val", "test")}
     size = {"height": CONFIG.height, "width": CONFIG.width, "n_classes": CONFIG.n_classes}
-    write_json(paths.DATA_INFO, {**size, "splits": splits})
+    classes = {"class_names": ["0", "1", "2"], "channels": 1, "preparation": "resize"}
+    write_json(paths.DATA_INFO, {**size, **classes, "splits": splits})
     for i, part in enumerate(splits):
         write_idx(paths.images(paths.PREPARED, part), np.full((3, 2, 2), i, np.uint8))
         write_idx(paths.labels(paths.PREPARED, part), np.array([0, 0, 1], np.uint8))

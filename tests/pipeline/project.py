@@ -66,6 +66,7 @@ def copy_project(folder: Path, changes: Mapping[str, Any] = SMALL) -> Path:
             shutil.copy(source, folder / name)
     set_params(folder, changes)
     write_bars(folder / "data" / "idx")
+    (folder / "data" / "pictures").mkdir()
     return folder
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import importlib
+import io
 import json
 import re
 import statistics
@@ -196,13 +198,16 @@ def test_a_missing_gpu_is_noticed_before_a_result_is_lost(
 # benchmark, demo
 
 
-def test_pytorch_is_timed_per_image_in_microseconds(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pytorch_is_timed_per_image_in_microseconds(
+    monkeypatch: pytest.MonkeyPatch, channels: int
+) -> None:
     clock = SimpleNamespace(now=0.0)
     seconds = iter([100.0, 3.0, 1.0, 2.0])  # the first call is not timed
     sizes = []
 
     class Model(torch.nn.Module):
-        config = SimpleNamespace(height=2, width=3)
+        config = SimpleNamespace(height=2, width=3, channels=channels)
 
         def forward(self, pixels: torch.Tensor) -> None:
             clock.now += next(seconds)
@@ -211,7 +216,7 @@ def test_pytorch_is_timed_per_image_in_microseconds(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(benchmark, "time", SimpleNamespace(perf_counter=lambda: clock.now))
     model: Any = Model()
     assert benchmark.pytorch_us(model, 50, 3) == pytest.approx(2.0 / 50 * 1e6)
-    assert sizes == [(50, 2, 3)] * 4
+    assert sizes == [(50, 2, 3) if channels == 1 else (50, 2, 3, 3)] * 4
 
 
 def test_benchmark_writes_each_engine_s_time_under_its_batch(
@@ -345,7 +350,7 @@ def test_a_summary_counts_and_compares_each_image(seed: int, n: int) -> None:
     engine = generator.normal(size=(n, 3)).astype(np.float32)
     reference = (engine + generator.normal(scale=0.3, size=(n, 3))).astype(np.float32)
     labels = generator.integers(0, 3, n).astype(np.uint8)
-    found = evaluate.summarise(engine, reference, labels, ece_bins=5)
+    found = evaluate.summarise(engine, reference, labels, ece_bins=5, names=["a", "b", "c"])
     right = sum(int(row.argmax()) == label for row, label in zip(engine, labels, strict=True))
     assert (found["correct"], found["n_test"]) == (right, n)
     assert found["accuracy"] == right / n
@@ -358,6 +363,22 @@ def test_a_summary_counts_and_compares_each_image(seed: int, n: int) -> None:
     assert found["nll"] == round(found["nll"], 5)
     assert found["ece"] == round(found["ece"], 5)
     assert sum(row["support"] for row in found["per_class"].values()) == n
+    assert list(found["per_class"]) == ["a", "b", "c"]
+    assert 0 <= found["macro_f1"] <= 1
+    recalls = [row["recall"] for row in found["per_class"].values() if row["support"]]
+    assert found["balanced_accuracy"] == pytest.approx(np.mean(recalls))
+
+
+def test_predictions_are_written_by_name() -> None:
+    names = ["cat", 'a "b", c', "é"]
+    text = evaluate.table(np.array([0, 1, 2], np.uint8), np.array([0, 2, 1]), names)
+    rows = list(csv.DictReader(io.StringIO(text)))
+    assert [(row["index"], row["label"], row["predicted"]) for row in rows] == [
+        ("0", "cat", "cat"),
+        ("1", 'a "b", c', "é"),
+        ("2", "é", 'a "b", c'),
+    ]
+    assert text.startswith("index,label,predicted\n0,cat,cat\n")
 
 
 @pytest.mark.parametrize(("difference", "fine"), [(1e-4, True), (1.01e-4, False), (np.nan, False)])
@@ -569,12 +590,20 @@ def test_mnist_comes_from_the_mirror_that_the_environment_names(
     monkeypatch: pytest.MonkeyPatch, mirror: str, passed: str | None
 ) -> None:
     monkeypatch.setenv("MNIST_MIRROR", mirror)
-    asked = []
-    monkeypatch.setattr(download, "load_mnist", asked.append)
-    download.fetch(load_params(ROOT / "params.yaml"))
+    monkeypatch.setenv("EMNIST_MIRROR", "/other")
+    asked: list[Any] = []
+    monkeypatch.setattr(download, "load_torchvision", lambda *words: asked.append(words))
+    params = load_params(ROOT / "params.yaml")
+    emnist = params.changed({"data.dataset": "emnist", "data.emnist_split": "letters"}, "test")
+    download.fetch(params)
+    download.fetch(emnist)
     monkeypatch.delenv("MNIST_MIRROR")
-    download.fetch(load_params(ROOT / "params.yaml"))
-    assert asked == [passed, None]
+    download.fetch(params)
+    assert asked == [
+        ("mnist", passed, "balanced"),
+        ("emnist", "/other", "letters"),
+        ("mnist", None, "balanced"),
+    ]
 
 
 def test_download_compares_the_model_with_the_resized_images(
@@ -617,6 +646,7 @@ def test_a_prepare_that_fails_leaves_no_description_of_earlier_data(
         images = np.arange(12 * 4, dtype=np.uint8).reshape(12, 2, 2)
         write_idx(paths.images(paths.RAW, part), images)
         write_idx(paths.labels(paths.RAW, part), (np.arange(12) % 2).astype(np.uint8))
+    write_json(paths.CLASS_NAMES, [])
 
     def full(*_: Any) -> None:
         raise OSError("disk full")

@@ -92,8 +92,11 @@ def test_metrics_and_plots_live_in_git_and_binaries_do_not() -> None:
 
 
 def test_a_run_s_pictures_are_drawn_shown_and_tracked() -> None:
-    figures = {str(path) for path in paths.FIGURES}
-    assert {path for plot in STAGES["evaluate"]["plots"] for path in plot} == figures
+    drawn = {"evaluate": paths.FIGURES, "prepare": (paths.EXAMPLES, paths.AUGMENTATION)}
+    figures = {str(path) for found in drawn.values() for path in found}
+    for stage, found in drawn.items():
+        shown = {path for plot in STAGES[stage]["plots"] for path in plot}
+        assert shown == {str(path) for path in found}
     tracked = {dep for dep in STAGES["track"]["deps"] if dep.endswith(".png")}
     assert tracked == figures
     assert all((ROOT / path).is_file() for path in figures)

@@ -53,6 +53,7 @@ def one_hot(predictions: list[int], confidences: list[float], n: int = 3) -> Any
 
 PLOT = Path("plot.png")
 IMAGES = np.zeros((6, 2, 2), np.uint8)
+NAMES = ["0", "1", "2"]
 LABELS = np.array([1, 0, 1, 2, 0, 2], np.uint8)
 FOUND = one_hot([1, 2, 1, 2, 1, 2], [0.99, 0.62, 0.5, 0.7, 0.8, 0.95])
 
@@ -88,20 +89,21 @@ def test_curves_have_error_loss_and_rate(
 def test_a_confusion_matrix_counts_labels_by_row_and_predictions_by_column(
     drawn: list[Figure], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plots.draw_confusion(PLOT, LABELS, FOUND.argmax(axis=1), 3)
+    plots.draw_confusion(PLOT, LABELS, FOUND.argmax(axis=1), NAMES)
     (axes,) = drawn[0].axes
     shown = {text.get_position(): text.get_text() for text in axes.texts if text.get_text()}
     assert shown == {(2, 0): "1", (1, 0): "1", (1, 1): "2", (2, 2): "2"}  # (column, row)
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted by the C engine", "label")
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == NAMES
     monkeypatch.setattr(plots, "MAX_COUNTED", 2)
-    plots.draw_confusion(PLOT, LABELS, FOUND.argmax(axis=1), 3)
+    plots.draw_confusion(PLOT, LABELS, FOUND.argmax(axis=1), NAMES)
     assert not drawn[1].axes[0].texts
 
 
 def test_predictions_begin_with_each_class_and_go_on_with_the_least_certain(
     drawn: list[Figure],
 ) -> None:
-    plots.draw_predictions(PLOT, IMAGES, LABELS, FOUND, columns=3)
+    plots.draw_predictions(PLOT, IMAGES, LABELS, FOUND, NAMES, columns=3)
     (figure,) = drawn
     pictures = [axes for axes in figure.axes if axes.images]
     titles = [axes.get_title() for axes in pictures]
@@ -119,12 +121,56 @@ def test_predictions_begin_with_each_class_and_go_on_with_the_least_certain(
     assert marked == [False, False, True]
 
 
+def test_classes_are_shown_by_name_in_any_script(drawn: list[Figure]) -> None:
+    names = ["$5 and $10", "café", "a name of many characters"]
+    plots.draw_confusion(PLOT, LABELS, FOUND.argmax(axis=1), names)
+    plots.draw_predictions(PLOT, IMAGES, LABELS, FOUND, names)
+    plots.draw_misclassified(PLOT, IMAGES, LABELS, FOUND, names)
+    short = ["$5 and $10", "café", "a name of man…"]
+    confusion, predictions, mistakes = drawn
+    for ticks in (confusion.axes[0].get_xticklabels(), confusion.axes[0].get_yticklabels()):
+        assert [tick.get_text() for tick in ticks] == short
+    assert predictions.axes[0].get_title() == "a name of man…  62.0% (is $5 and $10)"
+    assert mistakes.axes[0].get_title() == "$5 and $10 read as café\n#4"
+    for figure in drawn:
+        figure.canvas.draw()  # $ does not begin a formula
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_images_are_drawn_as_they_are(drawn: list[Figure], channels: int) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (6, 3, 2, channels), dtype=np.uint8)
+    images = images[..., 0] if channels == 1 else images
+    plots.draw_predictions(PLOT, images, LABELS, FOUND, NAMES)
+    plots.draw_misclassified(PLOT, images, LABELS, FOUND, NAMES)
+    plots.draw_rows(PLOT, [("a", images)], "title")
+    expected = images[..., 0] if channels == 2 else images
+    for figure, first in zip(drawn[:2], (1, 4), strict=True):
+        shown = next(axes.images[0] for axes in figure.axes if axes.images)
+        np.testing.assert_array_equal(shown.get_array(), expected[first])
+        assert (shown.get_cmap().name, *shown.get_clim()) == ("gray", 0, 255)
+    sheet = drawn[2].axes[0].images[0].get_array()
+    np.testing.assert_array_equal(sheet[:3, :2], expected[0])
+    assert (sheet[3] == 255).all()
+
+
+@pytest.mark.parametrize(("n", "blocks"), [(1, 1), (32, 1), (33, 2), (256, 8)])
+def test_each_row_of_images_has_its_name(drawn: list[Figure], n: int, blocks: int) -> None:
+    rows = [(f"class {i}", np.full((i % 12, 2, 5), i, np.uint8)) for i in range(n)]
+    plots.draw_rows(PLOT, rows, "title")
+    (figure,) = drawn
+    assert len(figure.axes) == blocks
+    names = [tick.get_text() for axes in figure.axes for tick in axes.get_yticklabels()]
+    assert names == [name for name, _ in rows]
+    heights = [axes.images[0].get_array().shape[0] for axes in figure.axes]
+    assert sum(heights) == 3 * n
+
+
 def test_mistakes_are_counted_and_named_the_most_confident_first(
     drawn: list[Figure], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plots.draw_misclassified(PLOT, IMAGES, LABELS, FOUND)
+    plots.draw_misclassified(PLOT, IMAGES, LABELS, FOUND, NAMES)
     monkeypatch.setattr(plots, "MAX_MISCLASSIFIED", 1)
-    plots.draw_misclassified(PLOT, IMAGES, LABELS, FOUND)
+    plots.draw_misclassified(PLOT, IMAGES, LABELS, FOUND, NAMES)
     titles = [[axes.get_title() for axes in figure.axes if axes.images] for figure in drawn]
     assert titles == [["0 read as 1\n#4", "0 read as 2\n#1"], ["0 read as 1\n#4"]]
     assert [figure.get_suptitle() for figure in drawn] == [

@@ -54,7 +54,7 @@ def load(folder: Path, name: str) -> dict:
 
 def test_scores_agree_with_a_hand_computed_example() -> None:
     logits = np.array([[1e4, 0, 0], [0, 1, 0], [2, 0, 0]], np.float32)
-    metrics = summarise(logits, logits, np.array([1, 1, 0], np.uint8), ece_bins=10)
+    metrics = summarise(logits, logits, np.array([1, 1, 0], np.uint8), 10, ["0", "1", "2"])
     # Confidences: 1 (wrong), e / (e + 2) and e^2 / (e^2 + 2).
     p, q = math.e / (math.e + 2), math.e**2 / (math.e**2 + 2)
     assert metrics["nll"] == round((1e4 - math.log(p) - math.log(q)) / 3, 5)

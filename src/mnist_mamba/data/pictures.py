@@ -1,0 +1,242 @@
+"""Folders of pictures, whose subfolders are the classes."""
+
+from __future__ import annotations
+
+import logging
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from mnist_mamba.config import LIMITS
+from mnist_mamba.data.idx import Bytes
+from mnist_mamba.data.splits import TEST_SEED, DataError, DataSet, LabelledImages, some, split
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
+
+logger = logging.getLogger(__name__)
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+NOT_DATA = {"Thumbs.db", "desktop.ini", "__MACOSX"}
+"""Names that Windows and macOS leave in folders; hidden files are ignored too."""
+MAX_NAME = 255
+"""Longest class name, in bytes of UTF-8."""
+ORIENTATION, TURNED = 0x0112, {5, 6, 7, 8}
+"""EXIF's tag, and its values that exchange height and width."""
+
+Files = list[tuple[Path, int]]
+"""Pictures with their labels."""
+
+
+class PictureFiles(NamedTuple):
+    """The files of a folder; none is opened yet."""
+
+    class_names: tuple[str, ...]
+    train: Files
+    test: Files
+    """Empty if test pictures are split off `train`."""
+
+
+def find_pictures(folder: Path) -> PictureFiles:
+    """Return the files of `train/CLASS/` and `test/CLASS/`, or else of `CLASS/`.
+
+    Class names are the folders' names in Unicode's form NFC, sorted. Pictures may be in subfolders
+    of a class. Hidden files are ignored; other files that are not in a class folder are too, with a
+    warning.
+
+    Raises:
+        DataError: no such folder, another structure, a class without pictures or with too few to
+            split them, or a name that cannot be a class name.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder}: not a folder, expected class folders of pictures (data.folder)")
+    if not _folders(folder / "train"):  # a class may be named train
+        classes = _classes(folder, _files(folder), least=3)
+        return PictureFiles(tuple(classes), _labelled(classes, tuple(classes)), [])
+    if not _folders(folder / "test"):
+        raise DataError(
+            f"{folder}: train has class folders, but test has none: expected both, or class "
+            "folders without train and test"
+        )
+    others = [path for path in _visible(folder) if path.name not in ("train", "test")]
+    train = _classes(folder / "train", _files(folder / "train") + others, least=2)
+    test = _classes(folder / "test", _files(folder / "test"), least=1)
+    if unknown := [name for name in test if name not in train]:
+        raise DataError(f"{folder / 'test'}: classes {unknown} are missing in {folder / 'train'}")
+    names = tuple(train)
+    return PictureFiles(names, _labelled(train, names), _labelled(test, names))
+
+
+def _visible(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    found = (path for path in folder.iterdir() if path.name not in NOT_DATA)
+    return sorted(path for path in found if not path.name.startswith("."))
+
+
+def _folders(folder: Path) -> list[Path]:
+    return [path for path in _visible(folder) if path.is_dir()]
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for path in _visible(folder) if not path.is_dir()]
+
+
+def _classes(folder: Path, ignored: Sequence[Path], least: int) -> dict[str, list[Path]]:
+    """Return the files of each class folder by the sorted class names."""
+    found: dict[str, list[Path]] = {}
+    for path in _folders(folder):
+        name = _class_name(path)
+        if name in found:
+            raise DataError(f"{folder}: two folders are named {name}, expected different names")
+        found[name] = _below(path)
+    if len(found) not in LIMITS["n_classes"]:
+        raise DataError(f"{folder}: got {len(found)} class folders, expected {LIMITS['n_classes']}")
+    if few := [f"{name} ({len(files)})" for name, files in found.items() if len(files) < least]:
+        raise DataError(
+            f"{folder}: class folders with too few pictures: {some(few)}; expected at least "
+            f"{least} in each"
+        )
+    if ignored:
+        names = some([path.name for path in ignored])
+        logger.warning("%s: not in a class folder, so not used: %s", folder, names)
+    return dict(sorted(found.items()))
+
+
+def _below(folder: Path) -> list[Path]:
+    """Return the files of a folder and its subfolders; a link to a folder counts as a file."""
+    found = []
+    for path in _visible(folder):
+        found += _below(path) if path.is_dir() and not path.is_symlink() else [path]
+    return found
+
+
+def _class_name(folder: Path) -> str:
+    name = unicodedata.normalize("NFC", folder.name)
+    size = len(name.encode("utf-8", errors="surrogateescape"))
+    categories = {unicodedata.category(character) for character in name}
+    if categories & {"Cc", "Cs"} or size > MAX_NAME:
+        raise DataError(
+            f"{str(folder)!r}: not a class name, expected up to {MAX_NAME} bytes of UTF-8 without "
+            "control characters"
+        )
+    return name
+
+
+def _labelled(classes: dict[str, list[Path]], names: tuple[str, ...]) -> Files:
+    return [(path, names.index(name)) for name, files in classes.items() for path in files]
+
+
+def picture_size(files: PictureFiles) -> tuple[int, int]:
+    """Return the (height, width) that all pictures have, from the start of each file.
+
+    Raises:
+        DataError: files that are not pictures, or pictures that differ in size.
+    """
+    sizes: dict[tuple[int, int], Path] = {}
+    broken = []
+    for path, _ in files.train + files.test:
+        try:
+            with _open(path) as picture:
+                sizes.setdefault(_upright_size(picture), path)
+        except Exception as error:  # Pillow's readers raise many kinds
+            broken.append(_cause(path, error))
+    _refuse(broken, len(files.train + files.test))
+    if len(sizes) > 1:
+        small, *_, large = sorted(sizes, key=lambda size: (size[0] * size[1], size))
+        raise DataError(
+            f"the pictures differ in size, from {small[0]} x {small[1]} ({sizes[small]}) to "
+            f"{large[0]} x {large[1]} ({sizes[large]}): set data.resize, for instance to 32"
+        )
+    return next(iter(sizes))
+
+
+def _upright_size(picture: Picture) -> tuple[int, int]:
+    """Return (height, width) after the turn that EXIF demands, which TIFF's size includes."""
+    width, height = picture.size
+    turned = picture.format != "TIFF" and picture.getexif().get(ORIENTATION) in TURNED
+    return (width, height) if turned else (height, width)
+
+
+def load_folder(folder: Path, size: tuple[int, int] | None, test_fraction: float) -> DataSet:
+    """Return a folder's pictures as RGB images, (n, height, width, 3).
+
+    Args:
+        folder: see `find_pictures`.
+        size: (height, width) of the images; None keeps the size that all pictures have.
+        test_fraction: fraction of each class to split off as test images, unless the folder has
+            test pictures.
+
+    Raises:
+        DataError: see `find_pictures` and `picture_size`; a damaged picture, or one that Pillow
+            refuses to decode because it is too large.
+    """
+    files = find_pictures(folder)
+    size = size or picture_size(files)
+    broken: list[str] = []
+    train, test = (_load(part, size, broken) for part in (files.train, files.test))
+    _refuse(broken, len(files.train + files.test))
+    if not files.test:
+        train, test = split(train, test_fraction, TEST_SEED)
+    return DataSet(train, test, files.class_names)
+
+
+def _load(files: Files, size: tuple[int, int], broken: list[str]) -> LabelledImages:
+    """Return the pictures as images; add to `broken` the files that are not whole pictures."""
+    images = np.empty((len(files), *size, 3), np.uint8)
+    for image, (path, _) in zip(images, files, strict=True):
+        try:
+            with _open(path) as picture:
+                image[:] = _to_image(picture, size)
+        except Exception as error:  # Pillow's decoders raise many kinds
+            broken.append(_cause(path, error))
+    return LabelledImages(images, np.array([label for _, label in files], np.uint8))
+
+
+def _open(path: Path) -> Picture:
+    from PIL import Image
+
+    return Image.open(path, formats=FORMATS)
+
+
+def _to_image(picture: Picture, size: tuple[int, int]) -> Bytes:
+    """Return the first frame as (height, width, 3): upright, on white paper, scaled.
+
+    Scaling averages areas, or interpolates linearly where it enlarges.
+    """
+    from PIL import Image, ImageOps
+
+    upright = ImageOps.exif_transpose(picture)
+    if upright.mode.startswith("I;16"):
+        upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+    elif upright.mode in ("I", "F"):
+        raise ValueError("32 bits per pixel, expected 8 or 16")
+    if upright.has_transparency_data:
+        paper = Image.new("RGBA", upright.size, "white")
+        upright = Image.alpha_composite(paper, upright.convert("RGBA"))
+    scaled = upright.convert("RGB")
+    height, width = size
+    for new_size in ((width, scaled.height), (width, height)):
+        smaller = new_size < scaled.size
+        kind = Image.Resampling.BOX if smaller else Image.Resampling.BILINEAR
+        scaled = scaled.resize(new_size, kind)
+    return np.asarray(scaled)
+
+
+def _cause(path: Path, error: Exception) -> str:
+    from PIL import UnidentifiedImageError
+
+    known = isinstance(error, UnidentifiedImageError)
+    return f"{path} ({'unknown format' if known else ' '.join(str(error).split())})"
+
+
+def _refuse(broken: Sequence[str], n_files: int) -> None:
+    """Raise an error if there are broken files."""
+    if broken:
+        raise DataError(
+            f"{len(broken)} of {n_files} files are not whole pictures: {some(broken)}; expected "
+            f"{', '.join(FORMATS)}: replace or remove them"
+        )
