@@ -35,8 +35,10 @@ from pipeline.release.rules import (
 
 logger = logging.getLogger(__name__)
 
-Prediction = tuple[int, int]
-"""Label and predicted class of a test image."""
+Prediction = tuple[str, str]
+"""Class and predicted class of a test image, by name."""
+DATASET = "data.dataset"
+"""Metric that names the data set of the results."""
 
 
 class NoVerdictError(RuntimeError):
@@ -102,14 +104,18 @@ def read_predictions(folder: Path) -> list[Prediction]:
     """
     try:
         with (folder / paths.PREDICTIONS).open(encoding="utf-8", newline="") as file:
-            return [(int(row["label"]), int(row["predicted"])) for row in csv.DictReader(file)]
+            found = [(row["label"], row["predicted"]) for row in csv.DictReader(file)]
     except FileNotFoundError:
         return []
-    except (KeyError, TypeError, ValueError, csv.Error) as error:
+    except (KeyError, ValueError, csv.Error) as error:
         raise NoVerdictError(
-            f"{paths.PREDICTIONS}: expected columns label and predicted of whole numbers, got "
-            f"{error!r}"
+            f"{paths.PREDICTIONS}: expected columns label and predicted, got {error!r}"
         ) from error
+    if not all(label and predicted for label, predicted in found):
+        raise NoVerdictError(
+            f"{paths.PREDICTIONS}: expected a label and a prediction in each line, got none in one"
+        )
+    return found
 
 
 def judge_accuracy(rule: AccuracyRule, base: list[Prediction], here: list[Prediction]) -> Verdict:
@@ -183,7 +189,7 @@ def check_consistent(folder: Path, here: list[Prediction]) -> None:
 
 def judge_all(rules: GateRules, base: str) -> list[Verdict]:
     """Return all verdicts on the work tree compared with a revision."""
-    files, here = sorted({name.split(".")[0] for name in rules.metrics}), Path()
+    files, here = sorted({name.split(".")[0] for name in (DATASET, *rules.metrics)}), Path()
     with naming_side("the work tree"):
         predictions, metrics = read_predictions(here), read_metrics(here, files)
         check_consistent(here, predictions)
@@ -194,6 +200,13 @@ def judge_all(rules: GateRules, base: str) -> list[Verdict]:
                 f"no results: neither {paths.PREDICTIONS} nor metrics/ is in it; commit results "
                 "and compare later changes with that commit"
             )
+    dataset, base_dataset = metrics.get(DATASET), base_metrics.get(DATASET, metrics.get(DATASET))
+    if dataset != base_dataset:
+        raise NoVerdictError(
+            f"the results are of the data set {dataset}, those of BASE={base} of {base_dataset}: "
+            "commit the new results and compare later changes with that commit"
+        )
+    rules = rules.for_data(dataset)
     accuracy = judge_accuracy(rules.accuracy, before, predictions)
     return [accuracy, *judge(rules.metrics, base_metrics, metrics)]
 

@@ -57,9 +57,24 @@ class AccuracyRule(Section):
 class GateRules(Section):
     """The content of gate.yaml."""
 
+    data: Annotated[str, Field(min_length=1)]
     accuracy: AccuracyRule
     metrics: dict[str, Rule]
     speed: dict[str, Rule]
+
+    def for_data(self, dataset: str | None) -> GateRules:
+        """Return the rules for results on a data set: for others than `data`, without its bounds.
+
+        Results that do not name their data set count as those of `data`.
+        """
+        if dataset in (None, self.data):
+            return self
+        metrics = {
+            name: rule.model_copy(update={"bound": None}) if rule.compares else rule
+            for name, rule in self.metrics.items()
+        }
+        accuracy = self.accuracy.model_copy(update={"floor": 0.0})
+        return self.model_copy(update={"accuracy": accuracy, "metrics": metrics})
 
 
 def load_rules(path: Path = GATE_FILE) -> GateRules:

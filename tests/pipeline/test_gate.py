@@ -32,7 +32,10 @@ from pipeline.release.rules import (
 from tests.pipeline.imports import ROOT
 from tests.pipeline.project import IDENTITY, run, run_module, write_changed
 
-FILES = ("gate.yaml", "metrics/eval.json", "metrics/train.json", "plots/predictions.csv")
+FILES = (
+    *("gate.yaml", "metrics/data.json", "metrics/eval.json", "metrics/train.json"),
+    "plots/predictions.csv",
+)
 
 
 @pytest.fixture(scope="module")
@@ -300,6 +303,74 @@ def test_the_floor_holds_whatever_the_base_has(tree: Path) -> None:
     assert "expected ≥ 0.995" in str(accuracy.problem)
 
 
+def own_data(tree: Path) -> None:
+    """Commit results on 300 images of a data set of one's own, all far outside MNIST's bounds."""
+    put_all(2)
+    for name in PLANTED:
+        if "parity" not in name:
+            put(name, 0.6 if name.startswith(("train", "eval.robustness")) else 9e5)
+    put("train.parameters", 9e5)
+    put("eval.parity.max_abs_logit_diff", 5e-6)
+    put("eval.parity.prediction_mismatches", 0)
+    put("data.dataset", "folder")
+    names = ("cat", "dog", "a, b")
+    predict(
+        lambda rows: rows.__setitem__(
+            slice(None),
+            [
+                {"index": i, "label": names[i % 3], "predicted": names[i % 7 % 3]}
+                for i in range(300)
+            ],
+        )
+    )
+    commit("own data")
+
+
+def test_results_on_other_data_pass_against_themselves(tree: Path) -> None:
+    own_data(tree)
+    assert failures("HEAD") == set()
+    assert {verdict.name for verdict in verdicts("HEAD")} == {"accuracy", *PLANTED}
+
+
+def test_a_planted_loss_on_other_data_fails(tree: Path) -> None:
+    own_data(tree)
+
+    def spoil(rows: list[dict[str, str]]) -> None:
+        for row in [row for row in rows if row["label"] == row["predicted"]][:7]:
+            row["predicted"] = "dog" if row["label"] != "dog" else "cat"
+
+    predict(spoil)
+    assert failures("HEAD") == {"accuracy"}
+    assert "7 lost, 0 won" in str(verdicts("HEAD")[0].problem)
+    put("train.val.accuracy", 0.59)
+    put("eval.nll", 9.1e5)
+    put("eval.robustness.noise.10", 0.5)
+    assert failures("HEAD") == {
+        "accuracy",
+        "train.val.accuracy",
+        "eval.nll",
+        "eval.robustness.noise.10",
+    }
+
+
+def test_parity_is_bounded_on_any_data(tree: Path) -> None:
+    own_data(tree)
+    put("eval.parity.prediction_mismatches", 1)
+    put("eval.parity.max_abs_logit_diff", 2e-4)
+    commit("no parity")
+    assert failures("HEAD") == {
+        "eval.parity.prediction_mismatches",
+        "eval.parity.max_abs_logit_diff",
+    }
+
+
+def test_results_of_unknown_data_are_held_to_the_bounds(tree: Path) -> None:
+    own_data(tree)
+    Path("metrics/data.json").unlink()
+    commit("unknown data")
+    assert len(failures("HEAD")) > 10
+
+
 def commit(message: str) -> None:
     done = run(Path(), ["git", "commit", "-qam", message], **IDENTITY)
     assert done.returncode == 0, done.stderr
@@ -383,6 +454,11 @@ def test_the_table_shows_failures_first_and_keeps_to_its_cells() -> None:
             "test images do too",
         ),
         (lambda: predict(lambda rows: rows.pop()), "test images do too"),
+        (lambda: put("data.dataset", "folder"), "of the data set folder, those of .* of mnist"),
+        (
+            lambda: paths.PREDICTIONS.write_text("label,predicted\n1\n", encoding="utf-8"),
+            "a prediction in each line",
+        ),
     ],
 )
 def test_results_that_cannot_be_compared_get_no_verdict(
