@@ -12,6 +12,7 @@ The stages of dvc.yaml, in order (stage `compile` is a call of make):
 
 Other commands:
     demo                 run the pipeline on small data, in a copy of the project
+    example_pictures     write a small data set as a folder of pictures
     study                compare trainings that differ in one choice each
     seeds                score final models of several seeds
     rekey                keep the recorded trainings after a refactoring

@@ -73,10 +73,12 @@ def main() -> None:
     splits = prepare(train, test, params.data)
     info = describe(splits, names, params.data.resolved_preparation)
     found = checks.measure(splits)
-    for warning in checks.warnings(info, found):
+    warnings = list(checks.warnings(info, found))
+    for warning in warnings:
         logger.warning("warning: %s", warning)
     draw(splits.train, info["class_names"], params)
-    write_json(paths.METRICS / "data.json", {"dataset": params.data.dataset, **found})
+    metrics = {"dataset": params.data.dataset, "warnings": warnings, **found}
+    write_json(paths.METRICS / "data.json", metrics)
     paths.DATA_INFO.unlink(missing_ok=True)
     write_splits(paths.PREPARED, splits._asdict())
     write_json(paths.DATA_INFO, info)

@@ -87,6 +87,7 @@ def model_card(params: Params, root: Path = Path()) -> str:
     outputs = dvc_lock.outputs(dvc_lock.read_lock(root / dvc_lock.LOCK))
     return environment.get_template("model_card.md.j2").render(
         params=params.model_dump(mode="json"),
+        title=params.data.title,
         scores=scores,
         interval=interval(scores["correct"], scores["n_test"]),
         train=metrics["train"],

@@ -38,8 +38,6 @@ from pipeline.report.results import TemplateContext
 
 logger = logging.getLogger(__name__)
 
-DATASETS = {"mnist": "MNIST", "digits": "scikit-learn's digits", "idx": "your own images"}
-
 
 def make_page(params: Params) -> str:
     """Return the page as HTML, from the files in SOURCES.
@@ -67,7 +65,7 @@ def _context(params: Params, files: dict[str, Any]) -> TemplateContext:
     return {
         "files": SOURCES,
         "data": files,
-        "dataset": DATASETS[params.data.dataset],
+        "dataset": params.data.title,
         "interval": published.interval(scores["correct"], scores["n_test"]),
         "confidence": published.CONFIDENCE,
         "confusion": results.confusion(files["predictions"], scores),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,6 @@ from pipeline.common.content_key import content_key, file_md5
 from pipeline.common.dvc_lock import outputs
 from pipeline.common.git import GitError, git
 from pipeline.common.params import Params
-from pipeline.common.prepared_data import read_info
 from pipeline.report.results import TemplateContext, html
 
 RESULTS = ("metrics/", "plots/")
@@ -34,7 +34,7 @@ def lineage(lock: Mapping[str, Any], params: Params) -> TemplateContext:
     return {
         "outputs": html(pd.DataFrame(rows).set_index("path"), "file"),
         "n_outputs": len(rows),
-        "data_info": read_info() if str(paths.DATA_INFO) in unchanged else None,
+        "data_info": _info() if str(paths.DATA_INFO) in unchanged else None,
         "model": next((row for row in rows if Path(row["path"]) == paths.MODEL), None),
         "content_key": key,
         "recorded_key": recorded,
@@ -42,6 +42,10 @@ def lineage(lock: Mapping[str, Any], params: Params) -> TemplateContext:
         "params": yaml.safe_dump(params.model_dump(mode="json"), sort_keys=False),
         "doubts": list(_doubts(rows, key, recorded)),
     }
+
+
+def _info() -> Any:
+    return json.loads(paths.DATA_INFO.read_text(encoding="utf-8"))
 
 
 def _state(path: str, out: Mapping[str, Any]) -> str:

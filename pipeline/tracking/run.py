@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,9 +23,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-RESULTS = {"data": "data", "train": "train", "eval": "eval", "benchmark": "wall_clock"}
+RESULTS = {"train": "train", "eval": "eval", "benchmark": "wall_clock"}
 """The metrics files of a run, and the first part of their metrics' names in MLflow. It sorts these:
 curves first, timings last. metrics/ also holds the files of series and of benchmarks."""
+MAX_CLASS = 100
+"""Number of characters of a class name in a metric's name, of which MLflow allows 250 in all."""
 
 
 def upsert(params: Params) -> str:
@@ -63,7 +66,7 @@ def artifacts() -> dict[str, list[Path]]:
     """Return the existing files of a run by their folder in MLflow."""
     wanted = {
         "": [Path("params.yaml"), Path("dvc.lock"), Path("dvc.yaml")],
-        "metrics": [paths.METRICS / f"{name}.json" for name in RESULTS],
+        "metrics": [paths.METRICS / f"{name}.json" for name in ("data", *RESULTS)],
         "figures": [paths.EXAMPLES, paths.AUGMENTATION, *paths.FIGURES],
         "plots": [paths.CURVES, paths.PREDICTIONS],
     }
@@ -85,7 +88,7 @@ def description(run: Run, params: Params) -> str:
     applied = f" Or restore its files: `dvc exp apply {experiment}`." if experiment else ""
     return (
         f"The C engine classifies **{scores['accuracy']:.2%}** of {scores['n_test']:,} test images "
-        f"of {params.data.dataset} correctly{validated}.\n\n"
+        f"({params.data.title}) correctly{validated}.\n\n"
         f"{trained['parameters']:,} parameters: {model.n_layers} layers of width {model.d_model}, "
         f"{model.d_state} states, stem {model.stem}, direction {model.direction}, A {model.a}. "
         f"{trained['epochs']} epochs of {params.train.optimizer}, peak learning rate "
@@ -111,9 +114,17 @@ def _metrics() -> Iterator[tuple[str, float]]:
     for stem, prefix in RESULTS.items():
         file = paths.METRICS / f"{stem}.json"
         content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        if classes := content.get("per_class"):
+            content["per_class"] = dict(zip(metric_names(classes), classes.values(), strict=True))
         for name, value in flatten(content, f"{prefix}/").items():
             if isinstance(value, int | float) and not isinstance(value, bool):
                 yield name.replace(".", "/", 1), float(value)
+
+
+def metric_names(classes: Iterable[str]) -> list[str]:
+    """Return class names as MLflow allows them in metrics; numbers if they would not differ."""
+    names = [re.sub(r"[^\w :-]", "_", name)[:MAX_CLASS] for name in classes]
+    return names if len({*names}) == len(names) else [f"class {i}" for i in range(len(names))]
 
 
 def _log_datasets(client: MlflowClient, run_id: str) -> None:
@@ -126,7 +137,7 @@ def _log_datasets(client: MlflowClient, run_id: str) -> None:
         file = paths.images(paths.PREPARED, split)
         profile = {
             "num_rows": counts["n"],
-            "per_class": counts["per_class"],
+            "per_class": dict(zip(info["class_names"], counts["per_class"], strict=True)),
             "labels_md5": file_md5(paths.labels(paths.PREPARED, split)),
         }
         dataset = Dataset(

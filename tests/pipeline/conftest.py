@@ -68,7 +68,7 @@ def project(
     scores = {"accuracy": 0.7, "n_test": 3, "parity": {"max": 1e-6}}
     write_json(paths.METRICS / "eval.json", scores)
     write_json(paths.METRICS / "study.json", {"of another": 1})
-    splits = {part: {"n": 3, "per_class": [2, 1]} for part in ("train", "val", "test")}
+    splits = {part: {"n": 3, "per_class": [2, 1, 0]} for part in ("train", "val", "test")}
     size = {"height": CONFIG.height, "width": CONFIG.width, "n_classes": CONFIG.n_classes}
     classes = {"class_names": ["0", "1", "2"], "channels": 1, "preparation": "resize"}
     write_json(paths.DATA_INFO, {**size, **classes, "splits": splits})

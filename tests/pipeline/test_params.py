@@ -66,6 +66,13 @@ def test_the_committed_params_are_valid() -> None:
         ("train.augment.rotate", 500, ["train.augment.rotate", "500", "180"]),
         ("train.scan", "gpu", ["train.scan", "'gpu'", "'cuda'"]),
         ("data.dataset", "cifar", ["data.dataset", "'cifar'", "'digits'"]),
+        ("data.dataset", 3, ["data.dataset", "3", "'folder'"]),
+        ("data.folder", "", ["data.folder", "''", "at least 1 character"]),
+        ("data.channels", 2, ["data.channels", "2", "'auto', 1 or 3"]),
+        ("data.channels", "3", ["data.channels", "'3'", "'auto', 1 or 3"]),
+        ("data.preparation", "crop", ["data.preparation", "'crop'", "'mnist'"]),
+        ("data.emnist_split", "all", ["data.emnist_split", "'all'", "'letters'"]),
+        ("data.test_fraction", 0.0, ["data.test_fraction", "0.0", "greater than 0"]),
         ("data.val_fraction", 1.0, ["data.val_fraction", "1.0", "less than 1"]),
         ("model.n_layers", True, ["model.n_layers", "True"]),
         ("train.lr", True, ["train.lr", "True"]),
@@ -97,6 +104,28 @@ def test_a_wrong_value_is_named_with_what_was_expected(
         parse_params(changed(key, value))
     for word in words:
         assert word in str(error.value)
+
+
+def test_mnist_s_preparation_is_for_grey_images() -> None:
+    content = changed("data.preparation", "mnist")
+    parse_params(content)
+    content["data"]["channels"] = 3
+    with pytest.raises(ParamsError, match=r"data: got .* preparation = 'mnist' is for grey images"):
+        parse_params(content)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "preparation"),
+    [
+        *(("mnist", "mnist"), ("emnist", "mnist"), ("qmnist", "mnist"), ("digits", "resize")),
+        *(("kmnist", "resize"), ("fashion_mnist", "resize"), ("folder", "resize")),
+    ],
+)
+def test_the_preparation_depends_on_the_data_set(dataset: str, preparation: str) -> None:
+    params = parse_params(changed("data.dataset", dataset))
+    assert params.data.resolved_preparation == preparation
+    other = params.changed({"data.preparation": "mnist"}, "here")
+    assert other.data.resolved_preparation == "mnist"
 
 
 @pytest.mark.parametrize(("scan", "device"), [("cuda", "cpu"), ("cpu", "cuda")])

@@ -17,13 +17,14 @@ import pytest
 import yaml
 
 from mnist_mamba.atomic_write import write_json
+from pipeline.common import paths
 from pipeline.common.content_key import content_key, file_md5
 from pipeline.common.params import load_params
 from pipeline.report import results
 from pipeline.report.__main__ import make_page
 from pipeline.report.files import SOURCES, ReportError
 from tests.pipeline.imports import ROOT
-from tests.pipeline.project import copy_project, run_module
+from tests.pipeline.project import SMALL, copy_project, run_module, set_params
 
 TIMES = "\N{MULTIPLICATION SIGN}"
 BLOCKS = {"p", "li", "dt", "dd", "tr", "th", "td", "caption", "figcaption", "h1", "h2", "h3", "h4"}
@@ -165,7 +166,7 @@ def check_self_contained(page: Page) -> None:
 
 def test_the_committed_page_is_self_contained(committed: Page) -> None:
     check_self_contained(committed)
-    assert len(committed.all("img")) == 6
+    assert len(committed.all("img")) == 8
     assert len(committed.all("table")) > 10
 
 
@@ -179,6 +180,26 @@ def test_the_headline_is_that_of_the_metrics(committed: Page) -> None:
     text = committed.section("")
     assert f"{scores['correct']:,} of {scores['n_test']:,} test images" in text
     assert f"{scores['model']['parameters']:,} parameters" in text
+
+
+def test_the_data_section_has_the_warnings_and_pictures(project: Path) -> None:
+    assert "No duplicates between the splits" in page().section("data")
+    change("metrics/data.json", lambda value: value.update(warnings=["3 of <40>", "another"]))
+    found = page()
+    assert "3 of <40>" in found.section("data")
+    assert "another" in found.section("data")
+    assert "No duplicates" not in found.section("data")
+    assert sum("aining" in image["alt"] for image in found.all("img")) == 2
+    for path in (paths.METRICS / "data.json", paths.EXAMPLES):
+        path.unlink()
+    assert "Not measured yet: make repro writes metrics/data.json" in page().section("data")
+
+
+def test_a_folder_of_pictures_is_the_data_that_the_page_names(project: Path) -> None:
+    set_params(project, {**SMALL, "data.dataset": "folder", "data.folder": "my/leaves & trees"})
+    text = page().section("")
+    assert "on leaves & trees" in text
+    assert "(4 classes" in text
 
 
 def test_sections_show_their_metrics(committed: Page) -> None:

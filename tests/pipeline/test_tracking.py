@@ -49,6 +49,26 @@ def artifact_names(params: Params, run_id: str) -> set[str]:
     return found
 
 
+def test_class_names_become_names_of_metrics() -> None:
+    assert tracked_run.metric_names(["0", "1"]) == ["0", "1"]
+    found = tracked_run.metric_names(["T-shirt/top", "50 %", "猫", "a.b", "c" * 255])
+    assert found == ["T-shirt_top", "50 _", "猫", "a_b", "c" * 100]
+    assert tracked_run.metric_names(["?", "!"]) == ["class 0", "class 1"]
+
+
+def test_metrics_of_classes_with_any_name_are_logged(project: Path) -> None:
+    rates = {"recall": 0.5}
+    names = ["T-shirt/top", "50 %", "猫", "../x", "c" * 255]
+    scores = {"accuracy": 0.7, "n_test": 3, "per_class": dict.fromkeys(names, rates)}
+    write_json(paths.METRICS / "eval.json", scores)
+    params = load_params()
+    tracked_run.upsert(params)
+    (run,) = runs(params)
+    recalls = [name for name in run.data.metrics if name.endswith(".recall")]
+    assert len(recalls) == len(names)
+    assert "eval/per_class/T-shirt_top.recall" in recalls
+
+
 def test_a_run_is_whole_and_a_second_upsert_changes_nothing(project: Path) -> None:
     params = load_params()
     with live_run(params) as log_point:
@@ -157,7 +177,7 @@ def test_a_second_upsert_logs_what_has_changed_and_nothing_else(project: Path) -
         profile = json.loads(entry.dataset.profile)
         labels = paths.labels(paths.PREPARED, entry.dataset.name)
         assert profile["labels_md5"] == hashlib.md5(labels.read_bytes()).hexdigest()
-        assert (profile["num_rows"], profile["per_class"]) == (3, [2, 1])
+        assert (profile["num_rows"], profile["per_class"]) == (3, {"0": 2, "1": 1, "2": 0})
         tags = {tag.key: tag.value for tag in entry.tags}
         assert tags["mlflow.data.context"] == entry.dataset.name
 
@@ -382,7 +402,11 @@ def test_a_description_has_the_results_and_how_to_reproduce_them(
     tracked_run.upsert(load_params())
     (run,) = (run for run in runs(load_params()) if run.info.run_name == "wavy-hare")
     note = run.data.tags["mlflow.note.content"]
-    for words in ("**70.00%** of 3 test images of idx", "75.00% on validation", "1,234 parameters"):
+    for words in (
+        "**70.00%** of 3 test images (your own images)",
+        "75.00% on validation",
+        "1,234 parameters",
+    ):
         assert words in note
     assert "`git checkout aaaaaaaaaaaa`" in note
     assert "`dvc exp apply wavy-hare`" in note
