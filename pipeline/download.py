@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
+from typing import Literal
 
 from mnist_mamba.atomic_write import write_json
 from mnist_mamba.data.downloads import load_torchvision, mirror_variable
@@ -37,6 +38,16 @@ def fetch(params: Params) -> DataSet:
             return load_torchvision(name, mirror, data.emnist_split)
 
 
+def convert(data: DataSet, channels: Literal["auto", 1, 3]) -> DataSet:
+    """Return the data set as grey or as colour, train and test images alike."""
+    train, test = (with_channels(part.images, channels) for part in (data.train, data.test))
+    if train.ndim != test.ndim:  # `auto`, and only one of them is grey
+        train, test = (with_channels(images, 3) for images in (train, test))
+    return data._replace(
+        train=data.train._replace(images=train), test=data.test._replace(images=test)
+    )
+
+
 def main() -> None:
     """Fetch the data and write it to data/raw."""
     examples = [
@@ -45,16 +56,12 @@ def main() -> None:
         "python -m pipeline.download --set data.dataset=folder --set data.folder=my/pictures",
     ]
     params = parse_params(add_set_option(command.parser(__doc__ or "", examples)))
-    *parts, class_names = fetch(params)
-    splits = {
-        name: part._replace(images=with_channels(part.images, params.data.channels))
-        for name, part in zip(("train", "test"), parts, strict=True)
-    }
+    data = convert(fetch(params), params.data.channels)
     # The size of a user's own images is known only now, and `train` would fail late.
-    height, width, channels = (*splits["train"].images.shape[1:], 1)[:3]
-    params.check_fit(height, width, channels, class_names or ("0", "1"))
-    write_splits(paths.RAW, splits)
-    write_json(paths.CLASS_NAMES, class_names)
+    height, width, channels = (*data.train.images.shape[1:], 1)[:3]
+    params.check_fit(height, width, channels, data.class_names or ("0", "1"))
+    write_splits(paths.RAW, {"train": data.train, "test": data.test})
+    write_json(paths.CLASS_NAMES, data.class_names)
 
 
 if __name__ == "__main__":

@@ -115,6 +115,11 @@ class DataParams(Section):
     def _mnist_is_grey(self) -> DataParams:
         if self.preparation == "mnist" and self.channels == 3:
             raise ValueError("preparation = 'mnist' is for grey images; expected channels = 1")
+        if self.preparation == "mnist" and self.dataset == "folder":
+            raise ValueError(
+                "preparation = 'mnist': a folder's pictures are only scaled; expected 'auto' or "
+                "'resize'"
+            )
         return self
 
     @property
@@ -277,6 +282,11 @@ class Params(Section):
         Raises:
             ValueError: it does not; the message names key, value and range.
         """
+        if channels != 1 and self.data.resolved_preparation == "mnist":
+            raise ValueError(
+                f"data.preparation = 'mnist' is for grey images, got {channels} channels; expected "
+                "data.channels = 1 or data.preparation = 'resize'"
+            )
         size = self.data.size or (height, width)
         names = tuple(class_names)
         try:

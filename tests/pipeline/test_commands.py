@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from mnist_mamba.atomic_write import write_json
 from mnist_mamba.data.corruptions import CORRUPTIONS
 from mnist_mamba.data.idx import read_images, write_idx
-from mnist_mamba.data.splits import DataError, LabelledImages, split
+from mnist_mamba.data.splits import DataError, DataSet, LabelledImages, split
 from mnist_mamba.engine.format import read_model
 from mnist_mamba.model import MambaClassifier
 from mnist_mamba.training.checkpoint import Checkpoint, save_checkpoint
@@ -604,6 +604,23 @@ def test_mnist_comes_from_the_mirror_that_the_environment_names(
         ("emnist", "/other", "letters"),
         ("mnist", None, "balanced"),
     ]
+
+
+def test_train_and_test_images_get_the_same_channels() -> None:
+    grey = LabelledImages(np.zeros((4, 2, 3), np.uint8), np.zeros(4, np.uint8))
+    same = grey._replace(images=np.zeros((4, 2, 3, 3), np.uint8))
+    colour = same._replace(images=np.random.default_rng(0).integers(0, 255, (4, 2, 3, 3), np.uint8))
+
+    def shapes(train: LabelledImages, test: LabelledImages, channels: Any) -> set[tuple[int, ...]]:
+        found = download.convert(DataSet(train, test, ("a", "b")), channels)
+        assert found.class_names == ("a", "b")
+        return {found.train.images.shape, found.test.images.shape}
+
+    for one, other in ((grey, colour), (colour, same), (same, colour)):
+        assert shapes(one, other, "auto") == {(4, 2, 3, 3)}
+        assert shapes(one, other, 1) == {(4, 2, 3)}
+        assert shapes(one, other, 3) == {(4, 2, 3, 3)}
+    assert shapes(same, grey, "auto") == {(4, 2, 3)}
 
 
 def test_download_compares_the_model_with_the_resized_images(

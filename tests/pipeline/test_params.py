@@ -112,6 +112,11 @@ def test_mnist_s_preparation_is_for_grey_images() -> None:
     content["data"]["channels"] = 3
     with pytest.raises(ParamsError, match=r"data: got .* preparation = 'mnist' is for grey images"):
         parse_params(content)
+    content["data"]["channels"] = "auto"
+    params = parse_params(content)
+    params.check_fit(28, 28)
+    with pytest.raises(ValueError, match=r"data\.preparation = 'mnist' .* got 3 channels"):
+        params.check_fit(28, 28, 3)
 
 
 @pytest.mark.parametrize(
@@ -124,8 +129,12 @@ def test_mnist_s_preparation_is_for_grey_images() -> None:
 def test_the_preparation_depends_on_the_data_set(dataset: str, preparation: str) -> None:
     params = parse_params(changed("data.dataset", dataset))
     assert params.data.resolved_preparation == preparation
-    other = params.changed({"data.preparation": "mnist"}, "here")
-    assert other.data.resolved_preparation == "mnist"
+    change = {"data.preparation": "mnist"}
+    if dataset == "folder":
+        with pytest.raises(ParamsError, match="a folder's pictures are only scaled"):
+            params.changed(change, "here")
+    else:
+        assert params.changed(change, "here").data.resolved_preparation == "mnist"
 
 
 @pytest.mark.parametrize(("scan", "device"), [("cuda", "cpu"), ("cpu", "cuda")])

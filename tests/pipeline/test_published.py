@@ -298,3 +298,22 @@ def test_versions_agree() -> None:
     package = (ROOT / "src/mnist_mamba/__init__.py").read_text(encoding="utf-8")
     number = re.compile(r'"(\d+\.\d+\.\d+)"')
     assert number.search(header)[1] == number.search(package)[1]  # type: ignore[index]
+
+
+def test_a_card_of_other_data_speaks_of_that_data_alone(tmp_path: Path) -> None:
+    for name in ("metrics", "dvc.lock"):
+        source = ROOT / name
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / name)
+    (tmp_path / "metrics/seeds.json").unlink()
+    scores = metrics("eval")
+    scores["per_class"] = dict.fromkeys(("cat", "a|b", "é"), scores["per_class"]["0"])
+    (tmp_path / "metrics/eval.json").write_text(json.dumps(scores), encoding="utf-8")
+    changes = {"data.dataset": "folder", "data.folder": "/my/pets"}
+    text = published.model_card(
+        load_params(ROOT / "params.yaml").changed(changes, "test"), tmp_path
+    )
+    assert "images of 3 classes" in text
+    assert "pets (`data.dataset: folder`" in text
+    assert "| é |" in text
+    assert "| a\\|b |" in text
+    assert not re.search(r"MNIST(?!_)|digit|stroke", text)

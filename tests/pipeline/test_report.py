@@ -196,6 +196,7 @@ def test_the_data_section_has_the_warnings_and_pictures(project: Path) -> None:
 
 
 def test_a_folder_of_pictures_is_the_data_that_the_page_names(project: Path) -> None:
+    Path("my/leaves & trees").mkdir(parents=True)
     set_params(project, {**SMALL, "data.dataset": "folder", "data.folder": "my/leaves & trees"})
     text = page().section("")
     assert "on leaves & trees" in text
