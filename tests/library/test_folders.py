@@ -273,19 +273,35 @@ def test_pictures_of_different_sizes_need_a_size(tmp_path: Path) -> None:
     assert train.images.shape[1:] == (5, 7, 3)
 
 
-def test_scaling_averages_areas_and_interpolates(tmp_path: Path) -> None:
+def shrunk(image: Any, size: tuple[int, int]) -> Any:
+    """Return means of the areas that new pixels cover, by enlarging to a common multiple first."""
+    (height, width), (new_height, new_width) = image.shape[:2], size
+    fine = image.repeat(new_height, axis=0).repeat(new_width, axis=1).astype(np.float64)
+    return fine.reshape(new_height, height, new_width, width, 3).mean(axis=(1, 3))
+
+
+@pytest.mark.parametrize("size", [(2, 4), (4, 5), (1, 1), (6, 3), (5, 8)])
+def test_smaller_images_are_means_of_areas(tmp_path: Path, size: tuple[int, int]) -> None:
+    write_classes(tmp_path, ("a", "b"), 3)
+    for i in range(3):
+        write(tmp_path / "a" / f"{i}.png", colours(0, (6, 8)))
+    assert abs(only(tmp_path, size) - shrunk(colours(0, (6, 8)), size)).max() <= 0.5
+
+
+def test_larger_images_are_interpolated(tmp_path: Path) -> None:
     image = colours(0, (6, 8))
     write_classes(tmp_path, ("a", "b"), 3)
     for i in range(3):
         write(tmp_path / "a" / f"{i}.png", image)
-    small = only(tmp_path, (2, 4))
-    means = image.reshape(2, 3, 4, 2, 3).mean(axis=(1, 3))
-    assert abs(small - means).max() <= 1
-    large = only(tmp_path, (6, 16)).astype(float)
-    middle = image.astype(float)
-    between = 0.75 * middle[:, :-1] + 0.25 * middle[:, 1:]
-    np.testing.assert_allclose(large[:, 1:-1:2], between, atol=1)
-    np.testing.assert_allclose(large[:, 0], middle[:, 0], atol=1)
+    large, old = only(tmp_path, (6, 16)).astype(float), image.astype(float)
+    between = 0.75 * old[:, :-1] + 0.25 * old[:, 1:]
+    np.testing.assert_allclose(large[:, 1:-1:2], between, atol=0.5)
+    np.testing.assert_allclose(large[:, 0], old[:, 0], atol=0.5)
+    flat = np.full((7, 5, 3), 201, np.uint8)
+    for i in range(3):
+        write(tmp_path / "a" / f"{i}.png", flat)
+    for size in ((40, 3), (7, 5), (3, 40)):
+        assert (only(tmp_path, size) == 201).all()
 
 
 def test_a_folder_s_grey_pictures_become_one_channel(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mnist_mamba.config import LIMITS
 from mnist_mamba.data.idx import Bytes
@@ -203,10 +204,7 @@ def _open(path: Path) -> Picture:
 
 
 def _to_image(picture: Picture, size: tuple[int, int]) -> Bytes:
-    """Return the first frame as (height, width, 3): upright, on white paper, scaled.
-
-    Scaling averages areas, or interpolates linearly where it enlarges.
-    """
+    """Return the first frame as (height, width, 3): upright, on white paper, scaled."""
     from PIL import Image, ImageOps
 
     upright = ImageOps.exif_transpose(picture)
@@ -217,13 +215,33 @@ def _to_image(picture: Picture, size: tuple[int, int]) -> Bytes:
     if upright.has_transparency_data:
         paper = Image.new("RGBA", upright.size, "white")
         upright = Image.alpha_composite(paper, upright.convert("RGBA"))
-    scaled = upright.convert("RGB")
-    height, width = size
-    for new_size in ((width, scaled.height), (width, height)):
-        smaller = new_size < scaled.size
-        kind = Image.Resampling.BOX if smaller else Image.Resampling.BILINEAR
-        scaled = scaled.resize(new_size, kind)
-    return np.asarray(scaled)
+    return _scaled(np.asarray(upright.convert("RGB")), size)
+
+
+def _scaled(image: Bytes, size: tuple[int, int]) -> Bytes:
+    """Average the part of an image that each new pixel covers, as mamba_prepare_picture does."""
+    if image.shape[:2] == size:
+        return image
+    rows, columns = (_weights(new, old) for new, old in zip(size, image.shape[:2], strict=True))
+    covered = (np.flatnonzero(row) for row in rows)
+    # Row by row: a large picture as floats would take too much memory.
+    lines = [np.tensordot(row[i], image[i], 1) for row, i in zip(rows, covered, strict=True)]
+    scaled: Bytes = np.floor(columns @ np.stack(lines) + 0.5).astype(np.uint8)
+    return scaled
+
+
+def _weights(new: int, old: int) -> NDArray[np.float64]:
+    """Return (new, old): the share of each old pixel in each new one.
+
+    A window that is narrower than an old pixel is widened to one: linear interpolation.
+    """
+    step = old / new
+    middle = (np.arange(new)[:, None] + 0.5) * step
+    low, high = (middle + sign * max(step, 1) / 2 for sign in (-1, 1))
+    pixels = np.arange(old)
+    overlap = np.minimum(high, pixels + 1) - np.maximum(low, pixels)
+    shares: NDArray[np.float64] = overlap.clip(0) / overlap.clip(0).sum(axis=1, keepdims=True)
+    return shares
 
 
 def _cause(path: Path, error: Exception) -> str:
