@@ -66,6 +66,11 @@ def _short(name: str) -> str:
     return name if len(name) <= MAX_TITLE else f"{name[: MAX_TITLE - 1]}…"
 
 
+def _are_long(names: Sequence[str]) -> bool:
+    """Return whether a title with these names needs a line for each part."""
+    return max(map(len, names)) > 3
+
+
 def draw_rows(path: Path, rows: Sequence[tuple[str, Images]], title: str) -> None:
     """Draw rows of images, each with its name."""
     blocks = [rows[i : i + MAX_ROWS] for i in range(0, len(rows), MAX_ROWS)]
@@ -157,12 +162,14 @@ def draw_predictions(
     least_certain = np.argsort(probabilities.max(axis=1), kind="stable")
     shown = (firsts + [int(i) for i in least_certain if i not in firsts])[: 2 * columns]
     rows = -(-len(shown) // columns)
+    long = _are_long(names)
+    height = (2.6 if long else 2.15) * rows
+    space = _margins(height, top=0.6 if long else 0.25)
     figure, grid = plt.subplots(
         2 * rows,
         columns,
-        figsize=(1.25 * columns, 2.15 * rows),
-        gridspec_kw=_margins(2.15 * rows, top=0.25)
-        | {"height_ratios": [2.2, 1] * rows, "hspace": 0.5},
+        figsize=(1.25 * columns, height),
+        gridspec_kw=space | {"height_ratios": [2.2, 1] * rows, "hspace": 0.9 if long else 0.5},
         squeeze=False,
     )
     for axes in grid.flat:
@@ -175,8 +182,9 @@ def draw_predictions(
         _show(picture, images[i])
         title = f"{_short(names[predicted])}  {probabilities[i].max():.1%}"
         if predicted != labels[i]:
-            title += f" (is {_short(names[labels[i]])})"
-        picture.set_title(title, fontsize=9, color=colour)
+            title += f"  (is {_short(names[labels[i]])})"
+        title = title.replace("  ", "\n") if long else title.replace("  (", " (")
+        picture.set_title(title, fontsize=8 if long else 9, color=colour)
         classes = np.arange(probabilities.shape[1])
         bars.set_axis_on()
         colours = [colour if c == predicted else MUTED for c in classes]
@@ -213,15 +221,17 @@ def draw_misclassified(
     wrong = wrong[np.argsort(-probabilities[wrong].max(axis=1), kind="stable")]
     shown = wrong[even_choice(labels[wrong], MAX_MISCLASSIFIED)]
     rows = max(1, -(-len(shown) // columns))
-    size = (1.1 * columns, 1.5 * rows + 0.5)
-    space = _margins(size[1], top=0.8) | {"hspace": 0.45}
-    figure, grid = plt.subplots(rows, columns, figsize=size, gridspec_kw=space, squeeze=False)
+    long = _are_long(names)
+    inches = (1.1 * columns, (1.7 if long else 1.5) * rows + 0.5)
+    space = _margins(inches[1], top=0.8) | {"hspace": 0.45}
+    figure, grid = plt.subplots(rows, columns, figsize=inches, gridspec_kw=space, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
     for axes, i in zip(grid.flat, shown, strict=False):
         _show(axes, images[i])
         label, predicted = _short(names[labels[i]]), _short(names[predictions[i]])
-        axes.set_title(f"{label} read as {predicted}\n#{i}", fontsize=7)
+        between, size = ("\n", 6) if long else (" ", 7)
+        axes.set_title(f"{label}{between}read as {predicted}\n#{i}", fontsize=size)
     more = f", {len(shown)} shown, evenly by class" if len(shown) < len(wrong) else ""
     figure.suptitle(f"{len(wrong)} of {len(labels)} test images misclassified{more}", fontsize=11)
     _save(path, figure)

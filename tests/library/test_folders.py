@@ -155,6 +155,9 @@ def test_unsuitable_folders_are_named(tmp_path: Path) -> None:
     write_classes(empty, ["yak"], 2)
     with pytest.raises(DataError, match=r"too few pictures: owl \(0\), yak \(2\); .* least 3 in"):
         find_pictures(empty)
+    write_classes(tmp_path / "no_classes", ("train", "test"))
+    with pytest.raises(DataError, match="no_classes: test, train have no class folders"):
+        find_pictures(tmp_path / "no_classes")
     write_classes(tmp_path / "half" / "train")
     with pytest.raises(DataError, match="train has class folders, but test has none"):
         find_pictures(tmp_path / "half")

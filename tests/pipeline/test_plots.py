@@ -130,8 +130,8 @@ def test_classes_are_shown_by_name_in_any_script(drawn: list[Figure]) -> None:
     confusion, predictions, mistakes = drawn
     for ticks in (confusion.axes[0].get_xticklabels(), confusion.axes[0].get_yticklabels()):
         assert [tick.get_text() for tick in ticks] == short
-    assert predictions.axes[0].get_title() == "a name of man…  62.0% (is $5 and $10)"
-    assert mistakes.axes[0].get_title() == "$5 and $10 read as café\n#4"
+    assert predictions.axes[0].get_title() == "a name of man…\n62.0%\n(is $5 and $10)"
+    assert mistakes.axes[0].get_title() == "$5 and $10\nread as café\n#4"
     for figure in drawn:
         figure.canvas.draw()  # $ does not begin a formula
 

@@ -56,6 +56,8 @@ def find_pictures(folder: Path) -> PictureFiles:
         raise DataError(f"{folder}: not a folder, expected class folders of pictures (data.folder)")
     if not _folders(folder / "train"):  # a class may be named train
         classes = _classes(folder, _files(folder), least=3)
+        if classes.keys() <= {"train", "test", "val"}:
+            raise DataError(f"{folder}: {', '.join(classes)} have no class folders, expected some")
         return PictureFiles(tuple(classes), _labelled(classes, tuple(classes)), [])
     if not _folders(folder / "test"):
         raise DataError(
