@@ -9,8 +9,8 @@ from typing import Literal
 
 from mnist_mamba.atomic_write import write_json
 from mnist_mamba.data.downloads import load_torchvision, mirror_variable
+from mnist_mamba.data.folders import load_folder
 from mnist_mamba.data.npz import load_npz
-from mnist_mamba.data.pictures import load_folder
 from mnist_mamba.data.sources import load_digits, load_idx
 from mnist_mamba.data.splits import DataSet, with_channels
 from pipeline.common import command, paths

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mnist_mamba.data.pictures import find_pictures, load_folder, picture_size
+from mnist_mamba.data.folders import find_pictures, load_folder, picture_size
 from mnist_mamba.data.splits import DataError, with_channels
 
 

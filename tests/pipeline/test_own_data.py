@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from mnist_mamba.data.folders import load_folder
 from mnist_mamba.data.idx import read_images, read_labels, write_idx
-from mnist_mamba.data.pictures import load_folder
 from mnist_mamba.data.sources import IDX_NAMES
 from mnist_mamba.data.splits import DataError, with_channels
 from pipeline import check_params, example_pictures
