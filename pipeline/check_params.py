@@ -9,7 +9,6 @@ from mnist_mamba.atomic_write import write_text
 from mnist_mamba.config import SCANS
 from mnist_mamba.data.folders import find_pictures, picture_size
 from mnist_mamba.data.npz import load_npz
-from mnist_mamba.data.npz import load_npz
 from mnist_mamba.data.sources import load_idx
 from pipeline.common import command
 from pipeline.common.git import check_identity

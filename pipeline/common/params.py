@@ -292,7 +292,8 @@ class Params(Section):
         try:
             self.model.config(*size, len(names), channels=channels, class_names=names)
         except ConfigError as error:
-            raise ValueError(f"model.{_in_keys(error)}") from error
+            advice = "" if self.data.size else "; data.resize changes the images' size"
+            raise ValueError(f"model.{_in_keys(error)}{advice}") from error
 
 
 def _in_keys(error: ConfigError) -> str:

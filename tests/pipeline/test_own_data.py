@@ -148,6 +148,14 @@ def test_params_that_do_not_fit_the_pictures_are_refused_at_once(tmp_path: Path)
     check(chosen)
     with pytest.raises(ValueError, match=r"model\.patch = \[5, 5\] does not divide .* 32 x 32"):
         check({**chosen, "model.stem": "patch", "model.patch": [5, 5]})
+    large = tmp_path / "large"
+    for i in range(6):
+        path = large / "ab"[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (1100, 1000)).save(path)
+    words = r"68750 tokens of an image of 1000 x 1100 .*; data\.resize changes"
+    with pytest.raises(ValueError, match=words):
+        check({**chosen, "data.folder": str(large)})
     Image.new("RGB", (9, 7)).save(tmp_path / "shapes" / "red circle" / "x.png")
     with pytest.raises(DataError, match=r"7 x 9 .* 32 x 32 .*: set data\.resize"):
         check(chosen)

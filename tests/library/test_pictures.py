@@ -1,0 +1,201 @@
+"""Pictures: prepared by the C engine, read with Pillow, classified by the command."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from mnist_mamba.__main__ import main
+from mnist_mamba.data.idx import read_images, read_labels
+from mnist_mamba.engine import Engine, EngineError, prepare_picture
+from mnist_mamba.engine.pictures import PictureError, read_picture
+from tests.tools.pasted_digits import LIGHT_AND_NOISE, PLAIN, Ranges, paste
+
+ROOT = Path(__file__).parents[2]
+MODEL = ROOT / "models/mnist_mamba.bin"
+
+
+@pytest.fixture(scope="module")
+def engine() -> Any:
+    with Engine(MODEL) as engine:
+        yield engine
+
+
+def digits() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Return scikit-learn's digits enlarged to 28x28 and prepared, and their classes."""
+    from sklearn.datasets import load_digits
+
+    known = load_digits()
+    pictures = [
+        np.asarray(Image.fromarray((image * 15.9).astype(np.uint8)).resize((28, 28)))
+        for image in known.images
+    ]
+    return np.array([prepare_picture(picture, 28, 28) for picture in pictures]), known.target
+
+
+def share_as_before(engine: Engine, images: NDArray[np.uint8], ranges: Ranges) -> float:
+    """Return how many pasted images get the class that they have by themselves."""
+    rng = np.random.default_rng(ranges.seed)
+    prepared = np.array([engine.prepare(paste(rng, image, ranges)) for image in images])
+    same: float = (engine.predict(prepared) == engine.predict(images)).mean()
+    return same
+
+
+@pytest.mark.parametrize("ranges", [PLAIN, LIGHT_AND_NOISE], ids=["plain", "light and noise"])
+def test_a_pasted_digit_keeps_its_class(engine: Engine, ranges: Ranges) -> None:
+    images, _ = digits()
+    assert share_as_before(engine, images[:600], ranges) >= 0.98  # 8x8 pixels: many are unsure
+
+
+def test_a_negative_is_the_same_digit() -> None:
+    images, _ = digits()
+    for image in images[:100]:
+        again = prepare_picture(255 - image, 28, 28).astype(int)
+        np.testing.assert_allclose(again, image, atol=24)  # faint pixels around it are left out
+
+
+@pytest.mark.slow
+def test_the_bars_on_mnist(engine: Engine) -> None:
+    """MNIST as it is, as negatives, and pasted, through the preparation."""
+    prepared = ROOT / "data/prepared"
+    if not (prepared / "test-images.idx").is_file():
+        pytest.skip("needs MNIST: run `dvc repro prepare`")
+    images = read_images(prepared / "test-images.idx")
+    labels = read_labels(prepared / "test-labels.idx")
+
+    def accuracy(pictures: Any, labels: NDArray[Any]) -> float:
+        seen = np.array([engine.prepare(picture) for picture in pictures])
+        np.testing.assert_array_equal([engine.prepare(image) for image in seen], seen)
+        right: float = (engine.predict(seen) == labels).mean()
+        return right
+
+    assert accuracy(images, labels) >= (engine.predict(images) == labels).mean() - 0.0002
+    assert accuracy(255 - images, labels) >= 0.995
+    for ranges in (PLAIN, LIGHT_AND_NOISE):
+        rng = np.random.default_rng(ranges.seed)
+        chosen = rng.permutation(len(images))[:3000]
+        pasted = (paste(rng, images[index], ranges) for index in chosen)
+        assert accuracy(pasted, labels[chosen]) >= 0.995, ranges
+
+
+def test_the_model_s_preparation_is_the_engine_s(engine: Engine) -> None:
+    picture = np.full((90, 60), 230, np.uint8)
+    picture[20:70, 25:32] = 40
+    np.testing.assert_array_equal(engine.prepare(picture), prepare_picture(picture, 28, 28))
+    grid = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+    resized = prepare_picture(grid, 2, 2, 3, preparation="resize")
+    means = grid.reshape(2, 2, 2, 2, 3).mean(axis=(1, 3))
+    np.testing.assert_array_equal(resized, np.floor(means + 0.5))
+
+
+@pytest.mark.parametrize(
+    ("picture", "words"),
+    [
+        (np.zeros((3, 3)), "float64, expected"),
+        (np.zeros(3, np.uint8), r"shape \(3,\)"),
+        (np.zeros((1, 2, 2, 1), np.uint8), r"shape \(1, 2, 2, 1\)"),
+    ],
+)
+def test_an_array_that_is_not_a_picture_is_refused(picture: NDArray[Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        prepare_picture(picture, 28, 28)
+
+
+def test_errors_of_the_engine(engine: Engine) -> None:
+    for picture, status, words in (
+        (np.zeros((0, 5), np.uint8), 5, "got 5 x 0 pixels"),
+        (np.zeros((5, 5, 5), np.uint8), 5, "got 5 channels"),
+        (np.zeros((5, 5), np.uint8), 7, "nothing drawn"),
+    ):
+        with pytest.raises(EngineError, match=words) as error:
+            engine.prepare(picture)
+        assert error.value.status == status
+    with pytest.raises(ValueError, match="height: got 0, expected 1 to 4096"):
+        prepare_picture(np.zeros((5, 5), np.uint8), 0, 28)
+    with pytest.raises(ValueError, match="preparation: got 'crop', expected one of"):
+        prepare_picture(np.zeros((5, 5), np.uint8), 28, 28, preparation="crop")  # type: ignore
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> io.BytesIO:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return io.BytesIO(file.getvalue())
+
+
+def test_all_modes_of_pillow_become_grey_or_rgb() -> None:
+    grey = np.array([[0, 255], [51, 102]], np.uint8)
+    plain = Image.fromarray(grey)
+    np.testing.assert_array_equal(read_picture(encoded(plain)), grey)
+    np.testing.assert_array_equal(read_picture(encoded(plain.convert("RGB")))[..., 1], grey)
+    np.testing.assert_array_equal(read_picture(encoded(plain.convert("P"))).shape, (2, 2, 3))
+    np.testing.assert_array_equal(
+        read_picture(encoded(Image.fromarray(grey.astype(np.uint16) * 257))), grey
+    )
+    np.testing.assert_array_equal(
+        read_picture(encoded(Image.fromarray(grey.astype(np.float32) / 255), "TIFF")), grey
+    )
+    assert read_picture(encoded(plain.convert("LA"))).shape == (2, 2, 2)
+    assert read_picture(encoded(plain.convert("RGBA"))).shape == (2, 2, 4)
+    assert read_picture(encoded(plain.convert("P"), transparency=0)).shape == (2, 2, 4)
+    cmyk = read_picture(encoded(plain.convert("CMYK"), "TIFF"))
+    np.testing.assert_allclose(cmyk[..., 0], grey, atol=1)
+    two = plain.convert("1", dither=Image.Dither.NONE)
+    np.testing.assert_array_equal(read_picture(encoded(two)), [[0, 255], [0, 0]])
+
+
+def test_exif_orientation_and_the_first_frame() -> None:
+    wide = Image.fromarray(np.zeros((2, 3), np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees
+    assert read_picture(encoded(wide, "JPEG", exif=exif)).shape == (3, 2)
+    frames = [Image.fromarray(np.full((2, 2), value, np.uint8)) for value in (0, 255)]
+    first = read_picture(encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]))
+    assert first[..., 0].max() == 0
+
+
+def test_a_damaged_picture_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    for kind in ("PNG", "JPEG", "GIF", "TIFF", "BMP", "WEBP"):
+        content = encoded(Image.fromarray(noise), kind).getvalue()
+        for size in (0, 9, 30, len(content) // 2):
+            with pytest.raises(PictureError, match="expected a complete picture"):
+                read_picture(io.BytesIO(content[:size]))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40)
+    with pytest.raises(PictureError, match="decompression bomb"):
+        read_picture(encoded(Image.fromarray(noise)))
+
+
+def test_the_command_names_broken_pictures_and_answers_the_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    stroke = np.full((50, 40, 3), 240, np.uint8)
+    stroke[10:40, 18:23] = 20
+    Image.fromarray(stroke).save("one.png")
+    Image.fromarray(stroke[:5]).save("blank.png")
+    Path("text.png").write_text("not a picture", encoding="utf-8")
+    command = ["predict", "--model", str(MODEL)]
+    assert main([*command, "one.png", "one.png", "--show"]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[0].startswith("one.png: 1  ")
+    assert len(out) == 2 * 29
+    assert "@@" in out[14]
+    assert main([*command, "blank.png", "text.png", "missing.png", "one.png", "--json"]) == 7
+    out, err = capsys.readouterr()
+    result = json.loads(out)
+    assert (result["file"], result["prediction"]) == ("one.png", 1)
+    assert result["picture"] == {"width": 40, "height": 50, "channels": 3}
+    errors = err.splitlines()
+    assert [line.split(": ")[1] for line in errors] == ["blank.png", "text.png", "missing.png"]
+    assert "nothing drawn" in errors[0]
+    assert main([*command, "text.png"]) == 5
+    assert main([*command, "missing.png"]) == 3
+    assert main(["predict", "one.png"]) == 3
+    assert "--model" in capsys.readouterr().err
