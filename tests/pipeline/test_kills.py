@@ -174,6 +174,7 @@ def test_images_that_the_model_cannot_take_are_refused_by_download(tmp_path: Pat
     done = run_module(project, "pipeline.download")
     assert done.returncode == 1
     assert done.stderr.strip() == (
-        "error: model.patch = [2, 4] does not divide the image, which is 9 x 12 pixels"
+        "error: model.patch = [2, 4] does not divide the image, which is 9 x 12 pixels; "
+        "data.resize changes the images' size"
     )
     assert not (project / "data/raw").exists()
