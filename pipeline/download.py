@@ -32,7 +32,9 @@ def fetch(params: Params) -> DataSet:
         case "npz":
             return load_npz(Path(data.folder), data.test_fraction)
         case "folder":
-            return load_folder(Path(data.folder), data.size, data.test_fraction)
+            return load_folder(
+                Path(data.folder), data.size, data.test_fraction, data.resolved_preparation
+            )
         case name:
             mirror = os.environ.get(mirror_variable(name)) or None
             return load_torchvision(name, mirror, data.emnist_split)

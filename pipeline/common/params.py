@@ -115,11 +115,6 @@ class DataParams(Section):
     def _mnist_is_grey(self) -> DataParams:
         if self.preparation == "mnist" and self.channels == 3:
             raise ValueError("preparation = 'mnist' is for grey images; expected channels = 1")
-        if self.preparation == "mnist" and self.dataset == "folder":
-            raise ValueError(
-                "preparation = 'mnist': a folder's pictures are only scaled; expected 'auto' or "
-                "'resize'"
-            )
         return self
 
     @property
@@ -143,6 +138,8 @@ class DataParams(Section):
     @property
     def size(self) -> tuple[int, int] | None:
         """(height, width) to resample to, or None."""
+        if self.resize is None and (self.dataset, self.preparation) == ("folder", "mnist"):
+            return IMAGE_SIZES["mnist"]
         return (self.resize, self.resize) if isinstance(self.resize, int) else self.resize
 
 

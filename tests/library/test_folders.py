@@ -212,7 +212,7 @@ def test_all_kinds_of_pixels_become_rgb(tmp_path: Path) -> None:
         "L": (grey, grey_rgb),
         "1": (ink, np.repeat(ink[..., None], 3, axis=2)),
         "P": (grey, np.repeat((grey // 51 * 51)[..., None], 3, axis=2)),
-        "I;16": (grey.astype(np.uint16) * 256 + 77, grey_rgb),
+        "I;16": (grey.astype(np.uint16) * 257, grey_rgb),
         "RGB": (image, image),
     }
     for mode, (pixels, expected) in cases.items():
@@ -229,6 +229,22 @@ def test_all_kinds_of_pixels_become_rgb(tmp_path: Path) -> None:
             picture.save(path)
         write_classes(path.parents[1], ["b"], 3)
         np.testing.assert_array_equal(only(path.parents[1]), expected, err_msg=mode)
+
+
+def test_photos_of_digits_are_prepared_as_mnist(tmp_path: Path) -> None:
+    for label, side in (("one", 40), ("seven", 90)):
+        for i in range(3):
+            photo = np.full((side, side + i, 3), 220, np.uint8)
+            photo[5:-9, 20 : 20 + 4 + i] = 40  # a dark stroke
+            write(tmp_path / label / f"{i}.png", photo)
+    train, test, _ = load_folder(tmp_path, (28, 28), 0.25, "mnist")
+    images = np.concatenate([train.images, test.images])
+    assert images.shape == (6, 28, 28)
+    assert (images[:, 0, 0] == 0).all()
+    assert (images[:, 14, 12:16].max(axis=1) == 255).all()
+    write(tmp_path / "one" / "empty.png", np.full((40, 40), 200, np.uint8))
+    with pytest.raises(DataError, match=r"1 of 7 files .*empty\.png \(.*nothing"):
+        load_folder(tmp_path, (28, 28), 0.25, "mnist")
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])

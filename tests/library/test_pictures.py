@@ -138,9 +138,13 @@ def test_all_modes_of_pillow_become_grey_or_rgb() -> None:
     np.testing.assert_array_equal(
         read_picture(encoded(Image.fromarray(grey.astype(np.uint16) * 257))), grey
     )
-    np.testing.assert_array_equal(
-        read_picture(encoded(Image.fromarray(grey.astype(np.float32) / 255), "TIFF")), grey
-    )
+    dark = encoded(Image.fromarray(grey.astype(np.uint16)))
+    assert read_picture(dark).max() == 1  # the scale is that of the type, not of the picture
+    for dtype in (np.float32, np.int32):
+        with pytest.raises(PictureError, match=r"32 bits per pixel, expected 8 or 16$"):
+            read_picture(encoded(Image.fromarray(grey.astype(dtype)), "TIFF"))
+    deep = b"P5 2 2 65535\n" + (grey.astype(">u2") * 257).tobytes()
+    np.testing.assert_array_equal(read_picture(io.BytesIO(deep)), grey)
     assert read_picture(encoded(plain.convert("LA"))).shape == (2, 2, 2)
     assert read_picture(encoded(plain.convert("RGBA"))).shape == (2, 2, 4)
     assert read_picture(encoded(plain.convert("P"), transparency=0)).shape == (2, 2, 4)

@@ -129,12 +129,9 @@ def test_mnist_s_preparation_is_for_grey_images() -> None:
 def test_the_preparation_depends_on_the_data_set(dataset: str, preparation: str) -> None:
     params = parse_params(changed("data.dataset", dataset))
     assert params.data.resolved_preparation == preparation
-    change = {"data.preparation": "mnist"}
-    if dataset == "folder":
-        with pytest.raises(ParamsError, match="a folder's pictures are only scaled"):
-            params.changed(change, "here")
-    else:
-        assert params.changed(change, "here").data.resolved_preparation == "mnist"
+    changed_params = params.changed({"data.preparation": "mnist"}, "here")
+    assert changed_params.data.resolved_preparation == "mnist"
+    assert changed_params.data.size == ((28, 28) if dataset == "folder" else None)
 
 
 @pytest.mark.parametrize(("scan", "device"), [("cuda", "cpu"), ("cpu", "cuda")])

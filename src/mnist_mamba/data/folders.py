@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from mnist_mamba.config import LIMITS
-from mnist_mamba.data.idx import Bytes
+from mnist_mamba.config import LIMITS, Preparation
 from mnist_mamba.data.splits import TEST_SEED, DataError, DataSet, LabelledImages, some, split
+from mnist_mamba.engine.binding import EngineError, find_library, prepare_picture
+from mnist_mamba.engine.pictures import PictureError, read_picture
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -139,14 +139,18 @@ def picture_size(files: PictureFiles) -> tuple[int, int]:
     Raises:
         DataError: files that are not pictures, or pictures that differ in size.
     """
+    from PIL import Image, UnidentifiedImageError
+
     sizes: dict[tuple[int, int], Path] = {}
     broken = []
     for path, _ in files.train + files.test:
         try:
-            with _open(path) as picture:
+            with Image.open(path, formats=FORMATS) as picture:
                 sizes.setdefault(_upright_size(picture), path)
+        except UnidentifiedImageError:
+            broken.append(f"{path} (unknown format)")
         except Exception as error:  # Pillow's readers raise many kinds
-            broken.append(_cause(path, error))
+            broken.append(f"{path} ({_one_line(error)})")
     _refuse(broken, len(files.train + files.test))
     if len(sizes) > 1:
         small, *_, large = sorted(sizes, key=lambda size: (size[0] * size[1], size))
@@ -164,93 +168,57 @@ def _upright_size(picture: Picture) -> tuple[int, int]:
     return (width, height) if turned else (height, width)
 
 
-def load_folder(folder: Path, size: tuple[int, int] | None, test_fraction: float) -> DataSet:
-    """Return a folder's pictures as RGB images, (n, height, width, 3).
+def load_folder(
+    folder: Path,
+    size: tuple[int, int] | None,
+    test_fraction: float,
+    preparation: Preparation = "resize",
+) -> DataSet:
+    """Return a folder's pictures, prepared as the engine prepares pictures for a model.
 
     Args:
         folder: see `find_pictures`.
         size: (height, width) of the images; None keeps the size that all pictures have.
         test_fraction: fraction of each class to split off as test images, unless the folder has
             test pictures.
+        preparation: resize makes RGB images, (n, height, width, 3); mnist makes grey ones, (n,
+            height, width), see docs/pictures.md.
 
     Raises:
-        DataError: see `find_pictures` and `picture_size`; a damaged picture, or one that Pillow
-            refuses to decode because it is too large.
+        DataError: see `find_pictures` and `picture_size`; a damaged picture, one that Pillow
+            refuses to decode because it is too large, or one in which the preparation finds
+            nothing.
     """
     files = find_pictures(folder)
-    size = size or picture_size(files)
-    broken: list[str] = []
-    train, test = (_load(part, size, broken) for part in (files.train, files.test))
+    height, width = size or picture_size(files)
+    channels = 1 if preparation == "mnist" else 3
+    library, broken = find_library(), []
+
+    def load(part: Files) -> LabelledImages:
+        images = []
+        for path, _ in part:
+            try:
+                picture = read_picture(path, FORMATS)
+                images.append(
+                    prepare_picture(
+                        picture, height, width, channels, preparation=preparation, library=library
+                    )
+                )
+            except (PictureError, EngineError, OSError) as error:
+                broken.append(f"{path} ({_one_line(error)})")
+        shape = (0, height, width, channels)[: 3 + (channels > 1)]
+        labels = np.array([label for _, label in part], np.uint8)
+        return LabelledImages(np.stack(images) if images else np.empty(shape, np.uint8), labels)
+
+    train, test = load(files.train), load(files.test)
     _refuse(broken, len(files.train + files.test))
     if not files.test:
         train, test = split(train, test_fraction, TEST_SEED)
     return DataSet(train, test, files.class_names)
 
 
-def _load(files: Files, size: tuple[int, int], broken: list[str]) -> LabelledImages:
-    """Return the pictures as images; add to `broken` the files that are not whole pictures."""
-    images = np.empty((len(files), *size, 3), np.uint8)
-    for image, (path, _) in zip(images, files, strict=True):
-        try:
-            with _open(path) as picture:
-                image[:] = _to_image(picture, size)
-        except Exception as error:  # Pillow's decoders raise many kinds
-            broken.append(_cause(path, error))
-    return LabelledImages(images, np.array([label for _, label in files], np.uint8))
-
-
-def _open(path: Path) -> Picture:
-    from PIL import Image
-
-    return Image.open(path, formats=FORMATS)
-
-
-def _to_image(picture: Picture, size: tuple[int, int]) -> Bytes:
-    """Return the first frame as (height, width, 3): upright, on white paper, scaled."""
-    from PIL import Image, ImageOps
-
-    upright = ImageOps.exif_transpose(picture)
-    if upright.mode.startswith("I;16"):
-        upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
-    elif upright.mode in ("I", "F"):
-        raise ValueError("32 bits per pixel, expected 8 or 16")
-    if upright.has_transparency_data:
-        paper = Image.new("RGBA", upright.size, "white")
-        upright = Image.alpha_composite(paper, upright.convert("RGBA"))
-    return _scaled(np.asarray(upright.convert("RGB")), size)
-
-
-def _scaled(image: Bytes, size: tuple[int, int]) -> Bytes:
-    """Average the part of an image that each new pixel covers, as mamba_prepare_picture does."""
-    if image.shape[:2] == size:
-        return image
-    rows, columns = (_weights(new, old) for new, old in zip(size, image.shape[:2], strict=True))
-    covered = (np.flatnonzero(row) for row in rows)
-    # Row by row: a large picture as floats would take too much memory.
-    lines = [np.tensordot(row[i], image[i], 1) for row, i in zip(rows, covered, strict=True)]
-    scaled: Bytes = np.floor(columns @ np.stack(lines) + 0.5).astype(np.uint8)
-    return scaled
-
-
-def _weights(new: int, old: int) -> NDArray[np.float64]:
-    """Return (new, old): the share of each old pixel in each new one.
-
-    A window that is narrower than an old pixel is widened to one: linear interpolation.
-    """
-    step = old / new
-    middle = (np.arange(new)[:, None] + 0.5) * step
-    low, high = (middle + sign * max(step, 1) / 2 for sign in (-1, 1))
-    pixels = np.arange(old)
-    overlap = np.minimum(high, pixels + 1) - np.maximum(low, pixels)
-    shares: NDArray[np.float64] = overlap.clip(0) / overlap.clip(0).sum(axis=1, keepdims=True)
-    return shares
-
-
-def _cause(path: Path, error: Exception) -> str:
-    from PIL import UnidentifiedImageError
-
-    known = isinstance(error, UnidentifiedImageError)
-    return f"{path} ({'unknown format' if known else ' '.join(str(error).split())})"
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _refuse(broken: Sequence[str], n_files: int) -> None:

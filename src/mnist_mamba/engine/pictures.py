@@ -15,14 +15,17 @@ class PictureError(ValueError):
     """A file that is not a picture, or a damaged one."""
 
 
-def read_picture(source: str | Path | IO[bytes]) -> NDArray[np.uint8]:
+def read_picture(
+    source: str | Path | IO[bytes], formats: tuple[str, ...] | None = None
+) -> NDArray[np.uint8]:
     """Return the first frame of a picture file, upright as its EXIF data says.
 
     Args:
-        source: a path or an open file, of any format that Pillow reads.
+        source: a path or an open file.
+        formats: Pillow's names of the formats to read; None reads all that Pillow knows.
 
     Returns:
-        (h, w) grey or (h, w, 2 to 4) grey and alpha, RGB, or RGB and alpha. Values of more than 8
+        (h, w) grey or (h, w, 2 to 4) grey and alpha, RGB, or RGB and alpha. Values of 16
         bits are scaled to 0..255; palettes, CMYK and other colour spaces become RGB.
 
     Raises:
@@ -36,30 +39,25 @@ def read_picture(source: str | Path | IO[bytes]) -> NDArray[np.uint8]:
         raise ModuleNotFoundError(INSTALL_PILLOW, name=error.name) from error
     with Path(source).open("rb") if isinstance(source, str | Path) else source as file:
         try:
-            with Image.open(file) as opened:
-                return _pixels(ImageOps.exif_transpose(opened))
+            with Image.open(file, formats=formats) as opened:
+                return _pixels(ImageOps.exif_transpose(opened), opened.format)
+        except PictureError:
+            raise
         except Exception as error:  # Pillow's decoders raise errors of many types
             reason = " ".join(str(error).split())
             if isinstance(error, UnidentifiedImageError):
-                reason = "got a file of no format that Pillow knows"
+                reason = "unknown format"
             raise PictureError(f"{reason}; expected a complete picture, such as PNG") from error
 
 
-def _pixels(image: Any) -> NDArray[np.uint8]:
-    """Return the pixels of a PIL image as grey or RGB, with alpha if it has some."""
-    if image.mode.startswith(("I", "F")):
-        return _scale_deep(np.asarray(image, dtype=np.float64))
+def _pixels(image: Any, source: str | None) -> NDArray[np.uint8]:
+    """Return the pixels of a PIL image of a format as grey or RGB, with alpha if it has some."""
+    if image.mode.startswith("I;16") or (image.mode, source) == ("I", "PPM"):
+        return np.rint(np.asarray(image) * (255 / 65535)).astype(np.uint8)
+    if image.mode in ("I", "F"):
+        raise PictureError("32 bits per pixel, expected 8 or 16")
     if image.has_transparency_data:
         image = image.convert("LA" if image.mode in ("L", "LA", "La") else "RGBA")
     elif image.mode not in ("L", "RGB"):
         image = image.convert("L" if image.mode == "1" else "RGB")
     return np.asarray(image, dtype=np.uint8)
-
-
-def _scale_deep(values: NDArray[np.float64]) -> NDArray[np.uint8]:
-    """Scale grey values of 16 or 32 bits, or fractions of 1, to 0..255."""
-    largest = values.max(initial=0)
-    if not (values.min(initial=0) >= 0 and largest <= 65535):
-        raise PictureError("got grey values outside 0..65535")
-    top = 1 if largest <= 1 else 255 if largest <= 255 else 65535
-    return np.rint(values * (255 / top)).astype(np.uint8)
