@@ -199,15 +199,17 @@ static double refit(struct paper *paper, const struct sample *samples, size_t n,
     return change;
 }
 
-/* Returns the error that a third of the samples stay below: paper, even if most of it is ink. */
-static double typical_error(const struct paper *paper, const struct sample *samples, size_t n)
+/* Returns the error that one in `share` samples stays below: a third is paper, even if most of the
+ * picture is ink. */
+static double typical_error(const struct paper *paper, const struct sample *samples, size_t n,
+                            int share)
 {
     float errors[PAPER_SAMPLES];
     for (size_t s = 0; s < n; s++) {
         const double error = samples[s].value - brightness(paper, samples[s].terms);
         errors[s] = (float)(error < 0 ? -error : error);
     }
-    return (double)select_smallest(errors, (int)n, (int)n / 3);
+    return (double)select_smallest(errors, (int)n, (int)n / share);
 }
 
 static float median_sample(const struct sample *samples, size_t n)
@@ -218,8 +220,12 @@ static float median_sample(const struct sample *samples, size_t n)
     return select_smallest(values, (int)n, (int)n / 2);
 }
 
-/* Returns the median of the outermost cells. Sets *spread: 90 % of them are as near as that. */
-static float border_median(const struct grid *grid, float *spread)
+/* Brightness of the outermost cells: its median; half of them, and 90 %, are as near to that. */
+struct border {
+    float median, half, most;
+};
+
+static struct border look_at_border(const struct grid *grid)
 {
     float values[4 * GRID];
     int n = 0;
@@ -234,8 +240,8 @@ static float border_median(const struct grid *grid, float *spread)
     const float median = select_smallest(values, n, n / 2);
     for (int i = 0; i < n; i++)
         values[i] = values[i] < median ? median - values[i] : values[i] - median;
-    *spread = select_smallest(values, n, n * 9 / 10);
-    return median;
+    return (struct border){median, select_smallest(values, n, n / 2),
+                           select_smallest(values, n, n * 9 / 10)};
 }
 
 /* Sets samples of the grid's cells, and returns how many. */
@@ -255,25 +261,27 @@ static size_t take_samples(struct sample *samples, const struct grid *grid,
 }
 
 /* Fits the paper: the border's median at first (inside a frame: the median), then what most samples
- * agree on, in steps. */
+ * agree on, in steps. In a tight crop most of them are ink, but not at the border. */
 static void find_paper(struct paper *paper, const struct grid *grid)
 {
     struct sample samples[PAPER_SAMPLES];
-    float spread;
-    *paper = (struct paper){.terms = {(double)border_median(grid, &spread)},
+    const struct border border = look_at_border(grid);
+    *paper = (struct paper){.terms = {(double)border.median},
                             .x_scale = 2.0 / (double)(grid->width * grid->step),
                             .y_scale = 2.0 / (double)(grid->height * grid->step),
                             .sign = 1};
     const size_t n = take_samples(samples, grid, paper);
-    const bool is_frame = typical_error(paper, samples, n) > larger(2 * (double)spread, 6);
+    const double near = larger(4 * (double)border.half, 6);
+    const bool is_frame = typical_error(paper, samples, n, 6) > near;
     if (is_frame)
         paper->terms[0] = (double)median_sample(samples, n);
-    paper->is_plain = !is_frame && spread <= 2;
-    if (paper->is_plain)
-        return;
-    double change = 255;
-    for (int round = 0; round < 12 && change > 1; round++)
-        change = refit(paper, samples, n, larger(3 * typical_error(paper, samples, n), 6));
+    paper->is_plain = !is_frame && border.most <= 2;
+    const double most = is_frame ? 255 : near;
+    double change = paper->is_plain ? 0 : 255;
+    for (int round = 0; round < 12 && change > 1; round++) {
+        const double limit = lesser(most, 3 * typical_error(paper, samples, n, 3));
+        change = refit(paper, samples, n, larger(limit, 6));
+    }
 }
 
 /* ---- ink ------------------------------------------------------------------------------------ */

@@ -303,8 +303,9 @@ def stub(folder: Path, names: list[str]) -> Path:
 def test_a_wrong_library_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MNIST_MAMBA_CACHE", str(tmp_path / "cache"))
     calls = ("model_open", "model_read", "model_from_bytes", "model_close", "model_info")
+    pictures = ("prepare_picture", "prepare_for_model")
     more = ("max_threads", "batch_bytes", "forward_batch", "forward_batch_u8")
-    names = [f"mamba_{name}" for name in (*calls, "class_name", *more)]
+    names = [f"mamba_{name}" for name in (*calls, *pictures, "class_name", *more)]
     advice = rf"expected libmamba {mnist_mamba.__version__}: .*make omp"
     for functions, got in (
         ([], "a library without mamba_model_open"),
