@@ -278,7 +278,7 @@ static void find_paper(struct paper *paper, const struct grid *grid)
     paper->is_plain = !is_frame && border.most <= 2;
     const double most = is_frame ? 255 : near;
     double change = paper->is_plain ? 0 : 255;
-    for (int round = 0; round < 12 && change > 1; round++) {
+    for (int round = 0; round < 12 && change > 2; round++) {
         const double limit = lesser(most, 3 * typical_error(paper, samples, n, 3));
         change = refit(paper, samples, n, larger(limit, 6));
     }
