@@ -251,8 +251,10 @@ static size_t take_samples(struct sample *samples, const struct grid *grid,
     size_t every = 1, n = 0;
     while ((grid->width / every + 1) * (grid->height / every + 1) > PAPER_SAMPLES)
         every++;
-    for (size_t y = every / 2; y < grid->height; y += every)
-        for (size_t x = every / 2; x < grid->width; x += every) {
+    const size_t first_x = smaller(every, grid->width) / 2;
+    const size_t first_y = smaller(every, grid->height) / 2; /* inside, also of one row */
+    for (size_t y = first_y; y < grid->height; y += every)
+        for (size_t x = first_x; x < grid->width; x += every) {
             set_terms(samples[n].terms, paper, ((double)x + 0.5) * (double)grid->step,
                       ((double)y + 0.5) * (double)grid->step);
             samples[n++].value = grid->cells[y * grid->width + x];
@@ -394,9 +396,9 @@ static size_t find_parts(struct part *parts, struct grid *grid, float limit)
         if (grid->cells[i] <= limit || grid->next[i] != UNSEEN)
             continue;
         const struct part part = follow(grid, i, limit);
-        size_t place = n < MAX_PARTS ? n++ : MAX_PARTS - 1;
-        if (place == MAX_PARTS - 1 && n == MAX_PARTS && parts[place].sum >= part.sum)
+        if (n == MAX_PARTS && parts[MAX_PARTS - 1].sum >= part.sum)
             continue;
+        size_t place = n < MAX_PARTS ? n++ : MAX_PARTS - 1;
         for (; place > 0 && parts[place - 1].sum < part.sum; place--)
             parts[place] = parts[place - 1];
         parts[place] = part;

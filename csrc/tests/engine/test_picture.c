@@ -245,6 +245,25 @@ static void test_largest_sides(void)
     free(pixels);
 }
 
+/* Any bytes of any shape, thin ones above all: valgrind sees what is read without being set. */
+static void test_shapes(void)
+{
+    static uint8_t pixels[300 * 300];
+    uint8_t out[PIXELS];
+    for (size_t i = 0; i < sizeof pixels; i++)
+        pixels[i] = (uint8_t)(random_below(4) ? 200 : random_below(256));
+    for (size_t width = 1; width < 300; width += width < 4 ? 1 : 49)
+        for (size_t height = 1; height < 300; height += height < 4 ? 1 : 49) {
+            const mamba_picture picture = grey(pixels, width, height);
+            const mamba_status status = prepare(&picture, out);
+            size_t ink = 0;
+            for (size_t i = 0; status == MAMBA_OK && i < PIXELS; i++)
+                ink += out[i] > 0;
+            CHECK(status == (ink ? MAMBA_OK : MAMBA_ERR_EMPTY), "%zu x %zu: %d", width, height,
+                  status);
+        }
+}
+
 int main(void)
 {
     uint8_t seven[PIXELS];
@@ -256,5 +275,6 @@ int main(void)
     test_resize();
     test_refusals();
     test_largest_sides();
+    test_shapes();
     return check_summary();
 }
