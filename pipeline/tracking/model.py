@@ -126,7 +126,11 @@ def _signature_and_example() -> tuple[ModelSignature, Any]:
 
     classes = json.loads(paths.DATA_INFO.read_text(encoding="utf-8"))["n_classes"]
     image = read_images(paths.images(paths.PREPARED, "test"))[:1] / np.float32(255)
-    answer = {"prediction": np.zeros(1, np.int64), "probabilities": np.zeros((1, classes))}
+    answer = {
+        "prediction": np.zeros(1, np.int64),
+        "class": np.array(["0"]),
+        "probabilities": np.zeros((1, classes)),
+    }
     return infer_signature(None, answer), image
 
 

@@ -50,7 +50,7 @@ class EngineModel(PythonModel):  # type: ignore[misc]  # mlflow has no types her
     def predict(  # type: ignore[no-untyped-def]
         self, context: PythonModelContext, model_input, params: dict[str, Any] | None = None
     ) -> dict[str, NDArray[Any]]:
-        """Return the most likely class of each image and the probabilities of all classes.
+        """Return the most likely class of each image, its name, and all probabilities.
 
         Raises:
             MlflowException: the input is refused; the server answers 400.
@@ -65,7 +65,9 @@ class EngineModel(PythonModel):  # type: ignore[misc]  # mlflow has no types her
             probabilities = self._engine.probabilities(images)
         except ValueError as error:
             raise _refusal(str(error)) from error
-        return {"prediction": probabilities.argmax(axis=1), "probabilities": probabilities}
+        prediction = probabilities.argmax(axis=1)
+        names = np.array(self._engine.class_names)[prediction]
+        return {"prediction": prediction, "class": names, "probabilities": probabilities}
 
     def _read_pictures(self, texts: NDArray[Any]) -> NDArray[np.uint8]:
         if texts.ndim != 1:

@@ -71,6 +71,8 @@ def test_probabilities_are_the_engine_s(
             answer["probabilities"], softmax(engine.logits(images).astype(np.float64), axis=1)
         )
         np.testing.assert_array_equal(answer["prediction"], engine.predict(images))
+        names = [engine.class_names[label] for label in answer["prediction"]]
+        assert answer["class"].tolist() == names
 
 
 def test_a_request_has_one_thread(
@@ -139,7 +141,7 @@ def test_pictures_in_base64_are_prepared(
         (["no base64"], r"inputs\[0\]: .*base64"),
         (
             [in_base64(np.zeros((2, 2), np.uint8)), "aGVsbG8="],
-            r"inputs\[1\]: got a file of no format",
+            r"inputs\[1\]: unknown format",
         ),
         ([["aGVsbG8="]], r"texts of shape \(1, 1\), expected a list of pictures"),
         ([None], r"inputs\[0\]: .*expected a picture file in base64"),
@@ -342,6 +344,7 @@ def test_the_shipped_model_served_without_torch_and_compiler(project: Path, tmp_
         status, answer = ask({"inputs": image.tolist()})
         assert status == 200
         assert answer["predictions"]["prediction"] == [expected["prediction"]]
+        assert answer["predictions"]["class"] == [expected["class"]]
         (probabilities,) = answer["predictions"]["probabilities"]
         np.testing.assert_allclose(probabilities, expected["probabilities"], rtol=0, atol=1e-6)
         blank = np.full((50, 40), 240, np.uint8)
