@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mnist_mamba.atomic_write import write_bytes
+from mnist_mamba.engine.binding import PREPARATIONS
 from mnist_mamba.engine.format import ModelFile, member_field
 from mnist_mamba.engine.format import encode as encode_model
 from mnist_mamba.export import describe, folded_tensors, write_model
@@ -151,7 +152,10 @@ def mixed_members() -> list[MambaClassifier]:
 
 
 def write_mixed(path: Path) -> None:
-    """Write path.bin and path.golden for an ensemble of different architectures."""
+    """Write path.bin and path.golden for an ensemble of different architectures.
+
+    Its pictures are prepared as MNIST's are, so that C's tests have such a model.
+    """
     members = mixed_members()
     files = [describe(member.config, folded_tensors(member)) for member in members]
     tensors = {
@@ -160,7 +164,8 @@ def write_mixed(path: Path) -> None:
         for name, values in file.tensors.items()
     }
     shapes = [shape for file in files for shape in file.shapes]
-    mixed = ModelFile(files[0].header, shapes, files[0].class_names, tensors)
+    header = files[0].header | {"preparation": PREPARATIONS.index("mnist")}
+    mixed = ModelFile(header, shapes, files[0].class_names, tensors)
     pixels = make_images(members[0].config, 3)[2].float() / 255
     write_bytes(path.with_suffix(".bin"), encode_model(mixed))
     write_bytes(path.with_suffix(".golden"), encode(trace_members(members, pixels)))

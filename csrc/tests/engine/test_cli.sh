@@ -277,7 +277,7 @@ done
 printf 'P2 1 1 255 7' >text.pgm
 expect 5 "$model" text.pgm
 says 'got P2, expected P5'
-mnist=$(dirname "$model")/../../../models/mnist_mamba.bin
+mnist=$(dirname "$model")/mixed_members.bin # which has that preparation
 printf 'P5 9 9 255\n%81s' '' >blank.pgm
 expect 7 "$mnist" blank.pgm
 says 'nothing drawn: got 9 x 9 pixels'
