@@ -6,6 +6,7 @@
 #include "model.h"
 
 enum { MAX_SIDE = 65535, MAX_CHANNELS = 4, MAX_OUT_SIDE = 4096 };
+enum { MIN_VARIANCE = 3 * 3 }; /* of grey levels: less is not paper and ink */
 
 static bool has_alpha(size_t channels)
 {
@@ -126,18 +127,73 @@ static void resize(const mamba_picture *picture, uint32_t height, uint32_t width
     }
 }
 
-/* Returns the grey level to put under a digit's transparent pixels. If most of the picture is
- * transparent, this is its paper: black or white, whichever differs more from the ink. If not, it
- * is left out of the drawing: it gets the mean of the others, which does not show. */
+/* How often each grey level occurs. */
+struct levels {
+    uint64_t counts[256], sum; /* sum: of the counts */
+};
+
+static void count_level(struct levels *levels, uint32_t level, uint32_t count)
+{
+    levels->counts[level] += count;
+    levels->sum += count;
+}
+
+static uint32_t median_level(const struct levels *levels)
+{
+    uint32_t level = 0;
+    for (uint64_t below = levels->counts[0]; 2 * below < levels->sum;
+         below += levels->counts[level])
+        level++;
+    return level;
+}
+
+/* Returns the mean square of the differences to `from`. */
+static double mean_square(const struct levels *levels, double from)
+{
+    double sum = 0;
+    for (uint32_t level = 0; level < 256; level++)
+        sum += (double)levels->counts[level] * (level - from) * (level - from);
+    return levels->sum ? sum / (double)levels->sum : 0;
+}
+
+/* Counts the pixels' grey levels by alpha; and again at the rim of what is opaque, by how much
+ * alpha falls from a pixel to its four neighbours. */
+static void count_levels(const mamba_picture *picture, struct levels *all, struct levels *rim)
+{
+    const struct plane grey = model_channel(picture, 0, 1, 0);
+    const size_t channels = picture->channels, stride = picture->row_stride;
+    for (size_t y = 0; y < picture->height; y++) {
+        const uint8_t *alpha = picture->pixels + y * stride + channels - 1;
+        for (size_t x = 0; x < picture->width; x++, alpha += channels) {
+            if (*alpha == 0)
+                continue;
+            const uint8_t near[] = {x > 0 ? alpha[-(ptrdiff_t)channels] : *alpha,
+                                    x + 1 < picture->width ? alpha[channels] : *alpha,
+                                    y > 0 ? alpha[-(ptrdiff_t)stride] : *alpha,
+                                    y + 1 < picture->height ? alpha[stride] : *alpha};
+            uint32_t level = 128, fall = 0;
+            for (size_t i = 0; i + 1 < channels; i++)
+                level += grey.weights[i] * (alpha - channels + 1)[i];
+            for (size_t i = 0; i < 4; i++)
+                fall += near[i] < *alpha ? *alpha - near[i] : 0;
+            count_level(all, level / 256, *alpha);
+            count_level(rim, level / 256, fall);
+        }
+    }
+}
+
+/* Returns the grey level to put under a digit's transparent pixels: that of the opaque paper, which
+ * is at the rim. Mostly transparent pictures may be ink alone. Its levels vary at the rim as they
+ * do inside, and it gets black or white, whichever differs more from it. */
 static uint32_t digit_backdrop(const mamba_picture *picture)
 {
-    const struct window whole = {0, 0, (double)picture->width, (double)picture->height};
-    struct plane plane = model_channel(picture, 0, 1, 0);
-    const double on_black = mamba_window_mean(&plane, &whole); /* mean of grey * alpha */
-    plane.backdrop = 255;
-    const double alpha = 1 - (mamba_window_mean(&plane, &whole) - on_black) / 255;
-    const double grey = alpha > 0 ? on_black / alpha : 0;
-    return alpha > 0.5 ? (uint32_t)(grey + 0.5) : grey < 127.5 ? 255 : 0;
+    struct levels all = {0}, rim = {0};
+    count_levels(picture, &all, &rim);
+    const uint32_t paper = median_level(&rim);
+    const bool mostly_opaque = all.sum > (uint64_t)picture->width * picture->height * 255 / 2;
+    if (mostly_opaque || mean_square(&all, paper) > 2 * mean_square(&rim, paper) + MIN_VARIANCE)
+        return paper;
+    return mean_square(&all, 255) > mean_square(&all, 0) ? 255 : 0;
 }
 
 static mamba_status check(const mamba_picture *picture, uint32_t preparation, uint32_t height,

@@ -18,6 +18,7 @@ from mnist_mamba.engine import Engine, EngineError, prepare_picture
 from mnist_mamba.engine.pictures import PictureError, read_picture
 from tests.tools.pasted_digits import LIGHT_AND_NOISE, PLAIN, Ranges, paste
 
+BICUBIC = Image.Resampling.BICUBIC
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "models/mnist_mamba.bin"
 
@@ -59,6 +60,56 @@ def test_a_negative_is_the_same_digit() -> None:
     for image in images[:100]:
         again = prepare_picture(255 - image, 28, 28).astype(int)
         np.testing.assert_allclose(again, image, atol=24)  # faint pixels around it are left out
+
+
+def in_canvas(page: NDArray[np.uint8], margin: int) -> Image.Image:
+    """Return an opaque grey page in the middle of transparent pixels."""
+    opaque = np.full(page.shape, 255, np.uint8)
+    return Image.fromarray(np.pad(np.dstack([page, opaque]), [(margin,) * 2] * 2 + [(0, 0)]), "LA")
+
+
+def rotated(page: NDArray[np.uint8], mode: str = "RGBA") -> Image.Image:
+    """Return a page rotated by 10 degrees: corners transparent, or (L) white."""
+    white = 255 if mode == "L" else None
+    opaque = Image.fromarray(page).convert("L" if white else "RGBA")
+    return opaque.rotate(10, BICUBIC, expand=True, fillcolor=white).convert(mode)
+
+
+@pytest.mark.parametrize(
+    ("turned", "page_of"),
+    [
+        (True, rotated),
+        (True, lambda page: rotated(page, "LA")),
+        (True, lambda page: rotated(255 - page)),
+        (False, lambda page: in_canvas(page, 8)),
+        (False, lambda page: in_canvas(page, 20).convert("RGBA")),
+        (False, lambda page: in_canvas(page, page.shape[0] // 2)),
+        (False, lambda page: in_canvas(255 - page, page.shape[0] // 2)),
+    ],
+    ids=["rotated", "rotated LA", "rotated dark", "margin 8", "margin 20", "canvas x2", "dark x2"],
+)
+def test_transparent_pixels_around_a_page_are_its_paper(
+    engine: Engine, turned: bool, page_of: Any
+) -> None:
+    """The answer is that for a white page without them, or rotated with white corners."""
+    images, _ = digits()
+    pages = [255 - np.kron(np.pad(image, 6), np.ones((3, 3), np.uint8)) for image in images[:100]]
+    seen = np.array([engine.prepare(np.asarray(page_of(page))) for page in pages])
+    expected = np.array(
+        [engine.prepare(np.asarray(rotated(page, "L")) if turned else page) for page in pages]
+    )
+    assert (engine.predict(seen) == engine.predict(expected)).mean() >= 0.98
+
+
+@pytest.mark.parametrize("ink", [(0, 0, 0), (255, 255, 255), (127, 127, 127), (255, 0, 0)])
+def test_ink_alone_on_transparency_is_the_drawing(ink: tuple[int, int, int]) -> None:
+    images, _ = digits()
+    for image in images[:100]:
+        drawing = Image.new("RGBA", (28, 28), ink)
+        drawing.putalpha(Image.fromarray(image))
+        for mode in ("RGBA", "LA"):
+            seen = prepare_picture(np.asarray(drawing.convert(mode)), 28, 28).astype(int)
+            np.testing.assert_allclose(seen, image, atol=24)
 
 
 @pytest.mark.slow

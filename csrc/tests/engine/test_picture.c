@@ -144,6 +144,37 @@ static void test_channels_and_stride(const uint8_t *seven)
         }
 }
 
+/* An opaque card with a 7 on it, and transparent pixels of any colour on its four sides. */
+static void test_transparent_margin(const uint8_t *seven)
+{
+    enum { MAX_WIDTH = SIDE * 3 };
+    static uint8_t bytes[MAX_WIDTH * MAX_WIDTH * 4];
+    static const uint8_t levels[][2] = {{0, 255}, {255, 0}, {90, 120}, {200, 170}}; /* ink, paper */
+    static const size_t margins[] = {0, 1, 3, 8, SIDE / 2, SIDE};
+    uint8_t card[PIXELS], out[PIXELS];
+    for (size_t i = 0; i < sizeof levels / sizeof *levels; i++)
+        for (size_t k = 0; k < sizeof margins / sizeof *margins; k++)
+            for (size_t channels = 2; channels <= 4; channels += 2) {
+                const size_t side = SIDE + 2 * margins[k], stride = side * channels;
+                memset(card, levels[i][1], sizeof card);
+                draw_seven(card + 4 * SIDE + 4, SIDE, 20, levels[i][0], levels[i][1]);
+                memset(bytes, i % 2 ? 0 : 77, sizeof bytes);
+                for (size_t y = 0; y < side; y++)
+                    for (size_t x = 0; x < side; x++)
+                        bytes[y * stride + (x + 1) * channels - 1] = 0;
+                for (size_t j = 0; j < PIXELS; j++) {
+                    uint8_t *pixel = bytes + (margins[k] + j / SIDE) * stride +
+                                     (margins[k] + j % SIDE) * channels;
+                    memset(pixel, card[j], channels);
+                    pixel[channels - 1] = 255;
+                }
+                const mamba_picture picture = {bytes, side, side, channels, stride};
+                CHECK(prepare(&picture, out) == MAMBA_OK && largest_difference(out, seven) == 0,
+                      "%d on %d, margin %zu, %zu channels: differs by %d", levels[i][0],
+                      levels[i][1], margins[k], channels, largest_difference(out, seven));
+            }
+}
+
 static void test_nothing_drawn(void)
 {
     enum { WIDTH = 200, HEIGHT = 90 };
@@ -271,6 +302,7 @@ int main(void)
     test_places_and_polarities(seven);
     test_gradient_and_noise(seven);
     test_channels_and_stride(seven);
+    test_transparent_margin(seven);
     test_nothing_drawn();
     test_resize();
     test_refusals();
