@@ -63,8 +63,9 @@ mamba_status mamba_idx_open(struct idx *out, const char *path, size_t rank, enum
 
 mamba_status mamba_raw_image_check(struct input *input, size_t n, mamba_error *error)
 {
-    mamba_status status = mamba_input_rest(input, n * sizeof(float),
-                                           "a float32 for each of the model's pixels", error);
+    mamba_status status = mamba_input_rest(
+        input, n * sizeof(float),
+        "a float32 for each of the model's pixels; a picture must be binary PGM or PPM", error);
     if (status != MAMBA_OK)
         return status;
     const float *pixels = (const float *)(const void *)input->file.data;

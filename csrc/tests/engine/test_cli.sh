@@ -277,6 +277,9 @@ done
 printf 'P2 1 1 255 7' >text.pgm
 expect 5 "$model" text.pgm
 says 'got P2, expected P5'
+printf '\211PNG\r\n\032\n' >photo.png
+expect 5 "$model" photo.png
+says "^mamba: photo.png: file size: got 8 bytes, expected .*; a picture must be binary PGM or PPM)$"
 mnist=$(dirname "$model")/mixed_members.bin # which has that preparation
 printf 'P5 9 9 255\n%81s' '' >blank.pgm
 expect 7 "$mnist" blank.pgm
