@@ -108,7 +108,9 @@ def convert_file(old: Path, new: Path, preparation: Preparation, classes: str) -
     """Write a model file of version 1 as one of today's version."""
     names = classes.split(",") if classes else ()
     write_bytes(new, convert(old.read_bytes(), preparation, names))
-    logger.info("%s: the model of %s", new, old)
+    logger.info("%s: the model of %s, with the preparation %s", new, old, preparation)
+    if preparation == "resize":
+        logger.info("if it reads digits as MNIST's, convert it with --preparation mnist")
 
 
 def main() -> None:

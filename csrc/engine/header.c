@@ -96,7 +96,7 @@ static mamba_status check_identity(const struct file_bytes *file, const char *pa
     if (version == 1)
         return mamba_fail(error, MAMBA_ERR_MODEL, path,
                           "version: got 1, expected %d: run `python -m pipeline.export convert "
-                          "OLD.bin NEW.bin`",
+                          "OLD.bin NEW.bin`, for digits with `--preparation mnist`",
                           VERSION);
     if (version != VERSION)
         return mamba_fail(error, MAMBA_ERR_MODEL, path, "version: got %u, expected %d", version,

@@ -274,7 +274,8 @@ def test_every_flipped_bit_is_refused(model_bytes: bytes, position: int, bit: in
         (
             8,
             1,
-            "version: got 1, expected 2: run `python -m pipeline.export convert OLD.bin NEW.bin`",
+            "version: got 1, expected 2: run `python -m pipeline.export convert OLD.bin NEW.bin`, "
+            "for digits with `--preparation mnist`",
         ),
         (16, 1, "flags: got 1"),
         (20, 65, "members: got 65"),

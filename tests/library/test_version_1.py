@@ -54,7 +54,7 @@ def test_a_converted_file_is_the_same_model(name: str) -> None:
         images = np.arange(3 * size[0] * size[1]).reshape(3, *size).astype(np.uint8)
         np.testing.assert_array_equal(after.logits(images), before.logits(images))
         assert after.class_names == names
-    with pytest.raises(EngineError, match=r"python -m pipeline\.export convert OLD\.bin NEW\.bin"):
+    with pytest.raises(EngineError, match=r"convert OLD\.bin NEW\.bin`.* `--preparation mnist`"):
         Engine(old)
 
 

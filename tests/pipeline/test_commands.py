@@ -703,19 +703,25 @@ def test_export_writes_the_checkpoint_that_the_params_name(
 
 
 def test_export_converts_a_file_of_version_1(
-    project: Path, monkeypatch: pytest.MonkeyPatch
+    project: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO")
     today = (Path(__file__).parents[2] / "csrc/tests/golden/rows_odd_dims.bin").read_bytes()
     Path("old.bin").write_bytes(version_1(today))
     replace_argv(monkeypatch, "convert", "old.bin", "new.bin")
     export.main()
     assert Path("new.bin").read_bytes() == today
+    assert "with the preparation resize" in caplog.text
+    assert "convert it with --preparation mnist" in caplog.text
+    caplog.clear()
     words = ("--preparation", "mnist", "--classes", "red,green,deep blue")
     replace_argv(monkeypatch, "convert", "old.bin", "new.bin", *words)
     export.main()
     file = read_model(Path("new.bin"))
     assert file.class_names == ("red", "green", "deep blue")
     assert file.header["preparation"] == 1
+    assert "with the preparation mnist" in caplog.text
+    assert "convert it" not in caplog.text
 
 
 @pytest.mark.parametrize("part", ["train", "val", "test"])

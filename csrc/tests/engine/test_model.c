@@ -121,7 +121,9 @@ static void test_identity(void)
     tiny_put_u32(&tiny, 8, 0x02000000u);
     expect_refused(&tiny, "byte order");
     tiny_put_u32(&tiny, 8, 1);
-    expect_refused(&tiny, "run `python -m pipeline.export convert OLD.bin NEW.bin`");
+    expect_refused(&tiny,
+                   "run `python -m pipeline.export convert OLD.bin NEW.bin`, for digits with "
+                   "`--preparation mnist`");
     tiny_free(&tiny);
 }
 

@@ -55,8 +55,10 @@ CRC_OFFSET = 12
 CHECKED_FROM = 16
 """The checksum covers the bytes from here to the end."""
 
-CONVERT = "python -m pipeline.export convert OLD.bin NEW.bin"
-"""The command that makes a file of this version from one of version 1."""
+CONVERT = (
+    "`python -m pipeline.export convert OLD.bin NEW.bin`, for digits with `--preparation mnist`"
+)
+"""How to make a file of this version from one of version 1."""
 
 
 class FormatError(ValueError):
@@ -328,7 +330,7 @@ def _decode_header(data: bytes) -> Header:
             "little-endian file"
         )
     if version != VERSION:
-        hint = f": run `{CONVERT}`" if version == 1 else ""
+        hint = f": run {CONVERT}" if version == 1 else ""
         raise FormatError(f"version: got {version}, expected {VERSION}{hint}")
     header = _unpacked(HEADER_FIELDS, data, CHECKED_FROM)
     _check_whole_numbers(HEADER_FIELDS, header)
