@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import struct
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +206,90 @@ def test_all_modes_of_pillow_become_grey_or_rgb() -> None:
     np.testing.assert_allclose(cmyk[..., 0], grey, atol=1)
     two = plain.convert("1", dither=Image.Dither.NONE)
     np.testing.assert_array_equal(read_picture(encoded(two)), [[0, 255], [0, 0]])
+
+
+def grey_tiff(values: NDArray[np.uint16], bits: int, photometric: int) -> io.BytesIO:
+    """Return a TIFF of one strip with `bits` per pixel."""
+    height, width = values.shape
+    packed = "".join(f"{value:0{bits}b}" for value in values.ravel().tolist())
+    strip = int(packed, 2).to_bytes(len(packed) // 8, "big")
+    if bits == 16:
+        strip = values.astype("<u2").tobytes()
+    tags = (256, width), (257, height), (258, bits), (259, 1), (262, photometric)
+    tags += (273, 8), (277, 1), (278, height), (279, len(strip))
+    entries = b"".join(struct.pack("<HHII", tag, 3, 1, value) for tag, value in tags)
+    start = 8 + len(strip)
+    directory = struct.pack("<H", len(tags)) + entries + bytes(4)
+    return io.BytesIO(b"II*\0" + struct.pack("<I", start) + strip + directory)
+
+
+@pytest.mark.parametrize("bits", [12, 16])
+def test_the_range_of_a_grey_tiff_is_that_of_its_bits(bits: int) -> None:
+    grey = np.array([[0, 255], [51, 102]], np.uint8)
+    values = np.rint(grey / 255 * (2**bits - 1)).astype(np.uint16)
+    np.testing.assert_array_equal(read_picture(grey_tiff(values, bits, 1)), grey)
+
+
+def test_a_tiff_whose_0_is_white_is_inverted() -> None:
+    grey = np.array([[0, 255], [51, 102]], np.uint8)
+    values = grey.astype(np.uint16) * 257
+    np.testing.assert_array_equal(read_picture(grey_tiff(values, 16, 0)), 255 - grey)
+
+
+def test_a_transparent_value_of_16_bits_becomes_alpha() -> None:
+    values = Image.fromarray(np.array([[0, 8000], [1, 65535]], np.uint16))
+    picture = read_picture(encoded(values, transparency=0))
+    np.testing.assert_array_equal(picture[..., 0], [[0, 31], [0, 255]])
+    np.testing.assert_array_equal(picture[..., 1], [[0, 255], [255, 255]])
+
+
+@pytest.mark.parametrize("mode", ["RGB", "I;16", "P"])
+def test_the_strips_of_a_large_picture_fit(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (7, 5, 3), dtype=np.uint8)
+    picture = Image.fromarray(noise)
+    if mode == "I;16":
+        picture = Image.fromarray(noise[..., 0].astype(np.uint16) * 257)
+    elif mode == "P":
+        picture = picture.quantize(8)
+    whole = read_picture(encoded(picture))
+    monkeypatch.setattr("mnist_mamba.engine.pictures.STRIP", 10)
+    np.testing.assert_array_equal(read_picture(encoded(picture)), whole)
+
+
+PEAK = """
+import re, sys
+from pathlib import Path
+from mnist_mamba.engine.pictures import read_picture
+def peak():
+    return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+read_picture(sys.argv[1])
+before = peak()
+height, width = read_picture(sys.argv[2]).shape[:2]
+print((peak() - before) / (height * width))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize(
+    ("mode", "kind", "limit", "options"),
+    [
+        ("I;16", "PNG", 6, {}),
+        ("CMYK", "JPEG", 14, {"progressive": True}),
+        ("RGBA", "PNG", 10, {}),
+        ("P", "PNG", 10, {"transparency": 0}),
+        ("RGB", "TIFF", 10, {"compression": "tiff_deflate"}),
+        ("RGB", "JPEG", 12, {"progressive": True, "subsampling": 0}),
+        ("RGBA", "WEBP", 20, {"lossless": True}),
+    ],
+)
+def test_the_memory_of_a_small_file_of_a_large_picture(
+    tmp_path: Path, mode: str, kind: str, limit: float, options: dict[str, Any]
+) -> None:
+    Image.new(mode, (8, 8)).save(tmp_path / "small", kind, **options)
+    Image.new(mode, (4000, 4000)).save(tmp_path / "large", kind, **options)
+    words = [sys.executable, "-c", PEAK, str(tmp_path / "small"), str(tmp_path / "large")]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert float(done.stdout) <= limit
 
 
 def test_exif_orientation_and_the_first_frame() -> None:

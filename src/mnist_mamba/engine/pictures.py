@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -9,6 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 INSTALL_PILLOW = "pictures need Pillow: run `pip install pillow`"
+STRIP = 1 << 20
+"""Pixels that are converted at once, so that copies of a large picture stay small."""
+BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262
+"""TIFF's tags; PHOTOMETRIC is 0 if the smallest value is white."""
 
 
 class PictureError(ValueError):
@@ -25,8 +31,8 @@ def read_picture(
         formats: Pillow's names of the formats to read; None reads all that Pillow knows.
 
     Returns:
-        (h, w) grey or (h, w, 2 to 4) grey and alpha, RGB, or RGB and alpha. Values of 16
-        bits are scaled to 0..255; palettes, CMYK and other colour spaces become RGB.
+        (h, w) grey or (h, w, 2 to 4) grey and alpha, RGB, or RGB and alpha. Values of 12
+        and 16 bits are scaled to 0..255; palettes, CMYK and other colour spaces become RGB.
 
     Raises:
         PictureError: Pillow cannot read it, or a picture has more than 178 million pixels.
@@ -39,8 +45,9 @@ def read_picture(
         raise ModuleNotFoundError(INSTALL_PILLOW, name=error.name) from error
     with Path(source).open("rb") if isinstance(source, str | Path) else source as file:
         try:
-            with Image.open(file, formats=formats) as opened:
-                return _pixels(ImageOps.exif_transpose(opened), opened.format)
+            with Image.open(file, formats=formats) as image:
+                ImageOps.exif_transpose(image, in_place=True)
+                return _pixels(image)
         except PictureError:
             raise
         except Exception as error:  # Pillow's decoders raise errors of many types
@@ -50,14 +57,40 @@ def read_picture(
             raise PictureError(f"{reason}; expected a complete picture, such as PNG") from error
 
 
-def _pixels(image: Any, source: str | None) -> NDArray[np.uint8]:
-    """Return the pixels of a PIL image of a format as grey or RGB, with alpha if it has some."""
-    if image.mode.startswith("I;16") or (image.mode, source) == ("I", "PPM"):
-        return np.rint(np.asarray(image) * (255 / 65535)).astype(np.uint8)
+def _pixels(image: Any) -> NDArray[np.uint8]:
+    """Return the pixels of a PIL image as grey or RGB, with alpha if it has some."""
+    convert = _converter(image)
+    rows = max(1, STRIP // image.width)
+    pixels = np.empty((0,), np.uint8)
+    for top in range(0, image.height, rows):
+        strip = convert(image.crop((0, top, image.width, min(top + rows, image.height))))
+        if top == 0:
+            pixels = np.empty((image.height, *strip.shape[1:]), np.uint8)
+        pixels[top : top + rows] = strip
+    return pixels
+
+
+def _converter(image: Any) -> Callable[[Any], NDArray[Any]]:
+    """Return the function that converts a strip of the image."""
+    if image.mode.startswith("I;16") or (image.mode, image.format) == ("I", "PPM"):
+        tags = image.tag_v2 if image.format == "TIFF" else {}
+        largest = 2 ** tags.get(BITS_PER_SAMPLE, (16,))[0] - 1
+        negative = tags.get(PHOTOMETRIC) == 0
+        return partial(_grey, largest, negative, image.info.get("transparency"))
     if image.mode in ("I", "F"):
         raise PictureError("32 bits per pixel, expected 8 or 16")
+    mode = "L" if image.mode in ("1", "L") else "RGB"
     if image.has_transparency_data:
-        image = image.convert("LA" if image.mode in ("L", "LA", "La") else "RGBA")
-    elif image.mode not in ("L", "RGB"):
-        image = image.convert("L" if image.mode == "1" else "RGB")
-    return np.asarray(image, dtype=np.uint8)
+        mode = "LA" if image.mode in ("L", "LA", "La") else "RGBA"
+    return lambda strip: np.asarray(strip.convert(mode))
+
+
+def _grey(largest: int, negative: bool, transparent: int | None, strip: Any) -> NDArray[Any]:
+    """Scale values of more than 8 bits; add alpha if one of them stands for transparency."""
+    values = np.asarray(strip)
+    grey = np.rint(values * (255 / largest)).astype(np.uint8)
+    if negative:
+        grey = 255 - grey
+    if transparent is None:
+        return grey
+    return np.dstack([grey, np.where(values == transparent, 0, 255)])
