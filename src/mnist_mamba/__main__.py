@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from mnist_mamba.engine import Engine, EngineError
-from mnist_mamba.engine.pictures import PictureError, read_picture
+from mnist_mamba.engine.pictures import FORMATS, PictureError, read_picture
 
 MODEL = Path("models/mnist_mamba.bin")
 """The project's shipped model, where this is run in its folder."""
@@ -26,7 +26,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Return the parsed command line."""
     parser = argparse.ArgumentParser(
         prog="python -m mnist_mamba",
-        description="Classify pictures of any size and of any format that Pillow reads.",
+        description=f"Classify pictures of any size: {', '.join(FORMATS)}.",
         epilog="Exit codes: 0 all pictures are answered; 2 usage; 3 a file cannot be opened; 4 bad "
         "model file; 5 a file is not a picture; 7 nothing is drawn in a picture. A picture that "
         "fails is named on stderr, the others are answered, and the largest code is returned.",

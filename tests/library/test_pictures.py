@@ -18,7 +18,7 @@ from PIL import Image
 from mnist_mamba.__main__ import main
 from mnist_mamba.data.idx import read_images, read_labels
 from mnist_mamba.engine import Engine, EngineError, prepare_picture
-from mnist_mamba.engine.pictures import PictureError, read_picture
+from mnist_mamba.engine.pictures import FORMATS, PictureError, read_picture
 from tests.tools.pasted_digits import LIGHT_AND_NOISE, PLAIN, Ranges, paste
 
 BICUBIC = Image.Resampling.BICUBIC
@@ -292,6 +292,17 @@ def test_the_memory_of_a_small_file_of_a_large_picture(
     assert float(done.stdout) <= limit
 
 
+def test_no_reader_that_starts_a_program_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    eps = encoded(Image.new("L", (9, 9)), "EPS").getvalue()
+    with pytest.raises(PictureError, match=f"^unknown format; expected {', '.join(FORMATS)}$"):
+        read_picture(io.BytesIO(eps))
+    (tmp_path / "a.png").write_bytes(eps)
+    assert main(["predict", "--model", str(MODEL), str(tmp_path / "a.png")]) == 5
+    assert "a.png: unknown format; expected PNG, JPEG" in capsys.readouterr().err
+
+
 def test_exif_orientation_and_the_first_frame() -> None:
     wide = Image.fromarray(np.zeros((2, 3), np.uint8))
     exif = Image.Exif()
@@ -307,7 +318,7 @@ def test_a_damaged_picture_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     for kind in ("PNG", "JPEG", "GIF", "TIFF", "BMP", "WEBP"):
         content = encoded(Image.fromarray(noise), kind).getvalue()
         for size in (0, 9, 30, len(content) // 2):
-            with pytest.raises(PictureError, match="expected a complete picture"):
+            with pytest.raises(PictureError, match=r"expected (a complete picture|PNG, JPEG)"):
                 read_picture(io.BytesIO(content[:size]))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40)
     with pytest.raises(PictureError, match="decompression bomb"):

@@ -135,6 +135,13 @@ def test_pictures_in_base64_are_prepared(
         )
 
 
+def test_no_picture_starts_a_program(served_model: serving.EngineModel) -> None:
+    file = io.BytesIO()
+    Image.new("L", (9, 9)).save(file, "EPS")
+    with pytest.raises(MlflowException, match=r"inputs\[0\]: unknown format; expected PNG"):
+        served_model.predict(None, [base64.b64encode(file.getvalue()).decode()])
+
+
 @pytest.mark.parametrize(
     ("texts", "words"),
     [

@@ -13,14 +13,13 @@ import numpy as np
 from mnist_mamba.config import LIMITS, Preparation
 from mnist_mamba.data.splits import TEST_SEED, DataError, DataSet, LabelledImages, some, split
 from mnist_mamba.engine.binding import EngineError, find_library, prepare_picture
-from mnist_mamba.engine.pictures import PictureError, read_picture
+from mnist_mamba.engine.pictures import FORMATS, PictureError, read_picture
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
 logger = logging.getLogger(__name__)
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 NOT_DATA = {"Thumbs.db", "desktop.ini", "__MACOSX"}
 """Names that Windows and macOS leave in folders; hidden files are ignored too."""
 MAX_NAME = 255

@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 INSTALL_PILLOW = "pictures need Pillow: run `pip install pillow`"
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+"""The formats to read, by Pillow's names. None of their readers starts a program."""
 STRIP = 1 << 20
 """Pixels that are converted at once, so that copies of a large picture stay small."""
 BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262
@@ -22,13 +24,13 @@ class PictureError(ValueError):
 
 
 def read_picture(
-    source: str | Path | IO[bytes], formats: tuple[str, ...] | None = None
+    source: str | Path | IO[bytes], formats: tuple[str, ...] = FORMATS
 ) -> NDArray[np.uint8]:
     """Return the first frame of a picture file, upright as its EXIF data says.
 
     Args:
         source: a path or an open file.
-        formats: Pillow's names of the formats to read; None reads all that Pillow knows.
+        formats: Pillow's names of the formats to read.
 
     Returns:
         (h, w) grey or (h, w, 2 to 4) grey and alpha, RGB, or RGB and alpha. Values of 12
@@ -50,10 +52,10 @@ def read_picture(
                 return _pixels(image)
         except PictureError:
             raise
+        except UnidentifiedImageError as error:
+            raise PictureError(f"unknown format; expected {', '.join(formats)}") from error
         except Exception as error:  # Pillow's decoders raise errors of many types
             reason = " ".join(str(error).split())
-            if isinstance(error, UnidentifiedImageError):
-                reason = "unknown format"
             raise PictureError(f"{reason}; expected a complete picture, such as PNG") from error
 
 
