@@ -55,7 +55,9 @@ class EngineModel(PythonModel):  # type: ignore[misc]  # mlflow has no types her
         Raises:
             MlflowException: the input is refused; the server answers 400.
         """
-        images = np.asarray(model_input)
+        texts = isinstance(model_input, list) and any(isinstance(one, str) for one in model_input)
+        # In an array of numpy's own texts each would take as much memory as the longest.
+        images = np.asarray(model_input, dtype=object if texts else None)
         if images.dtype.kind in "OSU":
             images = self._read_pictures(images)
         elif images.dtype != np.uint8:

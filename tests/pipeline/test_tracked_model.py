@@ -11,6 +11,7 @@ import shutil
 import signal
 import socket
 import time
+import tracemalloc
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -133,6 +134,18 @@ def test_pictures_in_base64_are_prepared(
         np.testing.assert_array_equal(
             served_model.predict(None, prepared)["probabilities"], answer["probabilities"]
         )
+
+
+def test_a_long_text_does_not_lengthen_the_others(served_model: serving.EngineModel) -> None:
+    short = in_base64(np.array([[0, 200], [90, 255]], np.uint8))
+    texts = [short] * 200 + [100_000 * "A"]
+    tracemalloc.start()
+    try:
+        with pytest.raises(MlflowException, match=r"inputs\[200\]: unknown format"):
+            served_model.predict(None, texts)
+        assert tracemalloc.get_traced_memory()[1] < 10e6  # 200 x 100,000 letters take 80 MB
+    finally:
+        tracemalloc.stop()
 
 
 def test_no_picture_starts_a_program(served_model: serving.EngineModel) -> None:
