@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import sys
@@ -39,7 +40,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     predict.add_argument("--model", type=Path, default=MODEL, help=f"model file (default: {MODEL})")
     predict.add_argument("--show", action="store_true", help="print what the model sees")
     predict.add_argument("--json", action="store_true", help="print one line of JSON per picture")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.pictures.count("-") > 1:
+        parser.error("PICTURE: got - twice, expected it once, as stdin holds one picture")
+    return options
 
 
 def answer(engine: Engine, name: str, options: argparse.Namespace) -> str:
@@ -72,6 +76,9 @@ def answer(engine: Engine, name: str, options: argparse.Namespace) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
     options = parse(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # its encoding may lack letters of class names
+            stream.reconfigure(errors="backslashreplace")
     code = 0
     try:
         engine = Engine(options.model, threads=1)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
+import os
 import struct
 import subprocess
 import sys
@@ -18,6 +20,7 @@ from PIL import Image
 from mnist_mamba.__main__ import main
 from mnist_mamba.data.idx import read_images, read_labels
 from mnist_mamba.engine import Engine, EngineError, prepare_picture
+from mnist_mamba.engine.format import decode, encode
 from mnist_mamba.engine.pictures import FORMATS, PictureError, read_picture
 from tests.tools.pasted_digits import LIGHT_AND_NOISE, PLAIN, Ranges, paste
 
@@ -352,3 +355,28 @@ def test_the_command_names_broken_pictures_and_answers_the_others(
     assert main([*command, "missing.png"]) == 3
     assert main(["predict", "one.png"]) == 3
     assert "--model" in capsys.readouterr().err
+
+
+def test_names_outside_the_encoding_and_a_second_stdin(tmp_path: Path) -> None:
+    file = decode(MODEL.read_bytes())
+    names = tuple(f"größe {label} ≥" for label in range(10))
+    (tmp_path / "m.bin").write_bytes(encode(dataclasses.replace(file, class_names=names)))
+    picture = np.full((50, 40), 240, np.uint8)
+    picture[10:40, 18:23] = 20
+    words = [sys.executable, "-m", "mnist_mamba", "predict", "--model", str(tmp_path / "m.bin")]
+
+    def predict(*pictures: str) -> subprocess.CompletedProcess[bytes]:
+        return subprocess.run(
+            [*words, *pictures],
+            input=encoded(Image.fromarray(picture)).getvalue(),
+            capture_output=True,
+            env={**os.environ, "PYTHONIOENCODING": "ascii"},
+            check=False,
+        )
+
+    done = predict("-")
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.startswith(rb"-: gr\xf6\xdfe 1 \u2265  ")
+    done = predict("-", "-")
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert b"got - twice, expected it once" in done.stderr
