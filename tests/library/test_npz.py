@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import tracemalloc
 import zipfile
@@ -84,6 +85,10 @@ CASES: list[tuple[dict[str, Any], str]] = [
     ({"y_train": np.arange(20) - 1}, r"y_train: got -1 to 18, expected labels in 0\.\.255"),
     ({"y_train": LARGE}, r"y_train: got 0 to 380, expected labels in 0\.\.255"),
     ({"x_train": np.zeros((0, 4, 5), np.uint8), "y_train": LARGE[:0]}, "y_train: .* at least one"),
+    ({"class_names": np.array([["cat"], ["dog"], ["owl"]])}, r"got <U3 \(3, 1\), expected one dim"),
+    ({"class_names": np.array("abc")}, r"class_names: got <U3 \(\), expected one dimension"),
+    ({"class_names": np.array(["a"] * 257)}, r"got <U1 \(257,\), .* up to 256 names"),
+    ({"class_names": np.array(["a" * 256] * 3)}, r"got <U256 \(3,\), .* up to 255 characters"),
     ({"class_names": np.array([1, 2, 3])}, "class_names: got the dtype int64, expected text"),
 ]
 
@@ -118,14 +123,20 @@ def test_a_damaged_array_is_refused(tmp_path: Path) -> None:
     data = path.read_bytes()
     place = data.index(bytes(arrays()["x_train"][5]))
     path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
-    with pytest.raises(DataError, match=r"not a readable \.npz file: Bad CRC-32"):
+    with pytest.raises(DataError, match=r"data\.npz: x_train: not an array: Bad CRC-32"):
         load_npz(path, 0.2)
 
 
-def header_of(shape: str) -> bytes:
-    """Return an .npy file's header that claims a shape."""
-    text = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
-    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text.encode()
+def with_header(text: str, version: int = 1) -> bytes:
+    """Return an .npy file's start with a header of any text."""
+    size = struct.pack("<H" if version == 1 else "<I", len(text))
+    return b"\x93NUMPY" + bytes([version, 0]) + size + text.encode()
+
+
+def header_of(shape: str, version: int = 1, dtype: str = "|u1") -> bytes:
+    """Return an .npy file's start that claims a shape."""
+    text = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}"
+    return with_header(text.ljust(117) + "\n", version)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +144,14 @@ def header_of(shape: str) -> bytes:
     [
         (header_of("(4294967296, 4096, 4096)") + bytes(100), "which is not the size of uint8"),
         (header_of("(1, 2, 2)") + bytes(5), "which is not the size of uint8"),
-        (header_of("(1, 2, -2)") + bytes(4), "which is not the size of uint8"),
+        (
+            header_of("(1, 2, -2)") + bytes(4),
+            r"got the shape \(1, 2, -2\) of uint8, expected whole",
+        ),
+        (header_of("(1, -2, -2)") + bytes(4), "expected whole numbers from 0"),
+        (header_of("(True, 2, 2)") + bytes(4), "expected whole numbers from 0"),
+        (header_of(f"(0, {10**30}, 2)"), "data.npz: "),
+        (header_of("(1, 2, 2)", 9) + bytes(4), r"got version 9\.0, expected 1\.0, 2\.0 or 3\.0"),
         (header_of("(1, 2, 'a')") + bytes(4), "x_train: not an array"),
         (bytes(300), "x_train: not an array"),
         (b"", "x_train: not an array"),
@@ -155,6 +173,64 @@ def test_a_small_file_takes_little_memory(
         assert tracemalloc.get_traced_memory()[1] < 2**20
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(header_of(side) for side in ("9" * 5000, "-" * 5000 + "1", "[" * 3000 + "]" * 3000)),
+        *(with_header(text) for text in ("(" * 200, "  {\n")),
+    ],
+    ids=["digits", "signs", "brackets", "open", "indented"],
+)
+def test_a_header_that_is_not_python_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = saved(tmp_path, x_train=None)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("x_train.npy", content)
+    with pytest.raises(DataError, match=rf"^{path}: x_train: not an array: ") as error:
+        load_npz(path, 0.2)
+    assert len(str(error.value)) < 1000
+
+
+def test_an_empty_dtype_takes_no_memory(tmp_path: Path) -> None:
+    path = saved(tmp_path)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("class_names.npy", header_of(f"({10**6},)", dtype="<U0"))
+    with pytest.raises(DataError, match=r"class_names: .* expected .* at least one byte"):
+        load_npz(path, 0.2)
+
+
+@pytest.mark.parametrize("kind", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2, zipfile.ZIP_DEFLATED])
+def test_damaged_compression_is_refused(tmp_path: Path, kind: int) -> None:
+    path = tmp_path / "data.npz"
+    with zipfile.ZipFile(path, "w", kind) as archive:
+        for name, values in arrays().items():
+            with archive.open(f"{name}.npy", "w") as file:
+                np.save(file, values)
+    data = bytearray(path.read_bytes())
+    data[50:90] = bytes(byte ^ 0x55 for byte in data[50:90])
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=rf"^{path}: "):
+        load_npz(path, 0.2)
+
+
+def test_an_encrypted_file_is_refused(tmp_path: Path) -> None:
+    path = saved(tmp_path)
+    data = bytearray(path.read_bytes())
+    for mark, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        place = data.find(mark)
+        while place >= 0:
+            data[place + flags] |= 1
+            place = data.find(mark, place + 1)
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=r"data\.npz: not a readable \.npz file: .*encrypted"):
+        load_npz(path, 0.2)
+
+
+def test_a_pipe_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "data.npz")
+    with pytest.raises(DataError, match="not a regular file"):
+        load_npz(tmp_path / "data.npz", 0.2)
 
 
 def test_a_stored_array_is_not_larger_than_its_file(tmp_path: Path) -> None:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 import zipfile
-import zlib
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.lib import format as npy
@@ -18,6 +17,8 @@ from mnist_mamba.data.splits import TEST_SEED, DataError, DataSet, LabelledImage
 
 TRAIN, TEST, WHOLE = ("x_train", "y_train"), ("x_test", "y_test"), ("x", "y")
 NAMES = "class_names"
+MAX_NAME = 255
+"""Longest class name, in characters: no name of up to 255 bytes of UTF-8 has more."""
 
 
 def load_npz(path: Path, test_fraction: float) -> DataSet:
@@ -25,7 +26,7 @@ def load_npz(path: Path, test_fraction: float) -> DataSet:
 
     It has the arrays x_train, y_train, x_test and y_test, or x and y, of which a part becomes the
     test set. x is uint8, (n, height, width) or (n, height, width, channels); y has whole numbers
-    from 0, (n,) or (n, 1). class_names, an array of text, is optional.
+    from 0, (n,) or (n, 1). class_names, (classes,) text, is optional.
 
     Args:
         path: the file.
@@ -35,11 +36,20 @@ def load_npz(path: Path, test_fraction: float) -> DataSet:
         DataError: another file, other arrays, or a compressed array above MAX_UNPACKED bytes.
         OSError: the file cannot be read.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return _load(archive, path, test_fraction)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
-        raise DataError(f"{path}: not a readable .npz file: {error}") from error
+    if path.exists() and not path.is_file():
+        raise DataError(f"{path}: not a regular file, expected an .npz file")
+    with path.open("rb") as file:
+        try:
+            with zipfile.ZipFile(file) as archive:
+                return _load(archive, path, test_fraction)
+        except DataError:
+            raise
+        except Exception as error:  # the readers of archives raise errors of many types
+            raise DataError(f"{path}: not a readable .npz file: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _load(archive: zipfile.ZipFile, path: Path, test_fraction: float) -> DataSet:
@@ -98,16 +108,19 @@ def _array(archive: zipfile.ZipFile, path: Path, name: str, kinds: str) -> NDArr
             "array without compression, by numpy.savez"
         )
     with archive.open(entry) as file:
-        try:
-            version = npy.read_magic(file)
-            read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-            shape, _, dtype = read(file)
-        except ValueError as error:
-            raise DataError(f"{path}: {name}: not an array: {error}") from error
+        shape, dtype = _header(file, path, name)
         if dtype.kind not in kinds:
             raise DataError(
                 f"{path}: {name}: got the dtype {dtype}, expected "
                 f"{'text' if kinds == 'U' else 'uint8' if kinds == 'u' else 'whole numbers'}"
+            )
+        most = int(LIMITS["n_classes"].high)
+        if name == NAMES and (
+            len(shape) != 1 or shape[0] > most or dtype.itemsize > np.dtype(f"U{MAX_NAME}").itemsize
+        ):
+            raise DataError(
+                f"{path}: {name}: got {dtype} {shape}, expected one dimension of up to {most} "
+                f"names of up to {MAX_NAME} characters"
             )
         if math.prod(shape) * dtype.itemsize != entry.file_size - file.tell():
             raise DataError(
@@ -116,3 +129,21 @@ def _array(archive: zipfile.ZipFile, path: Path, name: str, kinds: str) -> NDArr
             )
     with archive.open(entry) as file:
         return npy.read_array(file, allow_pickle=False)
+
+
+def _header(file: IO[bytes], path: Path, name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Return the shape and dtype of an .npy file, and leave `file` at its first value."""
+    try:
+        version = npy.read_magic(file)
+        if version not in ((1, 0), (2, 0), (3, 0)):
+            raise ValueError(f"got version {version[0]}.{version[1]}, expected 1.0, 2.0 or 3.0")
+        read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+        shape, _, dtype = read(file)
+    except Exception as error:  # the header is parsed as Python, which fails in many ways
+        raise DataError(f"{path}: {name}: not an array: {_reason(error)}") from error
+    if any(type(side) is not int or side < 0 for side in shape) or not dtype.itemsize:
+        raise DataError(
+            f"{path}: {name}: got the shape {shape} of {dtype}, expected whole numbers from 0, and "
+            "a dtype of at least one byte"
+        )
+    return shape, dtype
