@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
+import os
+import sys
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
@@ -156,7 +159,7 @@ def test_unsuitable_folders_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"too few pictures: owl \(0\), yak \(2\); .* least 3 in"):
         find_pictures(empty)
     write_classes(tmp_path / "no_classes", ("train", "test"))
-    with pytest.raises(DataError, match="no_classes: test, train have no class folders"):
+    with pytest.raises(DataError, match="no_classes: got the folders test, train, expected"):
         find_pictures(tmp_path / "no_classes")
     write_classes(tmp_path / "half" / "train")
     with pytest.raises(DataError, match="train has class folders, but test has none"):
@@ -164,6 +167,43 @@ def test_unsuitable_folders_are_named(tmp_path: Path) -> None:
     write_classes(tmp_path / "half" / "test", ("cat", "dog", "owl", "yak"))
     with pytest.raises(DataError, match=r"half/test: classes \['owl', 'yak'\] are missing in"):
         find_pictures(tmp_path / "half")
+
+
+@pytest.mark.parametrize(
+    "names", [("Train", "Test"), ("TRAIN", "test"), ("train", "val"), ("test", "Validation")]
+)
+def test_parts_of_a_data_set_are_not_taken_for_classes(
+    tmp_path: Path, names: tuple[str, str]
+) -> None:
+    for name in names:
+        write_classes(tmp_path / name)
+    with pytest.raises(DataError, match=r"expected .* \(rename .*val to test\)"):
+        find_pictures(tmp_path)
+
+
+def test_a_folder_around_the_real_one_is_named(tmp_path: Path) -> None:
+    write_classes(tmp_path / "photos")
+    with pytest.raises(DataError, match=f"set data.folder to {tmp_path / 'photos'}$"):
+        find_pictures(tmp_path)
+
+
+def test_a_pipe_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(write_classes(tmp_path) / "cat" / "x.png")
+    with pytest.raises(DataError, match=r"1 of 9 files .*cat/x\.png \(not a regular file\)"):
+        find_pictures(tmp_path)
+
+
+def test_pictures_may_be_in_deep_folders(tmp_path: Path) -> None:
+    place = write_classes(tmp_path, n=3) / "cat"
+    for _ in range(200):
+        place /= "d"
+    write(place / "x.png")
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(len(inspect.stack()) + 100)
+    try:
+        assert len(find_pictures(tmp_path).train) == 7
+    finally:
+        sys.setrecursionlimit(limit)
 
 
 @pytest.mark.parametrize("n", [256, 257])
@@ -196,10 +236,21 @@ def test_the_first_frame_of_a_gif_counts(tmp_path: Path) -> None:
         np.testing.assert_array_equal(found, np.asarray(picture.convert("RGB")))
 
 
-def test_a_picture_of_another_format_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ending", ["eps", "ppm"])
+@pytest.mark.parametrize("size", [None, (6, 8)])
+def test_a_picture_of_another_format_is_refused(
+    tmp_path: Path, ending: str, size: tuple[int, int] | None
+) -> None:
     write_classes(tmp_path)
-    write(tmp_path / "cat" / "x.eps")  # Pillow would run Ghostscript
-    with pytest.raises(DataError, match=r"1 of 9 files .*cat/x\.eps \(unknown format\)"):
+    write(tmp_path / "cat" / f"x.{ending}")  # Pillow would run Ghostscript for EPS
+    with pytest.raises(DataError, match=rf"1 of 9 files .*cat/x\.{ending} \(unknown format"):
+        load(tmp_path, size)
+
+
+@pytest.mark.parametrize("name", ["x.heic", "x.HEIF"])
+def test_heic_is_to_be_converted(tmp_path: Path, name: str) -> None:
+    (write_classes(tmp_path) / "cat" / name).write_bytes(b"\0\0\0\x18ftypheic")
+    with pytest.raises(DataError, match="convert HEIC to JPEG"):
         load(tmp_path)
 
 
@@ -290,6 +341,17 @@ def test_pictures_of_different_sizes_need_a_size(tmp_path: Path) -> None:
         assert words in message
     train, *_ = load(tmp_path, (5, 7))
     assert train.images.shape[1:] == (5, 7, 3)
+
+
+def test_squashed_pictures_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_classes(tmp_path)
+    write(tmp_path / "dog" / "tall.png", colours(1, (30, 20)))
+    load(tmp_path, (6, 8))
+    assert "1 of 9 pictures have sides of another ratio than 6 x 8" in caplog.text
+    caplog.clear()
+    (tmp_path / "dog" / "tall.png").unlink()
+    load(tmp_path, (12, 16))
+    assert not caplog.records
 
 
 def shrunk(image: Any, size: tuple[int, int]) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,10 @@ NOT_DATA = {"Thumbs.db", "desktop.ini", "__MACOSX"}
 """Names that Windows and macOS leave in folders; hidden files are ignored too."""
 MAX_NAME = 255
 """Longest class name, in bytes of UTF-8."""
+PARTS = {"train", "training", "test", "testing", "val", "valid", "validation"}
+"""Names, in any case, that two folders next to each other have for the parts of a data set."""
+SQUASHED = 1.1
+"""Smallest change of the ratio of a picture's sides that is worth a warning."""
 ORIENTATION, TURNED = 0x0112, {5, 6, 7, 8}
 """EXIF's tag, and its values that exchange height and width."""
 
@@ -54,14 +59,13 @@ def find_pictures(folder: Path) -> PictureFiles:
     if not folder.is_dir():
         raise DataError(f"{folder}: not a folder, expected class folders of pictures (data.folder)")
     if not _folders(folder / "train"):  # a class may be named train
+        _refuse_other_structures(folder)
         classes = _classes(folder, _files(folder), least=3)
-        if classes.keys() <= {"train", "test", "val"}:
-            raise DataError(f"{folder}: {', '.join(classes)} have no class folders, expected some")
         return PictureFiles(tuple(classes), _labelled(classes, tuple(classes)), [])
     if not _folders(folder / "test"):
         raise DataError(
-            f"{folder}: train has class folders, but test has none: expected both, or class "
-            "folders without train and test"
+            f"{folder}: train has class folders, but test has none: expected both (rename a folder "
+            "val to test), or class folders without train and test"
         )
     others = [path for path in _visible(folder) if path.name not in ("train", "test")]
     train = _classes(folder / "train", _files(folder / "train") + others, least=2)
@@ -70,6 +74,22 @@ def find_pictures(folder: Path) -> PictureFiles:
         raise DataError(f"{folder / 'test'}: classes {unknown} are missing in {folder / 'train'}")
     names = tuple(train)
     return PictureFiles(names, _labelled(train, names), _labelled(test, names))
+
+
+def _refuse_other_structures(folder: Path) -> None:
+    """Refuse parts of a data set in the place of classes, and a folder around the real one."""
+    inner = _folders(folder)
+    if len(inner) == 1 and _folders(inner[0]):
+        raise DataError(
+            f"{folder}: got the single folder {inner[0].name}, expected class folders: set "
+            f"data.folder to {inner[0]}"
+        )
+    parts = [path.name for path in inner if path.name.casefold() in PARTS]
+    if len(parts) > 1:
+        raise DataError(
+            f"{folder}: got the folders {', '.join(parts)}, expected class folders, or two folders "
+            "with the names train and test and class folders in them (rename val to test)"
+        )
 
 
 def _visible(folder: Path) -> list[Path]:
@@ -102,6 +122,9 @@ def _classes(folder: Path, ignored: Sequence[Path], least: int) -> dict[str, lis
             f"{folder}: class folders with too few pictures: {some(few)}; expected at least "
             f"{least} in each"
         )
+    everything = [path for files in found.values() for path in files]
+    odd = [f"{path} (not a regular file)" for path in everything if not path.is_file()]
+    _refuse(odd, len(everything))
     if ignored:
         names = some([path.name for path in ignored])
         logger.warning("%s: not in a class folder, so not used: %s", folder, names)
@@ -110,10 +133,12 @@ def _classes(folder: Path, ignored: Sequence[Path], least: int) -> dict[str, lis
 
 def _below(folder: Path) -> list[Path]:
     """Return the files of a folder and its subfolders; a link to a folder counts as a file."""
-    found = []
-    for path in _visible(folder):
-        found += _below(path) if path.is_dir() and not path.is_symlink() else [path]
-    return found
+    found: list[Path] = []
+    waiting = [folder]
+    while waiting:  # not recursive: folders may be deeper than Python's stack
+        for path in _visible(waiting.pop()):
+            (waiting if path.is_dir() and not path.is_symlink() else found).append(path)
+    return sorted(found)
 
 
 def _class_name(folder: Path) -> str:
@@ -191,13 +216,14 @@ def load_folder(
     files = find_pictures(folder)
     height, width = size or picture_size(files)
     channels = 1 if preparation == "mnist" else 3
-    library, broken = find_library(), []
+    library, broken, squashed = find_library(), [], []
 
     def load(part: Files) -> LabelledImages:
         images = []
         for path, _ in part:
             try:
                 picture = read_picture(path, FORMATS)
+                squashed.append(_squashed(picture.shape[:2], (height, width)))
                 images.append(
                     prepare_picture(
                         picture, height, width, channels, preparation=preparation, library=library
@@ -211,9 +237,20 @@ def load_folder(
 
     train, test = load(files.train), load(files.test)
     _refuse(broken, len(files.train + files.test))
+    if preparation == "resize" and any(squashed):
+        logger.warning(
+            "%d of %d pictures have sides of another ratio than %d x %d, and are squashed to that "
+            "size: crop them, or choose another data.resize",
+            *(sum(squashed), len(squashed), height, width),
+        )
     if not files.test:
         train, test = split(train, test_fraction, TEST_SEED)
     return DataSet(train, test, files.class_names)
+
+
+def _squashed(size: tuple[int, ...], target: tuple[int, int]) -> bool:
+    ratio = size[0] * target[1] / (size[1] * target[0])
+    return max(ratio, 1 / ratio) > SQUASHED
 
 
 def _one_line(error: Exception) -> str:
@@ -223,7 +260,8 @@ def _one_line(error: Exception) -> str:
 def _refuse(broken: Sequence[str], n_files: int) -> None:
     """Raise an error if there are broken files."""
     if broken:
+        heic = any(re.search(r"\.hei[cf] \(", text, re.IGNORECASE) for text in broken)
         raise DataError(
             f"{len(broken)} of {n_files} files are not whole pictures: {some(broken)}; expected "
-            f"{', '.join(FORMATS)}: replace or remove them"
+            f"{', '.join(FORMATS)}: {'convert HEIC to JPEG, ' * heic}replace or remove them"
         )
