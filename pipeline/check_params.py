@@ -8,12 +8,11 @@ from pathlib import Path
 from mnist_mamba.atomic_write import write_text
 from mnist_mamba.config import SCANS
 from mnist_mamba.data.folders import find_pictures, picture_size
-from mnist_mamba.data.npz import load_npz
-from mnist_mamba.data.sources import load_idx
 from pipeline.common import command
 from pipeline.common.git import check_identity
 from pipeline.common.options import parse_params
 from pipeline.common.params import Params, TrainParams
+from pipeline.download import load
 
 CHECKED = Path("build/dvc/params_checked")
 """Output whose content never changes, so that no later stage has to run again for it."""
@@ -38,19 +37,17 @@ def check_gpu(params: TrainParams) -> None:
 def check_data(params: Params) -> None:
     """Check that the user's own images, if they are chosen, are there and fit the model.
 
-    Of a folder of pictures it reads the names, and the sizes unless data.resize changes them.
+    It does with arrays all that `download` does. Of a folder of pictures it reads the names, and
+    the sizes unless data.resize changes them.
     """
     data = params.data
     match data.dataset:
-        case "idx":
-            train, _ = load_idx(Path(data.idx_dir))
-            params.check_fit(*train.images.shape[1:3])
-        case "npz":
-            train, *_ = load_npz(Path(data.folder), data.test_fraction)
-            params.check_fit(*train.images.shape[1:3])
+        case "idx" | "npz":
+            load(params)
         case "folder":
             files = find_pictures(Path(data.folder))
-            params.check_fit(*(data.size or picture_size(files)))
+            size = data.size or picture_size(files)
+            params.check_fit(*size, class_names=files.class_names)
 
 
 def main() -> None:

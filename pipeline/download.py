@@ -7,12 +7,16 @@ import os
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from mnist_mamba.atomic_write import write_json
 from mnist_mamba.data.downloads import load_torchvision, mirror_variable
 from mnist_mamba.data.folders import load_folder
+from mnist_mamba.data.idx import Bytes
 from mnist_mamba.data.npz import load_npz
 from mnist_mamba.data.sources import load_digits, load_idx
-from mnist_mamba.data.splits import DataSet, with_channels
+from mnist_mamba.data.splits import DataError, DataSet, some, with_channels
+from mnist_mamba.engine.binding import EngineError, find_library, prepare_picture
 from pipeline.common import command, paths
 from pipeline.common.options import add_set_option, parse_params
 from pipeline.common.params import Params
@@ -40,6 +44,33 @@ def fetch(params: Params) -> DataSet:
             return load_torchvision(name, mirror, data.emnist_split)
 
 
+def find_digits(data: DataSet, size: tuple[int, int]) -> DataSet:
+    """Return the data set with each image as `./mamba` shows a picture to a model of this size.
+
+    Raises:
+        DataError: images in which nothing is drawn.
+    """
+    library, empty = find_library(), []
+
+    def prepared(part: str, images: Bytes) -> Bytes:
+        found = np.zeros((len(images), *size), np.uint8)
+        for i, image in enumerate(images):
+            try:
+                found[i] = prepare_picture(image, *size, library=library)
+            except EngineError:
+                empty.append(f"{part} image {i}")
+        return found
+
+    train = data.train._replace(images=prepared("train", data.train.images))
+    test = data.test._replace(images=prepared("test", data.test.images))
+    if empty:
+        raise DataError(
+            f"data.preparation = 'mnist' finds nothing in {len(empty)} images: {some(empty)}; "
+            "remove them, or set data.preparation to resize"
+        )
+    return data._replace(train=train, test=test)
+
+
 def convert(data: DataSet, channels: Literal["auto", 1, 3]) -> DataSet:
     """Return the data set as grey or as colour, train and test images alike."""
     train, test = (with_channels(part.images, channels) for part in (data.train, data.test))
@@ -50,6 +81,22 @@ def convert(data: DataSet, channels: Literal["auto", 1, 3]) -> DataSet:
     )
 
 
+def load(params: Params) -> DataSet:
+    """Return the chosen data set in the form in which it is written.
+
+    Raises:
+        DataError: the data cannot be used.
+        ValueError: the model does not accept it.
+    """
+    data = fetch(params)
+    if params.data.finds_digits and params.data.size and params.data.dataset != "folder":
+        data = find_digits(data, params.data.size)
+    data = convert(data, params.data.channels)
+    height, width, channels = (*data.train.images.shape[1:], 1)[:3]
+    params.check_fit(height, width, channels, data.class_names or ("0", "1"))
+    return data
+
+
 def main() -> None:
     """Fetch the data and write it to data/raw."""
     examples = [
@@ -58,10 +105,7 @@ def main() -> None:
         "python -m pipeline.download --set data.dataset=folder --set data.folder=my/pictures",
     ]
     params = parse_params(add_set_option(command.parser(__doc__ or "", examples)))
-    data = convert(fetch(params), params.data.channels)
-    # The size of a user's own images is known only now, and `train` would fail late.
-    height, width, channels = (*data.train.images.shape[1:], 1)[:3]
-    params.check_fit(height, width, channels, data.class_names or ("0", "1"))
+    data = load(params)
     write_splits(paths.RAW, {"train": data.train, "test": data.test})
     write_json(paths.CLASS_NAMES, data.class_names)
 

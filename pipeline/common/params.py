@@ -36,6 +36,8 @@ IMAGE_SIZES = {"digits": (8, 8)} | dict.fromkeys(
     ("mnist", "fashion_mnist", "kmnist", "emnist", "qmnist"), (28, 28)
 )
 """(height, width) of the data sets whose image size is known before the download."""
+LIKE_MNIST = ("mnist", "emnist", "qmnist")
+"""Data sets whose images are prepared as MNIST's from the start."""
 TITLES = {
     "mnist": "MNIST",
     "fashion_mnist": "Fashion-MNIST",
@@ -113,16 +115,24 @@ class DataParams(Section):
 
     @model_validator(mode="after")
     def _mnist_is_grey(self) -> DataParams:
-        if self.preparation == "mnist" and self.channels == 3:
-            raise ValueError("preparation = 'mnist' is for grey images; expected channels = 1")
+        if self.resolved_preparation == "mnist" and self.channels == 3:
+            raise ValueError(
+                "preparation = 'mnist' (which auto means for MNIST, EMNIST and QMNIST) is for grey "
+                "images; expected channels = 1, or preparation = 'resize'"
+            )
         return self
 
     @property
     def resolved_preparation(self) -> Preparation:
         """The preparation that the model file names."""
         if self.preparation == "auto":
-            return "mnist" if self.dataset in ("mnist", "emnist", "qmnist") else "resize"
+            return "mnist" if self.dataset in LIKE_MNIST else "resize"
         return self.preparation
+
+    @property
+    def finds_digits(self) -> bool:
+        """Whether `download` finds the digit in each image, as the engine does in a picture."""
+        return self.preparation == "mnist" and self.dataset not in LIKE_MNIST
 
     @property
     def title(self) -> str:
@@ -138,7 +148,7 @@ class DataParams(Section):
     @property
     def size(self) -> tuple[int, int] | None:
         """(height, width) to resample to, or None."""
-        if self.resize is None and (self.dataset, self.preparation) == ("folder", "mnist"):
+        if self.resize is None and self.finds_digits:
             return IMAGE_SIZES["mnist"]
         return (self.resize, self.resize) if isinstance(self.resize, int) else self.resize
 
@@ -279,16 +289,13 @@ class Params(Section):
         Raises:
             ValueError: it does not; the message names key, value and range.
         """
-        if channels != 1 and self.data.resolved_preparation == "mnist":
-            raise ValueError(
-                f"data.preparation = 'mnist' is for grey images, got {channels} channels; expected "
-                "data.channels = 1 or data.preparation = 'resize'"
-            )
         size = self.data.size or (height, width)
         names = tuple(class_names)
         try:
             self.model.config(*size, len(names), channels=channels, class_names=names)
         except ConfigError as error:
+            if str(error).startswith(("class_names", "n_classes", "channels")):
+                raise ValueError(f"the data: {error}") from error
             advice = "" if self.data.size else "; data.resize changes the images' size"
             raise ValueError(f"model.{_in_keys(error)}{advice}") from error
 

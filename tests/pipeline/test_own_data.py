@@ -17,7 +17,8 @@ from mnist_mamba.data.folders import load_folder
 from mnist_mamba.data.idx import read_images, read_labels, write_idx
 from mnist_mamba.data.sources import IDX_NAMES
 from mnist_mamba.data.splits import DataError, with_channels
-from pipeline import check_params, example_pictures
+from mnist_mamba.engine.binding import prepare_picture
+from pipeline import check_params, download, example_pictures
 from pipeline.common.params import load_params
 from tests.pipeline.imports import ROOT
 from tests.pipeline.project import SMALL, copy_project, run, run_module
@@ -178,6 +179,52 @@ def test_an_npz_file_and_colour_idx_files_are_refused_or_taken_at_once(tmp_path:
         check(source)
         with pytest.raises(ValueError, match="does not divide the image, which is 6 x 8"):
             check({**source, "model.stem": "patch"})
+
+
+def strokes(n: int = 20) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Return (n, 40, 30, 3) photos of dark strokes of several lengths on bright paper."""
+    images = np.full((n, 40, 30, 3), 220, np.uint8)
+    for i, image in enumerate(images):
+        image[5 : 20 + i // 2, 10 + i % 3 : 14 + i % 3] = 30
+    return images
+
+
+def test_arrays_are_prepared_as_pictures_if_params_say_so(tmp_path: Path) -> None:
+    images, labels = strokes(), (np.arange(20) % 2).astype(np.uint8)
+    np.savez(tmp_path / "data.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
+    for name, values in zip(IDX_NAMES, (images, labels) * 2, strict=True):
+        write_idx(tmp_path / IDX_NAMES[name], values)
+    expected = np.stack([prepare_picture(image, 28, 28) for image in images])
+    assert expected[:, 0, 0].max() == 0  # bright on dark
+    params = load_params(ROOT / "params.yaml").changed({"data.preparation": "mnist"}, "test")
+    for source in (
+        {"data.dataset": "npz", "data.folder": str(tmp_path / "data.npz")},
+        {"data.dataset": "idx", "data.idx_dir": str(tmp_path)},
+    ):
+        train, test, _ = download.load(params.changed(source, "test"))
+        np.testing.assert_array_equal(train.images, expected)
+        np.testing.assert_array_equal(test.images, expected)
+        small, *_ = download.load(params.changed({**source, "data.resize": [20, 24]}, "test"))
+        assert small.images.shape == (20, 20, 24)
+        as_it_is, *_ = download.load(params.changed({**source, "data.preparation": "auto"}, "test"))
+        np.testing.assert_array_equal(as_it_is.images, images[..., 0])
+
+
+def test_check_params_refuses_the_arrays_that_download_refuses(tmp_path: Path) -> None:
+    images, labels = strokes(), np.arange(20) % 2
+    images[3] = 220
+    path = tmp_path / "data.npz"
+    chosen = {"data.dataset": "npz", "data.folder": str(path)}
+    np.savez(path, x=images, y=labels, class_names=np.array(["a", "b"]))
+    check(chosen)
+    with pytest.raises(DataError, match=r"finds nothing in 1 images: t\w+ image \d+; remove"):
+        check({**chosen, "data.preparation": "mnist"})
+    np.savez(path, x=images, y=labels, class_names=np.array(["a", "a"]))
+    with pytest.raises(ValueError, match=r"^the data: class_names\[1\] = 'a': expected"):
+        check(chosen)
+    np.savez(path, x=images[..., :2], y=labels)
+    with pytest.raises(DataError, match="have 2 channels, expected 1 or 3"):
+        check({**chosen, "data.channels": 3})
 
 
 @pytest.mark.slow

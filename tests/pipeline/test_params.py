@@ -110,13 +110,24 @@ def test_mnist_s_preparation_is_for_grey_images() -> None:
     content = changed("data.preparation", "mnist")
     parse_params(content)
     content["data"]["channels"] = 3
-    with pytest.raises(ParamsError, match=r"data: got .* preparation = 'mnist' is for grey images"):
+    with pytest.raises(
+        ParamsError, match=r"data: got .* preparation = 'mnist' .*is for grey images"
+    ):
         parse_params(content)
-    content["data"]["channels"] = "auto"
-    params = parse_params(content)
-    params.check_fit(28, 28)
-    with pytest.raises(ValueError, match=r"data\.preparation = 'mnist' .* got 3 channels"):
-        params.check_fit(28, 28, 3)
+    content["data"]["preparation"] = "auto"  # the same for MNIST itself
+    with pytest.raises(ParamsError, match=r"data: got .* preparation = 'mnist' \(which auto means"):
+        parse_params(content)
+    content["data"]["preparation"] = "resize"
+    parse_params(content)
+
+
+def test_only_size_errors_advise_another_size() -> None:
+    params = parse_params(changed("data.dataset", "npz"))
+    with pytest.raises(ValueError, match=r"data\.resize changes the images' size$"):
+        params.check_fit(2000, 2000)
+    with pytest.raises(ValueError, match=r"^the data: class_names\[1\] = 'a': expected") as error:
+        params.check_fit(28, 28, 1, ("a", "a"))
+    assert "resize" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -124,6 +135,7 @@ def test_mnist_s_preparation_is_for_grey_images() -> None:
     [
         *(("mnist", "mnist"), ("emnist", "mnist"), ("qmnist", "mnist"), ("digits", "resize")),
         *(("kmnist", "resize"), ("fashion_mnist", "resize"), ("folder", "resize")),
+        *(("npz", "resize"), ("idx", "resize")),
     ],
 )
 def test_the_preparation_depends_on_the_data_set(dataset: str, preparation: str) -> None:
@@ -131,7 +143,7 @@ def test_the_preparation_depends_on_the_data_set(dataset: str, preparation: str)
     assert params.data.resolved_preparation == preparation
     changed_params = params.changed({"data.preparation": "mnist"}, "here")
     assert changed_params.data.resolved_preparation == "mnist"
-    assert changed_params.data.size == ((28, 28) if dataset == "folder" else None)
+    assert changed_params.data.size == ((28, 28) if preparation == "resize" else None)
 
 
 @pytest.mark.parametrize(("scan", "device"), [("cuda", "cpu"), ("cpu", "cuda")])
