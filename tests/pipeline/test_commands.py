@@ -165,7 +165,7 @@ def test_the_check_covers_one_s_own_images_and_an_experiment_s_author(
 ) -> None:
     replace_argv(monkeypatch)
     check_params.main()
-    assert check_params.CHECKED.read_bytes() == b""
+    assert check_params.CHECKED.read_bytes() == b"params.yaml was checked\n"
     check_params.CHECKED.unlink()
     set_params(project, {**SMALL, "model.patch": [2, 4]})
     with pytest.raises(ValueError, match=r"patch = \[2, 4\] does not divide the image.* 9 x 12"):
