@@ -27,7 +27,7 @@ from pipeline.common.prepared_data import read_class_names, read_split, write_sp
 
 logger = logging.getLogger(__name__)
 
-AUGMENTED_CLASSES = 8
+AUGMENTED_CLASSES = 10
 """Number of classes in the picture of the augmentation."""
 
 
@@ -77,7 +77,16 @@ def main() -> None:
     for warning in warnings:
         logger.warning("warning: %s", warning)
     draw(splits.train, info["class_names"], params)
-    metrics = {"dataset": params.data.dataset, "warnings": warnings, **found}
+    metrics = {
+        "dataset": params.data.dataset,
+        "name": params.data.title,
+        "per_class": {
+            split: dict(zip(info["class_names"], part["per_class"], strict=True))
+            for split, part in info["splits"].items()
+        },
+        "warnings": warnings,
+        **found,
+    }
     write_json(paths.METRICS / "data.json", metrics)
     paths.DATA_INFO.unlink(missing_ok=True)
     write_splits(paths.PREPARED, splits._asdict())

@@ -39,9 +39,10 @@ def test_images_in_two_places_are_counted() -> None:
     found = checks.measure(splits)
     assert (found["test_in_train"], found["val_in_train"], found["contradictory"]) == (2, 1, 2)
     assert found["repeated"] == {"train": 1, "val": 0, "test": 0}
-    test, val, contradictory = said(splits)
+    test, val, repeated, contradictory = said(splits)
     assert "2 of 15 test images are training or validation images" in test
     assert "1 of 12 validation images" in val
+    assert "1 of 60 training images repeat an earlier one" in repeated
     assert "2 images also occur with another label" in contradictory
 
 
@@ -62,6 +63,9 @@ def test_labels_that_count_from_1_and_gaps_are_named() -> None:
 
     (text,) = said(relabelled(lambda labels: labels + 1))
     assert "class 0 has no images: are the labels counted from 1?" in text
+    first, gap = said(relabelled(lambda labels: 2 * labels + 1))
+    assert "class 0 has no images: are the labels counted from 1?" in first
+    assert "classes without images, which no answer will ever name: 2, 4" in gap
     (text,) = said(relabelled(lambda labels: 2 * labels))
     assert "classes without images, which no answer will ever name: 1, 3" in text
     (text,) = said(clean(), "cat", "dog", "owl", "yak")

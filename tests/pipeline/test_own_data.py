@@ -134,6 +134,10 @@ def test_class_names_go_from_the_folders_to_the_results(named: Path) -> None:
 def test_what_prepare_finds_is_said_and_kept(named: Path) -> None:
     found = load(named, "metrics/data.json")
     assert (found["dataset"], found["test_in_train"]) == ("folder", 1)
+    assert found["name"] == "pictures"
+    per_class = load(named, "data/prepared/info.json")["splits"]["test"]["per_class"]
+    assert found["per_class"]["test"] == dict(zip(NAMES, per_class, strict=True))
+    assert sum(per_class) == 41
     (warning,) = found["warnings"]
     assert "1 of 41 test images" in warning
     assert f"warning: {warning}" in (named / "said.txt").read_text(encoding="utf-8")

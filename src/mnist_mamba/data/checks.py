@@ -60,7 +60,7 @@ def warnings(info: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[str]
     """
     counts = {name: part["per_class"] for name, part in info["splits"].items()}
     yield from _class_warnings(info["class_names"], counts["train"], counts["test"])
-    n_test, n_val = (info["splits"][name]["n"] for name in ("test", "val"))
+    n_train, n_val, n_test = (info["splits"][name]["n"] for name in ("train", "val", "test"))
     if n := found["test_in_train"]:
         yield (
             f"{n} of {n_test} test images are training or validation images too: the accuracy on "
@@ -68,6 +68,8 @@ def warnings(info: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[str]
         )
     if n := found["val_in_train"]:
         yield f"{n} of {n_val} validation images are training images too: remove duplicates"
+    if n := found["repeated"]["train"]:
+        yield f"{n} of {n_train} training images repeat an earlier one: remove the copies"
     if n := found["contradictory"]:
         yield f"{n} images also occur with another label: no model can get all of these right"
     for name, n in found["constant"].items():
@@ -85,9 +87,10 @@ def _class_warnings(all_names: Sequence[str], train: list[int], test: list[int])
         return some([all_names[label] for label in labels])
 
     empty = [label for label, n in enumerate(train) if not n]
-    if empty == [0]:
+    if empty[:1] == [0]:
         yield f"class {all_names[0]} has no images: are the labels counted from 1? Expected from 0"
-    elif empty:
+        empty = empty[1:]
+    if empty:
         yield f"classes without images, which no answer will ever name: {names(empty)}"
     if untested := [label for label, n in enumerate(test) if train[label] and not n]:
         yield f"classes without test images: {names(untested)}"
