@@ -222,7 +222,7 @@ def load_folder(
         images = []
         for path, _ in part:
             try:
-                picture = read_picture(path, FORMATS)
+                picture = read_picture(path)
                 squashed.append(_squashed(picture.shape[:2], (height, width)))
                 images.append(
                     prepare_picture(

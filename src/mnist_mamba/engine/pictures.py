@@ -23,14 +23,11 @@ class PictureError(ValueError):
     """A file that is not a picture, or a damaged one."""
 
 
-def read_picture(
-    source: str | Path | IO[bytes], formats: tuple[str, ...] = FORMATS
-) -> NDArray[np.uint8]:
+def read_picture(source: str | Path | IO[bytes]) -> NDArray[np.uint8]:
     """Return the first frame of a picture file, upright as its EXIF data says.
 
     Args:
         source: a path or an open file.
-        formats: Pillow's names of the formats to read.
 
     Returns:
         (h, w) grey or (h, w, 2 to 4) grey and alpha, RGB, or RGB and alpha. Values of 12
@@ -47,13 +44,13 @@ def read_picture(
         raise ModuleNotFoundError(INSTALL_PILLOW, name=error.name) from error
     with Path(source).open("rb") if isinstance(source, str | Path) else source as file:
         try:
-            with Image.open(file, formats=formats) as image:
+            with Image.open(file, formats=FORMATS) as image:
                 ImageOps.exif_transpose(image, in_place=True)
                 return _pixels(image)
         except PictureError:
             raise
         except UnidentifiedImageError as error:
-            raise PictureError(f"unknown format; expected {', '.join(formats)}") from error
+            raise PictureError(f"unknown format; expected {', '.join(FORMATS)}") from error
         except Exception as error:  # Pillow's decoders raise errors of many types
             reason = " ".join(str(error).split())
             raise PictureError(f"{reason}; expected a complete picture, such as PNG") from error
