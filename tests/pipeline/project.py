@@ -67,6 +67,7 @@ def copy_project(folder: Path, changes: Mapping[str, Any] = SMALL) -> Path:
     set_params(folder, changes)
     write_bars(folder / "data" / "idx")
     (folder / "data" / "pictures").mkdir()
+    (folder / "data" / "pictures" / ".gitkeep").touch()  # Git keeps no empty folder
     return folder
 
 
