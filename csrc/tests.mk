@@ -16,7 +16,7 @@ RUN :=
 
 # ---- the engine ----
 
-ENGINE_TESTS := test_allocation test_kernels test_model test_hostile test_threads test_idx \
+ENGINE_TESTS := test_allocation test_kernels test_model test_hostile test_threads test_exit test_idx \
     test_write_file test_picture test_forward test_golden test_numbers test_bench test_commands
 ENGINE_TEST_SUPPORT := $(filter-out csrc/engine/cli/main.c,$(ENGINE_COMMAND_SOURCES)) \
     csrc/tests/engine/tiny_model.c csrc/tests/engine/reference.c

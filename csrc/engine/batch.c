@@ -66,7 +66,8 @@ static mamba_status check_batch(const mamba_model *model, const void *arena, siz
 }
 
 static mamba_status run_batch(const mamba_model *model, void *arena, size_t arena_bytes,
-                              int threads, struct images images, float *logits, mamba_error *error)
+                              int threads, struct images images, float *logits, uint8_t *asked,
+                              mamba_error *error)
 {
     mamba_status status = check_batch(model, arena, arena_bytes, threads, &images, logits, error);
     if (status != MAMBA_OK)
@@ -92,6 +93,8 @@ static mamba_status run_batch(const mamba_model *model, void *arena, size_t aren
             const mamba_status one = images.f32
                                          ? mamba_forward(context, images.f32 + i * pixels, out)
                                          : mamba_forward_u8(context, images.u8 + i * pixels, out);
+            if (asked)
+                asked[i] = (uint8_t)mamba_members_asked(context);
             if (one != MAMBA_OK && i < bad)
                 bad = i;
         }
@@ -104,16 +107,16 @@ static mamba_status run_batch(const mamba_model *model, void *arena, size_t aren
 
 mamba_status mamba_forward_batch(const mamba_model *model, void *arena, size_t arena_bytes,
                                  int threads, const float *images, size_t n, float *logits,
-                                 mamba_error *error)
+                                 uint8_t *asked, mamba_error *error)
 {
     struct images all = {.f32 = images, .n = n};
-    return run_batch(model, arena, arena_bytes, threads, all, logits, error);
+    return run_batch(model, arena, arena_bytes, threads, all, logits, asked, error);
 }
 
 mamba_status mamba_forward_batch_u8(const mamba_model *model, void *arena, size_t arena_bytes,
                                     int threads, const uint8_t *images, size_t n, float *logits,
-                                    mamba_error *error)
+                                    uint8_t *asked, mamba_error *error)
 {
     struct images all = {.u8 = images, .n = n};
-    return run_batch(model, arena, arena_bytes, threads, all, logits, error);
+    return run_batch(model, arena, arena_bytes, threads, all, logits, asked, error);
 }

@@ -10,6 +10,7 @@
 struct mamba_context {
     const struct mamba_model *model;
     const struct member_weights *member; /* the member that runs now */
+    uint32_t asked;                      /* members that the last image needed */
     float *arrays;                       /* memory of all arrays */
     mamba_trace trace;
     void *trace_user;

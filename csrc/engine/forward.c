@@ -237,7 +237,39 @@ static void normalise_pixels(struct mamba_context *context, const float *f32, co
             u8 ? model->pixel_values[u8[i]] : (f32[i] - info->pixel_mean) / info->pixel_std;
 }
 
-/* Sets `logits` [n_classes] to the mean of the members' logits. */
+/* Returns by how much the largest of logits [n] exceeds the second largest. */
+static float margin(const float *logits, size_t n)
+{
+    float best = -INFINITY, second = -INFINITY;
+    for (size_t i = 0; i < n; i++) {
+        if (logits[i] > best) {
+            second = best;
+            best = logits[i];
+        } else if (logits[i] > second) {
+            second = logits[i];
+        }
+    }
+    return best - second;
+}
+
+/* Adds up the members' logits [n_classes], member by member until their mean decides clearly, which
+ * an exit_margin of 0 never does. Returns how many members were asked. */
+static uint32_t ask_members(struct mamba_context *context, float *logits)
+{
+    const struct mamba_info *info = &context->model->info;
+    const float exit_margin = info->exit_margin > 0.0f ? info->exit_margin : INFINITY;
+    uint32_t asked = 0;
+    memset(logits, 0, info->n_classes * sizeof *logits);
+    do {
+        run_member(context, &context->model->members[asked++]);
+        for (size_t class = 0; class < info->n_classes; class++)
+            logits[class] += context->logits[class];
+    } while (asked < info->members &&
+             !(margin(logits, info->n_classes) > exit_margin * (float)asked));
+    return asked;
+}
+
+/* Sets `logits` [n_classes] to the mean of the logits of the members that were asked. */
 static mamba_status run(struct mamba_context *context, const float *f32, const uint8_t *u8,
                         float *logits)
 {
@@ -246,16 +278,11 @@ static mamba_status run(struct mamba_context *context, const float *f32, const u
     const struct mamba_model *model = context->model;
     const struct mamba_info *info = &model->info;
     const uint64_t saved = denormals_off();
-    memset(logits, 0, info->n_classes * sizeof *logits);
     normalise_pixels(context, f32, u8);
-    for (size_t i = 0; i < info->members; i++) {
-        run_member(context, &model->members[i]);
-        for (size_t class = 0; class < info->n_classes; class++)
-            logits[class] += context->logits[class];
-    }
+    context->asked = ask_members(context, logits);
     bool finite = true;
     for (size_t class = 0; class < info->n_classes; class++) {
-        logits[class] /= (float)info->members;
+        logits[class] /= (float)context->asked;
         finite = finite && mamba_is_finite(logits[class]);
     }
     denormals_restore(saved);
@@ -272,6 +299,11 @@ mamba_status mamba_forward(mamba_context *context, const float *pixels, float *l
 mamba_status mamba_forward_u8(mamba_context *context, const uint8_t *pixels, float *logits)
 {
     return run(context, NULL, pixels, logits);
+}
+
+uint32_t mamba_members_asked(const mamba_context *context)
+{
+    return context->asked;
 }
 
 void mamba_softmax(const float *logits, float *probabilities, size_t n)

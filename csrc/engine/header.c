@@ -242,7 +242,7 @@ struct real {
 };
 
 static const struct real HEADER_FLOATS[] = {
-    {"exit_margin", 48, AT(exit_margin), 0.0f, 0.0f},
+    {"exit_margin", 48, AT(exit_margin), 0.0f, MAX_EXIT_MARGIN},
     {"pixel_mean", 52, AT(pixel_mean), 0.0f, 1.0f},
     {"pixel_std", 56, AT(pixel_std), 1e-6f, 1e6f},
 };

@@ -11,6 +11,7 @@
 #include "shape.h"
 
 enum { MAX_LAYERS = 64, MAX_MEMBERS = 64 };
+#define MAX_EXIT_MARGIN 1e6f
 
 /* All pointers to weights point into the file, except those that fold.c replaces. */
 struct scan_weights {

@@ -124,6 +124,19 @@ const mamba_info *mamba_member_info(const mamba_model *model, uint32_t member)
     return member < model->info.members ? &model->members[member].info : NULL;
 }
 
+mamba_status mamba_set_exit_margin(mamba_model *model, float exit_margin, mamba_error *error)
+{
+    if (!model)
+        return mamba_fail(error, MAMBA_ERR_ARGUMENT, NULL, "mamba_set_exit_margin: model is NULL");
+    if (!(exit_margin >= 0.0f && exit_margin <= MAX_EXIT_MARGIN))
+        return mamba_fail(error, MAMBA_ERR_ARGUMENT, NULL, "exit_margin: got %.9g, expected 0..%g",
+                          (double)exit_margin, (double)MAX_EXIT_MARGIN);
+    model->info.exit_margin = exit_margin;
+    for (uint32_t i = 0; i < model->info.members; i++)
+        model->members[i].info.exit_margin = exit_margin;
+    return MAMBA_OK;
+}
+
 const char *mamba_model_isa(const mamba_model *model)
 {
     return model->kernels->name;

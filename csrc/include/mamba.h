@@ -16,7 +16,8 @@
  *     if (status != MAMBA_OK)                  // mamba_forward sets no message
  *         return complain(error.message[0] ? error.message : "the logits are not finite");
  *
- * A model does not change after it was opened, and threads may share it. A context is the scratch
+ * A model does not change after it was opened, unless by mamba_set_exit_margin, and threads may
+ * share it. A context is the scratch
  * memory of one thread: it lives in an arena that the caller owns, holds no resource, and ends when
  * the caller frees the arena. A model must outlive its contexts.
  *
@@ -65,7 +66,7 @@ typedef struct mamba_info {
     uint32_t weight_type; /* 0 fp32 */
     uint32_t names_bytes; /* of all class names in the file */
     uint32_t members;     /* models whose logits are averaged */
-    float exit_margin;    /* 0: every member answers */
+    float exit_margin;    /* members are asked until their mean is this clear; 0: all are */
     float pixel_mean, pixel_std;
     /* The shape of the member. */
     uint32_t stem; /* 0 patch, 1 conv, 2 conv3 */
@@ -112,6 +113,11 @@ MAMBA_API const mamba_info *mamba_model_info(const mamba_model *model);
  * a number beyond the last. */
 MAMBA_API const mamba_info *mamba_member_info(const mamba_model *model, uint32_t member);
 
+/* Sets the model's exit_margin, from 0 to 1e6, instead of the file's: a smaller one needs fewer
+ * members, 0 asks all of them. No other thread may use the model meanwhile. */
+MAMBA_API mamba_status mamba_set_exit_margin(mamba_model *model, float exit_margin,
+                                             mamba_error *error);
+
 /* Returns the name of a class as UTF-8, which lives as long as the model; NULL for a number
  * beyond the last. */
 MAMBA_API const char *mamba_class_name(const mamba_model *model, uint32_t class_index);
@@ -145,6 +151,11 @@ MAMBA_API mamba_status mamba_forward(mamba_context *context, const float *pixels
 MAMBA_API mamba_status mamba_forward_u8(mamba_context *context, const uint8_t *pixels,
                                         float *logits);
 
+/* Returns how many members the context's last image needed: 1 to `members`, or 0 before the first.
+ * The members are asked in their order until the two best classes of their mean logits are further
+ * apart than exit_margin, or all have answered. Logits are the mean over those that were asked. */
+MAMBA_API uint32_t mamba_members_asked(const mamba_context *context);
+
 /* Returns the bytes of the arena that mamba_forward_batch needs; 0 if `threads` is not in 1..1024
  * or the size does not fit a size_t. */
 MAMBA_API size_t mamba_batch_bytes(const mamba_model *model, int threads);
@@ -154,14 +165,17 @@ MAMBA_API size_t mamba_batch_bytes(const mamba_model *model, int threads);
  * loaded also on one, because OpenMP's threads do not survive a fork. The bits of a logit depend on
  * its image alone, never on n or `threads`. The arena is scratch memory of the caller; two calls
  * that run at the same time need two arenas. If the logits of an image are not finite, the error
- * names the first such image, and all images are classified nevertheless. */
+ * names the first such image, and all images are classified nevertheless.
+ *
+ * Sets `asked` [n], unless it is NULL, to the number of members that each image needed. */
 MAMBA_API mamba_status mamba_forward_batch(const mamba_model *model, void *arena,
                                            size_t arena_bytes, int threads, const float *images,
-                                           size_t n, float *logits, mamba_error *error);
+                                           size_t n, float *logits, uint8_t *asked,
+                                           mamba_error *error);
 MAMBA_API mamba_status mamba_forward_batch_u8(const mamba_model *model, void *arena,
                                               size_t arena_bytes, int threads,
                                               const uint8_t *images, size_t n, float *logits,
-                                              mamba_error *error);
+                                              uint8_t *asked, mamba_error *error);
 
 /* Returns how many threads a batch can use here: 1 if built without OpenMP or if forked. */
 MAMBA_API int mamba_max_threads(void);

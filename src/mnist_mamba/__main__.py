@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mnist_mamba.engine import Engine, EngineError
+from mnist_mamba.engine import Engine, EngineError, softmax
 from mnist_mamba.engine.pictures import FORMATS, PictureError, read_picture
 
 MODEL = Path("models/mnist_mamba.bin")
@@ -50,7 +50,8 @@ def answer(engine: Engine, name: str, options: argparse.Namespace) -> str:
     """Classify one picture; return the lines to print."""
     picture = read_picture(sys.stdin.buffer if name == "-" else name)
     image = engine.prepare(picture)
-    (probabilities,) = engine.probabilities(image[None])
+    logits, members_asked = engine.answers(image[None])
+    (probabilities,) = softmax(logits)
     prediction = int(probabilities.argmax())
     label = engine.class_names[prediction]
     if options.json:
@@ -60,6 +61,7 @@ def answer(engine: Engine, name: str, options: argparse.Namespace) -> str:
             "prediction": prediction,
             "class": label,
             "probabilities": probabilities.tolist(),
+            "members_asked": int(members_asked[0]),
             "picture": {"width": width, "height": height, "channels": channels},
         }
         if options.show:

@@ -81,6 +81,8 @@ LIMITS = {
     "members": whole(1, 64),
 }
 """Ranges of the model file's fields (docs/format.md); `engine.format` checks files by them."""
+EXIT_MARGIN = Range(0, 1e6)
+"""Range of an ensemble's exit margin, 0 to ask all members."""
 MAX_LENGTH = 65536
 """Largest number of tokens per image that the model file allows."""
 MAX_ACTIVATIONS = 2**24

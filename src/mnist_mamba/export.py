@@ -33,6 +33,7 @@ from mnist_mamba.model import (
     Classifier,
     ConvStem,
     MambaClassifier,
+    MambaEnsemble,
     build_classifier,
 )
 from mnist_mamba.model.mixer import has_own_functions
@@ -60,10 +61,11 @@ def write_model(path: str | Path, model: Classifier) -> None:
     """
     _check_parts(model)
     tensors = folded_tensors(model)
+    exit_margin = model.exit_margin if isinstance(model, MambaEnsemble) else 0.0
     for name, values in tensors.items():
         if not np.isfinite(values).all():
             raise FormatError(f"{name} holds NaN or infinite values: the training has diverged")
-    write_bytes(Path(path), encode(describe(model.config, tensors)))
+    write_bytes(Path(path), encode(describe(model.config, tensors, exit_margin)))
 
 
 def _check_parts(model: Classifier) -> None:
@@ -73,6 +75,8 @@ def _check_parts(model: Classifier) -> None:
     """
     with torch.random.fork_rng(devices=[]):
         expected = build_classifier(model.config)
+    if isinstance(model, MambaEnsemble) and isinstance(expected, MambaEnsemble):
+        expected.exit_margin = model.exit_margin  # which the file describes
     parts, wanted = (dict(m.named_modules(remove_duplicate=False)) for m in (model, expected))
     _check_same("the part", *({k: type(v) for k, v in m.items()} for m in (parts, wanted)))
     _check_same("the order of parts,", {"": list(parts)}, {"": list(wanted)})
@@ -119,13 +123,13 @@ def _check_same(kind: str, found: dict[str, Any], expected: dict[str, Any]) -> N
             )
 
 
-def describe(config: ModelConfig, tensors: dict[str, Array]) -> ModelFile:
+def describe(config: ModelConfig, tensors: dict[str, Array], exit_margin: float = 0.0) -> ModelFile:
     """Return the contents of the file of a model with this config and these tensors."""
     header = {name: getattr(config, name) for name in _HEADER} | {
         "flags": 0,
         "preparation": PREPARATIONS.index(config.preparation),
         "weight_type": 0,
-        "exit_margin": 0.0,
+        "exit_margin": exit_margin,
     }
     shapes = [_shape_of(config)] * config.members
     return ModelFile(header, shapes, config.resolved_class_names, tensors)

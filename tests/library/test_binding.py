@@ -25,6 +25,9 @@ from scipy.special import softmax
 import mnist_mamba
 from mnist_mamba.c_build import build_library
 from mnist_mamba.engine import Engine, EngineError, binding
+from mnist_mamba.engine.format import decode, encode
+from mnist_mamba.export import write_model
+from tests.models import make_images, make_model
 from tests.tools import golden
 
 ROOT = Path(__file__).parents[2]
@@ -53,6 +56,45 @@ def python(program: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join((f"{ROOT}/src", str(ROOT)))}
     command = [sys.executable, "-X", "dev", "-c", program]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+
+
+# ---- the exit margin ----
+
+
+def test_the_exit_margin_of_the_file_or_of_the_caller_decides_who_is_asked(path: Path) -> None:
+    model = make_model("ensemble")
+    write_model(path, model)
+    images = make_images(model.config, 50).numpy()
+    assert Engine(path).info["exit_margin"] == 0
+    assert set(Engine(path).answers(images).members_asked) == {3}
+    first, clear, unsure = (
+        Engine(path, exit_margin=margin).answers(images) for margin in (1e-9, 0.3, 1e6)
+    )
+    assert set(first.members_asked) == {1}
+    assert len(set(clear.members_asked)) > 1
+    assert set(unsure.members_asked) == {3}
+    np.testing.assert_array_equal(unsure.logits, Engine(path).logits(images))
+    data = decode(path.read_bytes())
+    data.header["exit_margin"] = 0.3
+    path.write_bytes(encode(data))
+    for engine in (Engine(path), pickle.loads(pickle.dumps(Engine(path)))):
+        assert engine.info["exit_margin"] == np.float32(0.3)
+        np.testing.assert_array_equal(engine.answers(images).members_asked, clear.members_asked)
+        np.testing.assert_array_equal(engine.logits(images), clear.logits)
+    again = pickle.loads(pickle.dumps(Engine(path, exit_margin=0)))
+    assert set(again.answers(images).members_asked) == {3}
+
+
+@pytest.mark.parametrize("margin", [-1, 1e7, float("nan"), float("inf"), -1e-30])
+def test_an_exit_margin_out_of_range_is_refused(margin: float) -> None:
+    with pytest.raises(EngineError, match=r"exit_margin: got .*, expected 0\.\.1e\+06"):
+        Engine(MODEL, exit_margin=margin)
+
+
+@pytest.mark.parametrize("margin", ["1", True, [1.0]])
+def test_an_exit_margin_that_is_no_number_is_refused(margin: Any) -> None:
+    with pytest.raises(TypeError, match=r"exit_margin: got .*, expected a number"):
+        Engine(MODEL, exit_margin=margin)
 
 
 # ---- life ----
@@ -303,6 +345,7 @@ def stub(folder: Path, names: list[str]) -> Path:
 def test_a_wrong_library_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MNIST_MAMBA_CACHE", str(tmp_path / "cache"))
     calls = ("model_open", "model_read", "model_from_bytes", "model_close", "model_info")
+    calls += ("set_exit_margin",)
     pictures = ("prepare_picture", "prepare_for_model")
     more = ("max_threads", "batch_bytes", "forward_batch", "forward_batch_u8")
     names = [f"mamba_{name}" for name in (*calls, *pictures, "class_name", *more)]

@@ -10,7 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from mnist_mamba.model import MambaClassifier, MambaMixer, ModelConfig, build_classifier
+from mnist_mamba.model import (
+    MambaClassifier,
+    MambaEnsemble,
+    MambaMixer,
+    ModelConfig,
+    build_classifier,
+)
 from tests.models import ARCHITECTURES, make_images, make_model
 
 
@@ -85,6 +91,38 @@ def test_a_classifier_starts_with_its_config_s_step_sizes_and_small_positions() 
             assert 0.9 * bound <= float(weight.max()) <= bound
     positions = MambaClassifier(config).get_parameter("pos_embed").detach()
     assert float(positions.std()) == pytest.approx(0.02, rel=0.1)
+
+
+@pytest.mark.parametrize("margin", [1e-9, 0.2, 0.5, 1e6])
+def test_an_ensemble_asks_members_until_their_mean_is_clear(margin: float) -> None:
+    model = make_model("ensemble").eval()
+    assert isinstance(model, MambaEnsemble)
+    pixels = make_images(model.config, 60).float() / 255
+    model.exit_margin = margin
+    each = model.member_logits(pixels)
+    logits, asked = model.answers(pixels)
+    for image in range(60):
+        for count in (1, 2, 3):
+            mean = each[:count, image].mean(dim=0)
+            second, best = mean.sort().values[-2:]
+            if best - second > margin:
+                break
+        assert asked[image] == count
+        torch.testing.assert_close(logits[image], mean)
+    torch.testing.assert_close(model(pixels), logits)
+    model.train()
+    torch.testing.assert_close(model(pixels), model.member_logits(pixels).mean(dim=0))
+
+
+def test_an_exit_margin_of_0_asks_all_members() -> None:
+    model = make_model("ensemble").eval()
+    assert isinstance(model, MambaEnsemble)
+    assert model.exit_margin == 0
+    pixels = make_images(model.config, 5).float() / 255
+    logits, asked = model.answers(pixels)
+    assert asked.tolist() == [3] * 5
+    torch.testing.assert_close(logits, model(pixels))
+    assert [len(part) for part in model.answers(pixels[:0])] == [0, 0]
 
 
 def test_members_of_an_ensemble_start_with_their_own_weights() -> None:

@@ -18,7 +18,7 @@ from mnist_mamba.data.idx import write_idx
 from mnist_mamba.engine import Engine, EngineError
 from mnist_mamba.engine.format import decode, encode
 from mnist_mamba.export import write_model
-from mnist_mamba.model import build_classifier
+from mnist_mamba.model import MambaEnsemble, build_classifier
 from mnist_mamba.training.evaluation import predict
 from tests.models import ARCHITECTURES, make_images, make_model
 from tests.tools import golden
@@ -37,6 +37,32 @@ def mamba(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([str(word) for word in command], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("margin", [0.2, 0.35, 0.5])
+def test_command_asks_the_members_that_pytorch_asks(
+    margin: float, mamba: Path, tmp_path: Path
+) -> None:
+    model = make_model("ensemble").eval()
+    assert isinstance(model, MambaEnsemble)
+    model.exit_margin = margin
+    images = make_images(model.config, 200)
+    with torch.inference_mode():
+        logits, asked = model.answers(images / 255)
+    write_model(tmp_path / "model.bin", model)
+    write_idx(tmp_path / "images.idx", images.numpy())
+    write_idx(tmp_path / "labels.idx", np.zeros(200, np.uint8))
+    files = [tmp_path / file for file in ("model.bin", "images.idx", "labels.idx")]
+    out = ["--logits", tmp_path / "logits", "--asked", tmp_path / "asked"]
+    done = run(mamba, "eval", *files, "--json", *out)
+    assert done.returncode == 0, done.stderr
+    np.testing.assert_array_equal(np.fromfile(tmp_path / "asked", np.uint8), asked)
+    found = np.fromfile(tmp_path / "logits", "<f4").reshape(logits.shape)
+    np.testing.assert_allclose(found, logits, rtol=0, atol=2e-6)
+    report = json.loads(done.stdout)
+    assert report["members_asked"] == [int((asked == count).sum()) for count in (1, 2, 3)]
+    assert report["members_asked_mean"] == pytest.approx(float(asked.float().mean()))
+    assert len(set(asked.tolist())) > 1
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

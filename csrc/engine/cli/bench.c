@@ -4,8 +4,9 @@
 
 #include "commands.h"
 #include "error.h"
+#include "idx.h"
 
-enum { DISTINCT = 64 };   /* batches that calls cycle through */
+enum { DISTINCT = 64 };   /* painted batches */
 enum { MAX_STEP = 4096 }; /* pixels: large images share most of their memory */
 enum { MIN_CALLS = 5, MAX_CALLS = 10000 };
 static const double ROUND_SECONDS = 0.2;
@@ -13,13 +14,17 @@ static const double ROUND_SECONDS = 0.2;
 struct bench {
     const mamba_model *model;
     int batch, threads, rounds;
-    size_t calls;    /* per round */
-    size_t pixels;   /* values per image */
-    size_t step;     /* pixels from one batch to the next, up to those of an image */
-    uint8_t *images; /* [(DISTINCT - 1) * step + batch * pixels] */
+    size_t calls;          /* per round */
+    size_t batches;        /* that calls cycle through */
+    size_t step;           /* pixels from one batch to the next */
+    const uint8_t *images; /* [(batches - 1) * step + pixels of a batch] */
+    uint8_t *painted;      /* NULL if the images are of a file */
+    struct idx idx;
     void *arena;
     size_t arena_bytes;
     float *logits;       /* [batch, n_classes] */
+    uint8_t *members;    /* [batch] asked */
+    struct asked asked;  /* in the calls that count */
     double *call_times;  /* [rounds * calls] seconds per image */
     double *round_times; /* [rounds] */
 };
@@ -40,8 +45,8 @@ static void paint(uint8_t *images, size_t n)
 static mamba_status classify(const struct bench *bench, size_t call, mamba_error *error)
 {
     return mamba_forward_batch_u8(bench->model, bench->arena, bench->arena_bytes, bench->threads,
-                                  bench->images + call % DISTINCT * bench->step,
-                                  (size_t)bench->batch, bench->logits, error);
+                                  bench->images + call % bench->batches * bench->step,
+                                  (size_t)bench->batch, bench->logits, bench->members, error);
 }
 
 /* Returns the seconds per image of call number `call`. */
@@ -52,29 +57,75 @@ static double time_call(const struct bench *bench, size_t call)
     return (now_seconds() - start) / bench->batch;
 }
 
-static mamba_status prepare(struct bench *bench, mamba_error *error)
+static mamba_status no_memory(const struct bench *bench, mamba_error *error)
 {
-    const mamba_info *info = mamba_model_info(bench->model);
-    bench->pixels = (size_t)info->height * info->width * info->channels;
-    bench->step = bench->pixels < MAX_STEP ? bench->pixels : MAX_STEP;
-    const uint64_t painted = (DISTINCT - 1) * bench->step + (uint64_t)bench->batch * bench->pixels;
-    bench->arena_bytes = mamba_batch_bytes(bench->model, bench->threads);
-    bench->images = painted <= SIZE_MAX ? malloc((size_t)painted) : NULL;
-    bench->arena = bench->arena_bytes ? malloc(bench->arena_bytes) : NULL;
-    bench->logits = calloc((size_t)bench->batch, info->n_classes * sizeof(float));
-    if (!bench->images || !bench->arena || !bench->logits)
-        return mamba_fail(error, MAMBA_ERR_MEMORY, NULL,
-                          "no memory for a batch of %d images and %d threads", bench->batch,
-                          bench->threads);
-    paint(bench->images, (size_t)painted);
+    return mamba_fail(error, MAMBA_ERR_MEMORY, NULL,
+                      "no memory for a batch of %d images and %d threads", bench->batch,
+                      bench->threads);
+}
 
-    /* The first call finds cold caches and starts the threads. */
+static mamba_status paint_images(struct bench *bench, size_t pixels, mamba_error *error)
+{
+    bench->batches = DISTINCT;
+    bench->step = pixels < MAX_STEP ? pixels : MAX_STEP;
+    const uint64_t painted = (DISTINCT - 1) * bench->step + (uint64_t)bench->batch * pixels;
+    bench->images = bench->painted = painted <= SIZE_MAX ? malloc((size_t)painted) : NULL;
+    if (!bench->painted)
+        return no_memory(bench, error);
+    paint(bench->painted, (size_t)painted);
+    return MAMBA_OK;
+}
+
+static mamba_status open_images(struct bench *bench, size_t pixels, const struct options *options,
+                                mamba_error *error)
+{
+    mamba_status status =
+        mamba_idx_open(&bench->idx, options->positional[1], IDX_IMAGES, options->access, error);
+    if (status == MAMBA_OK)
+        status = mamba_idx_check_size(&bench->idx, mamba_model_info(bench->model), error);
+    if (status != MAMBA_OK)
+        return status;
+    bench->images = bench->idx.data;
+    bench->step = (size_t)bench->batch * pixels;
+    bench->batches = bench->idx.n / (size_t)bench->batch;
+    if (bench->batches == 0)
+        return mamba_fail(error, MAMBA_ERR_INPUT, options->positional[1],
+                          "images: got %zu, expected at least the %d of --batch", bench->idx.n,
+                          bench->batch);
+    return MAMBA_OK;
+}
+
+/* Chooses how many calls make a round: each batch of a file once, or as many as ROUND_SECONDS have
+ * room for. The first call finds cold caches and starts the threads. */
+static mamba_status choose_calls(struct bench *bench, mamba_error *error)
+{
     const mamba_status status = classify(bench, 0, error);
     if (status != MAMBA_OK)
         return status;
     const double calls = ROUND_SECONDS / (time_call(bench, 1) * bench->batch + 1e-9);
     bench->calls = calls > (double)MAX_CALLS ? MAX_CALLS : (size_t)calls;
     bench->calls = bench->calls < MIN_CALLS ? MIN_CALLS : bench->calls;
+    if (!bench->painted)
+        bench->calls = bench->batches;
+    return MAMBA_OK;
+}
+
+static mamba_status prepare(struct bench *bench, const struct options *options, mamba_error *error)
+{
+    const mamba_info *info = mamba_model_info(bench->model);
+    const size_t pixels = (size_t)info->height * info->width * info->channels;
+    mamba_status status = options->positional[1] ? open_images(bench, pixels, options, error)
+                                                 : paint_images(bench, pixels, error);
+    if (status != MAMBA_OK)
+        return status;
+    bench->arena_bytes = mamba_batch_bytes(bench->model, bench->threads);
+    bench->arena = bench->arena_bytes ? malloc(bench->arena_bytes) : NULL;
+    bench->logits = calloc((size_t)bench->batch, info->n_classes * sizeof(float));
+    bench->members = malloc((size_t)bench->batch);
+    if (!bench->arena || !bench->logits || !bench->members)
+        return no_memory(bench, error);
+    if ((status = choose_calls(bench, error)) != MAMBA_OK)
+        return status;
     bench->call_times = calloc((size_t)bench->rounds * bench->calls, sizeof(double));
     bench->round_times = calloc((size_t)bench->rounds, sizeof(double));
     if (!bench->call_times || !bench->round_times)
@@ -90,6 +141,7 @@ static void measure(struct bench *bench)
         double sum = 0.0;
         for (size_t call = 0; call < bench->calls; call++) {
             double seconds = time_call(bench, call);
+            count_asked(&bench->asked, bench->members, (size_t)bench->batch);
             bench->call_times[round * bench->calls + call] = seconds;
             sum += seconds;
         }
@@ -118,7 +170,7 @@ static void report(struct bench *bench, const struct job *job)
     const char *format =
         job->options->json
             ? "{\"batch\":%d,\"threads\":%d,\"rounds\":%d,\"calls\":%zu,\"median_us\":%.3f,"
-              "\"p50_us\":%.3f,\"p99_us\":%.3f,\"min_us\":%.3f,\"load_us\":%.1f,\"isa\":\"%s\"}\n"
+              "\"p50_us\":%.3f,\"p99_us\":%.3f,\"min_us\":%.3f,\"load_us\":%.1f,\"isa\":\"%s\""
             : "batch %d, %d thread(s), %d rounds, %zu calls; microseconds per image:\n"
               "median of rounds %10.3f\n"
               "p50 of calls     %10.3f\n"
@@ -130,6 +182,10 @@ static void report(struct bench *bench, const struct job *job)
            quantile_us(bench->round_times, rounds, 0.5), quantile_us(bench->call_times, calls, 0.5),
            quantile_us(bench->call_times, calls, 0.99), quantile_us(bench->call_times, calls, 0.0),
            1e6 * job->load_seconds, mamba_model_isa(bench->model));
+    if (job->options->json || mamba_model_info(bench->model)->members > 1)
+        print_asked(&bench->asked, bench->model, job->options->json);
+    if (job->options->json)
+        printf("}\n");
 }
 
 mamba_status command_bench(const struct job *job, mamba_error *error)
@@ -140,15 +196,19 @@ mamba_status command_bench(const struct job *job, mamba_error *error)
         .threads = choose_threads(job->options->threads, 1),
         .rounds = job->options->rounds,
     };
-    mamba_status status = prepare(&bench, error);
+    if (!job->options->positional[1] && !job->options->exit_margin)
+        mamba_set_exit_margin(job->model, 0.0f, NULL); /* the worst case */
+    mamba_status status = prepare(&bench, job->options, error);
     if (status == MAMBA_OK) {
         measure(&bench);
         report(&bench, job);
     }
     free(bench.round_times);
     free(bench.call_times);
+    free(bench.members);
     free(bench.logits);
     free(bench.arena);
-    free(bench.images);
+    free(bench.painted);
+    mamba_input_close(&bench.idx.input);
     return status;
 }

@@ -8,8 +8,8 @@
 /* The input of a command. */
 struct job {
     const struct options *options;
-    const mamba_model *model; /* the first file of the command line */
-    double load_seconds;      /* of the model */
+    mamba_model *model;  /* the first file of the command line, with the --exit-margin */
+    double load_seconds; /* of the model */
 };
 
 typedef mamba_status (*command_function)(const struct job *job, mamba_error *error);
@@ -36,6 +36,19 @@ size_t argmax(const float *logits, size_t n);
 /* Returns `wanted`, or `otherwise` if that is 0. A build without threads warns on stderr and
  * returns 1. */
 int choose_threads(int wanted, int otherwise);
+
+/* Members that images needed. */
+struct asked {
+    size_t images[64]; /* that asked 1, 2, ... members */
+    size_t n;          /* of all images */
+    size_t sum;        /* members of all images */
+};
+
+/* Counts asked [n], the members that each of n more images needed. */
+void count_asked(struct asked *out, const uint8_t *asked, size_t n);
+
+/* Prints what was counted, as text or as two fields of JSON. */
+void print_asked(const struct asked *asked, const mamba_model *model, bool json);
 
 /* Writes `data` [bytes] to the file `path`, completely or not at all: to a new file next to it,
  * which is synced and renamed. Links are followed, and a file that exists keeps its mode. Anything

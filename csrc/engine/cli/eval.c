@@ -9,12 +9,9 @@ static mamba_status check_set(const struct job *job, const struct idx *images,
                               const struct idx *labels, mamba_error *error)
 {
     const mamba_info *info = mamba_model_info(job->model);
-    if (images->height != info->height || images->width != info->width ||
-        images->channels != info->channels)
-        return mamba_fail(error, MAMBA_ERR_INPUT, images->input.path,
-                          "image size: got %zu x %zu x %zu, expected the model's %u x %u x %u",
-                          images->height, images->width, images->channels, info->height,
-                          info->width, info->channels);
+    mamba_status status = mamba_idx_check_size(images, info, error);
+    if (status != MAMBA_OK)
+        return status;
     if (images->n != labels->n)
         return mamba_fail(error, MAMBA_ERR_INPUT, labels->input.path,
                           "labels: got %zu, expected one for each of %zu images", labels->n,
@@ -28,18 +25,26 @@ static mamba_status check_set(const struct job *job, const struct idx *images,
     return MAMBA_OK;
 }
 
-/* Prints the accuracy of logits [n, n_classes]. */
-static void report(const struct job *job, const float *logits, const struct idx *labels)
+/* Prints the accuracy of logits [n, n_classes], and of how many members they are the mean. */
+static void report(const struct job *job, const float *logits, const uint8_t *members,
+                   const struct idx *labels)
 {
     const size_t n = labels->n, n_classes = mamba_model_info(job->model)->n_classes;
     size_t correct = 0;
     for (size_t i = 0; i < n; i++)
         correct += argmax(logits + i * n_classes, n_classes) == labels->data[i];
     const double accuracy = (double)correct / (double)n;
-    if (job->options->json)
-        printf("{\"n\":%zu,\"correct\":%zu,\"accuracy\":%.9g}\n", n, correct, accuracy);
-    else
+    struct asked asked = {.n = 0};
+    count_asked(&asked, members, n);
+    if (job->options->json) {
+        printf("{\"n\":%zu,\"correct\":%zu,\"accuracy\":%.9g", n, correct, accuracy);
+        print_asked(&asked, job->model, true);
+        printf("}\n");
+    } else {
         printf("accuracy %.4f (%zu of %zu)\n", accuracy, correct, n);
+        if (mamba_model_info(job->model)->members > 1)
+            print_asked(&asked, job->model, false);
+    }
 }
 
 static mamba_status evaluate(const struct job *job, const struct idx *images,
@@ -55,10 +60,11 @@ static mamba_status evaluate(const struct job *job, const struct idx *images,
     const size_t arena_bytes = mamba_batch_bytes(job->model, threads);
     void *arena = arena_bytes ? malloc(arena_bytes) : NULL;
     float *logits = calloc(n, n_classes * sizeof *logits); /* checks the product for overflow */
+    uint8_t *asked = malloc(n);
     const double start = now_seconds();
-    if (arena && logits)
+    if (arena && logits && asked)
         status = mamba_forward_batch_u8(job->model, arena, arena_bytes, threads, images->data, n,
-                                        logits, error);
+                                        logits, asked, error);
     else
         status = mamba_fail(error, MAMBA_ERR_MEMORY, NULL,
                             "no memory for the logits of %zu images and %d threads of %zu bytes", n,
@@ -66,11 +72,14 @@ static mamba_status evaluate(const struct job *job, const struct idx *images,
     const double seconds = now_seconds() - start;
     if (status == MAMBA_OK && job->options->logits)
         status = write_file(job->options->logits, logits, n * n_classes * sizeof *logits, error);
+    if (status == MAMBA_OK && job->options->asked)
+        status = write_file(job->options->asked, asked, n, error);
     if (status == MAMBA_OK) {
-        report(job, logits, labels);
+        report(job, logits, asked, labels);
         fprintf(stderr, "%zu images in %.3f s: %.1f us per image on %d thread%s\n", n, seconds,
                 1e6 * seconds / (double)n, threads, threads == 1 ? "" : "s");
     }
+    free(asked);
     free(logits);
     free(arena);
     return status;

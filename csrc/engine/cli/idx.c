@@ -61,6 +61,18 @@ mamba_status mamba_idx_open(struct idx *out, const char *path, size_t rank, enum
     return status == MAMBA_OK ? mamba_idx_check(out, rank, error) : status;
 }
 
+mamba_status mamba_idx_check_size(const struct idx *images, const mamba_info *info,
+                                  mamba_error *error)
+{
+    if (images->height != info->height || images->width != info->width ||
+        images->channels != info->channels)
+        return mamba_fail(error, MAMBA_ERR_INPUT, images->input.path,
+                          "image size: got %zu x %zu x %zu, expected the model's %u x %u x %u",
+                          images->height, images->width, images->channels, info->height,
+                          info->width, info->channels);
+    return MAMBA_OK;
+}
+
 mamba_status mamba_raw_image_check(struct input *input, size_t n, mamba_error *error)
 {
     mamba_status status = mamba_input_rest(

@@ -24,6 +24,10 @@ mamba_status mamba_idx_open(struct idx *out, const char *path, size_t rank, enum
 /* Checks out->input, which is open already. Sets the rest of *out. */
 mamba_status mamba_idx_check(struct idx *out, size_t rank, mamba_error *error);
 
+/* Checks that images have the size of a model's. */
+mamba_status mamba_idx_check_size(const struct idx *images, const mamba_info *info,
+                                  mamba_error *error);
+
 /* Checks that an open input is an image of n values: float32, each finite and in 0..1. */
 mamba_status mamba_raw_image_check(struct input *input, size_t n, mamba_error *error);
 

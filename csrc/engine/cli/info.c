@@ -52,6 +52,7 @@ static void print_header(const mamba_info *info, const struct style *style)
     for (size_t i = 0; i < sizeof values / sizeof *values; i++)
         printf(style->number, names[i], values[i]);
     printf(style->text, "preparation", preparations[info->preparation]);
+    printf(style->real, "exit_margin", (double)info->exit_margin);
     printf(style->real, "pixel_mean", (double)info->pixel_mean);
     printf(style->real, "pixel_std", (double)info->pixel_std);
 }

@@ -18,13 +18,16 @@ static const char HELP[] =
     "      model; or height x width (x channels) float32 in 0..1, little-endian.\n"
     "      --show prints what the model sees\n"
     "  mamba eval %s\n"
-    "      measure the accuracy; write all logits to FILE as float32\n"
+    "      measure the accuracy; write all logits to FILE as float32, and the number of\n"
+    "      members that each image needed as bytes\n"
     "  mamba info %s\n"
     "      show the header of a model file\n"
     "  mamba bench %s\n"
-    "      measure the time per image, on synthetic images\n"
+    "      measure the time per image: of IMAGES, or of all members on synthetic images\n"
     "  mamba --help | --version\n"
     "\n"
+    "An ensemble asks its members one by one, until their mean is as clear as the exit margin of\n"
+    "the file, or X, demands; 0 asks all.\n"
     "INPUT, IMAGES and LABELS may be gzip files, which FILE finds as FILE.gz; - is stdin.\n"
     "Files are mapped, or copied with --no-mmap. Results go to stdout, timing and errors to\n"
     "stderr.\n"
@@ -41,14 +44,20 @@ struct command {
 enum { EVAL, INFO, BENCH, PREDICT };
 
 static const struct command COMMANDS[] = {
-    [EVAL] = {{"eval", "MODEL IMAGES.idx LABELS.idx [--json] [--logits FILE] [--threads N]", 3,
-               ALLOW_LOGITS | ALLOW_THREADS},
+    [EVAL] = {{"eval",
+               "MODEL IMAGES.idx LABELS.idx [--json] [--logits FILE] [--asked FILE] [--threads N] "
+               "[--exit-margin X]",
+               3, 3, ALLOW_LOGITS | ALLOW_THREADS | ALLOW_MARGIN},
               command_eval},
-    [INFO] = {{"info", "MODEL [--json]", 1, 0}, command_info},
-    [BENCH] = {{"bench", "MODEL [--batch N] [--threads N] [--rounds N] [--json]", 1,
-                ALLOW_BATCH | ALLOW_THREADS | ALLOW_ROUNDS},
+    [INFO] = {{"info", "MODEL [--json]", 1, 1, 0}, command_info},
+    [BENCH] = {{"bench",
+                "MODEL [IMAGES.idx] [--batch N] [--threads N] [--rounds N] [--json] "
+                "[--exit-margin X]",
+                1, 2, ALLOW_BATCH | ALLOW_THREADS | ALLOW_ROUNDS | ALLOW_MARGIN},
                command_bench},
-    [PREDICT] = {{"", "MODEL INPUT [--show] [--json]", 2, ALLOW_SHOW}, command_predict},
+    [PREDICT] = {{"", "MODEL INPUT [--show] [--json] [--exit-margin X]", 2, 2,
+                  ALLOW_SHOW | ALLOW_MARGIN},
+                 command_predict},
 };
 
 /* Sets *usage if the arguments are wrong. */

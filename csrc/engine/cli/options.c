@@ -30,13 +30,16 @@ static mamba_status parse_valued(struct options *out, const char *option, const 
     const struct {
         const char *name;
         int flag;
-        int *count; /* NULL if the value is a file name */
+        const char **text; /* NULL if the value is a count */
+        int *count;
         int max;
     } known[] = {
-        {"--logits", ALLOW_LOGITS, NULL, 0},
-        {"--threads", ALLOW_THREADS, &out->threads, MAX_THREADS},
-        {"--batch", ALLOW_BATCH, &out->batch, MAX_BATCH},
-        {"--rounds", ALLOW_ROUNDS, &out->rounds, MAX_ROUNDS},
+        {"--logits", ALLOW_LOGITS, &out->logits, NULL, 0},
+        {"--asked", ALLOW_LOGITS, &out->asked, NULL, 0},
+        {"--exit-margin", ALLOW_MARGIN, &out->exit_margin, NULL, 0},
+        {"--threads", ALLOW_THREADS, NULL, &out->threads, MAX_THREADS},
+        {"--batch", ALLOW_BATCH, NULL, &out->batch, MAX_BATCH},
+        {"--rounds", ALLOW_ROUNDS, NULL, &out->rounds, MAX_ROUNDS},
     };
     for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
         if (strcmp(option, known[i].name) != 0)
@@ -47,9 +50,9 @@ static mamba_status parse_valued(struct options *out, const char *option, const 
         if (!value)
             return mamba_fail(error, MAMBA_ERR_ARGUMENT, NULL, "%s: expected a value after it",
                               option);
-        if (known[i].count)
+        if (!known[i].text)
             return parse_count(known[i].count, option, value, known[i].max, error);
-        out->logits = value;
+        *known[i].text = value;
         return MAMBA_OK;
     }
     return mamba_fail(error, MAMBA_ERR_ARGUMENT, NULL,
@@ -79,15 +82,15 @@ mamba_status parse_options(struct options *out, int count, char *const *argument
             if (status != MAMBA_OK)
                 return status;
         } else {
-            if (n_files < syntax->n_files)
+            if (n_files < syntax->max_files)
                 out->positional[n_files] = argument;
             n_files++;
             n_stdin += argument[0] == '-';
         }
     }
-    if (n_files != syntax->n_files)
+    if (n_files < syntax->min_files || n_files > syntax->max_files)
         return mamba_fail(error, MAMBA_ERR_ARGUMENT, NULL, "files: got %d, expected %d", n_files,
-                          syntax->n_files);
+                          n_files < syntax->min_files ? syntax->min_files : syntax->max_files);
     if (out->positional[0][0] == '-' || n_stdin > 1)
         return mamba_fail(error, MAMBA_ERR_ARGUMENT, NULL,
                           "-: stdin can be one file, and not MODEL");

@@ -14,18 +14,27 @@ struct options {
     bool show;               /* print the model's input */
     enum file_access access; /* of all files: copied with --no-mmap, else mapped */
     const char *logits;      /* NULL if not given */
+    const char *asked;       /* NULL if not given */
+    const char *exit_margin; /* NULL if not given */
     int threads;             /* 0 if not given */
     int batch, rounds;       /* of bench */
 };
 
 /* Options that a command may allow; all allow --json, --no-mmap and --help. */
-enum { ALLOW_LOGITS = 1, ALLOW_THREADS = 2, ALLOW_BATCH = 4, ALLOW_ROUNDS = 8, ALLOW_SHOW = 16 };
+enum {
+    ALLOW_LOGITS = 1, /* and --asked */
+    ALLOW_THREADS = 2,
+    ALLOW_BATCH = 4,
+    ALLOW_ROUNDS = 8,
+    ALLOW_SHOW = 16,
+    ALLOW_MARGIN = 32
+};
 
 /* The arguments of a command. */
 struct syntax {
-    char name[8];   /* "" if no subcommand is named; an array, as in kernels.h */
-    char usage[72]; /* its arguments, for the help */
-    int n_files, allowed;
+    char name[8];    /* "" if no subcommand is named; an array, as in kernels.h */
+    char usage[112]; /* its arguments, for the help */
+    int min_files, max_files, allowed;
 };
 
 /* Parses arguments [count] of a command. */

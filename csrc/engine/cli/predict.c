@@ -28,15 +28,23 @@ static double pixel_at(const struct image *image, size_t i)
     return image->picture ? image->bytes[i] : 255 * (double)image->floats[i];
 }
 
-static void print_json(const struct job *job, const struct image *image, size_t class,
-                       const float *probabilities, const float *logits)
+/* The model's answer about an image. */
+struct answer {
+    float logits[MAX_CLASSES], probabilities[MAX_CLASSES];
+    size_t class;
+    uint8_t asked; /* members */
+};
+
+static void print_json(const struct job *job, const struct image *image,
+                       const struct answer *answer)
 {
     const mamba_info *info = mamba_model_info(job->model);
     const size_t pixels = (size_t)info->height * info->width * info->channels;
-    printf("{\"prediction\":%zu,\"class\":", class);
-    print_json_text(mamba_class_name(job->model, (uint32_t)class));
-    print_array("probabilities", probabilities, info->n_classes, "]");
-    print_array("logits", logits, info->n_classes, "]");
+    printf("{\"prediction\":%zu,\"class\":", answer->class);
+    print_json_text(mamba_class_name(job->model, (uint32_t)answer->class));
+    print_array("probabilities", answer->probabilities, info->n_classes, "]");
+    print_array("logits", answer->logits, info->n_classes, "]");
+    printf(",\"members_asked\":%u", answer->asked);
     if (image->picture)
         printf(
             ",\"picture\":{\"width\":%zu,\"height\":%zu,\"channels\":%zu,\"preparation\":\"%s\"}",
@@ -75,48 +83,51 @@ static int characters(const char *text)
     return n;
 }
 
-static void print_table(const mamba_model *model, size_t class, const float *probabilities,
-                        size_t n)
+static void print_table(const mamba_model *model, const struct answer *answer)
 {
     static const char bar[] = "########################################";
+    const uint32_t n = mamba_model_info(model)->n_classes;
     int width = 5;
     for (uint32_t i = 0; i < n; i++) {
         const int name = characters(mamba_class_name(model, i));
         width = name > width ? name : width;
     }
-    printf("class %s\n", mamba_class_name(model, (uint32_t)class));
+    printf("class %s\n", mamba_class_name(model, (uint32_t)answer->class));
     for (uint32_t i = 0; i < n; i++) {
         const char *name = mamba_class_name(model, i);
-        const float length = probabilities[i] * (float)(sizeof bar - 1) + 0.5f;
+        const float length = answer->probabilities[i] * (float)(sizeof bar - 1) + 0.5f;
         printf("%*s%s  %8.4f %%  %.*s\n", width - characters(name), "", name,
-               100.0 * (double)probabilities[i], (int)length, bar);
+               100.0 * (double)answer->probabilities[i], (int)length, bar);
     }
+    if (mamba_model_info(model)->members > 1)
+        printf("members asked: %u of %u\n", answer->asked, mamba_model_info(model)->members);
 }
 
 static mamba_status predict(const struct job *job, const struct image *image, mamba_error *error)
 {
     const size_t n = mamba_model_info(job->model)->n_classes;
     const size_t bytes = mamba_batch_bytes(job->model, 1);
-    float logits[MAX_CLASSES], probabilities[MAX_CLASSES];
+    struct answer answer;
     void *arena = malloc(bytes);
     if (!arena)
         return mamba_fail(error, MAMBA_ERR_MEMORY, NULL, "no memory for %zu bytes", bytes);
-    mamba_status status =
-        image->picture
-            ? mamba_forward_batch_u8(job->model, arena, bytes, 1, image->bytes, 1, logits, error)
-            : mamba_forward_batch(job->model, arena, bytes, 1, image->floats, 1, logits, error);
+    mamba_status status = image->picture
+                              ? mamba_forward_batch_u8(job->model, arena, bytes, 1, image->bytes, 1,
+                                                       answer.logits, &answer.asked, error)
+                              : mamba_forward_batch(job->model, arena, bytes, 1, image->floats, 1,
+                                                    answer.logits, &answer.asked, error);
     free(arena);
     if (status != MAMBA_OK)
         return status;
-    const size_t class = argmax(logits, n);
-    mamba_softmax(logits, probabilities, n);
+    answer.class = argmax(answer.logits, n);
+    mamba_softmax(answer.logits, answer.probabilities, n);
     if (job->options->json) {
-        print_json(job, image, class, probabilities, logits);
+        print_json(job, image, &answer);
         return MAMBA_OK;
     }
     if (job->options->show)
         print_shades(job, image);
-    print_table(job->model, class, probabilities, n);
+    print_table(job->model, &answer);
     return MAMBA_OK;
 }
 

@@ -103,7 +103,7 @@ static void test_model(const char *path)
         status = mamba_forward_u8(context, image_u8, logits);
 #if !defined(_OPENMP) /* OpenMP allocates its threads */
     if (status == MAMBA_OK)
-        status = mamba_forward_batch(model, arena, bytes, 1, image, 1, logits, &error);
+        status = mamba_forward_batch(model, arena, bytes, 1, image, 1, logits, NULL, &error);
 #endif
     forbidden = false;
     CHECK(status == MAMBA_OK, "%s: status %d", path, (int)status);
@@ -185,12 +185,12 @@ static void test_commands(const char *model_path)
                                     0, 0, 0, (unsigned char)info.width};
     static const unsigned char picture[] = "P5 3 2 7\n"; /* a maximum that takes a copy */
     const unsigned char labels[] = {0, 0, 8, 1, 0, 0, 0, 1};
-    char folder[] = "/tmp/mamba_allocation_XXXXXX", paths[6][80];
-    static const char *const files[] = {"input.bin", "images.idx", "labels.idx",
-                                        "logits",    "images.gz",  "picture.pgm"};
+    char folder[] = "/tmp/mamba_allocation_XXXXXX", paths[7][80];
+    static const char *const files[] = {"input.bin", "images.idx",  "labels.idx", "logits",
+                                        "images.gz", "picture.pgm", "asked"};
     if (!mkdtemp(folder))
         abort();
-    for (size_t i = 0; i < 6; i++)
+    for (size_t i = 0; i < 7; i++)
         snprintf(paths[i], sizeof paths[i], "%s/%s", folder, files[i]);
     write_file_of(paths[0], NULL, 0, pixels * sizeof(float));
     write_file_of(paths[1], images, sizeof images, pixels);
@@ -208,15 +208,18 @@ static void test_commands(const char *model_path)
         test_every_failure("predict, a picture", command_predict, options);
         test_every_failure("info", command_info, options);
         options.batch = options.rounds = options.threads = 1;
+        options.positional[1] = NULL;
         test_every_failure("bench", command_bench, options);
         options.positional[1] = paths[1];
+        test_every_failure("bench of images", command_bench, options);
         options.positional[2] = paths[2];
         options.logits = paths[3];
+        options.asked = paths[6];
         test_every_failure("eval", command_eval, options);
         options.positional[1] = paths[4];
         test_every_failure("eval of a gzip file", command_eval, options);
     }
-    for (size_t i = 0; i < 6; i++)
+    for (size_t i = 0; i < 7; i++)
         unlink(paths[i]);
     CHECK(rmdir(folder) == 0, "a file was left behind in %s", folder);
 }

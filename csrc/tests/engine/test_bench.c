@@ -50,11 +50,12 @@ int clock_gettime(clockid_t clock, struct timespec *time)
     return 0;
 }
 
-/* Runs `mamba bench` on the file `path` and stores what it prints. */
-static mamba_status bench(const char *path, bool json, char *printed, size_t size)
+/* Runs `mamba bench` on a model and images, or NULL, and stores what it prints. */
+static mamba_status bench(const char *path, const char *images, bool json, char *printed,
+                          size_t size)
 {
     const struct options options = {
-        .positional = {path}, .json = json, .batch = BATCH, .rounds = ROUNDS, .threads = 1};
+        .positional = {path, images}, .json = json, .batch = BATCH, .rounds = ROUNDS, .threads = 1};
     mamba_error error = {MAMBA_OK, ""};
     FILE *file = tmpfile();
     fflush(stdout);
@@ -72,19 +73,51 @@ static mamba_status bench(const char *path, bool json, char *printed, size_t siz
     return status;
 }
 
-static void expect(const char *path, bool json, const char *start)
+/* Expects `start`, the instruction set and `end`. */
+static void expect(const char *path, const char *images, bool json, const char *start,
+                   const char *end)
 {
     char expected[1000], printed[1000];
     mamba_model *model;
     if (!CHECK(mamba_model_open(&model, path, NULL) == MAMBA_OK, "does not open"))
         return;
-    snprintf(expected, sizeof expected, json ? "%s%s\"}\n" : "%s%10s\n", start,
-             mamba_model_isa(model));
+    snprintf(expected, sizeof expected, json ? "%s%s\"%s}\n" : "%s%10s\n%s", start,
+             mamba_model_isa(model), end);
     mamba_model_close(model);
-    CHECK(bench(path, json, printed, sizeof printed) == MAMBA_OK, "does not run");
+    CHECK(bench(path, images, json, printed, sizeof printed) == MAMBA_OK, "does not run");
     CHECK(strcmp(printed, expected) == 0, "got\n%sexpected\n%s", printed, expected);
     CHECK(clock_reads == (size_t)(2 * (2 + (1 + ROUNDS) * calls)), "%zu reads of the clock",
           clock_reads);
+}
+
+/* Images of a file are timed with the exit margin of the model, each batch once in a round; images
+ * that do not fill a batch are left out. Without images, all members are. */
+static void test_images(const char *path)
+{
+    static const uint8_t images[16 + 5 * 4 * 6] = {0, 0, 8, 3, 0, 0, 0, 5, 0, 0, 0, 4, 0, 0, 0, 6};
+    char idx[200], printed[1000];
+    mamba_info dims = tiny_dims();
+    dims.members = 3;
+    dims.exit_margin = 1e-30f; /* one member is enough */
+    struct tiny_model tiny = tiny_build(dims, 1);
+    tiny_write(path, tiny.bytes, tiny.size);
+    snprintf(idx, sizeof idx, "%s.idx", path);
+    tiny_write(idx, images, sizeof images);
+    trial_us = 6557;
+    calls = 2;
+    expect(path, idx, true,
+           "{\"batch\":2,\"threads\":1,\"rounds\":3,\"calls\":6,\"median_us\":12.500,"
+           "\"p50_us\":16.000,\"p99_us\":36.000,\"min_us\":1.000,\"load_us\":1500.0,\"isa\":\"",
+           ",\"members_asked_mean\":1,\"members_asked\":[12,0,0]");
+    calls = 30;
+    bench(path, NULL, false, printed, sizeof printed);
+    CHECK(strstr(printed, "members asked: mean 3.0000; images that asked 1, 2, ... members: 0, 0, "
+                          "180\n"),
+          "%s", printed);
+    tiny_write(idx, images, 16);
+    CHECK(bench(path, idx, true, printed, sizeof printed) == MAMBA_ERR_INPUT, "no images");
+    unlink(idx);
+    tiny_free(&tiny);
 }
 
 int main(void)
@@ -95,29 +128,31 @@ int main(void)
     tiny_write(path, tiny.bytes, tiny.size);
     trial_us = 6557; /* 30.5 of them are 0.2 s */
     calls = 30;
-    expect(
-        path, true,
-        "{\"batch\":2,\"threads\":1,\"rounds\":3,\"calls\":90,\"median_us\":2657.167,"
-        "\"p50_us\":2116.000,\"p99_us\":7921.000,\"min_us\":1.000,\"load_us\":1500.0,\"isa\":\"");
-    expect(path, false,
+    expect(path, NULL, true,
+           "{\"batch\":2,\"threads\":1,\"rounds\":3,\"calls\":90,\"median_us\":2657.167,"
+           "\"p50_us\":2116.000,\"p99_us\":7921.000,\"min_us\":1.000,\"load_us\":1500.0,\"isa\":\"",
+           ",\"members_asked_mean\":1,\"members_asked\":[180]");
+    expect(path, NULL, false,
            "batch 2, 1 thread(s), 3 rounds, 90 calls; microseconds per image:\n"
            "median of rounds   2657.167\n"
            "p50 of calls       2116.000\n"
            "p99 of calls       7921.000\n"
            "min of calls          1.000\n"
            "loading              1500.0 (once: open, checksum, checks)\n"
-           "instruction set  ");
+           "instruction set  ",
+           "");
     trial_us = 3000000;
     calls = 5; /* at least */
-    bench(path, true, printed, sizeof printed);
+    bench(path, NULL, true, printed, sizeof printed);
     CHECK(strstr(printed, "\"calls\":15,"), "%s", printed);
 
     for (size_t i = 1; i <= 16 * 6; i++) /* all of the head */
         tiny_put_f32(&tiny, tiny.size - 4 * i, 3e38f);
     tiny_seal(&tiny);
     tiny_write(path, tiny.bytes, tiny.size);
-    CHECK(bench(path, true, printed, sizeof printed) == MAMBA_ERR_MODEL && !printed[0],
+    CHECK(bench(path, NULL, true, printed, sizeof printed) == MAMBA_ERR_MODEL && !printed[0],
           "a model that overflows was timed: %s", printed);
+    test_images(path);
     unlink(path);
     tiny_free(&tiny);
     return check_summary();

@@ -87,9 +87,10 @@ usage() {
     check "the usage of this command: mamba $*" [ "$(sed -n 2p err)" = "usage: mamba $line" ]
 }
 
-plain_usage="MODEL INPUT [--show] [--json]"
-eval_usage="eval MODEL IMAGES.idx LABELS.idx [--json] [--logits FILE] [--threads N]"
-bench_usage="bench MODEL [--batch N] [--threads N] [--rounds N] [--json]"
+plain_usage="MODEL INPUT [--show] [--json] [--exit-margin X]"
+eval_usage="eval MODEL IMAGES.idx LABELS.idx [--json] [--logits FILE] [--asked FILE] [--threads N] \
+[--exit-margin X]"
+bench_usage="bench MODEL [IMAGES.idx] [--batch N] [--threads N] [--rounds N] [--json] [--exit-margin X]"
 expect 0 --help
 check "help on stdout" grep -q "Exit codes" out
 for line in "$plain_usage" "$eval_usage" "info MODEL [--json]" "$bench_usage"; do
@@ -136,7 +137,7 @@ check "one line" [ "$(wc -l <err)" -eq 1 ]
 expect 0 "$model" input.bin
 check "a table" grep -q "^class [0-9]" out
 expect 0 "$model" input.bin --json
-check "prediction" grep -q '^{"prediction":\([0-9]*\),"class":"\1","probabilities":\[.*\],"logits":\[.*\]}$' out
+check "prediction" grep -q '^{"prediction":\([0-9]*\),"class":"\1","probabilities":\[.*\],"logits":\[.*\],"members_asked":1}$' out
 expect 0 info "$model"
 expect 0 info "$model" --json
 expect 0 bench "$model" --rounds 1 --batch 2 --json
@@ -294,8 +295,19 @@ expect 5 "$model" input.bin
 says "pixel 2: got"
 
 expect 0 eval "$model" images.idx labels.idx --json --logits logits.f32
-check "counts" grep -q '^{"n":3,"correct":[0-3],"accuracy":[0-9.]*}$' out
+check "counts" grep -q '^{"n":3,"correct":[0-3],"accuracy":[0-9.]*,"members_asked_mean":1,"members_asked":\[3\]}$' out
 check "size of the logits" [ "$(wc -c <logits.f32)" -eq $((3 * classes * 4)) ]
+for margin in -1 nan 2e6 '' x 1x; do
+    expect 2 "$model" input.bin --exit-margin "$margin"
+    says "^mamba: --exit-margin: got '$margin', expected a number from 0 to 1e6"
+done
+expect 0 eval "$model" images.idx labels.idx --exit-margin 1e6 --asked asked
+check "one byte for each image" [ "$(od -An -tu1 asked)" = "   1   1   1" ]
+expect 5 bench "$model" images.idx --batch 4
+says "images: got 3, expected at least the 4 of --batch"
+expect 5 bench "$model" labels.idx
+expect 0 bench "$model" images.idx --rounds 1 --json
+check "each image once" grep -q '"calls":3,.*"members_asked":\[3\]}' out
 expect 0 eval "$model" images.idx labels.idx --threads 2 --logits logits2.f32
 check "the same logits on two threads" cmp logits.f32 logits2.f32
 expect 3 eval "$model" images.idx labels.idx --logits missing/logits

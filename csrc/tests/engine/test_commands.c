@@ -134,7 +134,9 @@ static void test_ties(void)
     CHECK(run(command_predict, &predict, NULL) == MAMBA_OK, "predict");
     expect_figure("\"prediction\":", 1);
     CHECK(run(command_eval, &eval, NULL) == MAMBA_OK, "eval");
-    CHECK(strcmp(printed, "{\"n\":4,\"correct\":2,\"accuracy\":0.5}\n") == 0, "got %s", printed);
+    CHECK(strcmp(printed, "{\"n\":4,\"correct\":2,\"accuracy\":0.5,"
+                          "\"members_asked_mean\":1,\"members_asked\":[4]}\n") == 0,
+          "got %s", printed);
     eval.json = false;
     CHECK(run(command_eval, &eval, NULL) == MAMBA_OK, "eval");
     CHECK(strcmp(printed, "accuracy 0.5000 (2 of 4)\n") == 0, "got %s", printed);
@@ -165,7 +167,7 @@ static void test_threads(void)
 
 static void test_options(void)
 {
-    static const struct syntax bench = {"bench", "MODEL [options]", 1,
+    static const struct syntax bench = {"bench", "MODEL [IMAGES] [options]", 1, 2,
                                         ALLOW_BATCH | ALLOW_THREADS | ALLOW_ROUNDS};
     static const struct {
         char *words[3];
@@ -181,7 +183,10 @@ static void test_options(void)
         {{"m", "--threads", "0"}, "--threads: got '0', expected 1..1024"},
         {{"m", "--threads", "99999999999999999999"}, "--threads: got '99999999999999999999',"},
         {{"m", "--logits", "f"}, "--logits: not an option of `mamba bench`"},
-        {{"m", "n", "--json"}, "files: got 2, expected 1"},
+        {{"m", "n", "--json"}, NULL},
+        {{"m", "n", "o"}, "files: got 3, expected 2"},
+        {{"--json", "--json", "--json"}, "files: got 0, expected 1"},
+        {{"m", "--exit-margin", "1"}, "--exit-margin: not an option of `mamba bench`"},
         {{"-", "--batch", "1"}, "-: stdin can be one file, and not MODEL"},
         {{"m", "--rounds", "-"}, "--rounds: got '-', expected 1..1000"},
         {{"m", "--json", "--batch"}, "--batch: expected a value after it"},
@@ -198,7 +203,7 @@ static void test_options(void)
             CHECK(status == MAMBA_OK, "%s %s: %s", cases[i].words[1], cases[i].words[2],
                   error.message);
     }
-    static const struct syntax eval = {"eval", "", 3, ALLOW_LOGITS};
+    static const struct syntax eval = {"eval", "", 3, 3, ALLOW_LOGITS};
     static const struct {
         char *words[3];
         mamba_status status;
@@ -220,6 +225,7 @@ static void test_info(void)
 {
     mamba_info dims = tiny_dims();
     dims.norm_eps = 0.015625f;
+    dims.exit_margin = 4.75f;
     dims.pixel_mean = 0.25f;
     dims.pixel_std = 0.5f;
     dims.pos_embed = 1;
@@ -229,25 +235,16 @@ static void test_info(void)
     const struct {
         const char *name;
         double wanted;
-    } numbers[] = {{"height", 4},
-                   {"width", 6},
-                   {"channels", 1},
-                   {"n_classes", 3},
-                   {"patch_height", 2},
-                   {"patch_width", 3},
-                   {"stem_width", 0},
-                   {"d_model", 5},
-                   {"n_layers", 2},
-                   {"d_state", 4},
-                   {"d_conv", 3},
-                   {"d_inner", 7},
-                   {"dt_rank", 2},
-                   {"members", 1},
-                   {"length", 4},
-                   {"norm_eps", 0.015625},
-                   {"pixel_mean", 0.25},
-                   {"pixel_std", 0.5},
-                   {"file_bytes", (double)tiny.size}};
+    } numbers[] = {{"height", 4},         {"width", 6},
+                   {"channels", 1},       {"n_classes", 3},
+                   {"patch_height", 2},   {"patch_width", 3},
+                   {"stem_width", 0},     {"d_model", 5},
+                   {"n_layers", 2},       {"d_state", 4},
+                   {"d_conv", 3},         {"d_inner", 7},
+                   {"dt_rank", 2},        {"members", 1},
+                   {"length", 4},         {"norm_eps", 0.015625},
+                   {"exit_margin", 4.75}, {"pixel_mean", 0.25},
+                   {"pixel_std", 0.5},    {"file_bytes", (double)tiny.size}};
     for (int json = 0; json < 2; json++) {
         options.json = json;
         CHECK(run(command_info, &options, NULL) == MAMBA_OK, "info");
@@ -289,7 +286,7 @@ static void test_bad_images(void)
         const size_t bytes = mamba_batch_bytes(model, threads);
         void *arena = malloc(bytes);
         const mamba_status status =
-            mamba_forward_batch(model, arena, bytes, threads, pixels, IMAGES, logits, &error);
+            mamba_forward_batch(model, arena, bytes, threads, pixels, IMAGES, logits, NULL, &error);
         CHECK(status == MAMBA_ERR_MODEL && strstr(error.message, "image 1:"), "%s", error.message);
         CHECK(isfinite(logits[0]) && isfinite(logits[2 * CLASSES]), "good images have no answer");
         free(arena);
@@ -298,7 +295,7 @@ static void test_bad_images(void)
     char arena[1];
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         const mamba_status status =
-            mamba_forward_batch(model, arena, 1, bad[i], pixels, IMAGES, logits, &error);
+            mamba_forward_batch(model, arena, 1, bad[i], pixels, IMAGES, logits, NULL, &error);
         CHECK(status == MAMBA_ERR_ARGUMENT && strstr(error.message, "threads: got"), "%d: %s",
               bad[i], error.message);
     }
@@ -385,12 +382,12 @@ static void test_missing_arguments(void)
     for (int missing = 0; missing < 4; missing++) {
         const mamba_status status = mamba_forward_batch(
             missing == 0 ? NULL : model, missing == 1 ? NULL : arena, bytes, 1,
-            missing == 2 ? NULL : floats, 1, missing == 3 ? NULL : logits, &error);
+            missing == 2 ? NULL : floats, 1, missing == 3 ? NULL : logits, NULL, &error);
         CHECK(status == MAMBA_ERR_ARGUMENT && strstr(error.message, names[missing]),
               "expected %s, got %s", names[missing], error.message);
     }
-    CHECK(mamba_forward_batch(model, arena, bytes, 1, NULL, 0, NULL, &error) == MAMBA_OK, "%s",
-          error.message);
+    CHECK(mamba_forward_batch(model, arena, bytes, 1, NULL, 0, NULL, NULL, &error) == MAMBA_OK,
+          "%s", error.message);
     mamba_context_init(NULL, model, arena, bytes, &error);
     CHECK(strstr(error.message, "out is NULL"), "%s", error.message);
     mamba_context_init(&context, NULL, arena, bytes, &error);

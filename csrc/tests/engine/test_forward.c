@@ -135,13 +135,13 @@ static void test_batches(unsigned number)
         for (size_t n = 0; n <= N; n++) {
             const size_t result = n * classes * sizeof(float);
             memset(batch, 0xFF, sizeof batch);
-            CHECK(mamba_forward_batch_u8(model, arena, arena_bytes, threads, bytes, n, batch,
+            CHECK(mamba_forward_batch_u8(model, arena, arena_bytes, threads, bytes, n, batch, NULL,
                                          NULL) == MAMBA_OK &&
                       memcmp(batch, single, result) == 0,
                   "u8, %zu images on %d threads", n, threads);
             memset(batch, 0xFF, sizeof batch);
-            CHECK(mamba_forward_batch(model, arena, arena_bytes, threads, floats, n, batch, NULL) ==
-                          MAMBA_OK &&
+            CHECK(mamba_forward_batch(model, arena, arena_bytes, threads, floats, n, batch, NULL,
+                                      NULL) == MAMBA_OK &&
                       memcmp(batch, single, result) == 0,
                   "float, %zu images on %d threads", n, threads);
         }
@@ -200,22 +200,23 @@ static void test_arguments(void)
     CHECK(mamba_batch_bytes(model, 0) == 0 && mamba_batch_bytes(model, -1) == 0 &&
               mamba_batch_bytes(model, 1025) == 0,
           "threads");
-    CHECK(mamba_forward_batch(model, arena, bytes, 0, pixels, 1, logits, &error) ==
+    CHECK(mamba_forward_batch(model, arena, bytes, 0, pixels, 1, logits, NULL, &error) ==
                   MAMBA_ERR_ARGUMENT &&
               strstr(error.message, "threads"),
           "%s", error.message);
-    CHECK(mamba_forward_batch(model, arena, bytes - 1, 1, pixels, 1, logits, &error) ==
+    CHECK(mamba_forward_batch(model, arena, bytes - 1, 1, pixels, 1, logits, NULL, &error) ==
                   MAMBA_ERR_ARGUMENT &&
               strstr(error.message, "arena_bytes"),
           "%s", error.message);
-    CHECK(mamba_forward_batch(model, arena, bytes, 1, NULL, 1, logits, &error) ==
+    CHECK(mamba_forward_batch(model, arena, bytes, 1, NULL, 1, logits, NULL, &error) ==
               MAMBA_ERR_ARGUMENT,
           "images");
-    CHECK(mamba_forward_batch(model, arena, bytes, 1, pixels, 1, NULL, &error) ==
+    CHECK(mamba_forward_batch(model, arena, bytes, 1, pixels, 1, NULL, NULL, &error) ==
               MAMBA_ERR_ARGUMENT,
           "logits");
-    CHECK(mamba_forward_batch(model, arena, bytes, 1, NULL, 0, NULL, &error) == MAMBA_OK &&
-              mamba_forward_batch_u8(model, arena, bytes, 1, NULL, 0, NULL, &error) == MAMBA_OK,
+    CHECK(mamba_forward_batch(model, arena, bytes, 1, NULL, 0, NULL, NULL, &error) == MAMBA_OK &&
+              mamba_forward_batch_u8(model, arena, bytes, 1, NULL, 0, NULL, NULL, &error) ==
+                  MAMBA_OK,
           "no images");
     CHECK(mamba_max_threads() >= 1 && mamba_version()[0], "threads, version");
     free(arena);

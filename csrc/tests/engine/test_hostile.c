@@ -287,7 +287,8 @@ static void test_overflow(void)
     uint8_t images[2 * 24] = {0};
     float logits[2 * 3];
     memset(images + 24, 255, 24);
-    mamba_status status = mamba_forward_batch_u8(model, arena, bytes, 2, images, 2, logits, &error);
+    mamba_status status =
+        mamba_forward_batch_u8(model, arena, bytes, 2, images, 2, logits, NULL, &error);
     CHECK(status == MAMBA_ERR_MODEL && strstr(error.message, "image "), "status %d: %s", status,
           error.message);
     free(arena);

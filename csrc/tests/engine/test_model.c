@@ -233,8 +233,8 @@ static void test_float_fields(void)
     } fields[] = {
         {"exit_margin",
          48,
-         {1e-45f, -1e-45f, 0.1f, INFINITY, -INFINITY, NAN, -NAN},
-         {0.0f, -0.0f, 0.0f}},
+         {-1e-45f, -0.1f, 1000000.06f, -1e6f, INFINITY, -INFINITY, NAN},
+         {0.0f, -0.0f, 1e6f}},
         {"norm_eps",
          180,
          {0.0f, -0.0f, -1e-5f, 0.10000001f, INFINITY, NAN, -NAN},

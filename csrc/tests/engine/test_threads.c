@@ -51,7 +51,7 @@ static bool batch_is_right(const struct work *expected)
     const size_t bytes = mamba_batch_bytes(expected->model, THREADS);
     void *arena = malloc(bytes);
     const mamba_status status = mamba_forward_batch_u8(expected->model, arena, bytes, THREADS,
-                                                       *images, IMAGES, *logits, NULL);
+                                                       *images, IMAGES, *logits, NULL, NULL);
     free(arena);
     return status == MAMBA_OK && memcmp(logits, expected->logits, sizeof logits) == 0;
 }

@@ -3,6 +3,6 @@
 Neither needs PyTorch.
 """
 
-from mnist_mamba.engine.binding import Engine, EngineError, prepare_picture
+from mnist_mamba.engine.binding import Answers, Engine, EngineError, prepare_picture, softmax
 
-__all__ = ["Engine", "EngineError", "prepare_picture"]
+__all__ = ["Answers", "Engine", "EngineError", "prepare_picture", "softmax"]

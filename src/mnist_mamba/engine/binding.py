@@ -8,7 +8,7 @@ import operator
 import os
 import weakref
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,12 +86,15 @@ class _Model:
         source: a model file: its path, or its bytes, which are copied.
         mmap: map the file.
         named: a built libmamba, or None for the default of `find_library`.
+        exit_margin: None for the file's.
     """
 
-    def __init__(self, source: Any, mmap: bool, named: str | Path | None) -> None:
+    def __init__(
+        self, source: Any, mmap: bool, named: str | Path | None, exit_margin: float | None
+    ) -> None:
         path = find_library(named)
         self.library = _load(path)
-        self._options = (mmap, path if named is not None else None)
+        self._options = (mmap, path if named is not None else None, exit_margin)
         self._as_parameter_ = ctypes.c_void_p()  # ctypes passes it to C
         error = _Error()
         out = (ctypes.byref(self._as_parameter_), ctypes.byref(error))
@@ -109,6 +112,8 @@ class _Model:
         _check(status, error)
         close = weakref.finalize(self, self.library.mamba_model_close, self._as_parameter_)
         close.atexit = False  # a daemon thread may still use the model then
+        if exit_margin is not None:
+            _check(self.library.mamba_set_exit_margin(self, exit_margin, out[1]), error)
         info = self.library.mamba_model_info(self).contents
         self.info: dict[str, int | float] = {name: getattr(info, name) for name, _ in info._fields_}
         self.class_names = tuple(
@@ -159,6 +164,15 @@ def _check(status: int, error: _Error) -> None:
         raise EngineError(status, error.message.decode(errors="replace"))
 
 
+class Answers(NamedTuple):
+    """A model's answers to n images."""
+
+    logits: NDArray[np.float32]
+    """(n, n_classes): the mean over the members that were asked."""
+    members_asked: NDArray[np.uint8]
+    """(n,): how many members of an ensemble each image needed."""
+
+
 class Engine:
     """A model file opened by the C engine: images in, logits out.
 
@@ -174,6 +188,8 @@ class Engine:
         library: a built libmamba. Default: $MNIST_MAMBA_LIBRARY, else a library compiled from the
             engine's sources on first use and cached.
         mmap: map the file; False copies it, for a file that may change while it is open.
+        exit_margin: members of an ensemble are asked until the two best classes of their mean
+            logits are further apart than this, 0 to 1e6; 0 asks all. Default: the file's.
 
     Attributes:
         info: the model's dimensions and pixel statistics, `struct mamba_info` by name; the shape is
@@ -181,8 +197,8 @@ class Engine:
         class_names: the name of each class.
 
     Raises:
-        EngineError: the file was refused; the message names field, got and expected. Or the named
-            library is not this version's libmamba.
+        EngineError: the file or the exit margin was refused; the message names field, got and
+            expected. Or the named library is not this version's libmamba.
         TypeError, ValueError: an argument has the wrong type or value.
         mnist_mamba.c_build.NativeBuildError: no library was named, and none can be compiled.
 
@@ -206,22 +222,21 @@ class Engine:
         library: str | Path | None = None,
         *,
         mmap: bool = True,
+        exit_margin: float | None = None,
     ) -> None:
         self._threads = _thread_count(threads)
-        self._model: _Model | None = _Model(model, mmap, library)
+        margin = None if exit_margin is None else _exit_margin(exit_margin)
+        self._model: _Model | None = _Model(model, mmap, library, margin)
         self.info = dict(self._model.info)
         self.class_names: tuple[str, ...] = self._model.class_names
 
-    def logits(self, images: NDArray[Any]) -> NDArray[np.float32]:
-        """Return the logits of a batch.
+    def answers(self, images: NDArray[Any]) -> Answers:
+        """Return the logits of a batch, and how many members of an ensemble each image needed.
 
         Args:
             images: (n, height, width, channels), or (n, height, width) for one channel; uint8 or
                 float32 in [0, 1]: a numpy array in any memory layout, or anything that numpy reads
                 as one, such as a torch tensor on the CPU.
-
-        Returns:
-            (n, n_classes) logits.
 
         Raises:
             ValueError: no such array, or values outside [0, 1].
@@ -242,11 +257,16 @@ class Engine:
         # Not create_string_buffer, which would clear the arena.
         arena = np.empty(library.mamba_batch_bytes(model, threads), dtype=np.uint8)
         logits = np.empty((n, int(model.info["n_classes"])), dtype=np.float32)
+        asked = np.empty(n, dtype=np.uint8)
         memory = (arena.ctypes.data, arena.size, threads, pixels.ctypes.data, n)
         error = _Error()
-        status = forward(model, *memory, logits.ctypes.data, ctypes.byref(error))
-        _check(status, error)
-        return logits
+        out = (logits.ctypes.data, asked.ctypes.data)
+        _check(forward(model, *memory, *out, ctypes.byref(error)), error)
+        return Answers(logits, asked)
+
+    def logits(self, images: NDArray[Any]) -> NDArray[np.float32]:
+        """Return the logits (n, n_classes) of a batch; arguments and errors as for `answers`."""
+        return self.answers(images).logits
 
     def prepare(self, picture: NDArray[Any]) -> NDArray[np.uint8]:
         """Return what this model sees of a picture of any size, one image for `logits`.
@@ -263,15 +283,15 @@ class Engine:
     def probabilities(self, images: NDArray[Any]) -> NDArray[np.float64]:
         """Return the probabilities (n, n_classes) of all classes, the softmax of the logits.
 
-        Arguments and errors as for `logits`.
+        Arguments and errors as for `answers`.
         """
-        logits = self.logits(images).astype(np.float64)
-        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-        probabilities: NDArray[np.float64] = powers / powers.sum(axis=1, keepdims=True)
-        return probabilities
+        return softmax(self.logits(images))
 
     def predict(self, images: NDArray[Any]) -> NDArray[np.integer[Any]]:
-        """Return the most likely class (n,) of each image; arguments and errors as for `logits`."""
+        """Return the most likely class (n,) of each image.
+
+        Arguments and errors as for `answers`.
+        """
         predictions: NDArray[np.integer[Any]] = self.logits(images).argmax(axis=1)
         return predictions
 
@@ -284,6 +304,13 @@ class Engine:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+
+def softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
+    """Return the probabilities of logits, both (n, n_classes)."""
+    powers = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    probabilities: NDArray[np.float64] = powers / powers.sum(axis=1, keepdims=True)
+    return probabilities
 
 
 def prepare_picture(
@@ -352,6 +379,12 @@ def _whole(name: str, value: int) -> int:
     if not 1 <= (number := operator.index(value)) <= 4096:
         raise ValueError(f"{name}: got {number}, expected 1 to 4096")
     return number
+
+
+def _exit_margin(value: float) -> float:
+    if isinstance(value, bool) or not hasattr(value, "__float__"):
+        raise TypeError(f"exit_margin: got {value!r}, expected a number")
+    return float(value)
 
 
 def _thread_count(threads: int) -> int:
@@ -436,7 +469,8 @@ def _load(path: Path) -> ctypes.CDLL:
         raise EngineError(3, f"{path} cannot be loaded: {error}") from error
     pointer, size = ctypes.c_void_p, ctypes.c_size_t
     error_out = ctypes.POINTER(_Error)
-    batch = [pointer, pointer, size, ctypes.c_int, pointer, size, pointer, error_out]
+    batch = [pointer, pointer, size, ctypes.c_int, pointer, size, *[pointer] * 2]
+    batch.append(error_out)
     model_out = ctypes.POINTER(pointer)
     signatures: dict[str, tuple[Any, list[Any]]] = {
         "mamba_version": (ctypes.c_char_p, []),
@@ -445,6 +479,7 @@ def _load(path: Path) -> ctypes.CDLL:
         "mamba_model_from_bytes": (ctypes.c_int, [model_out, pointer, size, error_out]),
         "mamba_model_close": (None, [pointer]),
         "mamba_model_info": (ctypes.POINTER(_Info), [pointer]),
+        "mamba_set_exit_margin": (ctypes.c_int, [pointer, ctypes.c_float, error_out]),
         "mamba_class_name": (ctypes.c_char_p, [pointer, _u32]),
         "mamba_max_threads": (ctypes.c_int, []),
         "mamba_prepare_picture": (ctypes.c_int, [pointer, *[_u32] * 4, pointer, error_out]),

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mnist_mamba.config import (
+    EXIT_MARGIN,
     LIMITS,
     MAX_ACTIVATIONS,
     MAX_LENGTH,
@@ -84,7 +85,7 @@ class Field:
 _RANGES = LIMITS | {
     "preparation": whole(0, len(PREPARATIONS) - 1),
     "weight_type": whole(0, 0),
-    "exit_margin": Range(0, 0),
+    "exit_margin": EXIT_MARGIN,
     "names_bytes": whole(NAMES_STEP, 65536),
     "stem": whole(0, len(STEMS) - 1),
     "patch_height": LIMITS["height"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import cast
 
 import torch
@@ -18,6 +19,12 @@ class MambaEnsemble(nn.Module):
     The members differ in their initial weights. They learn from the same batches, each from its
     own loss.
 
+    Almost no image needs all of them. In evaluation, members are asked one after the other until
+    the two best classes of their mean logits differ by more than `exit_margin`.
+
+    Attributes:
+        exit_margin: 0 asks all members, and is the value of a new ensemble.
+
     Args:
         config: the members' shape, and their number.
         scan: backend of the scan, as in `MambaClassifier`.
@@ -26,6 +33,7 @@ class MambaEnsemble(nn.Module):
     def __init__(self, config: ModelConfig, scan: str = "auto") -> None:
         super().__init__()
         self.config = config
+        self.exit_margin = 0.0
         one = dataclasses.replace(config, members=1)
         self.members = nn.ModuleList(MambaClassifier(one, scan) for _ in range(config.members))
 
@@ -49,7 +57,32 @@ class MambaEnsemble(nn.Module):
         Raises:
             ValueError: the pixels have another shape.
         """
-        return self.member_logits(pixels).mean(dim=0)
+        if self.training or self.exit_margin == 0:
+            return self.member_logits(pixels).mean(dim=0)
+        return self.answers(pixels)[0]
+
+    def answers(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the mean logits of the members asked, and how many were asked of each image.
+
+        Args:
+            pixels: as in `MambaClassifier.forward`.
+
+        Returns:
+            Logits (batch, n_classes), and numbers of members (batch,).
+        """
+        margin = self.exit_margin or math.inf
+        first, *others = self.classifiers
+        total = first(pixels)
+        asked = torch.ones(len(pixels), dtype=torch.long, device=total.device)
+        unsure = torch.arange(len(pixels), device=total.device)
+        for count, member in enumerate(others, start=1):
+            best, second = total[unsure].topk(2, dim=1).values.unbind(dim=1)
+            unsure = unsure[~(best - second > margin * count)]
+            if len(unsure) == 0:
+                break
+            total = total.index_add(0, unsure, member(pixels[unsure]))
+            asked[unsure] += 1
+        return total / asked.unsqueeze(1), asked
 
 
 Classifier = MambaClassifier | MambaEnsemble
