@@ -45,21 +45,32 @@ def pytorch_us(model: Classifier, batch: int, rounds: int) -> float:
 
 
 def main() -> None:
-    """Time the engine with one thread, then with all, then PyTorch with one thread."""
+    """Time the engine with one thread, then with all, then PyTorch with one thread.
+
+    The engine classifies the test images, and asks as many members of an ensemble as they need.
+    PyTorch asks all.
+    """
     params = parse_params(PARSER)
     rounds = params.benchmark.rounds
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     checkpoint = paths.CHECKPOINTS / f"{params.export.checkpoint}.pth"
     model = load_checkpoint(checkpoint, scan="reference").model
-    single = {batch: bench_engine(batch, rounds) for batch in BATCHES}
+    images = paths.images(paths.PREPARED, "test")
+    single = {batch: bench_engine(batch, rounds, images=images) for batch in BATCHES}
     us = {"engine": {f"b{batch}": report["median_us"] for batch, report in single.items()}}
+    if model.config.members > 1:  # the worst case
+        us["engine_all_members"] = {
+            f"b{batch}": bench_engine(batch, rounds)["median_us"] for batch in BATCHES
+        }
     if threads > 1:
-        parallel = bench_engine(PARALLEL_BATCH, rounds, threads=threads)["median_us"]
-        us["engine_all_threads"] = {f"b{PARALLEL_BATCH}": parallel}
+        parallel = bench_engine(PARALLEL_BATCH, rounds, threads=threads, images=images)
+        us["engine_all_threads"] = {f"b{PARALLEL_BATCH}": parallel["median_us"]}
     us["pytorch_eager"] = {f"b{batch}": pytorch_us(model, batch, rounds) for batch in BATCHES}
     results = {
         "us_per_image": us,
+        "call_us": {name: single[1][f"{name}_us"] for name in ("p50", "p99")},
+        "members_asked": single[1]["members_asked_mean"],
         "load_us": single[1]["load_us"],
         "binary_bytes": paths.ENGINE.stat().st_size,
         "threads": threads,

@@ -9,7 +9,7 @@ import logging
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline.common import command, paths
 from pipeline.common.options import parse_params
@@ -27,9 +27,12 @@ from numpy.typing import NDArray
 from mnist_mamba.atomic_write import write_json, write_text
 from mnist_mamba.data.corruptions import CORRUPTIONS
 from mnist_mamba.data.idx import read_images, read_labels, write_idx
-from mnist_mamba.metrics import balanced_accuracy, class_rates, expected_calibration_error, macro_f1
+from mnist_mamba.early_exit import changed_predictions, members_asked
+from mnist_mamba.engine.format import read_model
+from mnist_mamba.metrics import balanced_accuracy, class_rates, macro_f1, quality
+from mnist_mamba.model import Classifier, MambaEnsemble
+from mnist_mamba.training import evaluation
 from mnist_mamba.training.checkpoint import load_checkpoint
-from mnist_mamba.training.evaluation import predict
 from pipeline.common import plots
 from pipeline.common.run_engine import run_engine
 
@@ -40,12 +43,39 @@ class ParityError(RuntimeError):
     """The C engine's results differ from PyTorch's."""
 
 
-def engine_logits(images: Path, labels: Path) -> tuple[NDArray[np.float32], dict[str, Any]]:
-    """Return the logits [n, n_classes] of `mamba eval` and its report."""
+class Answers(NamedTuple):
+    """Answers of the engine or of PyTorch to the test images."""
+
+    logits: NDArray[np.float32]
+    """[n, n_classes] of the members asked."""
+    asked: NDArray[np.integer[Any]]
+    """[n] members asked."""
+    whole: NDArray[np.float32]
+    """[n, n_classes] of all members."""
+
+
+def engine_answers(images: Path, labels: Path) -> tuple[Answers, dict[str, Any]]:
+    """Return the answers of `mamba eval`, and its report."""
     with tempfile.TemporaryDirectory() as scratch:
-        logits = Path(scratch) / "logits.f32"
-        report = run_engine("eval", paths.MODEL, images, labels, "--logits", logits)
-        return np.fromfile(logits, dtype="<f4").reshape(report["n"], -1), report
+        files = [Path(scratch) / name for name in ("logits", "asked", "whole")]
+        evaluated = ("eval", paths.MODEL, images, labels)
+        report = run_engine(*evaluated, "--logits", files[0], "--asked", files[1])
+        run_engine(*evaluated, "--logits", files[2], "--exit-margin", 0)
+        logits, whole = (
+            np.fromfile(file, dtype="<f4").reshape(report["n"], -1) for file in (files[0], files[2])
+        )
+        return Answers(logits, np.fromfile(files[1], dtype=np.uint8), whole), report
+
+
+def pytorch_answers(model: Classifier, images: NDArray[np.uint8], exit_margin: float) -> Answers:
+    """Return the answers of a model with this exit margin."""
+    pixels = torch.from_numpy(images)
+    whole = evaluation.predict(model, pixels).numpy()
+    if not isinstance(model, MambaEnsemble):
+        return Answers(whole, np.ones(len(whole), dtype=np.uint8), whole)
+    model.exit_margin = exit_margin
+    logits, asked = evaluation.answers(model, pixels)
+    return Answers(logits.numpy(), asked.numpy(), whole)
 
 
 def robustness(images: NDArray[np.uint8], label_file: Path, params: Params) -> dict[str, Any]:
@@ -62,34 +92,47 @@ def robustness(images: NDArray[np.uint8], label_file: Path, params: Params) -> d
 
 
 def summarise(
-    engine: NDArray[np.float32],
-    reference: NDArray[np.float32],
+    engine: Answers,
+    reference: Answers,
     labels: NDArray[np.uint8],
     ece_bins: int,
     names: Sequence[str],
 ) -> dict[str, Any]:
-    """Return metrics/eval.json's content from the engine's and PyTorch's logits [n, n_classes].
-
-    Likelihood and calibration are rounded to digits that are equal for all instruction sets.
-    """
-    predictions = engine.argmax(axis=1)
-    correct = int((predictions == labels).sum())
-    log_probabilities = torch.from_numpy(engine).double().log_softmax(dim=1).numpy()
+    """Return metrics/eval.json's content from the engine's and PyTorch's answers."""
+    predictions = engine.logits.argmax(axis=1)
     rates = class_rates(predictions, labels, names)
-    of_labels = log_probabilities[np.arange(len(labels)), labels]
     return {
-        "accuracy": correct / len(labels),
-        "correct": correct,
+        **quality(engine.logits, labels, ece_bins),
+        "correct": int((predictions == labels).sum()),
         "n_test": len(labels),
         "balanced_accuracy": balanced_accuracy(rates),
         "macro_f1": macro_f1(rates, predictions),
-        "nll": round(-float(of_labels.mean()), 5),
-        "ece": round(expected_calibration_error(np.exp(log_probabilities), labels, ece_bins), 5),
-        "parity": {
-            "max_abs_logit_diff": float(np.abs(engine - reference).max()),
-            "prediction_mismatches": int((predictions != reference.argmax(axis=1)).sum()),
-        },
+        "parity": parity(engine, reference),
         "per_class": rates,
+    }
+
+
+def parity(engine: Answers, reference: Answers) -> dict[str, Any]:
+    """Return how far the engine's answers are from PyTorch's, with early exits and without."""
+    pairs = ((engine.logits, reference.logits), (engine.whole, reference.whole))
+    return {
+        "max_abs_logit_diff": max(float(np.abs(ours - theirs).max()) for ours, theirs in pairs),
+        "prediction_mismatches": sum(
+            int((ours.argmax(axis=1) != theirs.argmax(axis=1)).sum()) for ours, theirs in pairs
+        ),
+        "members_asked_mismatches": int((engine.asked != reference.asked).sum()),
+    }
+
+
+def early_exit(
+    engine: Answers, members: int, labels: NDArray[np.uint8], ece_bins: int
+) -> dict[str, Any]:
+    """Return how many members the engine asked, and how its answers differ from all members'."""
+    logits, asked, whole = (torch.from_numpy(values) for values in engine)
+    return {
+        "members_asked": members_asked(asked, members),
+        "predictions_changed": changed_predictions(logits, whole),
+        "all_members": quality(engine.whole, labels, ece_bins),
     }
 
 
@@ -135,10 +178,12 @@ def check(metrics: dict[str, Any], report: dict[str, Any], params: Params) -> No
             f"the C engine's logits differ from PyTorch's by up to {difference:.3g}, expected up "
             f"to {ceiling:.3g} (evaluate.max_abs_logit_diff)"
         )
-    if mismatches := metrics["parity"]["prediction_mismatches"]:
-        raise ParityError(
-            f"{mismatches} predictions of the C engine differ from PyTorch's, expected 0"
-        )
+    for what in ("prediction", "members_asked"):
+        if mismatches := metrics["parity"][f"{what}_mismatches"]:
+            named = "numbers of members asked" if what == "members_asked" else "predictions"
+            raise ParityError(
+                f"{mismatches} {named} of the C engine differ from PyTorch's, expected 0"
+            )
     if report["correct"] != metrics["correct"]:
         raise ParityError(
             f"mamba eval reports {report['correct']} correct predictions, expected "
@@ -151,22 +196,25 @@ def main() -> None:
     params = parse_params(PARSER)
     image_file = paths.images(paths.PREPARED, "test")
     label_file = paths.labels(paths.PREPARED, "test")
-    engine, report = engine_logits(image_file, label_file)
+    engine, report = engine_answers(image_file, label_file)
     images, labels = read_images(image_file), read_labels(label_file)
     checkpoint = paths.CHECKPOINTS / f"{params.export.checkpoint}.pth"
     # The reference scan in plain PyTorch defines the correct results.
     model = load_checkpoint(checkpoint, scan="reference").model
-    reference = predict(model, torch.from_numpy(images)).numpy()
-    names = model.config.class_names or [str(label) for label in range(engine.shape[1])]
+    reference = pytorch_answers(model, images, read_model(paths.MODEL).header["exit_margin"])
+    names = model.config.resolved_class_names
     metrics = summarise(engine, reference, labels, params.evaluate.ece_bins, names)
     metrics["model"] = {
         "parameters": model.n_parameters,
         "file_bytes": paths.MODEL.stat().st_size,
     }
+    metrics["early_exit"] = early_exit(
+        engine, model.config.members, labels, params.evaluate.ece_bins
+    )
     metrics["robustness"] = robustness(images, label_file, params)
     write_json(paths.METRICS / "eval.json", metrics)
-    write_text(paths.PREDICTIONS, table(labels, engine.argmax(axis=1), names))
-    draw_figures(images, labels, engine, metrics, params.evaluate.ece_bins, names)
+    write_text(paths.PREDICTIONS, table(labels, engine.logits.argmax(axis=1), names))
+    draw_figures(images, labels, engine.logits, metrics, params.evaluate.ece_bins, names)
     check(metrics, report, params)
     logger.info(
         "C engine: %d of %d correct (%.4f); logits within %.1e of PyTorch's, %d predictions differ",

@@ -8,11 +8,11 @@ from __future__ import annotations
 import argparse
 import logging
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from mnist_mamba.config import Preparation
 from pipeline.common import command, paths
-from pipeline.common.params import load_params
+from pipeline.common.params import Params, load_params
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -36,6 +36,15 @@ def parse_arguments() -> argparse.Namespace:
     model.add_argument(
         "--output", type=Path, default=Path("mnist_mamba.bin"), help="default: %(default)s"
     )
+    model.add_argument(
+        "--exit-margin",
+        type=_margin,
+        help="a number, or auto to choose it on the prepared validation images; default: "
+        "export.exit_margin",
+    )
+    model.add_argument(
+        "--metrics", type=Path, help="write how many members are asked, and what it costs, here"
+    )
     image = what.add_parser("image", help="write one image as height x width float32 in [0, 1]")
     image.add_argument("--index", type=int, default=0, help="counted from 0; default: %(default)s")
     image.add_argument("--split", choices=("train", "val", "test"), default="test")
@@ -55,28 +64,99 @@ def parse_arguments() -> argparse.Namespace:
         "--classes", default="", help="names with commas between them; default: 0,1,..."
     )
     arguments = parser.parse_args()
-    if arguments.what == "model" and arguments.checkpoint is None:
-        arguments.checkpoint = paths.CHECKPOINTS / f"{load_params().export.checkpoint}.pth"
+    if arguments.what == "model":
+        arguments.params = load_params()
+        if arguments.exit_margin is not None:
+            changes = {"export.exit_margin": arguments.exit_margin}
+            arguments.params = arguments.params.changed(changes, "--exit-margin")
+        if arguments.checkpoint is None:
+            arguments.checkpoint = paths.CHECKPOINTS / f"{arguments.params.export.checkpoint}.pth"
     return arguments
+
+
+def _margin(text: str) -> float | str:
+    return text if text == "auto" else float(text)
 
 
 if __name__ == "__main__":
     command.run(parse_arguments)
 
 import numpy as np
+import torch
 
-from mnist_mamba.atomic_write import write_bytes
+from mnist_mamba.atomic_write import write_bytes, write_json
+from mnist_mamba.early_exit import changed_predictions, members_asked, safe_margin
 from mnist_mamba.engine.version_1 import convert
 from mnist_mamba.export import write_model
+from mnist_mamba.metrics import quality
+from mnist_mamba.model import MambaEnsemble
+from mnist_mamba.training import evaluation
 from mnist_mamba.training.checkpoint import load_checkpoint
 from pipeline.common.prepared_data import read_split
 
 logger = logging.getLogger(__name__)
 
 
-def export_model(checkpoint: Path, output: Path) -> None:
-    """Write a checkpoint's model as a model file; warn if its training has not ended."""
-    loaded = load_checkpoint(checkpoint, scan="reference")
+def set_exit_margin(model: MambaEnsemble, params: Params, measure: bool) -> dict[str, Any]:
+    """Set the ensemble's exit margin, and return it, with its costs on the validation images.
+
+    Args:
+        model: the ensemble.
+        params: their `export`, `train.on_val` and `evaluate.ece_bins` are used.
+        measure: measure the costs of a margin that is given, too.
+
+    Raises:
+        FileNotFoundError: validation images are needed, and no data is prepared.
+        ValueError: they do not fit the model.
+    """
+    chosen = params.export.exit_margin
+    if chosen == "auto" and params.train.on_val:
+        logger.warning(
+            "export.exit_margin = auto: the validation images were trained on (train.on_val), so "
+            "all members are asked; set the margin of a run that validates (metrics/exit.json)"
+        )
+        chosen = 0.0
+    if chosen != "auto" and (params.train.on_val or not measure):
+        model.exit_margin = float(np.float32(chosen))
+        return {"exit_margin": round(model.exit_margin, 6)}
+    images, labels = read_split(paths.PREPARED, "val", "prepare")
+    each = evaluation.member_logits(model, torch.from_numpy(images))
+    whole = each.mean(dim=0)
+    safe = round(safe_margin(each), 3)  # equal for all instruction sets
+    margin = safe + params.export.exit_reserve if chosen == "auto" else chosen
+    model.exit_margin = float(np.float32(margin))  # as the file holds it
+    logits, asked = evaluation.answers(model, torch.from_numpy(images))
+    bins = params.evaluate.ece_bins
+    logger.info(
+        "exit margin %.2f: %.3f of %d members are asked on average",
+        model.exit_margin,
+        asked.double().mean(),
+        len(each),
+    )
+    return {
+        "exit_margin": round(model.exit_margin, 6),
+        "safe_margin": safe,
+        "validation": {
+            "members_asked": members_asked(asked, len(each)),
+            "predictions_changed": changed_predictions(logits, whole),
+            "early_exit": quality(logits.numpy(), labels, bins),
+            "all_members": quality(whole.numpy(), labels, bins),
+        },
+    }
+
+
+def export_model(
+    checkpoint: Path, output: Path, params: Params, metrics: Path | None = None
+) -> None:
+    """Write a checkpoint's model as a model file; warn if its training has not ended.
+
+    Args:
+        checkpoint: the checkpoint.
+        output: the model file.
+        params: their `export`, `train.on_val` and `evaluate.ece_bins` are used.
+        metrics: file for the exit margin of an ensemble and its costs, or None.
+    """
+    loaded = load_checkpoint(checkpoint)
     state = checkpoint.parent / paths.TRAINING_STATE
     if state.exists():
         logger.warning(
@@ -85,8 +165,14 @@ def export_model(checkpoint: Path, output: Path) -> None:
             checkpoint,
             loaded.epoch,
         )
-    write_model(output, loaded.model)
-    logger.info("%s: %d parameters from %s", output, loaded.model.n_parameters, checkpoint)
+    model = loaded.model
+    found: dict[str, Any] = {"exit_margin": 0.0}
+    if isinstance(model, MambaEnsemble):
+        found = set_exit_margin(model, params, measure=metrics is not None)
+    write_model(output, model)
+    if metrics is not None:
+        write_json(metrics, found)
+    logger.info("%s: %d parameters from %s", output, model.n_parameters, checkpoint)
 
 
 def export_image(split: str, index: int, output: Path) -> None:
@@ -121,7 +207,7 @@ def main() -> None:
     elif arguments.what == "image":
         export_image(arguments.split, arguments.index, arguments.output)
     else:
-        export_model(arguments.checkpoint, arguments.output)
+        export_model(arguments.checkpoint, arguments.output, arguments.params, arguments.metrics)
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def measure(training: series.Training) -> series.TrainingRecord:
     """Train and return the record: the C engine's accuracy with the last averaged weights."""
     metrics = series.train(training)
     model = training.folder / "model.bin"
-    export_model(training.folder / "last.pth", model)
+    export_model(training.folder / "last.pth", model, training.params)
     test = (paths.images(paths.PREPARED, "test"), paths.labels(paths.PREPARED, "test"))
     report = run_engine("eval", model, *test)
     return {

@@ -18,6 +18,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError
 
 from mnist_mamba.config import (
+    EXIT_MARGIN,
     LIMITS,
     SCANS,
     AugmentConfig,
@@ -191,9 +192,11 @@ class TrainParams(TrainConfig):
 
 
 class ExportParams(Section):
-    """Choice of the checkpoint that becomes the model file."""
+    """The checkpoint that becomes the model file, and when its members are asked."""
 
     checkpoint: Literal["last", "best_model"]
+    exit_margin: Literal["auto"] | Annotated[float, Field(ge=0, le=EXIT_MARGIN.high)]
+    exit_reserve: Annotated[float, Field(ge=0, le=EXIT_MARGIN.high)]
 
 
 class RobustnessParams(Section):

@@ -41,7 +41,16 @@ def run_engine(*words: str | Path | int) -> dict[str, Any]:
     return report
 
 
-def bench_engine(batch: int, rounds: int, model: Path = paths.MODEL, threads: int = 1) -> Any:
-    """Return the report of `mamba bench`: median_us (µs per image), load_us and more."""
+def bench_engine(
+    batch: int,
+    rounds: int,
+    model: Path = paths.MODEL,
+    threads: int = 1,
+    images: Path | None = None,
+) -> Any:
+    """Return the report of `mamba bench`: median_us (µs per image), load_us and more.
+
+    Without images, all members of an ensemble are timed.
+    """
     options = ("--batch", batch, "--threads", threads, "--rounds", rounds)
-    return run_engine("bench", model, *options)
+    return run_engine("bench", model, *([images] if images else []), *options)

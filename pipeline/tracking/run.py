@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-RESULTS = {"train": "train", "eval": "eval", "benchmark": "wall_clock"}
+RESULTS = {"train": "train", "eval": "eval", "exit": "exit", "benchmark": "wall_clock"}
 """The metrics files of a run, and the first part of their metrics' names in MLflow. It sorts these:
 curves first, timings last. metrics/ also holds the files of series and of benchmarks."""
 MAX_CLASS = 100

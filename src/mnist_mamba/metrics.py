@@ -79,6 +79,21 @@ def confidence_bins(probabilities: Floats, labels: Labels, bins: int) -> Bins:
     return Bins(*(np.histogram(confidence, bins, (0, 1), weights=each)[0] for each in weights))
 
 
+def quality(logits: Floats, labels: Labels, bins: int) -> dict[str, float]:
+    """Return accuracy, likelihood and calibration of logits (n, n_classes).
+
+    Likelihood and calibration are rounded to digits that are equal for all instruction sets.
+    """
+    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    log_probabilities = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    of_labels = log_probabilities[np.arange(len(labels)), labels]
+    return {
+        "accuracy": float((logits.argmax(axis=1) == labels).mean()),
+        "nll": round(-float(of_labels.mean()), 5),
+        "ece": round(expected_calibration_error(np.exp(log_probabilities), labels, bins), 5),
+    }
+
+
 def expected_calibration_error(probabilities: Floats, labels: Labels, bins: int) -> float:
     """Return the mean gap between confidence and accuracy over equal-width bins of confidence.
 

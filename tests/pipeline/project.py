@@ -34,7 +34,7 @@ SMALL: dict[str, Any] = {
     "model.patch": [3, 4],
     "model.d_model": 16,
     "model.n_layers": 2,
-    "model.members": 1,
+    "model.members": 2,
     "model.local_conv": False,
     "model.d_state": 4,
     "train.epochs": 3,
@@ -111,6 +111,16 @@ def run_module(
     if any(name.startswith(("LC_", "PYTHON")) for name in env):
         return run(folder, [sys.executable, "-m", module, *words], **env)
     return run_forked(folder, module, words, environment(**env))
+
+
+def run_stage(folder: Path, stage: str) -> str:
+    """Run a stage of dvc.yaml in the project, without DVC, and return what it logs."""
+    stages = yaml.safe_load((folder / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    python, dash_m, module, *arguments = stages[stage]["cmd"].split()
+    assert (python, dash_m) == ("python", "-m")
+    done = run_module(folder, module, *arguments)
+    assert done.returncode == 0, f"{stage}: {done.stderr}"
+    return done.stderr
 
 
 def start(folder: Path, command: list[str], **env: str) -> subprocess.Popen[bytes]:

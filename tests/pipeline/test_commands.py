@@ -225,13 +225,24 @@ def test_benchmark_writes_each_engine_s_time_under_its_batch(
     set_params(project, {**SMALL, "benchmark.rounds": 7, "export.checkpoint": "best_model"})
     calls: list[Call] = []
 
-    def bench(batch: int, rounds: int, threads: int = 1) -> dict[str, float]:
-        calls.append((batch, rounds, threads, torch.get_num_threads()))
-        return {"median_us": 10 * batch + threads, "load_us": 1000 + batch}
+    def bench(
+        batch: int, rounds: int, threads: int = 1, images: Path | None = None
+    ) -> dict[str, float]:
+        calls.append((batch, rounds, threads, images, torch.get_num_threads()))
+        base = 10 * batch + threads + (0 if images else 0.5)
+        return {
+            "median_us": base,
+            "p50_us": base + 2,
+            "p99_us": base + 3,
+            "load_us": 1000 + batch,
+            "members_asked_mean": 1.25,
+        }
 
     def load(path: Path, scan: str) -> Any:
         calls.append((path, scan))
-        return SimpleNamespace(model="model")
+        return SimpleNamespace(model=model)
+
+    model = SimpleNamespace(config=SimpleNamespace(members=2))
 
     def pytorch(model: Any, batch: int, rounds: int) -> float:
         calls.append((model, batch, rounds))
@@ -247,12 +258,16 @@ def test_benchmark_writes_each_engine_s_time_under_its_batch(
     benchmark.main()
     found = json.loads((paths.METRICS / "benchmark.json").read_text(encoding="utf-8"))
     assert found.pop("cpu")
+    test = paths.images(paths.PREPARED, "test")
     assert found == {
         "us_per_image": {
             "engine": {"b1": 11, "b100": 1001},
+            "engine_all_members": {"b1": 11.5, "b100": 1001.5},
             "engine_all_threads": {"b1000": 10003},
             "pytorch_eager": {"b1": 0.125, "b100": 12.5},
         },
+        "call_us": {"p50": 13, "p99": 14},
+        "members_asked": 1.25,
         "load_us": 1001,
         "binary_bytes": 777,
         "threads": 3,
@@ -260,15 +275,17 @@ def test_benchmark_writes_each_engine_s_time_under_its_batch(
     assert calls == [
         ("threads", 1),
         (paths.CHECKPOINTS / "best_model.pth", "reference"),
-        *((1, 7, 1, 3), (100, 7, 1, 3), (1000, 7, 3, 3)),
-        *(("model", 1, 7), ("model", 100, 7)),
+        *((1, 7, 1, test, 3), (100, 7, 1, test, 3)),
+        *((1, 7, 1, None, 3), (100, 7, 1, None, 3)),
+        (1000, 7, 3, test, 3),
+        *((model, 1, 7), (model, 100, 7)),
     ]
 
 
 def test_one_thread_is_not_timed_twice(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    report = {"median_us": 1.0, "load_us": 2.0}
+    report = dict.fromkeys(("median_us", "p50_us", "p99_us", "load_us", "members_asked_mean"), 1.0)
     monkeypatch.setattr(benchmark, "bench_engine", lambda *_, **__: report)
-    loaded = SimpleNamespace(model="model")
+    loaded = SimpleNamespace(model=SimpleNamespace(config=SimpleNamespace(members=1)))
     monkeypatch.setattr(benchmark, "load_checkpoint", lambda *_, **__: loaded)
     monkeypatch.setattr(benchmark, "pytorch_us", lambda *_: 3.0)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
@@ -284,9 +301,12 @@ def test_the_engine_is_timed_with_the_options_it_is_given(monkeypatch: pytest.Mo
     monkeypatch.setattr(run_engine, "run_engine", lambda *given: words.append(given))
     run_engine.bench_engine(100, 9)
     run_engine.bench_engine(1, 2, Path("model.bin"), threads=4)
+    run_engine.bench_engine(1, 2, images=Path("images.idx"))
     options = ("--batch", 100, "--threads", 1, "--rounds", 9)
     assert words[0] == ("bench", paths.MODEL, *options)
     assert words[1] == ("bench", Path("model.bin"), *options[:1], 1, "--threads", 4, "--rounds", 2)
+    images = Path("images.idx")
+    assert words[2] == ("bench", paths.MODEL, images, "--batch", 1, "--threads", 1, "--rounds", 2)
 
 
 def test_an_engine_that_fails_is_quoted(project: Path) -> None:
@@ -350,12 +370,15 @@ def test_a_summary_counts_and_compares_each_image(seed: int, n: int) -> None:
     engine = generator.normal(size=(n, 3)).astype(np.float32)
     reference = (engine + generator.normal(scale=0.3, size=(n, 3))).astype(np.float32)
     labels = generator.integers(0, 3, n).astype(np.uint8)
-    found = evaluate.summarise(engine, reference, labels, ece_bins=5, names=["a", "b", "c"])
+    answers = [
+        evaluate.Answers(logits, np.ones(n, np.uint8), logits) for logits in (engine, reference)
+    ]
+    found = evaluate.summarise(*answers, labels, ece_bins=5, names=["a", "b", "c"])
     right = sum(int(row.argmax()) == label for row, label in zip(engine, labels, strict=True))
     assert (found["correct"], found["n_test"]) == (right, n)
     assert found["accuracy"] == right / n
     differing = sum(a.argmax() != b.argmax() for a, b in zip(engine, reference, strict=True))
-    assert found["parity"]["prediction_mismatches"] == differing
+    assert found["parity"]["prediction_mismatches"] == 2 * differing  # and of all members
     assert found["parity"]["max_abs_logit_diff"] == float(abs(engine - reference).max())
     wide = torch.from_numpy(engine).double()
     nll = torch.nn.functional.cross_entropy(wide, torch.from_numpy(labels).long())
@@ -384,7 +407,11 @@ def test_predictions_are_written_by_name() -> None:
 @pytest.mark.parametrize(("difference", "fine"), [(1e-4, True), (1.01e-4, False), (np.nan, False)])
 def test_logits_may_differ_up_to_the_limit(difference: float, fine: bool) -> None:
     params = load_params(ROOT / "params.yaml")
-    parity = {"max_abs_logit_diff": difference, "prediction_mismatches": 0}
+    parity = {
+        "max_abs_logit_diff": difference,
+        "prediction_mismatches": 0,
+        "members_asked_mismatches": 0,
+    }
     metrics = {"correct": 9, "parity": parity}
     if fine:
         evaluate.check(metrics, {"correct": 9}, params)
@@ -479,7 +506,7 @@ def test_a_study_measures_on_validation_and_a_scored_series_on_test_images(
     val = {"accuracy": 0.5, "loss": 1.5, "best_accuracy": 0.9, "best_epoch": 1}
     metrics = {"val": val, "parameters": 7, "epochs": 2}
     monkeypatch.setattr(series, "train", lambda training: metrics)
-    training: Any = SimpleNamespace(folder=Path("runs/a"))
+    training: Any = SimpleNamespace(folder=Path("runs/a"), params="params")
     assert study.measure(training) == {"val_accuracy": 0.5, "val_loss": 1.5, "parameters": 7}
     calls: list[Call] = []
     monkeypatch.setattr(seeds, "export_model", lambda *words: calls.append(words))
@@ -492,7 +519,7 @@ def test_a_study_measures_on_validation_and_a_scored_series_on_test_images(
     assert seeds.measure(training) == {"test_accuracy": 0.75, "params": 7}
     model = Path("runs/a/model.bin")
     files = [Path(f"data/prepared/test-{kind}.idx") for kind in ("images", "labels")]
-    assert calls == [(Path("runs/a/last.pth"), model), ("eval", model, *files)]
+    assert calls == [(Path("runs/a/last.pth"), model, "params"), ("eval", model, *files)]
 
 
 def make_training(monkeypatch: pytest.MonkeyPatch, seed: int = 3) -> series.Training:

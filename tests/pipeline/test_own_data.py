@@ -21,7 +21,7 @@ from mnist_mamba.engine.binding import prepare_picture
 from pipeline import check_params, download, example_pictures
 from pipeline.common.params import load_params
 from tests.pipeline.imports import ROOT
-from tests.pipeline.project import SMALL, copy_project, run, run_module
+from tests.pipeline.project import SMALL, copy_project, run, run_module, run_stage
 
 STAGES = ("check_params", "download", "prepare", "train", "export", "evaluate")
 NAMES = ("a b", "left", "é", "猫")
@@ -39,10 +39,7 @@ def run_stages(folder: Path, stages: tuple[str, ...]) -> str:
         done = run(folder, ["make", "-s", "-f", "csrc/engine.mk", "dvc-engine", "OUT=build/dvc"])
         assert done.returncode == 0, done.stderr
     for stage in stages:
-        words = ["model", "--output", "artifacts/mnist_mamba.bin"] if stage == "export" else []
-        done = run_module(folder, f"pipeline.{stage}", *words)
-        assert done.returncode == 0, f"{stage}: {done.stderr}"
-        said += done.stderr
+        said += run_stage(folder, stage)
     return said
 
 

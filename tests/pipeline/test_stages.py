@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,20 +17,15 @@ from mnist_mamba.data.idx import read_images, read_labels, write_idx
 from mnist_mamba.data.splits import DataError, LabelledImages
 from mnist_mamba.engine import Engine
 from mnist_mamba.engine.format import read_model
+from mnist_mamba.metrics import quality
 from pipeline.common.params import load_params
 from pipeline.common.prepared_data import read_split, write_splits
-from pipeline.evaluate import ParityError, check, summarise
+from pipeline.evaluate import Answers, ParityError, check, early_exit, parity, summarise
 from tests.pipeline.imports import ROOT
-from tests.pipeline.project import SMALL, copy_project, run, run_module, set_params
+from tests.pipeline.project import SMALL, copy_project, run, run_module, run_stage, set_params
 
 STAGES = ("download", "prepare", "train", "export", "evaluate", "benchmark", "track")
 UNTRACKED = {**SMALL, "tracking.enabled": False}
-
-
-def run_stage(folder: Path, stage: str) -> None:
-    words = ["model", "--output", "artifacts/mnist_mamba.bin"] if stage == "export" else []
-    done = run_module(folder, f"pipeline.{stage}", *words)
-    assert done.returncode == 0, f"{stage}: {done.stderr}"
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +50,8 @@ def load(folder: Path, name: str) -> dict:
 
 def test_scores_agree_with_a_hand_computed_example() -> None:
     logits = np.array([[1e4, 0, 0], [0, 1, 0], [2, 0, 0]], np.float32)
-    metrics = summarise(logits, logits, np.array([1, 1, 0], np.uint8), 10, ["0", "1", "2"])
+    answers = Answers(logits, np.ones(3, np.uint8), logits)
+    metrics = summarise(answers, answers, np.array([1, 1, 0], np.uint8), 10, ["0", "1", "2"])
     # Confidences: 1 (wrong), e / (e + 2) and e^2 / (e^2 + 2).
     p, q = math.e / (math.e + 2), math.e**2 / (math.e**2 + 2)
     assert metrics["nll"] == round((1e4 - math.log(p) - math.log(q)) / 3, 5)
@@ -66,11 +63,96 @@ def test_scores_agree_with_a_hand_computed_example() -> None:
     }
 
 
+def test_each_difference_from_pytorch_is_counted() -> None:
+    logits, whole = np.array([[1, 0], [1, 0.5], [0, 2]], np.float32), np.eye(2, dtype=np.float32)
+    engine = Answers(logits, np.array([1, 1, 2], np.uint8), whole[[0, 0, 1]])
+    assert parity(engine, engine) == {
+        "max_abs_logit_diff": 0,
+        "prediction_mismatches": 0,
+        "members_asked_mismatches": 0,
+    }
+    more = np.array([[0, 3], [0, 0.25], [0, 0]], np.float32)
+    other = Answers(logits + more, np.array([2, 1, 1]), whole[[0, 1, 1]])
+    assert parity(engine, other) == {
+        "max_abs_logit_diff": 3,
+        "prediction_mismatches": 2,
+        "members_asked_mismatches": 2,
+    }
+
+
+def test_the_costs_of_early_exits_are_those_of_the_answers() -> None:
+    logits = np.array([[3, 0], [0, 1], [2, 0], [0, 4]], np.float32)
+    whole = np.array([[3, 0], [1, 0], [2, 0], [0, 1]], np.float32)
+    engine = Answers(logits, np.array([1, 1, 3, 1], np.uint8), whole)
+    labels = np.array([0, 1, 0, 1], np.uint8)
+    found = early_exit(engine, 3, labels, 10)
+    assert found["members_asked"] == {"mean": 1.5, "share": {"1": 0.75, "2": 0, "3": 0.25}}
+    assert found["predictions_changed"] == 1
+    assert found["all_members"] == quality(whole, labels, 10)
+    assert found["all_members"]["accuracy"] == 0.75
+
+
+def test_an_ensemble_s_margin_is_chosen_on_validation_images(finished: Path) -> None:
+    chosen, scores = load(finished, "metrics/exit.json"), load(finished, "metrics/eval.json")
+    margin = read_model(finished / "artifacts/mnist_mamba.bin").header["exit_margin"]
+    assert margin == pytest.approx(chosen["exit_margin"])
+    assert chosen["exit_margin"] == pytest.approx(chosen["safe_margin"] + 3)
+    validation = chosen["validation"]
+    assert validation["predictions_changed"] == 0
+    assert 1 <= validation["members_asked"]["mean"] <= 2
+    assert sum(scores["early_exit"]["members_asked"]["share"].values()) == pytest.approx(1)
+    images = read_images(finished / "data/prepared/test-images.idx")
+    labels = read_labels(finished / "data/prepared/test-labels.idx")
+    with Engine(finished / "artifacts/mnist_mamba.bin") as engine:
+        logits, asked = engine.answers(images)
+    with Engine(finished / "artifacts/mnist_mamba.bin", exit_margin=0) as engine:
+        whole = engine.logits(images)
+    found = early_exit(Answers(logits, asked, whole), 2, labels, 15)
+    assert scores["early_exit"] == found
+
+
+@pytest.mark.parametrize(
+    ("changes", "margin", "said"),
+    [
+        ({"export.exit_margin": 0.0}, 0, ""),
+        ({"export.exit_margin": 1.25}, 1.25, ""),
+        ({"train.on_val": True}, 0, "set the margin of a run that validates (metrics/exit.json)"),
+        ({"train.on_val": True, "export.exit_margin": 2.5}, 2.5, ""),
+    ],
+)
+def test_an_exit_margin_can_be_given(
+    finished: Path, tmp_path: Path, changes: dict[str, Any], margin: float, said: str
+) -> None:
+    given = tmp_path / "given"
+    shutil.copytree(finished, given)
+    set_params(given, {**UNTRACKED, **changes})
+    words = ("pipeline.export", "model", "--output", "model.bin")
+    done = run_module(given, *words, "--metrics", "exit.json")
+    assert done.returncode == 0, done.stderr
+    assert said in done.stderr
+    assert read_model(given / "model.bin").header["exit_margin"] == margin
+    found = load(given, "exit.json")
+    assert found["exit_margin"] == margin
+    assert ("validation" in found) == ("train.on_val" not in changes)
+    done = run_module(given, *words, "--exit-margin", "0.5")
+    assert read_model(given / "model.bin").header["exit_margin"] == 0.5
+    shutil.rmtree(given / "data/prepared")
+    assert run_module(given, *words, "--exit-margin", "0.5").returncode == 0
+    done = run_module(given, *words, "--exit-margin", "x")
+    assert done.returncode == 2
+    assert "argument --exit-margin" in done.stderr
+    if not said:
+        done = run_module(given, *words, "--exit-margin", "auto")
+        needed = "train.on_val" not in changes
+        assert ("val-images.idx not found" in done.stderr) == needed
+
+
 def test_evaluate_measures_the_engine_and_its_parity(finished: Path) -> None:
     metrics = load(finished, "metrics/eval.json")
     assert metrics["n_test"] == 40
     assert metrics["accuracy"] == metrics["correct"] / 40 >= 0.9
     assert metrics["parity"]["prediction_mismatches"] == 0
+    assert metrics["parity"]["members_asked_mismatches"] == 0
     assert 0 < metrics["parity"]["max_abs_logit_diff"] <= 1e-4
     assert metrics["nll"] > 0
     assert 0 <= metrics["ece"] <= 1
@@ -212,6 +294,7 @@ def test_same_seed_same_files(finished: Path, tmp_path: Path) -> None:
         "plots/curves.json",
         "metrics/train.json",
         "metrics/eval.json",
+        "metrics/exit.json",
         "plots/predictions.csv",
         "plots/predictions.png",
         "plots/misclassified.png",
@@ -244,7 +327,11 @@ def test_a_broken_engine_fails_evaluate_but_leaves_the_evidence(
 def test_predictions_that_differ_fail_evaluate() -> None:
     metrics: dict = {
         "correct": 9,
-        "parity": {"max_abs_logit_diff": 1e-6, "prediction_mismatches": 0},
+        "parity": {
+            "max_abs_logit_diff": 1e-6,
+            "prediction_mismatches": 0,
+            "members_asked_mismatches": 0,
+        },
     }
     params = load_params(ROOT / "params.yaml")
     check(metrics, {"correct": 9}, params)
@@ -252,6 +339,9 @@ def test_predictions_that_differ_fail_evaluate() -> None:
         check(metrics, {"correct": 8}, params)
     metrics["parity"]["prediction_mismatches"] = 1
     with pytest.raises(ParityError, match="1 predictions of the C engine differ"):
+        check(metrics, {"correct": 9}, params)
+    metrics["parity"] |= {"prediction_mismatches": 0, "members_asked_mismatches": 2}
+    with pytest.raises(ParityError, match="2 numbers of members asked of the C engine differ"):
         check(metrics, {"correct": 9}, params)
 
 

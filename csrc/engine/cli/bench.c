@@ -1,6 +1,7 @@
 /* `mamba bench`: time per image, in rounds of calls on synthetic images after a warm-up. */
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "commands.h"
 #include "error.h"
@@ -19,6 +20,7 @@ struct bench {
     size_t step;           /* pixels from one batch to the next */
     const uint8_t *images; /* [(batches - 1) * step + pixels of a batch] */
     uint8_t *painted;      /* NULL if the images are of a file */
+    uint8_t *repeated;     /* NULL if they are used in place */
     struct idx idx;
     void *arena;
     size_t arena_bytes;
@@ -76,6 +78,19 @@ static mamba_status paint_images(struct bench *bench, size_t pixels, mamba_error
     return MAMBA_OK;
 }
 
+/* Fills a batch that is larger than the file by repeating its images. */
+static mamba_status repeat_images(struct bench *bench, mamba_error *error)
+{
+    const size_t bytes = bench->step, file = bench->idx.n * (bench->step / (size_t)bench->batch);
+    bench->batches = 1;
+    bench->images = bench->repeated = malloc(bytes);
+    if (!bench->repeated)
+        return no_memory(bench, error);
+    for (size_t at = 0; at < bytes; at += file)
+        memcpy(bench->repeated + at, bench->idx.data, bytes - at < file ? bytes - at : file);
+    return MAMBA_OK;
+}
+
 static mamba_status open_images(struct bench *bench, size_t pixels, const struct options *options,
                                 mamba_error *error)
 {
@@ -88,11 +103,7 @@ static mamba_status open_images(struct bench *bench, size_t pixels, const struct
     bench->images = bench->idx.data;
     bench->step = (size_t)bench->batch * pixels;
     bench->batches = bench->idx.n / (size_t)bench->batch;
-    if (bench->batches == 0)
-        return mamba_fail(error, MAMBA_ERR_INPUT, options->positional[1],
-                          "images: got %zu, expected at least the %d of --batch", bench->idx.n,
-                          bench->batch);
-    return MAMBA_OK;
+    return bench->batches > 0 ? MAMBA_OK : repeat_images(bench, error);
 }
 
 /* Chooses how many calls make a round: each batch of a file once, or as many as ROUND_SECONDS have
@@ -208,6 +219,7 @@ mamba_status command_bench(const struct job *job, mamba_error *error)
     free(bench.members);
     free(bench.logits);
     free(bench.arena);
+    free(bench.repeated);
     free(bench.painted);
     mamba_input_close(&bench.idx.input);
     return status;
