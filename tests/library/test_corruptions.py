@@ -119,11 +119,14 @@ def test_invert_fades_to_the_negative_and_rounds_to_the_nearest() -> None:
         assert np.abs(invert(images, percent) - exact).max() <= 0.5 + 1e-9
 
 
+@pytest.mark.parametrize("paper", [0, 255, 90])
 @pytest.mark.parametrize("name", ["shift", "rotate", "scale"])
-def test_surroundings_are_black_and_images_of_a_large_set_are_like_those_of_a_small_one(
-    name: str,
+def test_surroundings_are_as_the_border_and_images_of_a_large_set_are_like_those_of_a_small_one(
+    name: str, paper: int
 ) -> None:
-    white = np.full((2004, 6, 8), 255, np.uint8)
-    corrupted = CORRUPTIONS[name](white, 30)
-    assert (corrupted == 0).any(axis=(1, 2)).all()
+    images = np.full((2004, 6, 8), paper, np.uint8)
+    images[:, 2:, 3:5] = 160  # a stroke that reaches the lower border
+    corrupted = CORRUPTIONS[name](images, 30)
+    assert corrupted.min() >= min(paper, 160)
+    assert corrupted.max() <= max(paper, 160)
     np.testing.assert_array_equal(corrupted, np.tile(corrupted[:4], (501, 1, 1)))

@@ -484,11 +484,23 @@ def test_all_changes_together_are_those_of_each_alone_drawn_independently() -> N
     assert correlations.abs().max() < 0.2
 
 
-def test_an_image_s_surroundings_are_black() -> None:
-    white = torch.ones(50, 20, 30)
-    mapped = augment(white, only("shift"), torch.Generator().manual_seed(0))
-    assert mapped.min() == 0
-    assert mapped.max() == 1
+@pytest.mark.parametrize("paper", [(0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (0.2, 0.9, 0.5)])
+def test_an_image_s_surroundings_are_as_its_border_even_if_a_stroke_reaches_it(
+    paper: tuple[float, float, float],
+) -> None:
+    """Dark digits on white paper would get black corners, which no picture has."""
+    images = torch.tensor(paper).expand(50, 20, 30, 3).clone()
+    images[:, 5:, 12:16] = 0.4
+    generator = torch.Generator().manual_seed(0)
+    mapped = augment(images, only("rotate", "shift", "scale"), generator)
+    low, high = (
+        extreme(torch.tensor([*zip(paper, 3 * [0.4], strict=True)]), 1).values
+        for extreme in (torch.min, torch.max)
+    )
+    assert (mapped >= low - 1e-6).all()
+    assert (mapped <= high + 1e-6).all()
+    corner = mapped[:, [0, 0, -1, -1], [0, -1, 0, -1]]
+    torch.testing.assert_close(corner, torch.tensor(paper).expand_as(corner))
 
 
 @pytest.mark.parametrize("scale", [0.05, 0.2])

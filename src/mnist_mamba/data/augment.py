@@ -20,8 +20,7 @@ def augment(
 ) -> Tensor:
     """Map each image by its own random affine map, and an elastic one if `config` has it.
 
-    Elastic maps shift each pixel by a smooth random field (Simard et al. 2003). Pixels from outside
-    the image are 0.
+    Elastic maps shift each pixel by a smooth random field (Simard et al. 2003).
 
     Args:
         pixels: (n, height, width) or (n, height, width, channels), floating.
@@ -59,15 +58,28 @@ def augment(
 
 
 def sample(pixels: Tensor, grid: Tensor) -> Tensor:
-    """Return each pixel's value at its source; outside the image it is 0.
+    """Return each pixel's value at its source; outside the image it is the median of the border.
 
     Args:
         pixels: (n, height, width) or (n, height, width, channels), floating.
         grid: (n, height, width, 2), sources as x and y from -1 to 1.
     """
-    planes = pixels[:, None] if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2)
-    mapped = F.grid_sample(planes, grid, padding_mode="zeros", align_corners=False)
-    return mapped[:, 0] if pixels.ndim == 3 else mapped.permute(0, 2, 3, 1)
+    planes = _planes(pixels)
+    ends = torch.tensor([0, -1], device=pixels.device)
+    border = torch.cat([planes[:, :, ends].flatten(2), planes[..., ends].flatten(2)], dim=2)
+    outside = border.median(dim=2).values[..., None, None]
+    mapped = F.grid_sample(planes - outside, grid, padding_mode="zeros", align_corners=False)
+    return _like(mapped + outside, pixels)
+
+
+def _planes(pixels: Tensor) -> Tensor:
+    """Return images (n, height, width[, channels]) as (n, channels, height, width)."""
+    return pixels[:, None] if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2)
+
+
+def _like(planes: Tensor, pixels: Tensor) -> Tensor:
+    """Return (n, channels, height, width) in the order of dimensions that `pixels` have."""
+    return planes[:, 0] if pixels.ndim == 3 else planes.permute(0, 2, 3, 1)
 
 
 def smooth(noise: Tensor, height: int, width: int, scale: float) -> Tensor:

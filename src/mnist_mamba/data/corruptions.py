@@ -81,7 +81,7 @@ CORRUPTIONS: dict[str, Callable[[Bytes, float], Bytes]] = {
 
 
 def _mapped(images: Bytes, maps: Tensor) -> Bytes:
-    """Map each image by its (2, 3) map from output to input; outside it is black."""
+    """Map each image by its (2, 3) map from output to input."""
     mapped = []
     chunks = zip(torch.from_numpy(images).split(1000), maps.split(1000), strict=True)
     for chunk, matrices in chunks:
