@@ -358,7 +358,8 @@ SCANS: dict[str, tuple[str, ...]] = {"cpu": ("cpu",), "cuda": ("triton", "cuda")
 class AugmentConfig(Checked):
     """Largest random changes of an image, drawn uniformly and independently per image.
 
-    0 turns a change off.
+    0 turns a change off. All images are mapped (rotated, ..., distorted); then a part of them gets
+    one of the corruptions noise, blur, contrast, background and thickness, each equally likely.
 
     Raises:
         ConfigError: a value out of range.
@@ -377,28 +378,45 @@ class AugmentConfig(Checked):
     elastic_scale: Annotated[float, Range(0, 1, low_excluded=True)] = 0.15
     """Standard deviation of the Gaussian that smooths these shifts, as a fraction of the sides."""
     hold: BelowOne = 0.5
-    """Fraction of the training during which the changes have their full size."""
+    """Fraction of the training during which the maps have their full size."""
     end: Fraction = 1.0
-    """Size of the changes at the end of the training as a fraction of their full size.
+    """Size of the maps at the end of the training as a fraction of their full size.
 
     They shrink linearly after `hold`.
     """
+    corrupt: Fraction = 0.0
+    """Fraction of the images that are corrupted."""
+    noise: NotNegative = 0.45
+    """Standard deviation of Gaussian noise, as a fraction of white."""
+    blur: Fraction = 0.065
+    """Standard deviation of a Gaussian blur, as a fraction of the sides."""
+    contrast: Fraction = 0.7
+    """Fraction of the contrast that is lost: the image fades towards a random grey."""
+    background: Fraction = 0.7
+    """Fraction of the contrast that is lost to a light from one side."""
+    thickness: Fraction = 0.02
+    """Widening or narrowing of strokes at each edge, as a fraction of the shorter side."""
 
     @property
-    def is_identity(self) -> bool:
-        """Whether nothing is changed."""
-        return not any(getattr(self, name) for name in _CHANGES)
+    def maps(self) -> dict[str, float]:
+        """The sizes of the maps that are on, which shrink after `hold`."""
+        return self._sizes("rotate", "scale", "shear", "shift", "elastic")
+
+    @property
+    def corruptions(self) -> dict[str, float]:
+        """The sizes of the corruptions that are on."""
+        names = ("noise", "blur", "contrast", "background", "thickness")
+        return self._sizes(*names) if self.corrupt else {}
+
+    def _sizes(self, *names: str) -> dict[str, float]:
+        return {name: size for name in names if (size := getattr(self, name))}
 
     def at(self, progress: float) -> AugmentConfig:
         """Return the changes after a fraction `progress` (0 to below 1) of the training."""
         falling = max(progress - self.hold, 0.0)
         size = 1 - (1 - self.end) * falling / (1 - self.hold) if falling else 1.0
-        sizes = {name: size * getattr(self, name) for name in _CHANGES}
-        return dataclasses.replace(self, **sizes)
-
-
-_CHANGES = ("rotate", "scale", "shear", "shift", "elastic")
-"""The fields of AugmentConfig that shrink after `hold`."""
+        maps = {name: size * full for name, full in self.maps.items()}
+        return dataclasses.replace(self, **maps)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import struct
 import tracemalloc
@@ -435,9 +436,9 @@ def only(*names: str) -> AugmentConfig:
     return AugmentConfig(**{name: KNOBS[name] if name in names else 0 for name in KNOBS})
 
 
-def assert_uniform(values: torch.Tensor, limit: float) -> None:
-    """Check that values spread evenly from -limit to limit."""
-    assert limit * 0.97 <= values.abs().max() <= limit * (1 + 1e-6)
+def assert_uniform(values: torch.Tensor, limit: float, error: float = 1e-6) -> None:
+    """Check that values, known up to a relative error, spread evenly from -limit to limit."""
+    assert limit * 0.97 <= values.abs().max() <= limit * (1 + error)
     quarters = torch.histc(values.float(), bins=4, min=-limit, max=limit) / len(values)
     assert (quarters - 0.25).abs().max() < 0.06
 
@@ -554,15 +555,170 @@ def test_elastic_maps_move_pixels_by_their_standard_deviation() -> None:
     torch.testing.assert_close(moves.std(dim=0), torch.tensor([1.5, 1.0]), rtol=0.15, atol=0)
 
 
-@pytest.mark.parametrize("elastic", [0.0, 0.04])
-def test_augment_maps_a_share_as_in_the_whole_batch(elastic: float) -> None:
-    config = AugmentConfig(elastic=elastic)
+@pytest.mark.parametrize(("elastic", "corrupt"), [(0.0, 0.0), (0.04, 0.0), (0.0, 1.0), (0.04, 0.7)])
+def test_augment_changes_a_share_as_in_the_whole_batch(elastic: float, corrupt: float) -> None:
+    config = AugmentConfig(elastic=elastic, corrupt=corrupt)
     pixels = torch.from_numpy(make_data(11, size=(9, 12)).images).float() / 255
     whole = augment(pixels, config, torch.Generator().manual_seed(3))
     for share in (slice(0, 6), slice(6, 11), slice(11, 11)):
         generator = torch.Generator().manual_seed(3)
         mapped = augment(pixels[share], config, generator, share, batch=11)
         torch.testing.assert_close(mapped, whole[share], atol=1e-6, rtol=0)
+
+
+CORRUPTIONS = ("noise", "blur", "contrast", "background", "thickness")
+
+
+def corrupted(images: torch.Tensor, corrupt: float = 1.0, **sizes: float) -> torch.Tensor:
+    """Return images with these corruptions alone, and no maps."""
+    config = AugmentConfig(
+        rotate=0,
+        scale=0,
+        shear=0,
+        shift=0,
+        corrupt=corrupt,
+        **{**dict.fromkeys(CORRUPTIONS, 0.0), **sizes},
+    )
+    return augment(images, config, torch.Generator().manual_seed(4))
+
+
+def grey(value: float, n: int = 600) -> torch.Tensor:
+    """Return n images of 20 x 30 in one grey."""
+    return torch.full((n, 20, 30), value)
+
+
+def bar(n: int = 1) -> torch.Tensor:
+    """Return n images of 20 x 40 with a bright bar of 6 columns from top to bottom."""
+    images = torch.zeros(n, 20, 40)
+    images[:, :, 17:23] = 1
+    return images
+
+
+def test_noise_has_a_deviation_up_to_its_size_and_stays_between_black_and_white() -> None:
+    noisy = corrupted(torch.full((600, 60, 90), 0.5), noise=0.1)
+    deviations = noisy.flatten(1).std(dim=1)
+    assert_uniform(deviations * 2 - 0.1, 0.1, error=0.05)
+    assert float(noisy.mean()) == pytest.approx(0.5, abs=1e-3)
+    normal = (noisy - 0.5) / deviations[:, None, None]
+    assert float((normal**4).mean()) == pytest.approx(3, abs=0.1)  # as of a Gaussian
+    neighbours = torch.stack([normal[:, :, 0].flatten(), normal[:, :, 1].flatten()])
+    assert abs(float(torch.corrcoef(neighbours)[0, 1])) < 0.03
+    ends = corrupted(grey(0.1), noise=1.0)
+    assert (float(ends.min()), float(ends.max())) == (0, 1)
+
+
+def test_noise_differs_from_channel_to_channel() -> None:
+    noisy = corrupted(torch.full((4, 30, 30, 3), 0.5), noise=0.1).reshape(-1, 3)
+    assert (torch.corrcoef(noisy.T) - torch.eye(3)).abs().max() < 0.1
+
+
+def test_blur_adds_a_variance_up_to_its_size_of_each_side() -> None:
+    images = torch.zeros(600, 61, 121)
+    images[:, 30, 60] = 1
+    blurred = corrupted(images, blur=0.05)
+    torch.testing.assert_close(blurred.sum(dim=(1, 2)), torch.ones(600))
+    for axis, side in ((2, 61), (1, 121)):
+        places = torch.arange(float(side)) - side // 2
+        deviations = (blurred.sum(dim=axis) @ places**2).sqrt() / side
+        wide = deviations[deviations > 0.01]  # a Gaussian narrower than a pixel is cut off
+        assert_uniform(wide * 2 - 0.06, 0.04)
+    torch.testing.assert_close(corrupted(grey(0.3), blur=0.1), grey(0.3))
+
+
+def test_contrast_fades_towards_any_grey_by_up_to_its_size() -> None:
+    ramp = torch.linspace(0, 1, 30).expand(600, 20, 30)
+    faded = corrupted(ramp, contrast=0.6)
+    kept = faded[:, 0, -1] - faded[:, 0, 0]
+    assert_uniform((1 - kept) * 2 - 0.6, 0.6)
+    torch.testing.assert_close(faded, faded[:, :1, :1] + kept[:, None, None] * ramp)
+    some = kept < 0.9
+    assert_uniform((faded[:, 0, 0] / (1 - kept))[some] * 2 - 1, 1)
+
+
+def test_background_is_a_light_from_any_side() -> None:
+    lit = corrupted(grey(0.0), background=0.8).double()
+    assert lit.min() >= 0
+    corners = torch.stack([lit[:, 0, 0], lit[:, 0, -1], lit[:, -1, 0], lit[:, -1, -1]])
+    strength = 2 * corners.mean(dim=0)  # the light is 1/2 in the middle
+    assert_uniform(strength * 2 - 0.8, 0.8)
+    slopes = torch.stack([lit[:, 0, -1] - lit[:, 0, 0], lit[:, -1, 0] - lit[:, 0, 0]], dim=1)
+    lengths = slopes.norm(dim=1) / strength
+    torch.testing.assert_close(lengths, torch.full_like(lengths, 0.5**0.5))
+    angles = torch.atan2(slopes[:, 1], slopes[:, 0])
+    assert_uniform(angles, np.pi)
+    # a linear ramp
+    torch.testing.assert_close(
+        lit.diff(n=2, dim=2), torch.zeros(600, 20, 28).double(), rtol=0, atol=1e-6
+    )
+    white = corrupted(grey(1.0), background=0.8)
+    torch.testing.assert_close(1 - white.double(), lit.flip(1, 2), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("paper", [0.0, 1.0])
+def test_thickness_moves_both_edges_of_a_stroke_to_either_side(paper: float) -> None:
+    images = (bar(600) - paper).abs()
+    changed = corrupted(images, thickness=0.1)  # of 20 rows: up to 2 pixels
+    widths = (changed - paper).abs()[:, 10].sum(dim=1)
+    assert_uniform(widths - 6, 4)
+    torch.testing.assert_close(changed, changed.flip(2))
+    torch.testing.assert_close(changed, changed[:, :1].expand_as(changed))
+
+
+def test_a_fraction_of_the_images_has_one_corruption_each_equally_often() -> None:
+    """The bar tells them apart: each leaves something that no other one does."""
+    images = bar(4000)
+    changed = corrupted(
+        images, 0.4, noise=0.2, blur=0.1, contrast=0.5, background=0.5, thickness=0.1
+    )
+    touched = (changed != images).any(dim=(1, 2))
+    rows_differ = (changed.diff(dim=1).abs() > 1e-5).any(dim=(1, 2))
+    middle, edge = changed[:, 10, 20], changed[:, 10, 0]
+    noise = touched & (changed[:, :, 0].std(dim=1) > 0) & (changed == 0).any(dim=(1, 2))
+    background = rows_differ & ~noise
+    contrast = touched & ~rows_differ & (edge > 1e-3)
+    soft = touched & ~rows_differ & (edge <= 1e-3)
+    thickness = soft & (middle == 1) & (((changed > 0) & (changed < 1)).sum(dim=(1, 2)) == 40)
+    found = torch.stack([noise, background, contrast, thickness, soft & ~thickness])
+    assert (found.sum(dim=0) == touched).all()
+    shares = found.float().mean(dim=1)
+    assert (shares - 0.08).abs().max() < 0.015
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+@pytest.mark.parametrize("shape", [(9, 12), (1, 1), (28, 28, 1), (5, 7, 3), (6, 6, 4)])
+def test_corruptions_suit_every_shape(name: str, shape: tuple[int, ...]) -> None:
+    images = torch.rand(40, *shape, generator=torch.Generator().manual_seed(1))
+    before = images.clone()
+    changed = corrupted(images, **{name: 0.3})
+    assert (changed.shape, changed.dtype) == (images.shape, images.dtype)
+    assert changed.isfinite().all()
+    assert changed.min() >= 0
+    assert changed.max() <= 1 + 1e-6
+    assert torch.equal(images, before)
+    if shape == (9, 12):
+        assert not torch.equal(changed, images)
+
+
+@pytest.mark.parametrize("name", ["blur", "contrast", "background", "thickness"])
+def test_each_channel_is_corrupted_like_a_grey_image(name: str) -> None:
+    images = torch.rand(20, 9, 12, 3, generator=torch.Generator().manual_seed(1))
+    changed = corrupted(images, **{name: 0.3})
+    for channel in range(3):
+        alone = corrupted(images[..., channel], **{name: 0.3})
+        torch.testing.assert_close(changed[..., channel], alone)
+
+
+@pytest.mark.parametrize(
+    "off", [{"corrupt": 0.0}, {"corrupt": 1.0, **dict.fromkeys(CORRUPTIONS, 0.0)}]
+)
+def test_corruptions_that_are_off_draw_no_numbers(off: dict[str, float]) -> None:
+    """A training without them keeps its bits: the same images, the same stream of numbers."""
+    images, plain, config = blob(), AugmentConfig(elastic=0.03), AugmentConfig(elastic=0.03, **off)
+    one, two = torch.Generator().manual_seed(3), torch.Generator().manual_seed(3)
+    expected = augment(images, dataclasses.replace(plain, corrupt=0.0), one)
+    assert torch.equal(augment(images, config, two), expected)
+    assert torch.equal(one.get_state(), two.get_state())
+    assert torch.equal(corrupted(images, 0.0, noise=0.4), images)
 
 
 def test_read_images_refuses_labels_and_write_idx_refuses_floats(tmp_path: Path) -> None:

@@ -499,16 +499,17 @@ def test_ema_averages_batch_norm_statistics() -> None:
     torch.testing.assert_close(average.running_var, expected[1])
 
 
-def test_augmentation_keeps_its_size_during_hold_and_then_shrinks_to_end() -> None:
-    config = AugmentConfig(elastic=0.05, hold=0.5, end=0.2)
+def test_maps_keep_their_size_during_hold_and_then_shrink_to_end_but_corruptions_stay() -> None:
+    config = AugmentConfig(elastic=0.05, hold=0.5, end=0.2, corrupt=0.3)
     sizes = ("rotate", "scale", "shear", "shift", "elastic")
     for progress, size in ((0, 1), (0.25, 1), (0.5, 1), (0.75, 0.6), (1, 0.2)):
         now = config.at(progress)
         for name in sizes:
             assert getattr(now, name) == pytest.approx(size * getattr(config, name))
         assert now.elastic_scale == config.elastic_scale
+        assert (now.corrupt, now.corruptions) == (0.3, config.corruptions)
     assert AugmentConfig(elastic=0.03, end=1).at(0.97) == AugmentConfig(elastic=0.03, end=1)
-    assert dataclasses.replace(config, end=0).at(1).is_identity
+    assert dataclasses.replace(config, end=0).at(1).maps == {}
 
 
 def test_each_step_uses_the_augmentation_of_its_progress(

@@ -1,8 +1,9 @@
-"""Random affine and elastic maps of whole batches, in one call of grid_sample."""
+"""Random changes of whole batches: affine and elastic maps, and corruptions as of bad pictures."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -18,26 +19,36 @@ def augment(
     share: slice = slice(None),
     batch: int | None = None,
 ) -> Tensor:
-    """Map each image by its own random affine map, and an elastic one if `config` has it.
-
-    Elastic maps shift each pixel by a smooth random field (Simard et al. 2003).
+    """Map each image by its own random map, and corrupt a part of the images.
 
     Args:
-        pixels: (n, height, width) or (n, height, width, channels), floating.
+        pixels: (n, height, width) or (n, height, width, channels), floating, from 0 to 1.
         config: sizes of the changes.
         generator: source of the random numbers.
         share: position of these images in the batch. Numbers are drawn for the whole batch, so
-            that an image's map does not depend on how the batch is shared out.
+            that an image's changes do not depend on how the batch is shared out.
         batch: number of images in the whole batch; None if this is all of it.
 
     Returns:
-        The mapped images, of the same shape and dtype.
+        The changed images, of the same shape and dtype.
     """
-    if config.is_identity:
-        return pixels
+    n = len(pixels) if batch is None else batch
+    if config.maps:
+        pixels = _mapped(pixels, config, generator, share, n)
+    if config.corruptions:
+        pixels = _corrupted(pixels, config, generator, share, n)
+    return pixels
+
+
+def _mapped(
+    pixels: Tensor, config: AugmentConfig, generator: torch.Generator, share: slice, batch: int
+) -> Tensor:
+    """Map each image by its own random affine map, and an elastic one if `config` has it.
+
+    Elastic maps shift each pixel by a smooth random field (Simard et al. 2003).
+    """
     height, width = pixels.shape[1:3]
-    drawn = torch.rand(5, len(pixels) if batch is None else batch, generator=generator)
-    uniform = drawn[:, share] * 2 - 1
+    uniform = torch.rand(5, batch, generator=generator)[:, share] * 2 - 1
     angle = uniform[0] * math.radians(config.rotate)
     shear = torch.tan(uniform[1] * math.radians(config.shear))
     scale = 1 / (1 + uniform[2] * config.scale)
@@ -51,7 +62,7 @@ def augment(
     grid = _grid(torch.stack(rows, dim=1).to(pixels), height, width)
     if config.elastic:
         knots = math.ceil(1 / config.elastic_scale) + 1
-        noise = torch.randn(drawn.shape[1], 2, knots, knots, generator=generator)
+        noise = torch.randn(batch, 2, knots, knots, generator=generator)
         shifts = smooth(noise[share].to(pixels), height, width, config.elastic_scale)
         grid += 2 * config.elastic * shifts
     return sample(pixels, grid)
@@ -80,6 +91,89 @@ def _planes(pixels: Tensor) -> Tensor:
 def _like(planes: Tensor, pixels: Tensor) -> Tensor:
     """Return (n, channels, height, width) in the order of dimensions that `pixels` have."""
     return planes[:, 0] if pixels.ndim == 3 else planes.permute(0, 2, 3, 1)
+
+
+def _corrupted(
+    pixels: Tensor, config: AugmentConfig, generator: torch.Generator, share: slice, batch: int
+) -> Tensor:
+    """Apply one of the corruptions, each equally likely, to a fraction of the images."""
+    sizes = config.corruptions
+    # Images of a kind from len(sizes) up stay as they are.
+    kinds = torch.rand(batch, generator=generator) * (len(sizes) / config.corrupt)
+    inside = torch.zeros(batch, dtype=torch.bool)
+    inside[share] = True
+    planes = _planes(pixels).clone()
+    for kind, (name, size) in enumerate(sizes.items()):
+        chosen = kinds.floor() == kind
+        mine = chosen[share].to(pixels.device)
+
+        def draw(random: Callable[..., Tensor], *shape: int, chosen: Tensor = chosen) -> Tensor:
+            """Return random numbers (n, *shape) for the n chosen images of this share."""
+            drawn = random(int(chosen.sum()), *shape, generator=generator)
+            return drawn[inside[chosen]].to(pixels)
+
+        planes[mine] = _CORRUPTIONS[name](planes[mine], size, draw)
+    return _like(planes, pixels)
+
+
+Draw = Callable[..., Tensor]
+
+
+def _noise(planes: Tensor, size: float, draw: Draw) -> Tensor:
+    """Add Gaussian noise with a standard deviation of up to `size`."""
+    deviation = size * draw(torch.rand, 1, 1, 1)
+    return (planes + deviation * draw(torch.randn, *planes.shape[1:])).clamp(0, 1)
+
+
+def _blur(planes: Tensor, size: float, draw: Draw) -> Tensor:
+    """Blur by a Gaussian with a standard deviation of up to `size` of each side."""
+    deviation = size * draw(torch.rand, 1, 1, 1)
+    rows, columns = (blur_matrix(n, n * deviation) for n in planes.shape[2:])
+    return rows @ planes @ columns.mT
+
+
+def _contrast(planes: Tensor, size: float, draw: Draw) -> Tensor:
+    """Fade by up to `size` towards a random grey."""
+    return planes.lerp(draw(torch.rand, 1, 1, 1), size * draw(torch.rand, 1, 1, 1))
+
+
+def _background(planes: Tensor, size: float, draw: Draw) -> Tensor:
+    """Fade by up to `size` towards a light that rises from black to white in any direction."""
+    angle = 2 * math.pi * draw(torch.rand, 1, 1, 1)
+    y, x = (torch.linspace(-1, 1, n).to(planes) for n in planes.shape[2:])
+    slope = angle.cos() * x + angle.sin() * y[:, None]
+    return planes.lerp(0.5 + slope / math.sqrt(8), size * draw(torch.rand, 1, 1, 1))
+
+
+def _thickness(planes: Tensor, size: float, draw: Draw) -> Tensor:
+    """Move the edges of bright areas outwards or inwards by up to `size` of the shorter side."""
+    side = min(planes.shape[2:])
+    move = size * side * (2 * draw(torch.rand, 1, 1, 1) - 1)
+    sign = move.sign()
+    for pixel in range(math.ceil(size * side)):
+        moved = sign * F.max_pool2d(sign * planes, 3, stride=1, padding=1)
+        planes = planes.lerp(moved, (move.abs() - pixel).clamp(0, 1))
+    return planes
+
+
+_CORRUPTIONS: dict[str, Callable[[Tensor, float, Draw], Tensor]] = {
+    "noise": _noise,
+    "blur": _blur,
+    "contrast": _contrast,
+    "background": _background,
+    "thickness": _thickness,
+}
+"""Corruptions by their setting's name, of (n, channels, height, width) from 0 to 1."""
+
+
+def blur_matrix(n: int, deviation: Tensor) -> Tensor:
+    """Return (..., n, n) for deviations (..., 1, 1) in pixels of a Gaussian blur.
+
+    Row i averages the pixels around pixel i. Its weights sum to 1, also at the border.
+    """
+    places = torch.arange(n).to(deviation)
+    weights = torch.exp(-0.5 * ((places[:, None] - places) / deviation.clamp(min=1e-9)) ** 2)
+    return weights / weights.sum(dim=-1, keepdim=True)
 
 
 def smooth(noise: Tensor, height: int, width: int, scale: float) -> Tensor:

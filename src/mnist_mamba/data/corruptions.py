@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mnist_mamba.data.augment import sample
+from mnist_mamba.data.augment import blur_matrix, sample
 from mnist_mamba.data.idx import Bytes
 
 NOISE_SEED = 0
@@ -58,7 +58,10 @@ def noise(images: Bytes, percent: float) -> Bytes:
 
 def blur(images: Bytes, percent: float) -> Bytes:
     """Blur by a Gaussian with a standard deviation of a percentage of the sides."""
-    rows, columns = (_blur_matrix(n, n * percent / 100) for n in images.shape[1:3])
+    rows, columns = (
+        blur_matrix(n, torch.tensor([[n * percent / 100]], dtype=torch.float64)).numpy()
+        for n in images.shape[1:3]
+    )
     planes = images if images.ndim == 3 else np.moveaxis(images, 3, 1)
     blurred = rows @ planes.astype(np.float64) @ columns.T
     return _bytes(blurred if images.ndim == 3 else np.moveaxis(blurred, 1, 3))
@@ -88,14 +91,6 @@ def _mapped(images: Bytes, maps: Tensor) -> Bytes:
         grid = F.affine_grid(matrices, [len(chunk), 1, *chunk.shape[1:3]], align_corners=False)
         mapped.append(sample(chunk.double(), grid))
     return _bytes(torch.cat(mapped).numpy())
-
-
-def _blur_matrix(n: int, deviation: float) -> NDArray[np.float64]:
-    """Return (n, n) weights: row i averages pixels around pixel i, renormalised at the border."""
-    places = np.arange(n)
-    weights = np.exp(-0.5 * ((places[:, None] - places) / max(deviation, 1e-9)) ** 2)
-    averages: NDArray[np.float64] = weights / weights.sum(axis=1, keepdims=True)
-    return averages
 
 
 def _bytes(values: NDArray[np.floating[Any]]) -> Bytes:
