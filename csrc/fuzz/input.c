@@ -1,6 +1,8 @@
 /* Reads any bytes as the input of `./mamba MODEL INPUT`: they are refused, or give finite logits or
  * a picture. The first two bytes choose the image's size, the others are the file. An image that
- * fits the model is run, and each byte of a picture is read. */
+ * fits the model is run. Each byte of a picture is read; it comes from a pipe, too. */
+#include <unistd.h>
+
 #include "cli/idx.h"
 #include "cli/netpbm.h"
 #include "finite.h"
@@ -29,7 +31,7 @@ static void classify(const float *pixels)
 
 static volatile uint8_t sink;
 
-static void read_picture(struct input *input)
+static mamba_status read_picture(struct input *input)
 {
     mamba_picture picture;
     mamba_error error = {MAMBA_OK, ""};
@@ -41,6 +43,21 @@ static void read_picture(struct input *input)
         sum = (uint8_t)(sum + picture.pixels[i]);
     sink = sum;
     free(copy);
+    return status;
+}
+
+/* Reads a picture that a pipe can hold as `mamba MODEL -` does. */
+static void read_stream(const uint8_t *bytes, size_t size, mamba_status expected)
+{
+    struct input input = {.path = "stdin", .stream = true};
+    int ends[2];
+    if (size > 4096)
+        return;
+    if (pipe(ends) != 0 || write(ends[1], bytes, size) != (ssize_t)size || close(ends[1]) != 0 ||
+        mamba_stream_open(&input.file, ends[0], input.path, NULL) != MAMBA_OK ||
+        !mamba_is_netpbm(&input.file) || read_picture(&input) != expected)
+        abort();
+    mamba_input_close(&input);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
@@ -52,7 +69,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     struct input image = {.file = {.data = bytes, .size = size - 2, .access = FILE_BORROWED},
                           .path = "input"};
     if (mamba_is_netpbm(&image.file)) {
-        read_picture(&image);
+        read_stream(bytes, size - 2, read_picture(&image));
         free(bytes);
         return 0;
     }

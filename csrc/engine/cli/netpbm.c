@@ -7,30 +7,25 @@
 
 enum { MAX_VALUE = 65535 };
 
-/* The bytes that were read when the file was opened; a header must end in them. */
-static size_t head_bytes(const struct file_bytes *file)
-{
-    return file->size < FILE_HEAD_BYTES ? file->size : FILE_HEAD_BYTES;
-}
-
 bool mamba_is_netpbm(const struct file_bytes *file)
 {
-    const size_t size = file->size == UNKNOWN_SIZE ? FILE_HEAD_BYTES : file->size;
-    return size >= 3 && file->data[0] == 'P' && file->data[1] >= '1' && file->data[1] <= '7' &&
-           (isspace(file->data[2]) || file->data[2] == '#');
+    return file->size >= 3 && file->data[0] == 'P' && file->data[1] >= '1' &&
+           file->data[1] <= '7' && (isspace(file->data[2]) || file->data[2] == '#');
 }
 
-/* Reads the number after spaces and comments; 0 if it is missing or above MAX_VALUE. */
+/* Reads the number after spaces and comments, within what is read of a stream at first; 0 if it is
+ * missing, and any number above MAX_VALUE if it is larger. */
 static uint32_t read_number(const struct file_bytes *file, size_t *at)
 {
-    const size_t end = head_bytes(file);
+    const size_t end = file->size < STREAM_HEAD_BYTES ? file->size : STREAM_HEAD_BYTES;
     uint32_t value = 0;
     bool in_comment = false;
     for (; *at < end && (in_comment || isspace(file->data[*at]) || file->data[*at] == '#'); ++*at)
-        in_comment = file->data[*at] == '\n' ? false : in_comment || file->data[*at] == '#';
+        in_comment = file->data[*at] != '\n' && file->data[*at] != '\r' &&
+                     (in_comment || file->data[*at] == '#');
     for (; *at < end && isdigit(file->data[*at]); ++*at)
         value = value > MAX_VALUE ? value : 10 * value + file->data[*at] - '0';
-    return value <= MAX_VALUE && *at < end && isspace(file->data[*at]) ? value : 0;
+    return *at < end && isspace(file->data[*at]) ? value : 0;
 }
 
 mamba_status mamba_netpbm_read(mamba_picture *out, uint8_t **copy, struct input *input,
@@ -45,12 +40,12 @@ mamba_status mamba_netpbm_read(mamba_picture *out, uint8_t **copy, struct input 
     size_t at = 2;
     const uint32_t width = read_number(file, &at), height = read_number(file, &at);
     const uint32_t max = read_number(file, &at);
-    if (!width || !height || !max)
+    if (width - 1 >= MAX_VALUE || height - 1 >= MAX_VALUE || max - 1 >= MAX_VALUE)
         return mamba_fail(
             error, MAMBA_ERR_INPUT, input->path,
             "picture header: got width %u, height %u, maximum %u, expected numbers of "
             "1..%d in the first %d bytes",
-            width, height, max, MAX_VALUE, FILE_HEAD_BYTES);
+            width, height, max, MAX_VALUE, STREAM_HEAD_BYTES);
     at++; /* one space ends the header */
     const uint64_t channels = kind == '5' ? 1 : 3, samples = channels * width * height;
     mamba_status status =

@@ -140,8 +140,12 @@ static mamba_status predict_picture(const struct job *job, struct input *input, 
     mamba_status status = mamba_netpbm_read(&picture, &copy, input, error);
     if (status == MAMBA_OK && !(prepared = malloc(bytes)))
         status = mamba_fail(error, MAMBA_ERR_MEMORY, NULL, "no memory for %zu bytes", bytes);
-    if (status == MAMBA_OK)
-        status = mamba_prepare_for_model(job->model, &picture, prepared, error);
+    if (status == MAMBA_OK) {
+        mamba_error why;
+        status = mamba_prepare_for_model(job->model, &picture, prepared, &why);
+        if (status != MAMBA_OK)
+            mamba_fail(error, status, input->path, "%s", why.message);
+    }
     free(copy);
     if (status == MAMBA_OK)
         status = predict(job, &(struct image){.bytes = prepared, .picture = &picture}, error);

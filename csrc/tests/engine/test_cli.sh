@@ -275,6 +275,9 @@ for header in 'P5 0 3 255' 'P5 70000 3 255' 'P5 3 3 0' 'P5 3 3 65536' 'P5 x' 'P5
     expect 5 "$model" bad.pgm
     says '^mamba: bad.pgm: picture header: got'
 done
+printf 'P5 70000 3 255\n' >bad.pgm
+expect 5 "$model" bad.pgm
+says 'got width 70000, height 3, maximum 255'
 printf 'P2 1 1 255 7' >text.pgm
 expect 5 "$model" text.pgm
 says 'got P2, expected P5'
@@ -284,7 +287,7 @@ says "^mamba: photo.png: file size: got 8 bytes, expected .*; a picture must be 
 mnist=$(dirname "$model")/mixed_members.bin # which has that preparation
 printf 'P5 9 9 255\n%81s' '' >blank.pgm
 expect 7 "$mnist" blank.pgm
-says 'nothing drawn: got 9 x 9 pixels'
+says '^mamba: blank.pgm: nothing drawn: got 9 x 9 pixels'
 usage "info MODEL [--json]" info "$model" --show
 expect 0 ./eval input.bin
 cp "$model" 7.bin

@@ -12,17 +12,25 @@
 
 #include "check.h"
 #include "cli/idx.h"
+#include "cli/netpbm.h"
 #include "crc32.h"
 #include "tiny_model.h"
 
-enum { IMAGES, LABELS, RAW };
+enum { IMAGES, LABELS, RAW, PICTURE };
 
 /* Opens, checks and closes a file of one kind. Raw images are 2 x 3. */
 static mamba_status open_as(int kind, const char *path, enum file_access access, mamba_error *error)
 {
     struct idx idx = {0};
     mamba_status status;
-    if (kind == RAW) {
+    if (kind == PICTURE) {
+        mamba_picture picture;
+        uint8_t *copy = NULL;
+        status = mamba_input_open(&idx.input, path, access, error);
+        if (status == MAMBA_OK && mamba_is_netpbm(&idx.input.file))
+            status = mamba_netpbm_read(&picture, &copy, &idx.input, error);
+        free(copy);
+    } else if (kind == RAW) {
         status = mamba_input_open(&idx.input, path, access, error);
         if (status == MAMBA_OK)
             status = mamba_raw_image_check(&idx.input, 2 * 3, error);
@@ -303,6 +311,38 @@ static void test_stdin(void)
           "%s", error.message);
 }
 
+/* A picture is read or refused alike, whichever way its bytes come, with comments of any length:
+ * its header may have as many bytes as are read of a stream at first. */
+static void test_pictures(void)
+{
+    const char *headers[] = {"P5%c# %*s%c2 3 15\n", "P6%c# %*s%c2 1 # and another\n255\n"};
+    for (size_t kind = 0; kind < 2; kind++)
+        for (int spaces = 0; spaces < 300; spaces += spaces < 180 ? 60 : 1) {
+            char file[400];
+            uint8_t packed[500];
+            const char end = spaces % 2 ? '\n' : '\r';
+            const int head = snprintf(file, sizeof file, headers[kind], end, spaces, "", end);
+            const size_t size = (size_t)head + 6;
+            memcpy(file + head, "\1\2\3\4\5\6", 7);
+            for (size_t sent = size - 1; sent <= size + 1; sent++) {
+                mamba_error errors[4] = {{MAMBA_OK, ""}};
+                read_as(PICTURE, file, sent, &errors[0]);
+                from_stdin(PICTURE, file, sent, false, &errors[1]);
+                from_stdin(PICTURE, file, sent, true, &errors[2]);
+                read_with(FILE_MAPPED, PICTURE, packed, gzip_member(packed, file, sent),
+                          &errors[3]);
+                const char *words = head > STREAM_HEAD_BYTES ? "in the first 256 bytes"
+                                    : sent == size           ? ""
+                                                             : "(by its header)";
+                for (size_t i = 0; i < 4; i++)
+                    CHECK(errors[i].status == (*words ? MAMBA_ERR_INPUT : MAMBA_OK) &&
+                              strstr(errors[i].message, words),
+                          "way %zu, a header of %d bytes, then %zu: %s", i, head,
+                          sent - (size_t)head, errors[i].message);
+            }
+        }
+}
+
 /* A terminal is refused, instead of waiting for someone to type an image. */
 static void test_terminal(void)
 {
@@ -430,6 +470,7 @@ int main(void)
     test_raw();
     test_large_copies();
     test_stdin();
+    test_pictures();
     test_terminal();
     test_gzip();
     test_gzip_ceiling();
