@@ -34,7 +34,7 @@ def read_picture(source: str | Path | IO[bytes]) -> NDArray[np.uint8]:
         and 16 bits are scaled to 0..255; palettes, CMYK and other colour spaces become RGB.
 
     Raises:
-        PictureError: Pillow cannot read it, or a picture has more than 178 million pixels.
+        PictureError: Pillow cannot read it, or a picture has more than 179 million pixels.
         OSError: the file cannot be opened.
         ModuleNotFoundError: Pillow is not installed.
     """
