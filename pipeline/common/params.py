@@ -45,7 +45,6 @@ TITLES = {
     "kmnist": "Kuzushiji-MNIST",
     "qmnist": "QMNIST",
     "digits": "scikit-learn's digits",
-    "idx": "your own images",
 }
 """Names of data sets, for people."""
 OPTIONAL = frozenset(
@@ -140,7 +139,9 @@ class DataParams(Section):
         """The data set's name, for people."""
         match self.dataset:
             case "folder" | "npz":
-                return Path(self.folder).name
+                return Path(self.folder).absolute().name
+            case "idx":
+                return f"your own images in {Path(self.idx_dir).absolute().name}"
             case "emnist":
                 return f"EMNIST ({self.emnist_split})"
             case known:

@@ -37,8 +37,8 @@ logger = logging.getLogger(__name__)
 
 Prediction = tuple[str, str]
 """Class and predicted class of a test image, by name."""
-DATASET = "data.dataset"
-"""Metric that names the data set of the results."""
+DATA = ("data.name", "data.dataset")
+"""Metrics that name the data of the results: the user's name for it, and the kind of data set."""
 
 
 class NoVerdictError(RuntimeError):
@@ -189,7 +189,7 @@ def check_consistent(folder: Path, here: list[Prediction]) -> None:
 
 def judge_all(rules: GateRules, base: str) -> list[Verdict]:
     """Return all verdicts on the work tree compared with a revision."""
-    files, here = sorted({name.split(".")[0] for name in (DATASET, *rules.metrics)}), Path()
+    files, here = sorted({name.split(".")[0] for name in (*DATA, *rules.metrics)}), Path()
     with naming_side("the work tree"):
         predictions, metrics = read_predictions(here), read_metrics(here, files)
         check_consistent(here, predictions)
@@ -200,11 +200,12 @@ def judge_all(rules: GateRules, base: str) -> list[Verdict]:
                 f"no results: neither {paths.PREDICTIONS} nor metrics/ is in it; commit results "
                 "and compare later changes with that commit"
             )
-    dataset, base_dataset = metrics.get(DATASET), base_metrics.get(DATASET, metrics.get(DATASET))
-    if dataset != base_dataset:
+    name, dataset = (metrics.get(key) for key in DATA)
+    base_name, base_dataset = (base_metrics.get(key, metrics.get(key)) for key in DATA)
+    if (name, dataset) != (base_name, base_dataset):
         raise NoVerdictError(
-            f"the results are of the data set {dataset}, those of BASE={base} of {base_dataset}: "
-            "commit the new results and compare later changes with that commit"
+            f"the results are of {name} ({dataset}), those of BASE={base} of {base_name} "
+            f"({base_dataset}): commit the new results and compare later changes with that commit"
         )
     rules = rules.for_data(dataset)
     accuracy = judge_accuracy(rules.accuracy, before, predictions)

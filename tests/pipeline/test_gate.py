@@ -454,7 +454,8 @@ def test_the_table_shows_failures_first_and_keeps_to_its_cells() -> None:
             "test images do too",
         ),
         (lambda: predict(lambda rows: rows.pop()), "test images do too"),
-        (lambda: put("data.dataset", "folder"), "of the data set folder, those of .* of mnist"),
+        (lambda: put("data.dataset", "folder"), r"of MNIST \(folder\), those of .* \(mnist\)"),
+        (lambda: put("data.name", "cats"), r"of cats \(mnist\), those of BASE=base of MNIST"),
         (
             lambda: paths.PREDICTIONS.write_text("label,predicted\n1\n", encoding="utf-8"),
             "a prediction in each line",
@@ -476,6 +477,18 @@ def test_a_base_whose_files_are_broken_is_no_verdict(tree: Path) -> None:
     Path("metrics/eval.json").write_bytes(good)
     with pytest.raises(gate.NoVerdictError, match=r"^BASE=HEAD: metrics/eval.json is not JSON"):
         verdicts("HEAD")
+
+
+def test_another_folder_of_the_same_classes_is_not_compared(tree: Path) -> None:
+    own_data(tree)
+    assert failures("HEAD") == set()
+    put("data.name", "other pictures")
+    with pytest.raises(gate.NoVerdictError, match=r"^the results are of other pictures \(folder\)"):
+        verdicts("HEAD")
+    edit("data", lambda content: content.pop("name"))
+    commit("without a name, as from an earlier version")
+    put("data.name", "other pictures")
+    assert failures("HEAD") == set()
 
 
 def test_a_base_without_results_is_no_verdict(tree: Path) -> None:

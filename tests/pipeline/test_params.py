@@ -121,6 +121,23 @@ def test_mnist_s_preparation_is_for_grey_images() -> None:
     parse_params(content)
 
 
+@pytest.mark.parametrize(
+    ("dataset", "key", "path", "title"),
+    [
+        ("folder", "folder", "data/cats/", "cats"),
+        ("folder", "folder", ".", ROOT.name),
+        ("npz", "folder", "/my/cats.npz", "cats.npz"),
+        ("idx", "idx_dir", "my/cats", "your own images in cats"),
+    ],
+)
+def test_the_title_of_data_of_one_s_own_tells_folders_apart(
+    dataset: str, key: str, path: str, title: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    changes = {"data.dataset": dataset, f"data.{key}": path}
+    assert load_params().changed(changes, "test").data.title == title
+
+
 def test_only_size_errors_advise_another_size() -> None:
     params = parse_params(changed("data.dataset", "npz"))
     with pytest.raises(ValueError, match=r"data\.resize changes the images' size$"):

@@ -403,7 +403,7 @@ def test_a_description_has_the_results_and_how_to_reproduce_them(
     (run,) = (run for run in runs(load_params()) if run.info.run_name == "wavy-hare")
     note = run.data.tags["mlflow.note.content"]
     for words in (
-        "**70.00%** of 3 test images (your own images)",
+        "**70.00%** of 3 test images (your own images in idx)",
         "75.00% on validation",
         "1,234 parameters",
     ):
