@@ -30,7 +30,7 @@ from mnist_mamba.engine.format import (
 GOLDEN = Path(__file__).parents[2] / "csrc" / "tests" / "golden"
 SEEDS = [
     GOLDEN / f"{name}.bin"
-    for name in ("patch_no_positions", "conv_tied_odd_image", "mixed_members")
+    for name in ("patch_no_positions", "conv_tied_odd_image", "mixed_members", "colours_conv3")
 ]
 LIMITS = (0, 1, 2, 3, 15, 16, 17, 64, 65, 255, 256, 257, 512, 513, 2048, 2049, 4096, 4097, 8192)
 EXTREMES = (8193, 65536, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 0x01000000)
