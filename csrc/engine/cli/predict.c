@@ -67,7 +67,9 @@ static void print_shades(const struct job *job, const struct image *image)
             double sum = 0;
             for (size_t channel = 0; channel < info->channels; channel++)
                 sum += pixel_at(image, i++);
-            const char shade = shades[(size_t)(sum / (255.0 * info->channels) * 9 + 0.5)];
+            /* A mapped file may have other values than when it was checked. */
+            const double level = sum / (255.0 * info->channels) * 9 + 0.5;
+            const char shade = shades[level >= 0 && level < 10 ? (size_t)level : 0];
             printf("%c%c", shade, shade);
         }
         printf("\n");
