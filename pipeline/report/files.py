@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import functools
+import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,7 +99,7 @@ def _read(source: Source) -> Any:
     text = source.path.read_text(encoding="utf-8")
     try:
         if source.path.suffix == ".csv":
-            return list(csv.DictReader(text.splitlines()))
+            return list(csv.DictReader(io.StringIO(text, newline="")))
         if source.path.suffix == ".lock":
             return yaml.safe_load(text)
         return json.loads(text, object_hook=functools.partial(Metrics, source))

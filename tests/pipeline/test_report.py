@@ -29,7 +29,7 @@ from tests.pipeline.project import SMALL, copy_project, run_module, set_params
 TIMES = "\N{MULTIPLICATION SIGN}"
 BLOCKS = {"p", "li", "dt", "dd", "tr", "th", "td", "caption", "figcaption", "h1", "h2", "h3", "h4"}
 VOID = {"meta", "link", "img", "br", "hr"}
-NAMES = ["ant", "bee", "cow", "dog"]
+NAMES = ["ant", "bee", "cow", "dog\u2028and\x85cat"]  # one of several lines, to str.splitlines
 HOSTILE = "<script>alert('x')</script>&\"<img src=x onerror=alert(1)>"
 REQUIRED = [source.path for source in SOURCES.values() if source.required]
 
