@@ -106,6 +106,7 @@ def main() -> None:
     ]
     params = parse_params(add_set_option(command.parser(__doc__ or "", examples)))
     data = load(params)
+    paths.CLASS_NAMES.unlink(missing_ok=True)  # written last, so that it marks whole data
     write_splits(paths.RAW, {"train": data.train, "test": data.test})
     write_json(paths.CLASS_NAMES, data.class_names)
 

@@ -144,23 +144,44 @@ def test_a_killed_download_is_not_taken_for_data(finished: Path, tmp_path: Path)
     assert "data/prepared/info.json not found: run `python -m pipeline.prepare`" in done.stderr
 
 
-def test_no_room_for_the_model_keeps_the_old_one(finished: Path, tmp_path: Path) -> None:
-    """A limit on the size of files acts like a full disk: write() fails in the same place."""
-    project = shutil.copytree(finished, tmp_path / "project")
-    before = (project / MODEL).read_bytes()
+def run_without_room(
+    folder: Path, room: int, *words: str | Path
+) -> subprocess.CompletedProcess[str]:
+    """Run a module with a limit on the size of files, where write() fails as on a full disk."""
 
     def limit() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
 
-    done = subprocess.run(
-        [sys.executable, "-m", *EXPORT],
-        cwd=project,
+    return subprocess.run(
+        [sys.executable, "-m", *words],
+        cwd=folder,
         env=environment(PYTHONDONTWRITEBYTECODE="1"),
         capture_output=True,
         text=True,
         preexec_fn=limit,
     )
+
+
+def test_no_room_for_new_data_leaves_no_names_of_the_old(finished: Path, tmp_path: Path) -> None:
+    project = shutil.copytree(finished, tmp_path / "project")
+    assert (project / "data/raw/class_names.json").exists()
+    assert run_without_room(project, 4096, "pipeline.download").returncode == 1
+    assert not (project / "data/raw/class_names.json").exists()
+
+
+def test_no_room_for_example_pictures_leaves_no_folder(finished: Path, tmp_path: Path) -> None:
+    words = ("pipeline.example_pictures", "shapes", tmp_path / "new/shapes")
+    done = run_without_room(finished, 128, *words)
+    assert done.returncode == 1
+    assert "File too large" in done.stderr
+    assert not list((tmp_path / "new").iterdir())
+
+
+def test_no_room_for_the_model_keeps_the_old_one(finished: Path, tmp_path: Path) -> None:
+    project = shutil.copytree(finished, tmp_path / "project")
+    before = (project / MODEL).read_bytes()
+    done = run_without_room(project, 4096, *EXPORT)
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")
     assert len(done.stderr.strip().splitlines()) == 1
