@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -78,15 +79,20 @@ def shapes() -> Iterator[tuple[str, Picture]]:
 
 
 def main() -> None:
-    """Write the pictures."""
+    """Write the pictures; the folder gets its name once it has all."""
     arguments = parse_arguments()
+    folder: Path = arguments.folder
     numbers: Counter[str] = Counter()
-    for name, picture in {"digits": digits, "shapes": shapes}[arguments.kind]():
-        path = arguments.folder / name / f"{numbers[name]}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(path)
-        numbers[name] += 1
-    print(f"{arguments.folder}: {numbers.total()} pictures of {len(numbers)} classes")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".pictures-", dir=folder.parent) as scratch:
+        new = Path(scratch, "new")
+        for name, picture in {"digits": digits, "shapes": shapes}[arguments.kind]():
+            path = new / name / f"{numbers[name]}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            picture.save(path)
+            numbers[name] += 1
+        new.rename(folder)
+    print(f"{folder}: {numbers.total()} pictures of {len(numbers)} classes")
 
 
 if __name__ == "__main__":
