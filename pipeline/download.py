@@ -16,7 +16,12 @@ from mnist_mamba.data.idx import Bytes
 from mnist_mamba.data.npz import load_npz
 from mnist_mamba.data.sources import load_digits, load_idx
 from mnist_mamba.data.splits import DataError, DataSet, some, with_channels
-from mnist_mamba.engine.binding import EngineError, find_library, prepare_picture
+from mnist_mamba.engine.binding import (
+    NOTHING_DRAWN,
+    EngineError,
+    find_library,
+    prepare_picture,
+)
 from pipeline.common import command, paths
 from pipeline.common.options import add_set_option, parse_params
 from pipeline.common.params import Params
@@ -57,7 +62,9 @@ def find_digits(data: DataSet, size: tuple[int, int]) -> DataSet:
         for i, image in enumerate(images):
             try:
                 found[i] = prepare_picture(image, *size, library=library)
-            except EngineError:
+            except EngineError as error:
+                if error.status != NOTHING_DRAWN:
+                    raise DataError(f"{part} image {i}: {error}") from error
                 empty.append(f"{part} image {i}")
         return found
 

@@ -158,6 +158,7 @@ def test_the_model_s_preparation_is_the_engine_s(engine: Engine) -> None:
         (np.zeros((3, 3)), "float64, expected"),
         (np.zeros(3, np.uint8), r"shape \(3,\)"),
         (np.zeros((1, 2, 2, 1), np.uint8), r"shape \(1, 2, 2, 1\)"),
+        (np.ma.array(np.zeros((2, 2), np.uint8), mask=[[0, 1], [0, 0]]), "masked pixels"),
     ],
 )
 def test_an_array_that_is_not_a_picture_is_refused(picture: NDArray[Any], words: str) -> None:
@@ -174,8 +175,9 @@ def test_errors_of_the_engine(engine: Engine) -> None:
         with pytest.raises(EngineError, match=words) as error:
             engine.prepare(picture)
         assert error.value.status == status
-    with pytest.raises(ValueError, match="height: got 0, expected 1 to 4096"):
-        prepare_picture(np.zeros((5, 5), np.uint8), 0, 28)
+    for size in ((0, 28, 1), (28, 4097, 1), (4096, 4096, 4096), (True, 28, 1), (28, 2.0, 1)):
+        with pytest.raises(ValueError, match=r"(height|width|channels): got .*, expected a whole"):
+            prepare_picture(np.zeros((5, 5), np.uint8), *size)  # type: ignore
     with pytest.raises(ValueError, match="preparation: got 'crop', expected one of"):
         prepare_picture(np.zeros((5, 5), np.uint8), 28, 28, preparation="crop")  # type: ignore
 

@@ -220,6 +220,9 @@ def test_check_params_refuses_the_arrays_that_download_refuses(tmp_path: Path) -
     check(chosen)
     with pytest.raises(DataError, match=r"finds nothing in 1 images: t\w+ image \d+; remove"):
         check({**chosen, "data.preparation": "mnist"})
+    np.savez(path, x=np.zeros((4, 70000, 1), np.uint8), y=labels[:4])
+    with pytest.raises(DataError, match=r"train image 0: picture: got 1 x 70000 pixels, expected"):
+        check({**chosen, "data.preparation": "mnist"})
     np.savez(path, x=images, y=labels, class_names=np.array(["a", "a"]))
     with pytest.raises(ValueError, match=r"^the data: class_names\[1\] = 'a': expected"):
         check(chosen)

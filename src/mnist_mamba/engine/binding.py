@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from mnist_mamba import __version__
 from mnist_mamba.c_build import build_library, csrc_dir, is_forked, isa_flags, shared_flags
+from mnist_mamba.config import LIMITS
 
 LIBRARY_VARIABLE = "MNIST_MAMBA_LIBRARY"
 """Environment variable with the path of a built libmamba to use instead of compiling one.
@@ -27,6 +28,9 @@ MAX_THREADS = 1024
 
 PREPARATIONS = ("resize", "mnist")
 """How a picture becomes a model's pixels (docs/pictures.md), in the order of C's numbers."""
+
+NOTHING_DRAWN = 7
+"""Status of a picture without a digit (csrc/include/mamba.h)."""
 
 _u32 = ctypes.c_uint32
 _SIZE = ("height", "width", "channels")
@@ -336,8 +340,8 @@ def prepare_picture(
         (height, width) if channels is 1, else (height, width, channels).
 
     Raises:
-        EngineError: nothing is drawn (status 7), or the size or the picture has no pixels.
-        ValueError: not such an array, or another preparation.
+        EngineError: nothing is drawn (status 7), or the picture has no pixels.
+        ValueError: not such an array, another size of the result, or another preparation.
 
     >>> picture = np.full((200, 300), 240, dtype=np.uint8)
     >>> picture[50:150, 90:110] = 30  # a dark stroke
@@ -357,6 +361,8 @@ def prepare_picture(
 def _prepare(
     function: Any, before: tuple[Any, ...], picture: Any, size: list[int], *after: int
 ) -> NDArray[np.uint8]:
+    if _has_masks(picture):
+        raise ValueError("picture: got masked pixels, expected an array without: fill them first")
     pixels = np.asarray(picture)
     if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3):
         raise ValueError(
@@ -373,12 +379,11 @@ def _prepare(
     return out
 
 
-def _whole(name: str, value: int) -> int:
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise ValueError(f"{name}: got {value!r}, expected a whole number")
-    if not 1 <= (number := operator.index(value)) <= 4096:
-        raise ValueError(f"{name}: got {number}, expected 1 to 4096")
-    return number
+def _whole(name: str, value: Any) -> int:
+    number: Any = operator.index(value) if hasattr(value, "__index__") else value
+    if isinstance(value, bool) or number not in LIMITS[name]:
+        raise ValueError(f"{name}: got {value!r}, expected {LIMITS[name]}")
+    return int(number)
 
 
 def _exit_margin(value: float) -> float:
