@@ -82,6 +82,9 @@ def test_what_cannot_be_converted_is_refused() -> None:
     for names, message in (
         (("a", "b"), "class names: got 2, expected 10"),
         (("a",) * 10, "class name 1: "),
+        (("a\0b", *"cdefghij", ""), "class name 0: "),  # not the names a, b, c, ...
+        ((*"abcdefghi", "\udcff"), "class name 9: "),
+        ((*"abcdefghi", "\ud800"), "class name 9: "),
     ):
         with pytest.raises(FormatError, match=message):
             convert(old, "resize", names)

@@ -265,8 +265,15 @@ def encode(file: ModelFile) -> bytes:
 def assemble(
     header: Header, shapes: Sequence[Header], class_names: Sequence[str], tensors: bytes
 ) -> bytes:
-    """Return the bytes of a file whose tensors are packed already."""
-    names = b"".join(name.encode() + b"\0" for name in class_names)
+    """Return the bytes of a file whose tensors are packed already.
+
+    Raises:
+        FormatError: the file does not allow the class names.
+    """
+    encoded = [name.encode(errors="surrogatepass") for name in class_names]
+    for i, name in enumerate(encoded):
+        _decode_name(name, class_names[:i])
+    names = b"".join(name + b"\0" for name in encoded)
     names += bytes(-len(names) % NAMES_STEP)
     header = header | {"members": len(shapes), "names_bytes": len(names)}
     body = _packed(HEADER_FIELDS, header).ljust(HEADER_BYTES - CHECKED_FROM, b"\0")
@@ -373,16 +380,21 @@ def _decode_names(block: bytes, n_classes: int) -> tuple[str, ...]:
             raise FormatError(
                 f"class name {i}: got {len(name)} bytes, expected 1..{MAX_NAME_BYTES} and a NUL"
             )
-        text = name.decode(errors="surrogateescape")
-        if expected := expected_name(text, names):
-            raise FormatError(f"class name {i}: got {name!r}, expected {expected}")
-        names.append(text)
+        names.append(_decode_name(name, names))
     needed = -(-(len(block) - len(left)) // NAMES_STEP) * NAMES_STEP
     if len(block) != needed:
         raise FormatError(f"names_bytes: got {len(block)}, expected {needed}")
     if any(left):
         raise FormatError("class names: got other bytes after the last name, expected zeros")
     return tuple(names)
+
+
+def _decode_name(name: bytes, earlier: Sequence[str]) -> str:
+    """Return the name of the class after the earlier ones."""
+    text = name.decode(errors="surrogateescape")
+    if expected := expected_name(text, earlier):
+        raise FormatError(f"class name {len(earlier)}: got {name!r}, expected {expected}")
+    return text
 
 
 def _unpacked(fields: tuple[Field, ...], data: bytes, offset: int) -> Header:
