@@ -2,6 +2,7 @@
  * preparation `mnist`. */
 #include "picture.h"
 
+#include "denormals.h"
 #include "error.h"
 #include "model.h"
 
@@ -232,13 +233,16 @@ mamba_status mamba_prepare_picture(const mamba_picture *picture, uint32_t prepar
     mamba_status status = check(picture, preparation, height, width, channels, out, error);
     if (status != MAMBA_OK)
         return status;
+    const uint64_t saved = denormals_off();
     if (preparation == PREPARATION_RESIZE) {
         resize(picture, height, width, channels, out);
-        return MAMBA_OK;
+    } else {
+        const uint32_t backdrop = has_alpha(picture->channels) ? digit_backdrop(picture) : 0;
+        const struct plane grey = model_channel(picture, 0, 1, backdrop);
+        status = mamba_prepare_digit(&grey, height, width, out, error);
     }
-    const uint32_t backdrop = has_alpha(picture->channels) ? digit_backdrop(picture) : 0;
-    const struct plane grey = model_channel(picture, 0, 1, backdrop);
-    return mamba_prepare_digit(&grey, height, width, out, error);
+    denormals_restore(saved);
+    return status;
 }
 
 mamba_status mamba_prepare_for_model(const mamba_model *model, const mamba_picture *picture,

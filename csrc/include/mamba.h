@@ -141,9 +141,9 @@ MAMBA_API mamba_status mamba_context_init(mamba_context **out, const mamba_model
  * a number that a logit depends on is not finite (finite weights can overflow, and so can pixels
  * outside 0..1), else MAMBA_OK.
  *
- * While a model is opened or runs, the processor rounds to nearest, raises no exceptions and counts
- * denormal numbers as zero (so that a black image takes no longer than a digit). The caller's mode
- * does not matter and is restored. */
+ * While a model is opened or runs, or a picture is prepared, the processor rounds to nearest,
+ * raises no exceptions and counts denormal numbers as zero (so that a black image takes no longer
+ * than a digit). The caller's mode does not matter and is restored. */
 MAMBA_API mamba_status mamba_forward(mamba_context *context, const float *pixels, float *logits);
 
 /* Classifies pixels [height, width, channels] in 0..255, exactly as mamba_forward does pixel /

@@ -407,6 +407,10 @@ enum { DEFAULT_MODE = 0x1F80, ROUND_UP = 0x4000, FLUSH = 0x8000, DENORMALS_ARE_Z
 enum { TRAP = 0x1F80 }; /* cleared bits: any exception raises SIGFPE */
 enum { STICKY = 0x3F }; /* flags of exceptions that have happened, not part of the mode */
 
+static const unsigned MODES[] = {DEFAULT_MODE, DEFAULT_MODE | FLUSH | DENORMALS_ARE_ZERO,
+                                 DEFAULT_MODE | ROUND_UP, DEFAULT_MODE & ~TRAP};
+enum { N_MODES = sizeof MODES / sizeof *MODES };
+
 /* A trace, called from inside a pass. */
 static void check_mode(void *calls, const char *name, int layer, const float *data, size_t rows,
                        size_t cols, size_t row_stride)
@@ -446,34 +450,60 @@ static mamba_status run_in_mode(const struct tiny_model *tiny, unsigned mode, co
  */
 static void test_modes(void)
 {
-    const unsigned modes[] = {DEFAULT_MODE, DEFAULT_MODE | FLUSH | DENORMALS_ARE_ZERO,
-                              DEFAULT_MODE | ROUND_UP, DEFAULT_MODE & ~TRAP};
     struct tiny_model tiny = foldable();
     const uint32_t good_eps = tiny_get_u32(&tiny, 180);
     float pixels[PIXELS], logits[MAX_CLASSES], expected[MAX_CLASSES];
     for (size_t i = 0; i < PIXELS; i++)
         pixels[i] = (float)i / PIXELS;
-    for (size_t i = 0; i < sizeof modes / sizeof *modes; i++) {
+    for (size_t i = 0; i < N_MODES; i++) {
         int calls = 0;
         tiny_put_u32(&tiny, 180, good_eps);
         tiny_seal(&tiny);
-        CHECK(run_in_mode(&tiny, modes[i], pixels, logits, &calls) == MAMBA_OK, "mode %X",
-              modes[i]);
+        CHECK(run_in_mode(&tiny, MODES[i], pixels, logits, &calls) == MAMBA_OK, "mode %X",
+              MODES[i]);
         CHECK(calls > 0, "no stage was traced");
         if (i == 0)
             memcpy(expected, logits, sizeof logits);
         CHECK(memcmp(logits, expected, tiny.dims.n_classes * sizeof *logits) == 0,
-              "mode %X: other bits", modes[i]);
+              "mode %X: other bits", MODES[i]);
         const uint32_t eps[] = {0, 0x80000001, 1, 0x7FA00000}; /* two denormals, a signalling NaN */
         for (size_t j = 0; j < 4; j++) {
             tiny_put_u32(&tiny, 180, eps[j]);
             tiny_seal(&tiny);
-            const mamba_status status = run_in_mode(&tiny, modes[i], pixels, logits, &calls);
+            const mamba_status status = run_in_mode(&tiny, MODES[i], pixels, logits, &calls);
             CHECK(status == (j == 2 ? MAMBA_OK : MAMBA_ERR_MODEL), "mode %X, norm_eps %zu: %d",
-                  modes[i], j, status);
+                  MODES[i], j, status);
         }
     }
     tiny_free(&tiny);
+}
+
+/* The same of the preparation of a picture in uneven light, which needs all of its steps. */
+static void test_modes_of_pictures(void)
+{
+    enum { WIDTH = 150, HEIGHT = 101, SIDE = 28 };
+    static uint8_t pixels[WIDTH * HEIGHT];
+    const mamba_picture picture = {pixels, WIDTH, HEIGHT, 1, WIDTH};
+    for (size_t i = 0; i < sizeof pixels; i++) {
+        const size_t x = i % WIDTH, y = i / WIDTH;
+        const bool stroke = x > 60 && x < 70 && y > 20 && y < 80;
+        pixels[i] = (uint8_t)((stroke ? 20 : 100) + x / 2 + i * i % 23);
+    }
+    for (uint32_t preparation = 0; preparation < 2; preparation++) {
+        uint8_t out[SIDE * SIDE], expected[SIDE * SIDE];
+        for (size_t i = 0; i < N_MODES; i++) {
+            _mm_setcsr(MODES[i]);
+            const mamba_status status =
+                mamba_prepare_picture(&picture, preparation, SIDE, SIDE, 1, out, NULL);
+            const unsigned left = _mm_getcsr() & ~(unsigned)STICKY;
+            _mm_setcsr(DEFAULT_MODE);
+            if (i == 0)
+                memcpy(expected, out, sizeof out);
+            CHECK(status == MAMBA_OK && left == MODES[i] && !memcmp(out, expected, sizeof out),
+                  "preparation %u, mode %X: status %d, left mode %X, or other pixels", preparation,
+                  MODES[i], status, left);
+        }
+    }
 }
 
 /* valgrind has no modes. */
@@ -498,8 +528,10 @@ int main(void)
     test_extreme_folds();
     test_denormal_eps();
 #if defined(__SSE__)
-    if (has_modes())
+    if (has_modes()) {
         test_modes();
+        test_modes_of_pictures();
+    }
 #endif
     return check_summary();
 }
