@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import errno
 import io
 import json
 import os
@@ -12,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from mnist_mamba.c_build import NativeBuildError
 from mnist_mamba.engine import Engine, EngineError, softmax
 from mnist_mamba.engine.pictures import FORMATS, PictureError, read_picture
 
@@ -19,8 +22,9 @@ MODEL = Path("models/mnist_mamba.bin")
 """The project's shipped model, where this is run in its folder."""
 
 SHADES = " .:-=+*#%@"
-UNREADABLE = 5
-"""Exit code of a picture that cannot be read, as of `./mamba`; errors of the engine have theirs."""
+NO_FILE, UNREADABLE = 3, 5
+"""Exit codes of a file that cannot be opened or written, and of one that is not a picture, as of
+`./mamba`; errors of the engine have theirs."""
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -28,9 +32,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m mnist_mamba",
         description=f"Classify pictures of any size: {', '.join(FORMATS)}.",
-        epilog="Exit codes: 0 all pictures are answered; 2 usage; 3 a file cannot be opened; 4 bad "
-        "model file; 5 a file is not a picture; 7 nothing is drawn in a picture. A picture that "
-        "fails is named on stderr, the others are answered, and the largest code is returned.",
+        epilog="Exit codes: 0 all pictures are answered; 2 usage; 3 a file cannot be opened, or "
+        "stdout not written; 4 bad model file; 5 a file is not a picture; 7 nothing is drawn in a "
+        "picture. A picture that fails is named on stderr, the others are answered, and the "
+        "largest code is returned.",
     )
     commands = parser.add_subparsers(required=True, metavar="predict")
     predict = commands.add_parser("predict", help="classify pictures", epilog=parser.epilog)
@@ -48,7 +53,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def answer(engine: Engine, name: str, options: argparse.Namespace) -> str:
     """Classify one picture; return the lines to print."""
-    picture = read_picture(sys.stdin.buffer if name == "-" else name)
+    picture = read_picture(os.fdopen(0, "rb") if name == "-" else name)
     image = engine.prepare(picture)
     logits, members_asked = engine.answers(image[None])
     (probabilities,) = softmax(logits)
@@ -75,40 +80,56 @@ def answer(engine: Engine, name: str, options: argparse.Namespace) -> str:
     return "\n".join(lines)
 
 
+def tell(error: object) -> None:
+    """Print an error on stderr. If stderr is closed or full, the exit code alone says it."""
+    if sys.stderr:  # print would use stdout instead
+        with contextlib.suppress(OSError):
+            print(f"error: {error}", file=sys.stderr)  # noqa: T201
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command and return its exit code."""
+    """Run the command and return its exit code.
+
+    Raises:
+        OSError: stdout cannot be written.
+    """
     options = parse(arguments)
+    if sys.stdout is None:  # it is closed, and print would write nothing
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # its encoding may lack letters of class names
             stream.reconfigure(errors="backslashreplace")
     code = 0
     try:
         engine = Engine(options.model, threads=1)
-    except EngineError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
-        if not options.model.exists() and options.model == MODEL:
-            print("name a model file with --model", file=sys.stderr)  # noqa: T201
-        return error.status
+    except (EngineError, NativeBuildError) as error:
+        hint = options.model == MODEL and not MODEL.exists()
+        tell(f"{error}; name a model file with --model" if hint else error)
+        return getattr(error, "status", NO_FILE)
     with engine:
         for name in options.pictures:
             try:
                 lines = answer(engine, name, options)
-            except (PictureError, EngineError, OSError) as error:
-                status = getattr(error, "status", 3 if isinstance(error, OSError) else UNREADABLE)
-                reason = error.strerror if isinstance(error, OSError) else error
-                print(f"error: {name}: {reason}", file=sys.stderr)  # noqa: T201
-                code = max(code, status)
-                continue
+            except OSError as error:
+                tell(f"{name}: {error.strerror}")
+                code = max(code, NO_FILE)
+            except (PictureError, EngineError) as error:
+                tell(f"{name}: {error}")
+                code = max(code, getattr(error, "status", UNREADABLE))
             except ModuleNotFoundError as error:
-                print(f"error: {error}", file=sys.stderr)  # noqa: T201
-                return 3
-            print(lines, flush=True)  # noqa: T201
+                tell(error)
+                return NO_FILE
+            else:
+                print(lines, flush=True)  # noqa: T201
     return code
 
 
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except BrokenPipeError:  # the reader of stdout has ended, as `| head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(3)
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):  # its reader has ended, as `| head` does
+            tell(f"stdout: {error.strerror}")
+        if sys.stdout:  # which Python would flush again
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(NO_FILE)

@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import os
+import shlex
 import struct
 import subprocess
 import sys
@@ -382,3 +383,43 @@ def test_names_outside_the_encoding_and_a_second_stdin(tmp_path: Path) -> None:
     done = predict("-", "-")
     assert (done.returncode, done.stdout) == (2, b"")
     assert b"got - twice, expected it once" in done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has /dev/full")
+@pytest.mark.parametrize(
+    ("pictures", "streams", "code", "error"),
+    [
+        ("one.png", ">&-", 3, "error: stdout: Bad file descriptor"),
+        ("one.png", ">/dev/full", 3, "error: stdout: No space left on device"),
+        ("one.png", "2>&-", 0, ""),
+        ("- one.png", "<&-", 3, "error: -: Bad file descriptor"),
+        ("text.png one.png", "2>&-", 5, ""),
+        ("text.png one.png", "2>/dev/full", 5, ""),
+    ],
+)
+def test_closed_and_full_streams(
+    tmp_path: Path, pictures: str, streams: str, code: int, error: str
+) -> None:
+    stroke = np.full((50, 40), 240, np.uint8)
+    stroke[10:40, 18:23] = 20
+    Image.fromarray(stroke).save(tmp_path / "one.png")
+    (tmp_path / "text.png").write_text("not a picture", encoding="utf-8")
+    words = shlex.join([sys.executable, "-m", "mnist_mamba", "predict", "--model", str(MODEL)])
+    done = subprocess.run(
+        ["sh", "-c", f"{words} {pictures} {streams}"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr.strip()) == (code, error)
+    assert done.stdout.startswith("one.png: 1  ") == (">" not in streams.removeprefix("2>"))
+
+
+def test_no_compiler_is_an_error_of_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MNIST_MAMBA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("CC", str(tmp_path / "cc"))
+    assert main(["predict", "--model", str(MODEL), "one.png"]) == 3
+    assert capsys.readouterr().err.startswith(f"error: C compiler '{tmp_path / 'cc'}' not found")
