@@ -134,7 +134,7 @@ static const struct field HEADER_FIELDS[] = {
     {"channels", ANY_STEM, 32, AT(channels), 1, MAX_CHANNELS},
     {"n_classes", ANY_STEM, 36, AT(n_classes), 2, MAX_CLASSES},
     {"preparation", ANY_STEM, 40, AT(preparation), PREPARATION_RESIZE, PREPARATION_MNIST},
-    {"weight_type", ANY_STEM, 44, AT(weight_type), 0, 0},
+    {"weight_type", ANY_STEM, 44, AT(weight_type), WEIGHT_TYPE_FLOAT32, WEIGHT_TYPE_INT8},
     {"names_bytes", ANY_STEM, 60, AT(names_bytes), NAMES_STEP, MAX_NAMES_BYTES},
 };
 

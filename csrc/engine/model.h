@@ -13,7 +13,7 @@
 enum { MAX_LAYERS = 64, MAX_MEMBERS = 64 };
 #define MAX_EXIT_MARGIN 1e6f
 
-/* All pointers to weights point into the file, except those that fold.c replaces. */
+/* All pointers to weights point into mamba_model.file, except those that fold.c replaces. */
 struct scan_weights {
     const float *conv_weight; /* T(d_conv, d_inner) */
     const float *conv_bias;   /* V(d_inner) */
@@ -44,7 +44,7 @@ struct member_weights {
 
 struct mamba_model {
     struct mamba_info info;
-    struct file_bytes file;
+    struct file_bytes file; /* of int8 weights, once they are expanded: the tensors as floats */
     const struct mamba_kernels *kernels;
     float pixel_values[256];         /* normalised value of each byte */
     const char *class_names;         /* [info.names_bytes] each ended by a NUL */

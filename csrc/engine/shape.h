@@ -9,6 +9,7 @@
 
 /* Values of the fields. */
 enum { PREPARATION_RESIZE = 0, PREPARATION_MNIST = 1 };
+enum { WEIGHT_TYPE_FLOAT32 = 0, WEIGHT_TYPE_INT8 = 1 };
 enum { STEM_PATCH = 0, STEM_CONV = 1, STEM_CONV3 = 2 };
 enum {
     DIRECTION_FORWARD = 0,

@@ -63,7 +63,7 @@ typedef struct mamba_error {
 typedef struct mamba_info {
     uint32_t height, width, channels, n_classes;
     uint32_t preparation; /* of pictures: 0 resize, 1 mnist */
-    uint32_t weight_type; /* 0 fp32 */
+    uint32_t weight_type; /* 0 float32, 1 int8 */
     uint32_t names_bytes; /* of all class names in the file */
     uint32_t members;     /* models whose logits are averaged */
     float exit_margin;    /* members are asked until their mean is this clear; 0: all are */
@@ -91,7 +91,8 @@ MAMBA_API const char *mamba_version(void);
  * mamba_model_close; on any error *out is NULL. The file stays mapped while the model is open:
  * replace a model file by renaming a new one over it, never by writing into it. A write changes the
  * model after its checks; if the file is shortened, the next access ends the process with SIGBUS.
- * Where others may do that, use mamba_model_read. */
+ * Where others may do that, use mamba_model_read. A file with int8 weights is expanded to memory of
+ * the model's own, and not used once it is open. */
 MAMBA_API mamba_status mamba_model_open(mamba_model **out, const char *path, mamba_error *error);
 
 /* Opens a model like mamba_model_open, but copies the file: later changes to it do not matter. */

@@ -1,7 +1,8 @@
-"""Export: fold a torch model into the values of a model file, and write it (docs/format.md)."""
+"""Export: a torch model as a model file (docs/format.md), and a model file as a torch model."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor
 from torch.nn.modules.module import _has_any_global_hook
 
 from mnist_mamba.atomic_write import write_bytes
-from mnist_mamba.config import ModelConfig
+from mnist_mamba.config import ConfigError, ModelConfig, WeightType
 from mnist_mamba.engine.format import (
     DIRECTIONS,
     FLAG_LOCAL_CONV,
@@ -21,12 +22,14 @@ from mnist_mamba.engine.format import (
     POOLS,
     PREPARATIONS,
     STEMS,
+    WEIGHT_TYPES,
     Array,
     FormatError,
     Header,
     ModelFile,
     encode,
     member_field,
+    read_model,
 )
 from mnist_mamba.model import (
     Block,
@@ -39,12 +42,13 @@ from mnist_mamba.model import (
 from mnist_mamba.model.mixer import has_own_functions
 
 
-def write_model(path: str | Path, model: Classifier) -> None:
+def write_model(path: str | Path, model: Classifier, weight_type: WeightType = "float32") -> None:
     """Write a model as the file that the C engine maps, whole or not at all.
 
     Args:
         path: the file, replaced if it exists.
         model: a classifier or an ensemble, on any device.
+        weight_type: "int8" rounds all tensors but vectors to a byte per value.
 
     Raises:
         FormatError: a part of the model or its setting is not what its config builds, so that the
@@ -60,12 +64,9 @@ def write_model(path: str | Path, model: Classifier) -> None:
     (10, 64)
     """
     _check_parts(model)
-    tensors = folded_tensors(model)
     exit_margin = model.exit_margin if isinstance(model, MambaEnsemble) else 0.0
-    for name, values in tensors.items():
-        if not np.isfinite(values).all():
-            raise FormatError(f"{name} holds NaN or infinite values: the training has diverged")
-    write_bytes(Path(path), encode(describe(model.config, tensors, exit_margin)))
+    file = describe(model.config, folded_tensors(model), weight_type, exit_margin)
+    write_bytes(Path(path), encode(file))
 
 
 def _check_parts(model: Classifier) -> None:
@@ -123,12 +124,17 @@ def _check_same(kind: str, found: dict[str, Any], expected: dict[str, Any]) -> N
             )
 
 
-def describe(config: ModelConfig, tensors: dict[str, Array], exit_margin: float = 0.0) -> ModelFile:
+def describe(
+    config: ModelConfig,
+    tensors: dict[str, Array],
+    weight_type: WeightType = "float32",
+    exit_margin: float = 0.0,
+) -> ModelFile:
     """Return the contents of the file of a model with this config and these tensors."""
     header = {name: getattr(config, name) for name in _HEADER} | {
         "flags": 0,
         "preparation": PREPARATIONS.index(config.preparation),
-        "weight_type": 0,
+        "weight_type": WEIGHT_TYPES.index(weight_type),
         "exit_margin": exit_margin,
     }
     shapes = [_shape_of(config)] * config.members
@@ -213,3 +219,109 @@ def _block_tensors(block: Block) -> dict[str, Tensor]:
             folded[name.format(suffix)] = state[name.format(suffix)]
     folded["out_proj"] = state["out_proj.weight"] / len(mixer.suffixes)
     return folded
+
+
+def load_model(path: str | Path, scan: str = "auto") -> Classifier:
+    """Read a model file back into PyTorch, for inference.
+
+    Args:
+        path: the file.
+        scan: backend of the scan, as in `MambaClassifier`.
+
+    Returns:
+        A model in evaluation mode on the CPU, with the file's weights. Where export folded one
+        operation into another, the first does nothing: norms have a weight of 1.
+
+    Raises:
+        FormatError: not a model file, or one that no model of this package computes.
+        OSError: the file cannot be read.
+    """
+    file = read_model(path)
+    if any(shape != file.shapes[0] for shape in file.shapes):
+        raise FormatError(f"{path}: got members of different shapes, expected one shape")
+    for name, values in file.tensors.items():
+        if name.endswith((".A", ".A_b")) and (values > 0).any():
+            raise FormatError(f"{path}: {name}: got {values.max()}, expected 0 or less: A is -exp")
+    try:
+        model = build_classifier(_config_of(file), scan).eval()
+    except ConfigError as error:
+        raise FormatError(f"{path}: no model of this package has such dims: {error}") from error
+    for i, member in enumerate(model.classifiers):
+        tensors = _part(file.tensors, member_field(i, "")) or file.tensors
+        member.load_state_dict(member.state_dict() | _member_state(member, tensors))
+    return model
+
+
+def _config_of(file: ModelFile) -> ModelConfig:
+    """Return the config of a file whose members are alike."""
+    header, shape = file.header, file.shapes[0]
+    if shape["d_inner"] % shape["d_model"]:
+        raise ConfigError(f"d_inner = {shape['d_inner']}: expected a multiple of d_model")
+    choices = {
+        "stem": STEMS[shape["stem"]],
+        "patch": (shape["patch_height"] or 1, shape["patch_width"] or 1),
+        "stem_width": shape["stem_width"] or 1,
+        "expand": shape["d_inner"] // shape["d_model"],
+        "a": "tied" if shape["flags"] & FLAG_TIED_A else "free",
+        "pos_embed": bool(shape["flags"] & FLAG_POS_EMBED),
+        "local_conv": bool(shape["flags"] & FLAG_LOCAL_CONV),
+        "direction": DIRECTIONS[shape["direction"]],
+        "pool": POOLS[shape["pool"]],
+        "preparation": PREPARATIONS[header["preparation"]],
+        "class_names": file.class_names,
+    }
+    for field in dataclasses.fields(ModelConfig):
+        value = (header | shape).get(field.name)
+        if isinstance(value, float):  # the shortest decimal: 0.1, which its float32 is above
+            value = float(str(np.float32(value)))
+        if value is not None:
+            choices.setdefault(field.name, value)
+    return ModelConfig(**choices)
+
+
+def _part(tensors: dict[str, Array], prefix: str) -> dict[str, Array]:
+    """Return the tensors whose names begin with a prefix, by the rest of their names."""
+    found = (name for name in tensors if name.startswith(prefix))
+    return {name.removeprefix(prefix): tensors[name] for name in found}
+
+
+def _member_state(model: MambaClassifier, tensors: dict[str, Array]) -> dict[str, Tensor]:
+    """Return one classifier's weights by their names in torch; the inverse of `_member_tensors`.
+
+    All norms are those of a new model: they change nothing.
+    """
+    state = {name: torch.from_numpy(tensors[name]) for name in ("head.weight", "head.bias")}
+    if model.config.pos_embed:
+        state["pos_embed"] = torch.from_numpy(tensors["pos_embed"])
+    for name, values in _part(tensors, "stem.").items():
+        weight = torch.from_numpy(values)
+        if name.startswith("conv") and name.endswith("weight"):
+            weight = weight.unflatten(1, (3, 3, -1)).permute(0, 3, 1, 2)
+        state[f"stem.{name}" if name.startswith("conv") else f"stem.linear.{name}"] = weight
+    for i, block in enumerate(model.blocks):
+        weights = _block_state(block, _part(tensors, f"layers.{i}."))
+        state |= {f"layers.{i}.{name}": weight for name, weight in weights.items()}
+    return state
+
+
+def _block_state(block: Block, tensors: dict[str, Array]) -> dict[str, Tensor]:
+    """Return one layer's weights by their names in torch; the inverse of `_block_tensors`."""
+    folded = {name: torch.from_numpy(values) for name, values in tensors.items()}
+    state: dict[str, Tensor] = {}
+    if block.local is not None:
+        taps = folded["local.weight"].clone()
+        taps[4] -= 1
+        state["local.conv.weight"] = taps.T.unflatten(1, (1, 3, 3))
+        state["local.norm.bias"] = folded["local.bias"]
+        state["local.norm.running_var"] = torch.ones(len(taps.T)) - block.local.norm.eps
+    mixer = block.mixer
+    state["mixer.in_proj.weight"] = torch.cat([folded["in_proj.x"], folded["in_proj.z"]])
+    state["mixer.out_proj.weight"] = folded["out_proj"] * len(mixer.suffixes)
+    for suffix in mixer.suffixes:
+        state[f"mixer.conv1d{suffix}.weight"] = folded[f"conv1d{suffix}.weight"].T.unsqueeze(1)
+        state[f"mixer.x_proj{suffix}.weight"] = folded[f"x_proj{suffix}"]
+        a_log = torch.log(-folded[f"A{suffix}"].double() / math.log2(math.e))
+        state[f"mixer.{mixer.a_name(suffix)}"] = a_log.unsqueeze(1) if mixer.tied else a_log.T
+        for name in ("conv1d{}.bias", "dt_proj{}.weight", "dt_proj{}.bias", "D{}"):
+            state[f"mixer.{name.format(suffix)}"] = folded[name.format(suffix)]
+    return state

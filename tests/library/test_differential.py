@@ -6,12 +6,15 @@ check.
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import struct
 import zlib
 from collections.abc import Iterator
+from itertools import accumulate
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from mnist_mamba.engine import Engine, EngineError
@@ -25,12 +28,20 @@ from mnist_mamba.engine.format import (
     MEMBER_FIELDS,
     FormatError,
     decode,
+    encode,
+    tensor_specs,
 )
 
 GOLDEN = Path(__file__).parents[2] / "csrc" / "tests" / "golden"
 SEEDS = [
     GOLDEN / f"{name}.bin"
-    for name in ("patch_no_positions", "conv_tied_odd_image", "mixed_members", "colours_conv3")
+    for name in (
+        "patch_no_positions",
+        "conv_tied_odd_image",
+        "mixed_members",
+        "colours_conv3",
+        "int8_weights",
+    )
 ]
 LIMITS = (0, 1, 2, 3, 15, 16, 17, 64, 65, 255, 256, 257, 512, 513, 2048, 2049, 4096, 4097, 8192)
 EXTREMES = (8193, 65536, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 0x01000000)
@@ -97,6 +108,14 @@ def before_tensors(data: bytes) -> int:
     return int(HEADER_BYTES + MEMBER_BYTES * members + names_bytes)
 
 
+def tensor_offsets(data: bytes) -> list[int]:
+    """Return where each tensor of a sound file begins: with a float, or a row's scale."""
+    file = decode(data)
+    specs = tensor_specs(file.header, file.shapes)
+    sizes = [spec.stored_bytes(file.header["weight_type"]) for spec in specs]
+    return list(accumulate(sizes[:-1], initial=before_tensors(data)))
+
+
 def single_changes(data: bytes) -> Iterator[bytes]:
     """Yield files in which one field, one float or the size is changed."""
     end = before_tensors(data)
@@ -106,7 +125,10 @@ def single_changes(data: bytes) -> Iterator[bytes]:
         (old,) = struct.unpack_from("<I", data, offset)
         for value in {*LIMITS, *EXTREMES, *FLOATS, old + 1, old - 1, old * 2, old // 2}:
             yield with_u32(data, offset, value % 2**32)
-    for offset in range(end, len(data), (len(data) - end) // 48 // 4 * 4 + 4):
+    for offset in (
+        *tensor_offsets(data),
+        *range(end, len(data), (len(data) - end) // 48 // 4 * 4 + 4),
+    ):
         yield from (with_u32(data, offset, value) for value in FLOATS)
     for offset in range(end - 64, end - 40):
         yield from (data[:offset] + name + data[offset + len(name) :] for name in NAME_BYTES)
@@ -169,3 +191,29 @@ def test_dims_that_keep_the_size_are_checked_for_their_meaning() -> None:
     assert before["patch_height"] * before["patch_width"] == 16
     assert compare(swapped, same_field=True)
     assert not compare(with_u32(swapped, offsets["width"], 5), same_field=True)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_both_readers_expand_int8_weights_to_the_same_floats(seed: int) -> None:
+    """Random bytes, and scales of any sign and size, give the logits of Python's floats."""
+    data = bytearray((GOLDEN / "int8_weights.bin").read_bytes())
+    generator = np.random.default_rng(seed)
+    file = decode(bytes(data))
+    offset = before_tensors(data)
+    for spec in tensor_specs(file.header, file.shapes):
+        size = spec.stored_bytes(1)
+        if spec.kind != "vector":
+            rows = np.frombuffer(data, spec.int8_row, count=spec.shape[0], offset=offset).copy()
+            rows["scale"] *= generator.choice([-1, 1, 0, 0.7], len(rows))
+            rows["values"] = generator.integers(-128, 128, rows["values"].shape)
+            data[offset : offset + size] = rows.tobytes()
+        offset += size
+    file = decode(sealed(bytes(data)))
+    floats = encode(dataclasses.replace(file, header=file.header | {"weight_type": 0}))
+    images = generator.integers(0, 256, (5, file.header["height"], file.header["width"]), np.uint8)
+    with (
+        Engine(sealed(bytes(data)), threads=1, library=LIBRARY) as int8,
+        Engine(floats, threads=1, library=LIBRARY) as float32,
+    ):
+        assert np.ptp(int8.logits(images)) > 0.01
+        np.testing.assert_array_equal(int8.logits(images), float32.logits(images))

@@ -22,11 +22,13 @@ from mnist_mamba.config import MAX_ACTIVATIONS, MAX_LENGTH, MAX_NAME_BYTES
 from mnist_mamba.engine import Engine
 from mnist_mamba.engine import format as model_format
 from mnist_mamba.engine.format import FormatError, read_model
-from mnist_mamba.export import folded_tensors, write_model
+from mnist_mamba.export import describe, folded_tensors, load_model, write_model
 from mnist_mamba.model import MambaClassifier
-from tests.models import ARCHITECTURES, make_model
+from mnist_mamba.training.evaluation import predict
+from tests.models import ARCHITECTURES, make_images, make_model
 
 ROOT = Path(__file__).parents[2]
+GOLDEN = ROOT / "csrc" / "tests" / "golden"
 FORMAT_PAGE = ROOT / "docs" / "format.md"
 
 
@@ -213,6 +215,108 @@ def test_every_architecture_round_trips(name: str, tmp_path: Path) -> None:
         np.testing.assert_array_equal(file.tensors[tensor], values, err_msg=tensor)
 
 
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_int8_weights_are_rounded_to_the_nearest_step(name: str, tmp_path: Path) -> None:
+    model, path = make_model(name), tmp_path / "model.bin"
+    write_model(path, model, "int8")
+    data, file = path.read_bytes(), read_model(path)
+    assert file.header["weight_type"] == 1
+    offset = 128 + 64 * model.config.members + file.header["names_bytes"]
+    for spec in model_format.tensor_specs(file.header, file.shapes):
+        exact, found = folded_tensors(model)[spec.name], file.tensors[spec.name]
+        if spec.kind == "vector":
+            np.testing.assert_array_equal(found, exact)
+            offset += 4 * len(exact)
+            continue
+        for row, values in enumerate(exact):
+            (scale,) = struct.unpack_from("<f", data, offset)
+            steps = np.frombuffer(data, np.int8, len(values), offset + 4)
+            assert 96 <= np.abs(steps).max() <= 127
+            assert np.abs(values - found[row]).max() <= scale / 2 * 1.0001
+            np.testing.assert_array_equal(found[row], np.float32(scale) * steps)
+            whole = np.abs(values).max() / 127  # the usual scale is not better
+            usual = ((np.rint(values / whole) * whole - values) ** 2).sum()
+            assert ((found[row] - values) ** 2).sum() <= usual * 1.0001
+            offset += 4 + len(values)
+    assert offset == len(data)
+
+
+def test_int8_weights_of_any_size_can_be_read() -> None:
+    largest, spec = np.finfo(np.float32).max, model_format.TensorSpec("t", "table", (5, 3))
+    values = np.array(
+        [[0, 0, 0], [1e-45, 0, -1e-44], [1e-42, 0, 0], [largest, -largest, 1], [0, -3e38, 1e30]],
+        np.float32,
+    )
+    found = spec.unpack(spec.expanded(spec.rounded(values)))
+    assert np.isfinite(found).all()
+    assert not found[0].any()
+    half_steps = np.abs(values).max(axis=1, keepdims=True) / 190
+    assert (np.abs(found - values) <= half_steps + 1e-43).all()  # scales of denormals are coarse
+
+
+@pytest.mark.parametrize("weight_type", ["float32", "int8"])
+def test_what_is_not_a_number_is_not_written(weight_type: Any) -> None:
+    model = make_model("patch_tied")
+    for name, value in (("head.weight", np.nan), ("layers.0.D", np.inf)):
+        tensors = folded_tensors(model)
+        tensors[name].flat[0] = value
+        with pytest.raises(FormatError, match=rf"{re.escape(name)} holds NaN"):
+            model_format.encode(describe(model.config, tensors, weight_type))
+    tensors = folded_tensors(model) | {"head.weight": np.zeros((10, 9), np.float32)}
+    with pytest.raises(FormatError, match=r"head\.weight has shape \(10, 9\), expected \(10, 8\)"):
+        model_format.encode(describe(model.config, tensors, weight_type))
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("weight_type", ["float32", "int8"])
+def test_a_file_becomes_a_model_again(name: str, weight_type: Any, tmp_path: Path) -> None:
+    model, path = make_model(name), tmp_path / "model.bin"
+    write_model(path, model, weight_type)
+    loaded = load_model(path, scan="reference")
+    images = make_images(model.config, 9)
+    found = predict(loaded, images).numpy()
+    with Engine(path) as engine:
+        np.testing.assert_allclose(engine.logits(images.numpy()), found, rtol=0, atol=2e-6)
+    if weight_type == "float32":
+        np.testing.assert_allclose(found, predict(model, images).numpy(), rtol=0, atol=2e-6)
+    kept = {"stem_norm": model.config.stem_norm, "dt_rank": model.config.dt_rank}
+    if model.config.stem == "patch":
+        kept |= {"stem_width": model.config.stem_width}
+    else:
+        kept |= {"patch": model.config.patch}
+    names = model.config.resolved_class_names
+    assert dataclasses.replace(loaded.config, **kept) == dataclasses.replace(
+        model.config, class_names=names
+    )
+
+
+def test_a_file_that_no_model_computes_does_not_become_one(tmp_path: Path) -> None:
+    path = GOLDEN / "mixed_members.bin"
+    with pytest.raises(FormatError, match="members of different shapes, expected one shape"):
+        load_model(path)
+    file = read_model(GOLDEN / "patch_tied.bin")
+    path = tmp_path / "model.bin"
+    wide = [file.shapes[0] | {"d_inner": 17}]
+    tensors = {
+        spec.name: np.zeros(spec.shape, np.float32)
+        for spec in model_format.tensor_specs(file.header, wide)
+    }
+    path.write_bytes(model_format.encode(dataclasses.replace(file, shapes=wide, tensors=tensors)))
+    with pytest.raises(FormatError, match="d_inner = 17: expected a multiple of d_model"):
+        load_model(path)
+    file.tensors["layers.1.A"][3] = 0  # a state that keeps its value: exp(-inf)
+    path.write_bytes(model_format.encode(file))
+    images = make_images(ARCHITECTURES["patch_tied"], 9)
+    with Engine(path) as engine:
+        np.testing.assert_allclose(
+            engine.logits(images.numpy()), predict(load_model(path), images), rtol=0, atol=2e-6
+        )
+    file.tensors["layers.1.A"][3] = 0.25
+    path.write_bytes(model_format.encode(file))
+    with pytest.raises(FormatError, match=r"layers\.1\.A: got 0\.25, expected 0 or less"):
+        load_model(path)
+
+
 @given(
     kind=st.sampled_from(["vector", "table", "panels"]),
     rows=st.integers(1, 40),
@@ -244,7 +348,9 @@ def test_values_at_the_limits_are_allowed(extreme: dict[str, float], tmp_path: P
     write_model(path, MambaClassifier(config, scan="reference"))
     file = read_model(path)
     with Engine(path) as engine:
+        loaded = load_model(path).config
         for name, value in extreme.items():
+            assert getattr(loaded, name) == value
             stored = (file.header | file.shapes[0])[name]
             assert stored == engine.info[name] == pytest.approx(value)
 
@@ -285,7 +391,7 @@ def test_every_flipped_bit_is_refused(model_bytes: bytes, position: int, bit: in
         (36, 257, "n_classes: got 257"),
         (36, 11, "class name 10: got 0 bytes"),
         (40, 2, "preparation: got 2"),
-        (44, 1, "weight_type: got 1"),
+        (44, 2, "weight_type: got 2"),
         (48, 0xBF800000, "exit_margin: got -1.0"),
         (48, 0x49742410, "exit_margin: got 1000001.0"),
         (48, 0x7FC00000, "exit_margin: got nan"),
@@ -388,7 +494,7 @@ def test_the_limits_match_the_specification() -> None:
         "direction": model_format.DIRECTIONS,
         "pool": model_format.POOLS,
         "preparation": model_format.PREPARATIONS,
-        "weight_type": ["fp32"],
+        "weight_type": model_format.WEIGHT_TYPES,
     }
     for title, field in ((part, field) for part in PARTS for field in PARTS[part][1]):
         low, high = field.range.low, field.range.high

@@ -13,11 +13,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mnist_mamba.config import ModelConfig
+from mnist_mamba.config import ModelConfig, WeightType
 from mnist_mamba.data.idx import write_idx
 from mnist_mamba.engine import Engine, EngineError
 from mnist_mamba.engine.format import decode, encode
-from mnist_mamba.export import write_model
+from mnist_mamba.export import load_model, write_model
 from mnist_mamba.model import MambaEnsemble, build_classifier
 from mnist_mamba.training.evaluation import predict
 from tests.models import ARCHITECTURES, make_images, make_model
@@ -103,10 +103,14 @@ def test_command_agrees_with_pytorch(name: str, mamba: Path, tmp_path: Path) -> 
     n_classes=st.integers(2, 20),
     members=st.integers(1, 3),
     channels=st.integers(1, 4),
+    weight_type=st.sampled_from(["float32", "int8"]),
     seed=st.integers(0, 99),
 )
 def test_any_model_agrees_with_pytorch(
-    tmp_path_factory: pytest.TempPathFactory, seed: int, **dims: int | str | bool
+    tmp_path_factory: pytest.TempPathFactory,
+    seed: int,
+    weight_type: WeightType,
+    **dims: int | str | bool,
 ) -> None:
     # The norm of a single value amplifies a rounding error near 0 by 1 / sqrt(eps).
     eps = 0.1 if dims["d_model"] == 1 else 1e-5
@@ -115,7 +119,9 @@ def test_any_model_agrees_with_pytorch(
     model = build_classifier(config, scan="reference").eval()
     images = make_images(config, 5, seed)
     path = tmp_path_factory.mktemp("model") / "model.bin"
-    write_model(path, model)
+    write_model(path, model, weight_type)
+    if weight_type == "int8":
+        model = load_model(path, scan="reference")
     with Engine(path, threads=2) as engine:
         logits = engine.logits(images.numpy())
         assert engine.class_names == config.resolved_class_names
@@ -143,6 +149,10 @@ def test_info_prints_the_dims(mamba: Path) -> None:
         info = json.loads(run(mamba, "info", golden.FOLDER / f"{name}.bin", "--json").stdout)
         assert (info["height"], info["width"]) == (config.height, config.width)
         assert (info["d_inner"], info["length"]) == (config.d_inner, config.length)
+        assert info["weight_type"] == "float32"
+    path = golden.FOLDER / "int8_weights.bin"
+    info = json.loads(run(mamba, "info", path, "--json").stdout)
+    assert (info["weight_type"], info["file_bytes"]) == ("int8", path.stat().st_size)
 
 
 def test_batches_and_threads_give_the_same_bits(tmp_path: Path) -> None:

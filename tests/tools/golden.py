@@ -20,7 +20,7 @@ from mnist_mamba.atomic_write import write_bytes
 from mnist_mamba.engine.binding import PREPARATIONS
 from mnist_mamba.engine.format import ModelFile, member_field
 from mnist_mamba.engine.format import encode as encode_model
-from mnist_mamba.export import describe, folded_tensors, write_model
+from mnist_mamba.export import describe, folded_tensors, load_model, write_model
 from mnist_mamba.model import Block, Classifier, MambaClassifier
 from mnist_mamba.scan import selective_scan
 from tests.models import ARCHITECTURES, make_images, make_model
@@ -30,7 +30,10 @@ MAGIC = b"MNGOLD1\n"
 MIXED = ("patch_no_positions", "conv_alternate", "pixels_last")
 """Architectures of the members of `mixed_members`."""
 
-NAMES = (*ARCHITECTURES, "mixed_members")
+ROUNDED = "conv_local_cross"
+"""Architecture of `int8_weights`, which has all kinds of tensors."""
+
+NAMES = (*ARCHITECTURES, "mixed_members", "int8_weights")
 """All golden files."""
 
 Record = tuple[str, int, Tensor]
@@ -135,13 +138,17 @@ def decode(data: bytes) -> list[Record]:
 
 
 def write_golden(folder: Path, name: str) -> None:
-    """Write NAME.bin and NAME.golden for one architecture, or for the members of MIXED."""
+    """Write NAME.bin and NAME.golden for one architecture, the members of MIXED, or ROUNDED."""
     if name == "mixed_members":
         write_mixed(folder / name)
         return
-    model = make_model(name)
+    model = make_model(ROUNDED if name == "int8_weights" else name)
     pixels = make_images(model.config, 3)[2].float() / 255
-    write_model(folder / f"{name}.bin", model)
+    if name == "int8_weights":
+        write_model(folder / f"{name}.bin", model, "int8")
+        model = load_model(folder / f"{name}.bin", scan="reference")
+    else:
+        write_model(folder / f"{name}.bin", model)
     write_bytes(folder / f"{name}.golden", encode(trace(model, pixels)))
 
 

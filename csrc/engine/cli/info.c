@@ -45,12 +45,14 @@ static void print_shape(const mamba_info *info, const struct style *style)
 static void print_header(const mamba_info *info, const struct style *style)
 {
     static const char preparations[][7] = {"resize", "mnist"};
+    static const char weight_types[][8] = {"float32", "int8"};
     static const char names[][11] = {"version",   "height",  "width",      "channels",
                                      "n_classes", "members", "parameters", "file_bytes"};
     const uint64_t values[] = {info->version,   info->height,  info->width,      info->channels,
                                info->n_classes, info->members, info->parameters, info->file_bytes};
     for (size_t i = 0; i < sizeof values / sizeof *values; i++)
         printf(style->number, names[i], values[i]);
+    printf(style->text, "weight_type", weight_types[info->weight_type]);
     printf(style->text, "preparation", preparations[info->preparation]);
     printf(style->real, "exit_margin", (double)info->exit_margin);
     printf(style->real, "pixel_mean", (double)info->pixel_mean);

@@ -48,6 +48,7 @@ static double noted(double value)
 /* Reads tensors in file order, into plain arrays without padding. */
 struct reader {
     const uint8_t *at;
+    bool int8; /* weights */
 };
 
 static double next_float(struct reader *reader)
@@ -58,9 +59,37 @@ static double next_float(struct reader *reader)
     return value;
 }
 
+/* [n] */
+static double *read_vector(struct reader *reader, size_t n)
+{
+    double *vector = array(n);
+    for (size_t i = 0; i < (reader->int8 ? n : (n + 15) / 16 * 16); i++) {
+        double value = next_float(reader);
+        if (i < n)
+            vector[i] = value;
+    }
+    return vector;
+}
+
+/* [rows, n] of int8, each row after its scale */
+static double *read_rows(struct reader *reader, size_t rows, size_t n)
+{
+    double *table = array(rows * n);
+    for (size_t row = 0; row < rows; row++) {
+        const double scale = next_float(reader);
+        for (size_t i = 0; i < n; i++) {
+            const int byte = *reader->at++;
+            table[row * n + i] = (double)(float)(scale * (byte < 128 ? byte : byte - 256));
+        }
+    }
+    return table;
+}
+
 /* [rows, n] */
 static double *read_table(struct reader *reader, size_t rows, size_t n)
 {
+    if (reader->int8)
+        return read_rows(reader, rows, n);
     double *table = array(rows * n);
     for (size_t row = 0; row < rows; row++)
         for (size_t i = 0; i < (n + 15) / 16 * 16; i++) {
@@ -74,6 +103,8 @@ static double *read_table(struct reader *reader, size_t rows, size_t n)
 /* [out, in] */
 static double *read_matrix(struct reader *reader, size_t out, size_t in)
 {
+    if (reader->int8)
+        return read_rows(reader, out, in);
     double *matrix = array(out * in);
     for (size_t panel = 0; panel < (out + 15) / 16; panel++)
         for (size_t i = 0; i < in; i++)
@@ -147,7 +178,7 @@ static double *conv_3x3(struct reader *reader, const double *in, size_t h, size_
                         size_t channels, size_t out, size_t stride)
 {
     const double *weight = read_matrix(reader, out, 9 * channels);
-    const double *bias = read_table(reader, 1, out);
+    const double *bias = read_vector(reader, out);
     const size_t out_h = (h + stride - 1) / stride, out_w = (w + stride - 1) / stride;
     double *y = array(out_h * out_w * out);
     for (size_t row = 0; row < out_h; row++)
@@ -193,7 +224,7 @@ static double *reference_tokens(struct reader *reader, const mamba_info *m, cons
                                 n +
                             c] = image[(row * m->width + column) * n + c];
         double *weight = read_matrix(reader, m->d_model, ph * pw * n);
-        double *bias = read_table(reader, 1, m->d_model);
+        double *bias = read_vector(reader, m->d_model);
         tokens = linear(patches, weight, bias, m->length, ph * pw * n, m->d_model);
     } else {
         const size_t half_h = (m->height + 1) / 2, half_w = (m->width + 1) / 2, sw = m->stem_width;
@@ -219,10 +250,11 @@ static double *reference_scan(struct reader *reader, const mamba_info *m, const 
                               const double *z)
 {
     const size_t L = m->length, Di = m->d_inner, N = m->d_state, R = m->dt_rank, K = m->d_conv;
-    double *conv_weight = read_table(reader, K, Di), *conv_bias = read_table(reader, 1, Di);
+    double *conv_weight = read_table(reader, K, Di), *conv_bias = read_vector(reader, Di);
     double *x_proj = read_matrix(reader, R + 2 * N, Di), *dt_weight = read_matrix(reader, Di, R);
-    double *dt_bias = read_table(reader, 1, Di);
-    double *A = read_table(reader, m->tied_a ? 1 : N, Di), *D = read_table(reader, 1, Di);
+    double *dt_bias = read_vector(reader, Di);
+    double *A = m->tied_a ? read_vector(reader, Di) : read_table(reader, N, Di),
+           *D = read_vector(reader, Di);
 
     double *u = array(L * Di), *y = array(L * Di), *dt = array(L * R);
     for (size_t t = 0; t < L; t++)
@@ -263,7 +295,7 @@ static double *reference_scan(struct reader *reader, const mamba_info *m, const 
 static double *reference_local(struct reader *reader, const double *x, size_t rows, size_t columns,
                                size_t n)
 {
-    const double *weight = read_table(reader, 9, n), *bias = read_table(reader, 1, n);
+    const double *weight = read_table(reader, 9, n), *bias = read_vector(reader, n);
     double *y = array(rows * columns * n);
     for (size_t row = 0; row < rows; row++)
         for (size_t column = 0; column < columns; column++)
@@ -323,7 +355,7 @@ static double *reference_member(struct reader *reader, const mamba_info *m, cons
             q[i] += m->pool == 0 ? normed[t * Dm + i] / (double)L
                                  : (t + 1 == L ? normed[t * Dm + i] : 0.0);
     double *head = read_matrix(reader, m->n_classes, Dm);
-    double *bias = read_table(reader, 1, m->n_classes);
+    double *bias = read_vector(reader, m->n_classes);
     return linear(q, head, bias, 1, Dm, m->n_classes);
 }
 
@@ -334,7 +366,7 @@ const double *reference(const struct tiny_model *tiny, const float *pixels,
     const size_t n = (size_t)m->height * m->width * m->channels;
     pool_used = 0;
     magnitudes = (struct magnitudes){0.0, 0.0};
-    struct reader reader = {tiny->bytes + tiny->tensors};
+    struct reader reader = {tiny->bytes + tiny->tensors, m->weight_type == 1};
     double *image = array(n), *logits = array(m->n_classes);
     for (size_t i = 0; i < n; i++)
         image[i] = ((double)pixels[i] - (double)m->pixel_mean) / (double)m->pixel_std;

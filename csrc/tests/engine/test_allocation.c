@@ -250,6 +250,31 @@ static void test_memory_of_bench(void)
     unlink(tiny_path());
 }
 
+/* Opening int8 weights takes what docs/format.md says, and nothing before size and checksum agree.
+ */
+static void test_memory_of_int8(void)
+{
+    mamba_info dims = tiny_dims();
+    dims.weight_type = 1;
+    dims.d_model = 1; /* each row of a matrix is one lane of sixteen */
+    dims.d_inner = 8192;
+    dims.n_layers = 1;
+    struct tiny_model tiny = tiny_build(dims, 1);
+    for (int damaged = 0; damaged < 2; damaged++) {
+        mamba_model *model;
+        tiny.bytes[tiny.size - 1] ^= (uint8_t)damaged;
+        const size_t before = most_held = held;
+        const mamba_status status = mamba_model_from_bytes(&model, tiny.bytes, tiny.size, NULL);
+        CHECK(status == (damaged ? MAMBA_ERR_MODEL : MAMBA_OK), "status %d", (int)status);
+        CHECK(most_held - before < 100000 + (damaged ? 0 : 64 * tiny.size), "%zu bytes for %zu",
+              most_held - before, tiny.size);
+        CHECK(damaged || most_held - before > tiny.size, "nothing was expanded");
+        mamba_model_close(model);
+        CHECK(held == before, "%zu bytes are still held", held - before);
+    }
+    tiny_free(&tiny);
+}
+
 int main(void)
 {
     void *volatile memory = malloc(1);
@@ -261,6 +286,7 @@ int main(void)
     test_commands("csrc/tests/golden/patch_tied.bin");
     test_commands("csrc/tests/golden/pixels_last.bin"); /* its first in_proj is folded */
     test_memory_of_bench();
+    test_memory_of_int8();
     return check_summary();
 }
 

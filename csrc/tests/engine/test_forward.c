@@ -74,6 +74,7 @@ static void test_channels_and_shapes(void)
             shapes[j].n_classes = 5;
             shapes[j].members = 1;
             shapes[j].channels = 1 + i % 4;
+            shapes[j].weight_type = i / 4 % 2;
         }
         compare_with_reference(shapes[0], 2000 + i);
         compare_model(tiny_build_mixed(shapes, 2 + i % 2, 2100 + i), 2100 + i);
@@ -82,9 +83,13 @@ static void test_channels_and_shapes(void)
 
 static void test_against_reference(void)
 {
-    for (uint32_t i = 0; i < 96; i++)
+    for (uint32_t i = 0; i < 96; i++) {
         for (uint32_t round = 0; round < 3; round++)
             compare_with_reference(varied(i), i + 96 * round);
+        mamba_info int8 = varied(i);
+        int8.weight_type = 1;
+        compare_with_reference(int8, 3000 + i);
+    }
     mamba_info wide = varied(0); /* limits that the small models do not reach */
     wide.d_conv = 16;
     wide.d_state = 256;
@@ -108,6 +113,21 @@ static void test_against_reference(void)
         rows.d_model = 17;
         compare_with_reference(rows, 1002 + i);
     }
+}
+
+/* Rows of int8 weights with negative scales, and with the byte of -128 steps. */
+static void test_signs_of_int8(void)
+{
+    mamba_info dims = tiny_dims();
+    dims.weight_type = 1;
+    struct tiny_model tiny = tiny_build(dims, 13);
+    for (size_t row = 0; row < dims.d_model; row++) {
+        uint8_t *scale = tiny.bytes + tiny.tensors + row * (4 + 6);
+        scale[3] ^= (uint8_t)(row % 2 << 7);
+        scale[4 + row] = 0x80;
+    }
+    tiny_seal(&tiny);
+    compare_model(tiny, 13);
 }
 
 /* A batch of any size on any number of threads gives the bits of single calls. */
@@ -257,6 +277,7 @@ int main(void)
 {
     test_against_reference();
     test_channels_and_shapes();
+    test_signs_of_int8();
     for (unsigned number = 0; number < 96; number += 11) /* each stem, direction and form of A */
         test_batches(number);
     test_arena();

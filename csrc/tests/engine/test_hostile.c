@@ -17,7 +17,8 @@
 #include "file_bytes.h"
 #include "tiny_model.h"
 
-/* Bytes that end at the end of a page, before a page that cannot be read. */
+/* Bytes that end at the end of a page, before a page that cannot be read. Their beginning is
+ * aligned for a float, so that up to 3 bytes are left after an int8 model. */
 struct guarded {
     uint8_t *map, *bytes;
     size_t map_size, size;
@@ -31,7 +32,7 @@ static struct guarded guard(const void *bytes, size_t size)
         mmap(NULL, guarded.map_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (guarded.map == MAP_FAILED || mprotect(guarded.map + room, page, PROT_NONE) != 0)
         abort();
-    guarded.bytes = guarded.map + room - size;
+    guarded.bytes = guarded.map + (room - size) / sizeof(float) * sizeof(float);
     memcpy(guarded.bytes, bytes, size);
     return guarded;
 }
@@ -131,9 +132,11 @@ static void expect_too_short(const uint8_t *bytes, size_t size)
 /* Cuts the file off after any byte, as it is and sealed again: the check of the size must refuse
  * it. The bytes end at a guard page where the alignment of floats allows it, else at the end of
  * their memory, for ASan. */
-static void test_truncations(void)
+static void test_truncations(uint32_t weight_type)
 {
-    struct tiny_model tiny = tiny_build(tiny_dims(), 22);
+    mamba_info dims = tiny_dims();
+    dims.weight_type = weight_type;
+    struct tiny_model tiny = tiny_build(dims, 22);
     for (size_t size = tiny.size; size-- > 0;) {
         const bool aligned = size % sizeof(float) == 0;
         struct guarded guarded = {0};
@@ -169,6 +172,7 @@ static void test_guard_page(void)
         dims.members = i % 7 ? 1 : 2;
         dims.d_state = i % 5 == 0 ? 17 : 4;
         dims.channels = 1 + i / 2 % 4;
+        dims.weight_type = i / 5 % 2;
         if (i / 16 % 3) {
             dims.stem = i / 16 % 3;
             dims.patch_height = dims.patch_width = 0;
@@ -317,6 +321,24 @@ static void test_access(void)
     tiny_free(&tiny);
 }
 
+/* A model of int8 weights does not use its file once it is open: a float32 model would crash. */
+static void test_expanded(void)
+{
+    mamba_info dims = tiny_dims();
+    dims.weight_type = 1;
+    struct tiny_model tiny = tiny_build(dims, 34);
+    mamba_model *model;
+    mamba_error error = {MAMBA_OK, ""};
+    tiny_write(tiny_path(), tiny.bytes, tiny.size);
+    if (CHECK(mamba_model_open(&model, tiny_path(), &error) == MAMBA_OK, "%s", error.message)) {
+        CHECK(truncate(tiny_path(), 0) == 0, "truncate");
+        CHECK(answer(model) == MAMBA_OK, "no answer without the file");
+    }
+    mamba_model_close(model);
+    unlink(tiny_path());
+    tiny_free(&tiny);
+}
+
 /* A file shrinks before its copy is complete. */
 static void test_shrinking(void)
 {
@@ -446,11 +468,15 @@ int main(void)
     const size_t of_the_fold = 1664; /* the header, the stem, positions and the first in_proj */
     mamba_info mixed[2] = {folded, other};
     mixed[0].channels = mixed[1].channels = 3;
+    mamba_info int8 = tiny_dims();
+    int8.weight_type = 1;
     test_every_bit(tiny_build(tiny_dims(), 21), SIZE_MAX);
+    test_every_bit(tiny_build(int8, 21), SIZE_MAX);
     test_every_bit(tiny_build(folded, 21), of_the_fold);
     test_every_bit(tiny_build(other, 21), TINY_HEADER + 2 * TINY_RECORD + 64);
     test_every_bit(tiny_build_mixed(mixed, 2, 21), TINY_HEADER + 2 * TINY_RECORD + 64);
-    test_truncations();
+    test_truncations(0);
+    test_truncations(1);
     test_guard_page();
     test_activations();
     test_image_values();
@@ -458,6 +484,7 @@ int main(void)
     test_stem_activations(2, 32, "half of stem_width");
     test_overflow();
     test_access();
+    test_expanded();
     test_shrinking();
     test_large_copy();
     test_memory_of_a_context(false);

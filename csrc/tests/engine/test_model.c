@@ -36,6 +36,7 @@ static void test_accepts(void)
         dims.members = 1 + bits % 3;
         dims.channels = 1 + bits / 5 % 4;
         dims.preparation = dims.channels == 1 && bits % 7 == 0;
+        dims.weight_type = bits / 7 % 2;
         if (bits % 96 >> 5) {
             dims.stem = bits % 96 >> 5;
             dims.patch_height = dims.patch_width = 0;
@@ -166,7 +167,7 @@ static void test_integer_fields(void)
         {"channels", 32, {0, 5, UINT32_MAX}, {1, 4}},
         {"n_classes", 36, {1, 257, UINT32_MAX}, {2, 256}},
         {"preparation", 40, {2, 3, UINT32_MAX}, {0, 1}},
-        {"weight_type", 44, {1, 2, UINT32_MAX}, {0, 0}},
+        {"weight_type", 44, {2, 3, UINT32_MAX}, {0, 1}},
         {"names_bytes", 60, {0, 96, 65600}, {64, 65536}},
         {"flags", 128, {8, 0x80000000u, UINT32_MAX}, {0, 7}},
         {"stem", 132, {3, 4, UINT32_MAX}, {0, 2}},
@@ -353,6 +354,51 @@ static void test_padding(void)
         tiny_put_u32(&tiny, offset, good);
     }
     CHECK(padding > 1000, "%zu floats of padding", padding);
+    tiny_free(&tiny);
+}
+
+/* Rows of int8 weights have any finite scale and any bytes, whose products are finite. */
+static void test_int8_weights(void)
+{
+    mamba_info dims = tiny_dims();
+    dims.weight_type = 1;
+    struct tiny_model tiny = tiny_build(dims, 18);
+    /* Counted by hand: rows of a scale and a byte per value, vectors of floats, no padding. */
+    const size_t stem = 5 * (4 + 6) + 4 * 5, head = 3 * (4 + 5) + 4 * 3;
+    const size_t scan = 3 * (4 + 7) + 10 * (4 + 7) + 7 * (4 + 2) + 4 * (4 + 7) + 3 * 4 * 7;
+    const size_t layer = 2 * 7 * (4 + 5) + scan + 5 * (4 + 7);
+    CHECK(tiny.size == tiny.tensors + stem + 2 * layer + head, "%zu bytes", tiny.size);
+    const struct {
+        const char *message;
+        size_t row; /* from the first tensor */
+        float scale;
+    } bad[] = {
+        {"tensor stem.weight: float 3: got", 3 * (4 + 6), NAN},
+        {"tensor stem.weight: float 4: got", 4 * (4 + 6), INFINITY},
+        {"tensor stem.bias: float 2: got", 5 * (4 + 6) + 4 * 2, -INFINITY},
+        {"tensor layers.0.in_proj.z: float 1: got", stem + 8 * (4 + 5), 3e38f},
+        {"tensor layers.1.A: float 16: got", stem + layer + layer - 55 - 28 - 3 * 11, -3e38f},
+        {"tensor head.weight: float 2: got", stem + 2 * layer + 2 * (4 + 5), INFINITY},
+    };
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        const size_t offset = tiny.tensors + bad[i].row;
+        const uint32_t good = tiny_get_u32(&tiny, offset);
+        tiny.bytes[offset + 4] = 100; /* steps, whose product with 3e38 overflows */
+        tiny_put_f32(&tiny, offset, bad[i].scale);
+        tiny_seal(&tiny);
+        expect_refused(&tiny, bad[i].message);
+        tiny_put_u32(&tiny, offset, good);
+    }
+    static const float scales[] = {0.0f, -0.0f, -0.01f, 1e-45f, 0x1p120f, -0x1p120f};
+    for (size_t i = 0; i < sizeof scales / sizeof *scales; i++) {
+        mamba_model *model;
+        mamba_error error = {MAMBA_OK, ""};
+        tiny_put_f32(&tiny, tiny.tensors, scales[i]);
+        memset(tiny.bytes + tiny.tensors + 4, i % 2 ? 0x80 : 0x7F, 6);
+        tiny_seal(&tiny);
+        CHECK(tiny_open(&model, &tiny, &error) == MAMBA_OK, "%s", error.message);
+        mamba_model_close(model);
+    }
     tiny_free(&tiny);
 }
 
@@ -635,6 +681,7 @@ int main(void)
     test_huge_claims();
     test_not_finite_weights();
     test_padding();
+    test_int8_weights();
     test_tensor_names();
     test_ensembles();
     test_mixed_members();

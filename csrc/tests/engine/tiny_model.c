@@ -4,6 +4,7 @@
 
 #include <fcntl.h>
 #include <math.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -42,6 +43,7 @@ struct writer {
     uint8_t *bytes;
     size_t size, capacity;
     uint32_t random;
+    bool int8; /* weights */
 };
 
 static void append(struct writer *writer, const void *data, size_t size)
@@ -66,9 +68,33 @@ static size_t padded(size_t n)
     return (n + 15) / 16 * 16;
 }
 
+/* V(n) around `center`, within `spread`. */
+static void append_vector(struct writer *writer, size_t n, float center, float spread)
+{
+    for (size_t i = 0; i < (writer->int8 ? n : padded(n)); i++)
+        append_float(writer, i < n ? center + spread * tiny_random(&writer->random) : 0.0f);
+}
+
+/* Rows of int8: a scale, and n steps around `center`, within `spread`. */
+static void append_rows(struct writer *writer, size_t rows, size_t n, float center, float spread)
+{
+    for (size_t row = 0; row < rows; row++) {
+        const float scale = (fabsf(center) + spread) / 127.0f;
+        append_float(writer, scale);
+        for (size_t i = 0; i < n; i++) {
+            const float value = center + spread * tiny_random(&writer->random);
+            append(writer, &(int8_t){(int8_t)lrintf(value / scale)}, 1);
+        }
+    }
+}
+
 /* T(rows, n) around `center`, within `spread`. */
 static void append_table(struct writer *writer, size_t rows, size_t n, float center, float spread)
 {
+    if (writer->int8) {
+        append_rows(writer, rows, n, center, spread);
+        return;
+    }
     for (size_t row = 0; row < rows; row++)
         for (size_t i = 0; i < padded(n); i++)
             append_float(writer, i < n ? center + spread * tiny_random(&writer->random) : 0.0f);
@@ -78,6 +104,10 @@ static void append_table(struct writer *writer, size_t rows, size_t n, float cen
 static void append_panels(struct writer *writer, size_t out, size_t in)
 {
     const float spread = 1.7f / sqrtf((float)in);
+    if (writer->int8) {
+        append_rows(writer, out, in, 0.0f, spread);
+        return;
+    }
     for (size_t panel = 0; panel < padded(out); panel += 16)
         for (size_t i = 0; i < in; i++)
             for (size_t lane = 0; lane < 16; lane++)
@@ -152,15 +182,16 @@ static uint32_t append_names(struct writer *writer, uint32_t n_classes)
 
 static void append_scan(struct writer *writer, const mamba_info *dims)
 {
-    const size_t rows_of_a = dims->tied_a ? 1 : dims->d_state;
     append_table(writer, dims->d_conv, dims->d_inner, 0.0f, 0.6f);
-    append_table(writer, 1, dims->d_inner, 0.0f, 0.3f);
+    append_vector(writer, dims->d_inner, 0.0f, 0.3f);
     append_panels(writer, dims->dt_rank + 2 * dims->d_state, dims->d_inner);
     append_panels(writer, dims->d_inner, dims->dt_rank);
-    append_table(writer, 1, dims->d_inner, -2.0f, 2.0f);
-    for (size_t n = 0; n < rows_of_a; n++)
+    append_vector(writer, dims->d_inner, -2.0f, 2.0f);
+    for (size_t n = 0; n < dims->d_state && !dims->tied_a; n++)
         append_table(writer, 1, dims->d_inner, -1.4427f * (float)(n + 1), 0.3f);
-    append_table(writer, 1, dims->d_inner, 1.0f, 0.2f);
+    if (dims->tied_a)
+        append_vector(writer, dims->d_inner, -1.4427f, 0.3f);
+    append_vector(writer, dims->d_inner, 1.0f, 0.2f);
 }
 
 static void append_tensors(struct writer *writer, const mamba_info *dims, size_t length)
@@ -173,19 +204,19 @@ static void append_tensors(struct writer *writer, const mamba_info *dims, size_t
         if (dims->stem == 2) {
             channels = ((size_t)dims->stem_width + 1) / 2;
             append_panels(writer, channels, 9 * (size_t)dims->channels);
-            append_table(writer, 1, channels, 0.0f, 0.2f);
+            append_vector(writer, channels, 0.0f, 0.2f);
         }
         append_panels(writer, dims->stem_width, 9 * channels);
-        append_table(writer, 1, dims->stem_width, 0.0f, 0.2f);
+        append_vector(writer, dims->stem_width, 0.0f, 0.2f);
         append_panels(writer, dims->d_model, 9 * (size_t)dims->stem_width);
     }
-    append_table(writer, 1, dims->d_model, 0.0f, 0.2f);
+    append_vector(writer, dims->d_model, 0.0f, 0.2f);
     if (dims->pos_embed)
         append_table(writer, length, dims->d_model, 0.0f, 0.2f);
     for (size_t layer = 0; layer < dims->n_layers; layer++) {
         if (dims->local_conv) {
             append_table(writer, 9, dims->d_model, 0.1f, 0.3f);
-            append_table(writer, 1, dims->d_model, 0.0f, 0.2f);
+            append_vector(writer, dims->d_model, 0.0f, 0.2f);
         }
         append_panels(writer, dims->d_inner, dims->d_model);
         append_panels(writer, dims->d_inner, dims->d_model);
@@ -194,7 +225,7 @@ static void append_tensors(struct writer *writer, const mamba_info *dims, size_t
         append_panels(writer, dims->d_model, dims->d_inner);
     }
     append_panels(writer, dims->n_classes, dims->d_model);
-    append_table(writer, 1, dims->n_classes, 0.0f, 0.2f);
+    append_vector(writer, dims->n_classes, 0.0f, 0.2f);
 }
 
 /* Sets the fields that follow from others. */
@@ -214,7 +245,7 @@ const mamba_info *tiny_member(const struct tiny_model *tiny, size_t member)
 
 static struct tiny_model build(struct tiny_model tiny, uint32_t seed)
 {
-    struct writer writer = {.random = seed};
+    struct writer writer = {.random = seed, .int8 = tiny.dims.weight_type == 1};
     append_header(&writer, &tiny.dims);
     for (size_t member = 0; member < tiny.dims.members; member++)
         append_record(&writer, tiny_member(&tiny, member));

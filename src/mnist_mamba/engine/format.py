@@ -27,6 +27,7 @@ from mnist_mamba.config import (
     Preparation,
     Range,
     Stem,
+    WeightType,
     expected_name,
     oversized_activations,
     stem_convs,
@@ -50,6 +51,7 @@ STEMS = get_args(Stem)
 DIRECTIONS = get_args(Direction)
 POOLS = get_args(Pool)
 PREPARATIONS = get_args(Preparation)
+WEIGHT_TYPES = get_args(WeightType)
 """The file stores the index of a choice here, so append new choices."""
 
 CRC_OFFSET = 12
@@ -84,7 +86,7 @@ class Field:
 
 _RANGES = LIMITS | {
     "preparation": whole(0, len(PREPARATIONS) - 1),
-    "weight_type": whole(0, 0),
+    "weight_type": whole(0, len(WEIGHT_TYPES) - 1),
     "exit_margin": EXIT_MARGIN,
     "names_bytes": whole(NAMES_STEP, 65536),
     "stem": whole(0, len(STEMS) - 1),
@@ -137,10 +139,45 @@ class TensorSpec:
             return pad(self.shape[0]) * self.shape[1]
         return math.prod(self.shape[:-1]) * pad(self.shape[-1])
 
+    @property
+    def int8_row(self) -> np.dtype[Any]:
+        """A row in a file with int8 weights: a scale and int8 values, or a vector's float."""
+        if self.kind == "vector":
+            return np.dtype("<f4")
+        return np.dtype([("scale", "<f4"), ("values", "i1", self.shape[1:])])
+
+    def stored_bytes(self, weight_type: int) -> int:
+        """Return the number of bytes in a file whose header has this `weight_type`."""
+        is_int8 = WEIGHT_TYPES[weight_type] == "int8"
+        return self.shape[0] * self.int8_row.itemsize if is_int8 else 4 * self.stored_floats
+
+    def rounded(self, values: Array) -> bytes:
+        """Return the bytes of `values` in a file with int8 weights.
+
+        A row's largest magnitude becomes one of 96 to 127 steps: the number with the least sum of
+        squared errors. That matters in short rows, like those of a stem's first convolution.
+        """
+        if self.kind == "vector":
+            return values.astype(self.int8_row).tobytes()
+        rows = np.zeros(self.shape[0], self.int8_row)
+        exact, least = values.astype(np.float64), np.full(len(rows), np.inf)
+        trial = rows.copy()
+        for steps in range(127, 95, -1):
+            scale = trial["scale"] = (np.abs(exact).max(axis=1) / steps).astype(np.float32)
+            divisor = np.where(scale == 0, np.inf, scale)[:, None]
+            trial["values"] = np.rint(exact / divisor).clip(-127, 127)
+            error = ((_expanded(trial) - exact) ** 2).sum(axis=1)
+            rows = np.where(error < least, trial, rows)
+            least = np.minimum(error, least)
+        return rows.tobytes()
+
+    def expanded(self, data: bytes) -> bytes:
+        """Return the bytes in a file of floats from those in a file with int8 weights."""
+        rows = np.frombuffer(data, self.int8_row)
+        return self.pack(rows if self.kind == "vector" else _expanded(rows))
+
     def pack(self, values: Array) -> bytes:
-        """Return the file's bytes of `values`, which must have this spec's shape."""
-        if values.shape != self.shape:
-            raise ValueError(f"{self.name} has shape {values.shape}, expected {self.shape}")
+        """Return the bytes of `values` in a file with float32 weights."""
         if self.kind != "panels":
             padding = [(0, 0)] * (values.ndim - 1) + [(0, pad(self.shape[-1]) - self.shape[-1])]
             return np.pad(values, padding).astype("<f4").tobytes()
@@ -169,6 +206,13 @@ class TensorSpec:
         out, inputs = self.shape
         rows = stored.reshape(-1, inputs, LANES).transpose(0, 2, 1).reshape(-1, inputs)
         return rows[:out].copy()
+
+
+def _expanded(rows: NDArray[Any]) -> Array:
+    """Return the floats of rows of int8 weights, as the engine computes them."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        floats: Array = rows["scale"][:, None] * rows["values"].astype(np.float32)
+    return floats
 
 
 def pad(n: int) -> int:
@@ -256,10 +300,21 @@ def _member_specs(header: Header, shape: Header) -> list[TensorSpec]:
 
 
 def encode(file: ModelFile) -> bytes:
-    """Return the bytes of a file; `members` and `names_bytes` of its header are not used."""
-    specs = tensor_specs(file.header, file.shapes)
-    tensors = b"".join(spec.pack(file.tensors[spec.name]) for spec in specs)
-    return assemble(file.header, file.shapes, file.class_names, tensors)
+    """Return the bytes of a file; `members` and `names_bytes` of its header are not used.
+
+    Raises:
+        FormatError: a tensor has another shape, or a value that is NaN or infinite.
+    """
+    is_int8 = WEIGHT_TYPES[file.header["weight_type"]] == "int8"
+    tensors = []
+    for spec in tensor_specs(file.header, file.shapes):
+        values = file.tensors[spec.name]
+        if values.shape != spec.shape:
+            raise FormatError(f"{spec.name} has shape {values.shape}, expected {spec.shape}")
+        if not np.isfinite(values).all():
+            raise FormatError(f"{spec.name} holds NaN or infinite values: the training diverged")
+        tensors.append(spec.rounded(values) if is_int8 else spec.pack(values))
+    return assemble(file.header, file.shapes, file.class_names, b"".join(tensors))
 
 
 def assemble(
@@ -309,7 +364,9 @@ def decode(data: bytes) -> ModelFile:
     shapes = [_decode_member(data, header, i) for i in range(header["members"])]
     class_names = _decode_names(data[names_at:offset], header["n_classes"])
     specs = tensor_specs(header, shapes)
-    expected = offset + 4 * sum(spec.stored_floats for spec in specs)
+    is_int8 = WEIGHT_TYPES[header["weight_type"]] == "int8"
+    sizes = [spec.stored_bytes(header["weight_type"]) for spec in specs]
+    expected = offset + sum(sizes)
     if len(data) != expected:
         raise FormatError(f"file size: got {len(data)} bytes, expected {expected} from its dims")
     (stored,) = struct.unpack_from("<I", data, CRC_OFFSET)
@@ -319,9 +376,9 @@ def decode(data: bytes) -> ModelFile:
             f"crc32: got {actual:08X} from its bytes, expected {stored:08X} (damaged file?)"
         )
     tensors: dict[str, Array] = {}
-    for spec in specs:
-        size = 4 * spec.stored_floats
-        tensors[spec.name] = spec.unpack(data[offset : offset + size])
+    for spec, size in zip(specs, sizes, strict=True):
+        stored = data[offset : offset + size]
+        tensors[spec.name] = spec.unpack(spec.expanded(stored) if is_int8 else stored)
         offset += size
     return ModelFile(header, shapes, class_names, tensors)
 
