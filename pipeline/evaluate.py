@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import logging
@@ -22,13 +23,15 @@ if __name__ == "__main__":
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from mnist_mamba.atomic_write import write_json, write_text
 from mnist_mamba.data.corruptions import CORRUPTIONS
 from mnist_mamba.data.idx import read_images, read_labels, write_idx
 from mnist_mamba.early_exit import changed_predictions, members_asked
-from mnist_mamba.engine.format import read_model
+from mnist_mamba.engine.format import WEIGHT_TYPES, encode, read_model
+from mnist_mamba.export import load_model
 from mnist_mamba.metrics import balanced_accuracy, class_rates, macro_f1, quality
 from mnist_mamba.model import Classifier, MambaEnsemble
 from mnist_mamba.training import evaluation
@@ -136,6 +139,25 @@ def early_exit(
     }
 
 
+def rounding(engine: Answers, unrounded: Answers, labels: NDArray[np.uint8]) -> dict[str, Any]:
+    """Return what int8 weights changed: the engine's answers against those of the checkpoint.
+
+    Likelihood, accuracy and bytes are those that the float32 file has.
+    """
+    file = read_model(paths.MODEL)
+    header = file.header | {"weight_type": WEIGHT_TYPES.index("float32")}
+    before = quality(unrounded.logits, labels, bins=1)
+    return {
+        "max_abs_logit_diff": float(np.abs(engine.logits - unrounded.logits).max()),
+        "prediction_mismatches": int(
+            (engine.logits.argmax(axis=1) != unrounded.logits.argmax(axis=1)).sum()
+        ),
+        "float32_accuracy": before["accuracy"],
+        "float32_nll": before["nll"],
+        "float32_file_bytes": len(encode(dataclasses.replace(file, header=header))),
+    }
+
+
 def table(labels: NDArray[np.uint8], predictions: NDArray[np.intp], names: Sequence[str]) -> str:
     """Return each image's class and its prediction, by their names, as CSV."""
     text = io.StringIO()
@@ -201,7 +223,11 @@ def main() -> None:
     checkpoint = paths.CHECKPOINTS / f"{params.export.checkpoint}.pth"
     # The reference scan in plain PyTorch defines the correct results.
     model = load_checkpoint(checkpoint, scan="reference").model
-    reference = pytorch_answers(model, images, read_model(paths.MODEL).header["exit_margin"])
+    margin = read_model(paths.MODEL).header["exit_margin"]
+    trained = reference = pytorch_answers(model, images, margin)
+    is_int8 = params.export.weight_type == "int8"
+    if is_int8:  # the same rounded weights as the engine's
+        reference = pytorch_answers(load_model(paths.MODEL, scan="reference"), images, margin)
     names = model.config.resolved_class_names
     metrics = summarise(engine, reference, labels, params.evaluate.ece_bins, names)
     metrics["model"] = {
@@ -211,6 +237,8 @@ def main() -> None:
     metrics["early_exit"] = early_exit(
         engine, model.config.members, labels, params.evaluate.ece_bins
     )
+    if is_int8:
+        metrics["rounding"] = rounding(engine, trained, labels)
     metrics["robustness"] = robustness(images, label_file, params)
     write_json(paths.METRICS / "eval.json", metrics)
     write_text(paths.PREDICTIONS, table(labels, engine.logits.argmax(axis=1), names))

@@ -1,16 +1,17 @@
 """Stage `export`: write a checkpoint as the C engine's model file, or an image as its input.
 
-Also converts model files of version 1.
+Also converts model files of version 1, and rounds the weights of a model file.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import logging
 from pathlib import Path
 from typing import Any, get_args
 
-from mnist_mamba.config import Preparation
+from mnist_mamba.config import Preparation, WeightType
 from pipeline.common import command, paths
 from pipeline.common.params import Params, load_params
 
@@ -19,13 +20,14 @@ def parse_arguments() -> argparse.Namespace:
     """Return the command line's options."""
     parser = command.parser(
         "Write the C engine's input: a model file, or one image as raw float32. Or convert a model "
-        "file of version 1.",
+        "file of version 1, or round the weights of a model file.",
         [
             "python -m pipeline.export model --checkpoint checkpoints/best_model.pth "
             "--output mnist_mamba.bin",
             "python -m pipeline.export image --index 0 --output input.bin",
             "./mamba mnist_mamba.bin input.bin",
             "python -m pipeline.export convert old.bin new.bin --preparation mnist",
+            "python -m pipeline.export round float32.bin int8.bin",
         ],
     )
     what = parser.add_subparsers(dest="what", required=True)
@@ -35,6 +37,11 @@ def parse_arguments() -> argparse.Namespace:
     )
     model.add_argument(
         "--output", type=Path, default=Path("mnist_mamba.bin"), help="default: %(default)s"
+    )
+    model.add_argument(
+        "--weight-type",
+        choices=get_args(WeightType),
+        help="float32, or a byte per weight; default: export.weight_type",
     )
     model.add_argument(
         "--exit-margin",
@@ -63,12 +70,14 @@ def parse_arguments() -> argparse.Namespace:
     convert.add_argument(
         "--classes", default="", help="names with commas between them; default: 0,1,..."
     )
+    rounded = what.add_parser("round", help="write a model file again with int8 weights")
+    rounded.add_argument("old", type=Path)
+    rounded.add_argument("new", type=Path)
     arguments = parser.parse_args()
     if arguments.what == "model":
-        arguments.params = load_params()
-        if arguments.exit_margin is not None:
-            changes = {"export.exit_margin": arguments.exit_margin}
-            arguments.params = arguments.params.changed(changes, "--exit-margin")
+        given = {"exit_margin": arguments.exit_margin, "weight_type": arguments.weight_type}
+        changes = {f"export.{name}": value for name, value in given.items() if value is not None}
+        arguments.params = load_params().changed(changes, "command line")
         if arguments.checkpoint is None:
             arguments.checkpoint = paths.CHECKPOINTS / f"{arguments.params.export.checkpoint}.pth"
     return arguments
@@ -86,6 +95,7 @@ import torch
 
 from mnist_mamba.atomic_write import write_bytes, write_json
 from mnist_mamba.early_exit import changed_predictions, members_asked, safe_margin
+from mnist_mamba.engine.format import WEIGHT_TYPES, encode, read_model
 from mnist_mamba.engine.version_1 import convert
 from mnist_mamba.export import write_model
 from mnist_mamba.metrics import quality
@@ -169,10 +179,16 @@ def export_model(
     found: dict[str, Any] = {"exit_margin": 0.0}
     if isinstance(model, MambaEnsemble):
         found = set_exit_margin(model, params, measure=metrics is not None)
-    write_model(output, model)
+    write_model(output, model, params.export.weight_type)
     if metrics is not None:
         write_json(metrics, found)
-    logger.info("%s: %d parameters from %s", output, model.n_parameters, checkpoint)
+    logger.info(
+        "%s: %d parameters from %s as %s",
+        output,
+        model.n_parameters,
+        checkpoint,
+        params.export.weight_type,
+    )
 
 
 def export_image(split: str, index: int, output: Path) -> None:
@@ -199,11 +215,23 @@ def convert_file(old: Path, new: Path, preparation: Preparation, classes: str) -
         logger.info("if it reads digits as MNIST's, convert it with --preparation mnist")
 
 
+def round_file(old: Path, new: Path) -> None:
+    """Write a model file again, with int8 weights."""
+    file = read_model(old)
+    header = file.header | {"weight_type": WEIGHT_TYPES.index("int8")}
+    write_bytes(new, encode(dataclasses.replace(file, header=header)))
+    logger.info(
+        "%s: %d bytes, from the %d of %s", new, *(f.stat().st_size for f in (new, old)), old
+    )
+
+
 def main() -> None:
-    """Export a model or an image, or convert a model file."""
+    """Export a model or an image, or convert or round a model file."""
     arguments = parse_arguments()
     if arguments.what == "convert":
         convert_file(arguments.old, arguments.new, arguments.preparation, arguments.classes)
+    elif arguments.what == "round":
+        round_file(arguments.old, arguments.new)
     elif arguments.what == "image":
         export_image(arguments.split, arguments.index, arguments.output)
     else:

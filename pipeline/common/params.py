@@ -27,6 +27,7 @@ from mnist_mamba.config import (
     ModelConfig,
     Preparation,
     TrainConfig,
+    WeightType,
     whole,
 )
 from pipeline.common.nested import look_up
@@ -193,11 +194,12 @@ class TrainParams(TrainConfig):
 
 
 class ExportParams(Section):
-    """The checkpoint that becomes the model file, and when its members are asked."""
+    """The checkpoint that becomes the model file, its weights, and when its members are asked."""
 
     checkpoint: Literal["last", "best_model"]
     exit_margin: Literal["auto"] | Annotated[float, Field(ge=0, le=EXIT_MARGIN.high)]
     exit_reserve: Annotated[float, Field(ge=0, le=EXIT_MARGIN.high)]
+    weight_type: WeightType
 
 
 class RobustnessParams(Section):

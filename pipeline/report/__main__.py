@@ -66,6 +66,7 @@ def _context(params: Params, files: dict[str, Any]) -> TemplateContext:
         "files": SOURCES,
         "data": files,
         "dataset": params.data.title,
+        "weight_type": params.export.weight_type,
         "interval": published.interval(scores["correct"], scores["n_test"]),
         "confidence": published.CONFIDENCE,
         "confusion": results.confusion(files["predictions"], scores),

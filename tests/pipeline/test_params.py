@@ -95,6 +95,7 @@ def test_the_committed_params_are_valid() -> None:
         ("tracking.model_name", "a/b", ["tracking.model_name", "'a/b'", "pattern"]),
         ("tracking.system_metrics", -1, ["tracking.system_metrics", "-1", "or equal to 0"]),
         ("export.checkpoint", "newest", ["export.checkpoint", "'best_model'"]),
+        ("export.weight_type", "int4", ["export.weight_type", "'int4'", "'int8'"]),
     ],
 )
 def test_a_wrong_value_is_named_with_what_was_expected(

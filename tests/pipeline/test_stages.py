@@ -304,6 +304,37 @@ def test_same_seed_same_files(finished: Path, tmp_path: Path) -> None:
         assert (again / name).read_bytes() == (finished / name).read_bytes(), name
 
 
+def test_int8_weights_are_compared_with_the_same_in_pytorch(finished: Path, tmp_path: Path) -> None:
+    folder, model = tmp_path / "int8", Path("artifacts/mnist_mamba.bin")
+    shutil.copytree(finished, folder)
+    set_params(folder, {**UNTRACKED, "export.weight_type": "int8"})
+    run_stage(folder, "export")
+    run_stage(folder, "evaluate")
+    before, after = (load(one, "metrics/eval.json") for one in (finished, folder))
+    rounding = after["rounding"]
+    assert "rounding" not in before
+    assert rounding["float32_accuracy"] == before["accuracy"]
+    assert rounding["float32_nll"] == pytest.approx(before["nll"], abs=1e-5)
+    assert rounding["float32_file_bytes"] == before["model"]["file_bytes"]
+    assert after["model"]["file_bytes"] == (folder / model).stat().st_size
+    assert after["model"]["file_bytes"] < 0.4 * before["model"]["file_bytes"]
+    images = read_images(folder / "data/prepared/test-images.idx")
+    with Engine(finished / model) as exact, Engine(folder / model) as rounded:
+        logits, others = exact.logits(images), rounded.logits(images)
+    changed = (logits.argmax(axis=1) != others.argmax(axis=1)).sum()
+    assert rounding["prediction_mismatches"] == changed
+    assert rounding["max_abs_logit_diff"] == pytest.approx(np.abs(logits - others).max(), abs=1e-4)
+    assert after["parity"]["max_abs_logit_diff"] < 1e-4 < rounding["max_abs_logit_diff"]
+    again = tmp_path / "again.bin"
+    done = run_module(finished, "pipeline.export", "round", model, again)
+    assert done.returncode == 0, done.stderr
+    assert again.read_bytes() == (folder / model).read_bytes()
+    chosen = ("--weight-type", "float32", "--output", again)
+    done = run_module(folder, "pipeline.export", "model", *chosen)
+    assert done.returncode == 0, done.stderr
+    assert again.read_bytes() == (finished / model).read_bytes()
+
+
 def test_a_broken_engine_fails_evaluate_but_leaves_the_evidence(
     finished: Path, tmp_path: Path
 ) -> None:
