@@ -188,9 +188,11 @@ static void walk_tensors(struct walk *walk, struct mamba_model *model)
 /* Allocates zeros for the floats of a file with int8 weights; NULL if out of memory. */
 static float *new_floats(uint64_t n)
 {
-    float *floats =
-        n <= SIZE_MAX / 2 / sizeof(float) ? aligned_alloc(64, n * sizeof *floats) : NULL;
-    return floats ? memset(floats, 0, n * sizeof *floats) : NULL;
+    if (n > SIZE_MAX / 2 / sizeof(float)) /* a ptrdiff_t must hold the bytes */
+        return NULL;
+    const size_t bytes = (size_t)n * sizeof(float);
+    float *floats = aligned_alloc(64, bytes);
+    return floats ? memset(floats, 0, bytes) : NULL;
 }
 
 mamba_status mamba_check_tensors(struct mamba_model *model, const char *path, mamba_error *error)
