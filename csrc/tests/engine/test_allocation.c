@@ -285,6 +285,7 @@ int main(void)
     test_model("csrc/tests/golden/wide_panels.bin");
     test_commands("csrc/tests/golden/patch_tied.bin");
     test_commands("csrc/tests/golden/pixels_last.bin"); /* its first in_proj is folded */
+    test_commands("csrc/tests/golden/int8_weights.bin");
     test_memory_of_bench();
     test_memory_of_int8();
     return check_summary();
