@@ -288,7 +288,7 @@ def _part(tensors: dict[str, Array], prefix: str) -> dict[str, Array]:
 def _member_state(model: MambaClassifier, tensors: dict[str, Array]) -> dict[str, Tensor]:
     """Return one classifier's weights by their names in torch; the inverse of `_member_tensors`.
 
-    All norms are those of a new model: they change nothing.
+    Norms stay as in a new model, where they change nothing; local.norm also adds the bias.
     """
     state = {name: torch.from_numpy(tensors[name]) for name in ("head.weight", "head.bias")}
     if model.config.pos_embed:
