@@ -23,7 +23,6 @@ if __name__ == "__main__":
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from mnist_mamba.atomic_write import write_json, write_text
@@ -73,12 +72,14 @@ def engine_answers(images: Path, labels: Path) -> tuple[Answers, dict[str, Any]]
 def pytorch_answers(model: Classifier, images: NDArray[np.uint8], exit_margin: float) -> Answers:
     """Return the answers of a model with this exit margin."""
     pixels = torch.from_numpy(images)
-    whole = evaluation.predict(model, pixels).numpy()
     if not isinstance(model, MambaEnsemble):
-        return Answers(whole, np.ones(len(whole), dtype=np.uint8), whole)
+        logits = evaluation.predict(model, pixels).numpy()
+        return Answers(logits, np.ones(len(logits), dtype=np.uint8), logits)
+    model.exit_margin = 0.0
+    whole = evaluation.predict(model, pixels).numpy()
     model.exit_margin = exit_margin
-    logits, asked = evaluation.answers(model, pixels)
-    return Answers(logits.numpy(), asked.numpy(), whole)
+    answers, asked = evaluation.answers(model, pixels)
+    return Answers(answers.numpy(), asked.numpy(), whole)
 
 
 def robustness(images: NDArray[np.uint8], label_file: Path, params: Params) -> dict[str, Any]:

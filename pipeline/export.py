@@ -11,7 +11,7 @@ import logging
 from pathlib import Path
 from typing import Any, get_args
 
-from mnist_mamba.config import Preparation, WeightType
+from mnist_mamba.config import Preparation
 from pipeline.common import command, paths
 from pipeline.common.params import Params, load_params
 
@@ -40,7 +40,6 @@ def parse_arguments() -> argparse.Namespace:
     )
     model.add_argument(
         "--weight-type",
-        choices=get_args(WeightType),
         help="float32, or a byte per weight; default: export.weight_type",
     )
     model.add_argument(

@@ -27,7 +27,6 @@ from mnist_mamba.config import (
     ModelConfig,
     Preparation,
     TrainConfig,
-    WeightType,
     whole,
 )
 from pipeline.common.nested import look_up
@@ -199,7 +198,7 @@ class ExportParams(Section):
     checkpoint: Literal["last", "best_model"]
     exit_margin: Literal["auto"] | Annotated[float, Field(ge=0, le=EXIT_MARGIN.high)]
     exit_reserve: Annotated[float, Field(ge=0, le=EXIT_MARGIN.high)]
-    weight_type: WeightType
+    weight_type: Literal["float32", "int8"]
 
 
 class RobustnessParams(Section):

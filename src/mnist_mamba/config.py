@@ -19,7 +19,6 @@ StemNorm = Literal["none", "batch"]
 Direction = Literal["forward", "alternate", "bidirectional", "cross"]
 Pool = Literal["mean", "last"]
 AForm = Literal["free", "tied"]
-WeightType = Literal["float32", "int8"]
 Preparation = Literal["resize", "mnist"]
 OptimizerName = Literal["adamw", "muon"]
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.modules.module import _has_any_global_hook
 
 from mnist_mamba.atomic_write import write_bytes
-from mnist_mamba.config import ConfigError, ModelConfig, WeightType
+from mnist_mamba.config import ConfigError, ModelConfig
 from mnist_mamba.engine.format import (
     DIRECTIONS,
     FLAG_LOCAL_CONV,
@@ -27,6 +27,7 @@ from mnist_mamba.engine.format import (
     FormatError,
     Header,
     ModelFile,
+    WeightType,
     encode,
     member_field,
     read_model,
@@ -249,6 +250,8 @@ def load_model(path: str | Path, scan: str = "auto") -> Classifier:
     for i, member in enumerate(model.classifiers):
         tensors = _part(file.tensors, member_field(i, "")) or file.tensors
         member.load_state_dict(member.state_dict() | _member_state(member, tensors))
+    if isinstance(model, MambaEnsemble):
+        model.exit_margin = file.header["exit_margin"]
     return model
 
 

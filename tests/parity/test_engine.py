@@ -13,10 +13,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mnist_mamba.config import ModelConfig, WeightType
+from mnist_mamba.config import ModelConfig
 from mnist_mamba.data.idx import write_idx
 from mnist_mamba.engine import Engine, EngineError
-from mnist_mamba.engine.format import decode, encode
+from mnist_mamba.engine.format import WeightType, decode, encode
 from mnist_mamba.export import load_model, write_model
 from mnist_mamba.model import MambaEnsemble, build_classifier
 from mnist_mamba.training.evaluation import predict

@@ -12,6 +12,7 @@ import yaml
 
 from mnist_mamba.config import TrainConfig
 from mnist_mamba.data.sources import load_digits
+from mnist_mamba.engine.format import WEIGHT_TYPES
 from pipeline.common.nested import look_up
 from pipeline.common.params import (
     IMAGE_SIZES,
@@ -324,3 +325,8 @@ def test_content_that_is_not_plain_is_refused(content: str, message: str, tmp_pa
     path.write_text(content, encoding="utf-8")
     with pytest.raises(ParamsError, match=rf"^{re.escape(str(path))}: .*{message}"):
         load_params(path)
+
+
+def test_weights_are_stored_in_each_type_of_a_model_file() -> None:
+    for name in WEIGHT_TYPES:
+        assert parse_params(changed("export.weight_type", name)).export.weight_type == name

@@ -27,7 +27,6 @@ from mnist_mamba.config import (
     Preparation,
     Range,
     Stem,
-    WeightType,
     expected_name,
     oversized_activations,
     stem_convs,
@@ -51,6 +50,7 @@ STEMS = get_args(Stem)
 DIRECTIONS = get_args(Direction)
 POOLS = get_args(Pool)
 PREPARATIONS = get_args(Preparation)
+WeightType = Literal["float32", "int8"]
 WEIGHT_TYPES = get_args(WeightType)
 """The file stores the index of a choice here, so append new choices."""
 
