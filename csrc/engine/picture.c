@@ -19,14 +19,16 @@ static inline double sum_bytes(const struct plane *plane, const uint8_t *pixel, 
                                const size_t channels)
 {
     uint64_t sum = 0;
+    uint32_t missing = 0; /* opacity of at most 65,535 pixels */
     for (size_t i = 0; i < n; i++, pixel += channels) {
         uint32_t value = 0;
         for (size_t j = 0; j < channels; j++)
             value += plane->weights[j] * pixel[j];
         const uint32_t alpha = plane->composite ? pixel[channels - 1] : 255;
-        sum += value * alpha + plane->backdrop * 256 * (255 - alpha);
+        sum += value * alpha;
+        missing += 255 - alpha;
     }
-    return (double)sum / (256 * 255);
+    return (double)(sum + (uint64_t)plane->backdrop * 256 * missing) / (256 * 255);
 }
 
 static double sum_pixels(const struct plane *plane, const uint8_t *pixel, size_t n)
@@ -197,6 +199,19 @@ static uint32_t digit_backdrop(const mamba_picture *picture)
     return mean_square(&all, 255) > mean_square(&all, 0) ? 255 : 0;
 }
 
+/* Returns whether a pixel is not opaque. */
+static bool is_transparent(const mamba_picture *picture)
+{
+    const size_t channels = picture->channels;
+    uint8_t common = 255;
+    for (size_t y = 0; has_alpha(channels) && y < picture->height && common == 255; y++) {
+        const uint8_t *alpha = picture->pixels + y * picture->row_stride + channels - 1;
+        for (size_t x = 0; x < picture->width; x++, alpha += channels)
+            common &= *alpha;
+    }
+    return common < 255;
+}
+
 static mamba_status check(const mamba_picture *picture, uint32_t preparation, uint32_t height,
                           uint32_t width, uint32_t channels, const uint8_t *out, mamba_error *error)
 {
@@ -237,7 +252,7 @@ mamba_status mamba_prepare_picture(const mamba_picture *picture, uint32_t prepar
     if (preparation == PREPARATION_RESIZE) {
         resize(picture, height, width, channels, out);
     } else {
-        const uint32_t backdrop = has_alpha(picture->channels) ? digit_backdrop(picture) : 0;
+        const uint32_t backdrop = is_transparent(picture) ? digit_backdrop(picture) : 0;
         const struct plane grey = model_channel(picture, 0, 1, backdrop);
         status = mamba_prepare_digit(&grey, height, width, out, error);
     }
