@@ -8,10 +8,12 @@ from pathlib import Path
 from mnist_mamba.atomic_write import write_text
 from mnist_mamba.config import SCANS
 from mnist_mamba.data.folders import find_pictures, picture_size
+from mnist_mamba.data.splits import describe
 from pipeline.common import command
 from pipeline.common.git import check_identity
 from pipeline.common.options import parse_params
 from pipeline.common.params import Params, TrainParams
+from pipeline.common.splitting import prepare
 from pipeline.download import load
 
 CHECKED = Path("build/dvc/params_checked")
@@ -37,13 +39,14 @@ def check_gpu(params: TrainParams) -> None:
 def check_data(params: Params) -> None:
     """Check that the user's own images, if they are chosen, are there and fit the model.
 
-    It does with arrays all that `download` does. Of a folder of pictures it reads the names, and
-    the sizes unless data.resize changes them.
+    It does with arrays all that `download` does, and splits them. Of a folder of pictures it reads
+    the names, and the sizes unless data.resize changes them.
     """
     data = params.data
     match data.dataset:
         case "idx" | "npz":
-            load(params)
+            found = load(params)
+            describe(prepare(found.train, found.test, data), found.class_names)
         case "folder":
             files = find_pictures(Path(data.folder))
             size = data.size or picture_size(files)

@@ -81,7 +81,7 @@ def find_digits(data: DataSet, size: tuple[int, int]) -> DataSet:
 def convert(data: DataSet, channels: Literal["auto", 1, 3]) -> DataSet:
     """Return the data set as grey or as colour, train and test images alike."""
     train, test = (with_channels(part.images, channels) for part in (data.train, data.test))
-    if train.ndim != test.ndim:  # `auto`, and only one of them is grey
+    if {train.shape[3:], test.shape[3:]} == {(), (3,)}:  # `auto`, and only one of them is grey
         train, test = (with_channels(images, 3) for images in (train, test))
     return data._replace(
         train=data.train._replace(images=train), test=data.test._replace(images=test)

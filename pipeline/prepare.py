@@ -6,7 +6,7 @@ import logging
 
 from pipeline.common import command, paths
 from pipeline.common.options import add_set_option, parse_params
-from pipeline.common.params import DataParams, Params
+from pipeline.common.params import Params
 
 PARSER = add_set_option(
     command.parser(__doc__ or "", ["python -m pipeline.prepare --set data.resize=28"])
@@ -21,23 +21,15 @@ import torch
 from mnist_mamba.atomic_write import write_json
 from mnist_mamba.data import checks
 from mnist_mamba.data.augment import augment
-from mnist_mamba.data.splits import LabelledImages, Splits, describe, resize, split
+from mnist_mamba.data.splits import LabelledImages, describe
 from pipeline.common import plots
 from pipeline.common.prepared_data import read_class_names, read_split, write_splits
+from pipeline.common.splitting import prepare
 
 logger = logging.getLogger(__name__)
 
 AUGMENTED_CLASSES = 10
 """Number of classes in the picture of the augmentation."""
-
-
-def prepare(train: LabelledImages, test: LabelledImages, params: DataParams) -> Splits:
-    """Return the splits: resampled if required, with part of `train` as validation images."""
-    if params.size is not None:
-        train = train._replace(images=resize(train.images, params.size))
-        test = test._replace(images=resize(test.images, params.size))
-    rest, val = split(train, params.val_fraction, params.split_seed)
-    return Splits(rest, val, test)
 
 
 def draw(train: LabelledImages, names: list[str], params: Params) -> None:

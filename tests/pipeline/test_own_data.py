@@ -231,6 +231,27 @@ def test_check_params_refuses_the_arrays_that_download_refuses(tmp_path: Path) -
         check({**chosen, "data.channels": 3})
 
 
+def test_check_params_refuses_the_arrays_that_prepare_refuses(tmp_path: Path) -> None:
+    images, labels = strokes(), np.arange(20) % 2
+    path = tmp_path / "data.npz"
+    chosen = {"data.dataset": "npz", "data.folder": str(path)}
+    opaque = np.concatenate([images, images[..., :1]], axis=3)
+
+    def refused(test: Any, train_labels: Any, test_labels: Any, words: str) -> None:
+        np.savez(path, x_train=images, y_train=train_labels, x_test=test, y_test=test_labels)
+        with pytest.raises(DataError, match=words):
+            check(chosen)
+
+    refused(images[:, :9], labels, labels, r"image sizes differ .*\(40, 30\).*\(9, 30\)")
+    grey = images[..., 0] // 2 * 2
+    refused(opaque, labels, labels, r"image sizes differ .*'test': \(40, 30, 4\)")
+    refused(images, labels, labels + 1, r"test split has labels \[2\], which the train split lacks")
+    refused(grey, labels * 0, labels * 0, r"only the labels \[0\], expected at least 2")
+    refused(images, [2, *labels[1:]], labels, "class 2 has 1 image, expected at least 2")
+    np.savez(path, x_train=images, y_train=labels, x_test=images[:, :9], y_test=labels)
+    check({**chosen, "data.resize": [20, 24]})
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "least"), [("digits", 0.985), ("shapes", 1.0)])
 def test_the_examples_are_learned_with_the_defaults(
