@@ -78,12 +78,19 @@ class EngineModel(PythonModel):  # type: ignore[misc]  # mlflow has no types her
             )
         prepared = []
         for index, text in enumerate(texts.tolist()):
+            if not isinstance(text, str):
+                got = type(text).__name__
+                raise _refusal(f"inputs[{index}]: got {got}, expected a picture file in base64")
             try:
                 content = base64.b64decode(text.rpartition(",")[2], validate=True)  # or a data URL
-                prepared.append(self._engine.prepare(read_picture(io.BytesIO(content))))
-            except (AttributeError, TypeError, ValueError, EngineError) as error:
+                picture = read_picture(io.BytesIO(content))
+            except ValueError as error:
                 message = f"inputs[{index}]: {error}; expected a picture file in base64"
                 raise _refusal(message) from error
+            try:
+                prepared.append(self._engine.prepare(picture))
+            except EngineError as error:
+                raise _refusal(f"inputs[{index}]: {error}") from error
         return np.array(prepared)
 
 

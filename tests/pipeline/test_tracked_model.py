@@ -55,11 +55,13 @@ def write_other_model() -> None:
 @pytest.fixture(scope="module")
 def served_model(engine_files: tuple[Path, Path]) -> serving.EngineModel:
     """The pyfunc with the files that MLflow would pass to it."""
-    model = serving.EngineModel()
-    model.load_context(
-        SimpleNamespace(artifacts=dict(zip(("model", "library"), engine_files, strict=True)))
-    )
-    return model
+    return load_model(*engine_files)
+
+
+def load_model(model: Path, library: Path) -> serving.EngineModel:
+    loaded = serving.EngineModel()
+    loaded.load_context(SimpleNamespace(artifacts={"model": model, "library": library}))
+    return loaded
 
 
 def test_probabilities_are_the_engine_s(
@@ -164,7 +166,7 @@ def test_no_picture_starts_a_program(served_model: serving.EngineModel) -> None:
             r"inputs\[1\]: unknown format",
         ),
         ([["aGVsbG8="]], r"texts of shape \(1, 1\), expected a list of pictures"),
-        ([None], r"inputs\[0\]: .*expected a picture file in base64"),
+        ([None], r"inputs\[0\]: got NoneType, expected a picture file in base64$"),
     ],
 )
 def test_a_broken_picture_is_the_caller_s_mistake(
@@ -173,6 +175,12 @@ def test_a_broken_picture_is_the_caller_s_mistake(
     with pytest.raises(MlflowException, match=words) as error:
         served_model.predict(None, np.array(texts))
     assert error.value.get_http_status_code() == 400
+
+
+def test_a_blank_picture_is_not_called_damaged(engine_files: tuple[Path, Path]) -> None:
+    shipped = load_model(ROOT / "models/mnist_mamba.bin", engine_files[1])
+    with pytest.raises(MlflowException, match=r"inputs\[0\]: nothing drawn: .* a digit on it$"):
+        shipped.predict(None, [in_base64(np.zeros((9, 9), np.uint8))])
 
 
 def test_a_model_is_logged_once_and_a_changed_one_again(project: Path) -> None:
