@@ -91,7 +91,7 @@ def test_train_and_test_folders_are_taken_as_they_are(
     )
     np.testing.assert_array_equal(test.images[0], colours(0))
     (record,) = caplog.records
-    assert "not used: README.txt, val" in record.message
+    assert f"not used: {tmp_path / 'README.txt'}, {tmp_path / 'val'}" in record.message
 
 
 def test_a_class_may_be_named_train(tmp_path: Path) -> None:

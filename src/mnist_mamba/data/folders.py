@@ -126,8 +126,7 @@ def _classes(folder: Path, ignored: Sequence[Path], least: int) -> dict[str, lis
     odd = [f"{path} (not a regular file)" for path in everything if not path.is_file()]
     _refuse(odd, len(everything))
     if ignored:
-        names = some([path.name for path in ignored])
-        logger.warning("%s: not in a class folder, so not used: %s", folder, names)
+        logger.warning("not in a class folder, so not used: %s", some([*map(str, ignored)]))
     return dict(sorted(found.items()))
 
 
