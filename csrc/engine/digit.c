@@ -439,15 +439,15 @@ static struct part join_parts(const struct grid *grid, const struct part *parts,
     return all;
 }
 
-/* Finds the ink in a grid whose cells are contrasts. Returns false if nothing is drawn. */
+/* Finds the ink in a grid whose cells are contrasts. Returns false, and leaves *ink as it is, if
+ * nothing is drawn. */
 static bool find_ink(struct ink *ink, struct grid *grid, const struct plane *plane)
 {
     double noise = find_noise(grid, 1), level = typical_level(grid, larger(3 * noise, 2));
-    ink->noise = noise;
-    ink->detail = 1;
+    struct ink found = {.noise = noise, .detail = 1, .step = grid->step};
     for (int i = 1; i <= 2 && level < 6 * noise; i++) {
         blur(grid);
-        ink->detail = (double)((2 * (size_t)i + 1) * grid->step);
+        found.detail = (double)((2 * (size_t)i + 1) * grid->step);
         noise = find_noise(grid, 1);
         level = typical_level(grid, larger(3 * noise, 2));
     }
@@ -455,15 +455,15 @@ static bool find_ink(struct ink *ink, struct grid *grid, const struct plane *pla
         return false;
     struct part parts[MAX_PARTS];
     const size_t n = find_parts(parts, grid, (float)larger(0.3 * level, 3 * noise));
-    const struct part all = join_parts(grid, parts, n, (ink->detail > 1 ? 30 : 10) * noise);
+    const struct part all = join_parts(grid, parts, n, (found.detail > 1 ? 30 : 10) * noise);
     if (all.cells == 0)
         return false;
-    ink->level = all.max;
-    ink->step = grid->step;
-    ink->x0 = (double)(grid->x + all.x0 * grid->step);
-    ink->y0 = (double)(grid->y + all.y0 * grid->step);
-    ink->x1 = (double)smaller(grid->x + all.x1 * grid->step, plane->picture->width);
-    ink->y1 = (double)smaller(grid->y + all.y1 * grid->step, plane->picture->height);
+    found.level = all.max;
+    found.x0 = (double)(grid->x + all.x0 * grid->step);
+    found.y0 = (double)(grid->y + all.y0 * grid->step);
+    found.x1 = (double)smaller(grid->x + all.x1 * grid->step, plane->picture->width);
+    found.y1 = (double)smaller(grid->y + all.y1 * grid->step, plane->picture->height);
+    *ink = found;
     return true;
 }
 

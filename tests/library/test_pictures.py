@@ -64,6 +64,17 @@ def test_a_pasted_digit_keeps_its_class(engine: Engine, ranges: Ranges) -> None:
     assert share_as_before(engine, images[:600], ranges) >= 0.98  # 8x8 pixels: many are unsure
 
 
+def test_strokes_do_not_vanish_if_finer_cells_show_noise_alone(engine: Engine) -> None:
+    """The ink is then that of the larger cells, with their noise, not that of the finer ones."""
+    ranges = Ranges(
+        seed=918, canvas=(100, 400), share=(0.12, 0.3), contrast=(60, 120), light=60, noise=24
+    )
+    image = digits()[0][ranges.seed]
+    seen = engine.prepare(paste(np.random.default_rng(ranges.seed), image, ranges))
+    assert engine.predict(np.array([seen, image])).tolist() == [3, 3]
+    assert (seen > 0).sum() > 60
+
+
 def test_a_negative_is_the_same_digit() -> None:
     images, _ = digits()
     for image in images[:100]:
