@@ -214,6 +214,20 @@ def test_damaged_compression_is_refused(tmp_path: Path, kind: int) -> None:
         load_npz(path, 0.2)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"x_train": None, **{f"other{i}": np.zeros(1) for i in range(300)}},
+        {"y_train": np.zeros(20, [(f"field{i}", "u1") for i in range(200)])},
+    ],
+)
+def test_an_error_is_short_whatever_the_file_has(tmp_path: Path, changes: dict[str, Any]) -> None:
+    path = saved(tmp_path, **changes)
+    with pytest.raises(DataError) as error:
+        load_npz(path, 0.2)
+    assert len(str(error.value)) < len(str(path)) + 400
+
+
 def test_an_encrypted_file_is_refused(tmp_path: Path) -> None:
     path = saved(tmp_path)
     data = bytearray(path.read_bytes())

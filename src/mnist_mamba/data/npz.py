@@ -17,6 +17,8 @@ from mnist_mamba.data.splits import TEST_SEED, DataError, DataSet, LabelledImage
 
 TRAIN, TEST, WHOLE = ("x_train", "y_train"), ("x_test", "y_test"), ("x", "y")
 NAMES = "class_names"
+MAX_SHOWN = 100
+"""Number of characters of a value that an error shows."""
 MAX_NAME = 255
 """Longest class name, in characters: no name of up to 255 bytes of UTF-8 has more."""
 
@@ -52,6 +54,12 @@ def _reason(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
+def _shown(value: object) -> str:
+    """Return a value of the file as text that is short whatever the file has."""
+    text = str(value)
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
+
+
 def _load(archive: zipfile.ZipFile, path: Path, test_fraction: float) -> DataSet:
     found = {name[:-4] for name in archive.namelist() if name.endswith(".npy")}
     names: tuple[str, ...] = ()
@@ -63,7 +71,9 @@ def _load(archive: zipfile.ZipFile, path: Path, test_fraction: float) -> DataSet
         train, test = split(_part(archive, path, *WHOLE, names), test_fraction, TEST_SEED)
     else:
         wanted = ", ".join((*TRAIN, *TEST))
-        raise DataError(f"{path}: got the arrays {sorted(found)}, expected {wanted}, or x, y")
+        raise DataError(
+            f"{path}: got the arrays {_shown(sorted(found))}, expected {wanted}, or x, y"
+        )
     return DataSet(train, test, names)
 
 
@@ -111,7 +121,7 @@ def _array(archive: zipfile.ZipFile, path: Path, name: str, kinds: str) -> NDArr
         shape, dtype = _header(file, path, name)
         if dtype.kind not in kinds:
             raise DataError(
-                f"{path}: {name}: got the dtype {dtype}, expected "
+                f"{path}: {name}: got the dtype {_shown(dtype)}, expected "
                 f"{'text' if kinds == 'U' else 'uint8' if kinds == 'u' else 'whole numbers'}"
             )
         most = int(LIMITS["n_classes"].high)
@@ -119,13 +129,13 @@ def _array(archive: zipfile.ZipFile, path: Path, name: str, kinds: str) -> NDArr
             len(shape) != 1 or shape[0] > most or dtype.itemsize > np.dtype(f"U{MAX_NAME}").itemsize
         ):
             raise DataError(
-                f"{path}: {name}: got {dtype} {shape}, expected one dimension of up to {most} "
-                f"names of up to {MAX_NAME} characters"
+                f"{path}: {name}: got {_shown(dtype)} {_shown(shape)}, expected one "
+                f"dimension of up to {most} names of up to {MAX_NAME} characters"
             )
         if math.prod(shape) * dtype.itemsize != entry.file_size - file.tell():
             raise DataError(
-                f"{path}: {name}: got {entry.file_size} bytes, which is not the size of {dtype} "
-                f"{shape}"
+                f"{path}: {name}: got {entry.file_size} bytes, which is not the size of "
+                f"{_shown(dtype)} {_shown(shape)}"
             )
     with archive.open(entry) as file:
         return npy.read_array(file, allow_pickle=False)
@@ -143,7 +153,7 @@ def _header(file: IO[bytes], path: Path, name: str) -> tuple[tuple[int, ...], np
         raise DataError(f"{path}: {name}: not an array: {_reason(error)}") from error
     if any(type(side) is not int or side < 0 for side in shape) or not dtype.itemsize:
         raise DataError(
-            f"{path}: {name}: got the shape {shape} of {dtype}, expected whole numbers from 0, and "
-            "a dtype of at least one byte"
+            f"{path}: {name}: got the shape {_shown(shape)} of {_shown(dtype)}, expected whole "
+            "numbers from 0, and a dtype of at least one byte"
         )
     return shape, dtype
