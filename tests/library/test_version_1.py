@@ -85,6 +85,7 @@ def test_what_cannot_be_converted_is_refused() -> None:
         (("a\0b", *"cdefghij", ""), "class name 0: "),  # not the names a, b, c, ...
         ((*"abcdefghi", "\udcff"), "class name 9: "),
         ((*"abcdefghi", "\ud800"), "class name 9: "),
+        (("a" * 10**6, *"bcdefghij"), "^class name 0: .{1,80}$"),
     ):
         with pytest.raises(FormatError, match=message):
             convert(old, "resize", names)

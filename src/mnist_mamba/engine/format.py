@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import reprlib
 import struct
 import zlib
 from collections.abc import Sequence
@@ -450,7 +451,8 @@ def _decode_name(name: bytes, earlier: Sequence[str]) -> str:
     """Return the name of the class after the earlier ones."""
     text = name.decode(errors="surrogateescape")
     if expected := expected_name(text, earlier):
-        raise FormatError(f"class name {len(earlier)}: got {name!r}, expected {expected}")
+        got = reprlib.repr(name)
+        raise FormatError(f"class name {len(earlier)}: got {got}, expected {expected}")
     return text
 
 
