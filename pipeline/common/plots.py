@@ -184,7 +184,7 @@ def draw_predictions(
         if predicted != labels[i]:
             title += f"  (is {_short(names[labels[i]])})"
         title = title.replace("  ", "\n") if long else title.replace("  (", " (")
-        picture.set_title(title, fontsize=8 if long else 9, color=colour)
+        picture.set_title(title, y=1, fontsize=8 if long else 9, color=colour)
         classes = np.arange(probabilities.shape[1])
         bars.set_axis_on()
         colours = [colour if c == predicted else MUTED for c in classes]
@@ -231,7 +231,7 @@ def draw_misclassified(
         _show(axes, images[i])
         label, predicted = _short(names[labels[i]]), _short(names[predictions[i]])
         between, size = ("\n", 6) if long else (" ", 7)
-        axes.set_title(f"{label}{between}read as {predicted}\n#{i}", fontsize=size)
+        axes.set_title(f"{label}{between}read as {predicted}\n#{i}", y=1, fontsize=size)
     more = f", {len(shown)} shown, evenly by class" if len(shown) < len(wrong) else ""
     figure.suptitle(f"{len(wrong)} of {len(labels)} test images misclassified{more}", fontsize=11)
     _save(path, figure)
