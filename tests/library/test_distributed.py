@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from mnist_mamba.training.distributed import Processes
 from mnist_mamba.training.trainer import Trainer
 from tests.library.ranks import CONFIG, N_TRAIN
 from tests.library.test_training import MODEL
+from tests.pipeline.fork_server import run_forked
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,18 +26,10 @@ def start(
 ) -> subprocess.CompletedProcess[str]:
     """Run tests/library/ranks.py under torchrun; its results go to `folder`."""
     folder.mkdir()
-    return subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-            *(f"--nproc_per_node={processes}", "-m", "tests.library.ranks"),
-            *(str(folder), str(failing_rank), case),
-        ],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": f"{ROOT}/src{os.pathsep}{ROOT}"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    words = ["--standalone", f"--nproc_per_node={processes}", "-m", "tests.library.ranks"]
+    env = {**os.environ, "PYTHONPATH": f"{ROOT}/src{os.pathsep}{ROOT}"}
+    words += [str(folder), str(failing_rank), case]
+    return run_forked(ROOT, "torch.distributed.run", words, env)
 
 
 @pytest.mark.slow

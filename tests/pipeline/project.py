@@ -19,7 +19,7 @@ from mnist_mamba.data.idx import write_idx
 from mnist_mamba.data.sources import IDX_NAMES
 from mnist_mamba.engine.binding import find_library
 from pipeline.common.nested import look_up
-from tests.pipeline.fork_server import run_forked
+from tests.pipeline.fork_server import Fork, run_forked
 from tests.pipeline.imports import ROOT
 
 PARTS = (
@@ -123,6 +123,19 @@ def run_stage(folder: Path, stage: str) -> str:
     return done.stderr
 
 
+def start_module(folder: Path, module: str, *arguments: str, stderr: str = os.devnull) -> Fork:
+    """Start `python -m MODULE` in the project, in a process group of its own, as a fork.
+
+    Args:
+        folder: the project.
+        module: the name of the module.
+        arguments: its arguments.
+        stderr: the file that gets its stderr.
+    """
+    outputs = [Path(os.devnull), folder / stderr]
+    return Fork(folder, outputs, [module, *arguments], environment())
+
+
 def start(folder: Path, command: list[str], **env: str) -> subprocess.Popen[bytes]:
     """Start a command in the project, in a process group of its own, without its output."""
     return subprocess.Popen(
@@ -141,9 +154,8 @@ def run_torchrun(
     folder: Path, processes: int, module: str, *arguments: str, **env: str
 ) -> subprocess.CompletedProcess[str]:
     """Run `torchrun -m MODULE` in the project and capture its output."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    words = [f"--nproc_per_node={processes}", "-m", module, *arguments]
-    return run(folder, [*torchrun, *words], **env)
+    words = ["--standalone", f"--nproc_per_node={processes}", "-m", module, *arguments]
+    return run_module(folder, "torch.distributed.run", *words, **env)
 
 
 def run(folder: Path, command: list[str], **env: str) -> subprocess.CompletedProcess[str]:

@@ -20,7 +20,14 @@ from mnist_mamba.data.idx import read_images, read_labels
 from mnist_mamba.engine import Engine
 from mnist_mamba.engine.format import read_model
 from mnist_mamba.training.checkpoint import load_checkpoint
-from tests.pipeline.project import SMALL, copy_project, environment, run_module, start
+from tests.pipeline.fork_server import Fork
+from tests.pipeline.project import (
+    SMALL,
+    copy_project,
+    environment,
+    run_module,
+    start_module,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -88,16 +95,14 @@ def temporaries(folder: Path) -> set[str]:
     return {path.name for path in folder.glob(".*.tmp")}
 
 
-def kill_at_random(
-    process: subprocess.Popen[bytes], folder: Path, whole: float, generator: random.Random
-) -> bool:
+def kill_at_random(process: Fork, folder: Path, whole: float, generator: random.Random) -> bool:
     """Kill at a random moment or while a file is written; return whether it still ran."""
     if generator.random() < 0.5:
         time.sleep(generator.uniform(0, whole))
     else:
         before = temporaries(folder)
         while process.poll() is None and temporaries(folder) == before:
-            pass
+            time.sleep(1e-4)
         time.sleep(generator.choice((0, 1e-4, 1e-3, 5e-3)))
     in_time = process.poll() is None
     if in_time:
@@ -111,16 +116,15 @@ def kill_at_random(
 def test_a_kill_leaves_whole_files(stage: str, finished: Path, tmp_path: Path) -> None:
     words, written, check = STAGES[stage]
     project = shutil.copytree(finished, tmp_path / "project")
-    command = [sys.executable, "-m", *words]
     started = time.monotonic()
-    assert start(project, command).wait() == 0
+    assert start_module(project, *words).wait() == 0
     whole = time.monotonic() - started
     seed = random.randrange(2**32)
     logger.info("seed %d", seed)  # shown by pytest if the test fails
     generator = random.Random(seed)
     landed = 0
     for _ in range(3 * KILLS[stage]):
-        landed += kill_at_random(start(project, command), project / written, whole, generator)
+        landed += kill_at_random(start_module(project, *words), project / written, whole, generator)
         check(project)
         if landed == KILLS[stage]:
             break

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shlex
 import shutil
 import signal
 import sqlite3
@@ -35,6 +34,7 @@ from pipeline.common.stop import StopRequest
 from pipeline.common.training_files import TrainingFiles
 from pipeline.train import choose_device, set_threads, warn_of_gap, write_epochs
 from tests.models import ARCHITECTURES
+from tests.pipeline.fork_server import Fork
 from tests.pipeline.project import (
     SMALL,
     copy_project,
@@ -42,6 +42,7 @@ from tests.pipeline.project import (
     run_torchrun,
     set_params,
     start,
+    start_module,
 )
 
 LONG = {
@@ -101,7 +102,7 @@ def saved_state(folder: Path) -> TrainingState | None:
     return parse_training(file.read_bytes(), file).state if file.is_file() else None
 
 
-def kill_in_the_middle(folder: Path, process: subprocess.Popen[bytes]) -> TrainingState:
+def kill_in_the_middle(folder: Path, process: Fork | subprocess.Popen[bytes]) -> TrainingState:
     """Kill a training in the middle of its second or a later epoch; return its last state.
 
     The signal goes to all processes of the group, as if the machine lost power.
@@ -151,7 +152,7 @@ def test_killed_and_resumed_training_leaves_the_same_bytes(
     project: Path, uninterrupted: Path
 ) -> None:
     set_params(project, LONG)  # with MLflow
-    state = kill_in_the_middle(project, start(project, [*TRAIN, "--resume"]))
+    state = kill_in_the_middle(project, start_module(project, "pipeline.train", "--resume"))
     check_that_files_are_whole(project)
     last = project / "checkpoints/last.pth"
     last.with_name(f"{_prefix(last)}a1b2c3d4.tmp").write_bytes(b"half a checkp")
@@ -171,14 +172,13 @@ def test_a_signal_saves_the_state_and_says_how_to_go_on(
 ) -> None:
     """In the first epoch, in whose first steps no state has been saved yet."""
     log_file = project / "log"
-    words = shlex.join(TRAIN)
-    process = start(project, ["sh", "-c", f"exec {words} 2> log"])
+    process = start_module(project, "pipeline.train", stderr="log")
     while "parameters" not in (log_file.read_text() if log_file.is_file() else ""):
         assert process.poll() is None
         time.sleep(0.01)
     time.sleep(0.2)
     os.kill(process.pid, number)
-    assert process.wait(60) == 128 + number
+    assert process.wait() == 128 + number
     log = log_file.read_text()
     assert f"{number.name}: stopping after this step" in log
     found = re.search(r"stopped after step \d+ of 80 of epoch 1, saved as (\S+)\.", log)
@@ -329,7 +329,7 @@ def test_two_processes_leave_what_one_does_and_leave_it_once(
 
 @pytest.mark.slow
 def test_two_processes_resume_what_one_has_saved(project: Path, uninterrupted: Path) -> None:
-    state = kill_in_the_middle(project, start(project, TRAIN))
+    state = kill_in_the_middle(project, start_module(project, "pipeline.train"))
     done = run_torchrun(project, 2, "pipeline.train", "--resume")
     assert done.returncode == 0, done.stderr
     where = f"resuming in epoch {state.epoch} after step {state.steps}"
