@@ -134,7 +134,8 @@ find_fuzzer = $(shell echo '$(FUZZ_PROBE)' | clang -fsanitize=fuzzer -x c - -o /
     echo CC=clang BUILD=$(BUILD)/clang)
 endif
 
-fuzz: ## try random bytes on each reader of files, for SECONDS (60) or RUNS inputs
+# Built here first, in case `make -j` also builds them for fuzz-seeds.
+fuzz: $(FUZZERS) ## try random bytes on each reader of files, for SECONDS (60) or RUNS inputs
 	+@$(MAKE) -f csrc/tests.mk fuzz-run SECONDS=$(SECONDS) RUNS=$(RUNS) $(find_fuzzer)
 
 ifdef FUZZ_LINK
