@@ -17,7 +17,7 @@ PYTEST := $(ENV) MAKEFLAGS= python -m pytest
 C_SOURCES = $$(git ls-files '*.c' '*.h' '*.inc')
 
 .PHONY: help setup demo clean kernels golden \
-    repro experiments study seeds pixels track ui report rekey \
+    in-git repro experiments study seeds pixels track ui report rekey \
     check test test-python test-slow mutants lint style types prose lint-workflows format \
     bench-train bench-engine instructions \
     gate gate-speed summary promote check-lock check-version wheel dist-engine dist-collect
@@ -61,21 +61,27 @@ clean: tests-clean ## remove build/ and ./mamba
 
 ##@ Pipeline
 
-repro: $(INSTALLED) ## run the stages that a change affects: half an hour from nothing
+# DVC would only say that there is none. pipeline/common/git.py says the same for other commands.
+in-git:
+	@[ -e .git ] || { echo "error: $(CURDIR) is not a Git repository: clone the project, or make" \
+	  "one of an unpacked ZIP, without the history: git init && git add . &&" \
+	  "git commit -m start" >&2; exit 1; }
+
+repro: in-git $(INSTALLED) ## run the stages that a change affects: half an hour from nothing
 	@$(ENV) dvc repro
 
 # `dvc exp show` has over 200 columns; these are the main metrics and the params.
 COLUMNS_SHOWN := Experiment|State|val\.(accuracy|loss)|accuracy|parameters|us_per_image\.engine\.b1|$\
     (data|export|evaluate)\..*|model\.(?!parameters|file_bytes).*|train\.(?!accuracy|loss).*
 
-experiments: $(INSTALLED) ## compare DVC's experiments: main metrics, params that differ
+experiments: in-git $(INSTALLED) ## compare DVC's experiments: main metrics, params that differ
 	@$(ENV) dvc exp show --only-changed --drop '(?!($(COLUMNS_SHOWN))$$)'
 
 ui: $(INSTALLED) ## serve MLflow on this project's runs and print the link to them
 	@$(ENV) python -m pipeline.track --serve
 
 
-track: $(INSTALLED) ## put the current results into MLflow again
+track: in-git $(INSTALLED) ## put the current results into MLflow again
 	@$(ENV) dvc repro --single-item --force track
 
 report: $(INSTALLED) ## write all results and their sources to one page, build/report.html
@@ -84,19 +90,19 @@ report: $(INSTALLED) ## write all results and their sources to one page, build/r
 # A series that was stopped continues: JOBS trainings at a time, each with one thread.
 JOBS := $(shell nproc 2>/dev/null || echo 1)
 
-study: $(INSTALLED) ## train the missing rows of metrics/study.json, one choice each: hours
+study: in-git $(INSTALLED) ## train the missing rows of metrics/study.json, one choice each: hours
 	@$(ENV) dvc repro prepare compile
 	@$(ENV) python -m pipeline.study --jobs $(JOBS)
 
-seeds: $(INSTALLED) ## train the missing rows of metrics/seeds.json, five seeds each: hours
+seeds: in-git $(INSTALLED) ## train the missing rows of metrics/seeds.json, five seeds each: hours
 	@$(ENV) dvc repro prepare compile
 	@$(ENV) python -m pipeline.seeds --jobs $(JOBS)
 
-pixels: $(INSTALLED) ## train the missing rows of metrics/pixels.json, 784 tokens: two hours
+pixels: in-git $(INSTALLED) ## train the missing rows of metrics/pixels.json, 784 tokens: two hours
 	@$(ENV) dvc repro prepare compile
 	@$(ENV) python -m pipeline.seeds pixels --jobs $(JOBS)
 
-rekey: $(INSTALLED) ## rename recorded trainings after proving that BASE trains the same bits
+rekey: in-git $(INSTALLED) ## rename recorded trainings after proving BASE trains the same bits
 	@$(ENV) dvc repro prepare
 	@$(ENV) python -m pipeline.rekey --base "$(BASE)"
 
@@ -206,7 +212,7 @@ promote: $(INSTALLED) ## after a passing gate: renew the champion, models/ and R
 	@$(ENV) python -m pipeline.release.promote --base "$(BASE)" --output build/gate.md
 
 # The dry run exits with 0 either way, so its output decides.
-check-lock: $(INSTALLED) ## check that dvc.lock is up to date
+check-lock: in-git $(INSTALLED) ## check that dvc.lock is up to date
 	@mkdir -p build
 	@$(ENV) dvc repro --dry --allow-missing > build/lock.txt || { cat build/lock.txt; exit 1; }
 	@if grep -q "Running stage" build/lock.txt; then cat build/lock.txt; \

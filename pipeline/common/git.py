@@ -31,8 +31,8 @@ def _explain(said: str) -> str | None:
     """Return what to do about a repository that Git cannot use at all; None for other errors."""
     if "not a git repository" in said:
         return (
-            f"{Path.cwd()} is not a Git repository: expected a clone; a ZIP, like any copy without "
-            "the folder .git, lacks the project's history"
+            f"{Path.cwd()} is not a Git repository: clone the project, or make one of an unpacked "
+            "ZIP, without the history: git init && git add . && git commit -m start"
         )
     if "dubious ownership" in said:
         return (

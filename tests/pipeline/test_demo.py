@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,8 @@ import pytest
 from pipeline import demo
 from pipeline.common.git import GitError, check_identity
 from pipeline.release import gate
+from tests.pipeline.imports import ROOT
+from tests.pipeline.project import run
 
 
 @pytest.fixture
@@ -100,9 +103,22 @@ def test_a_folder_without_git_and_a_repository_of_another_user_get_advice_of_the
     monkeypatch.chdir(unpacked)
     monkeypatch.delenv("GIT_TEST_ASSUME_DIFFERENT_OWNER")
     for call in judge:
-        with pytest.raises(GitError, match="is not a Git repository: expected a clone") as error:
+        with pytest.raises(GitError, match=r"is not a Git repository: clone .* git init") as error:
             call()
         assert "unshallow" not in str(error.value)
+
+
+@pytest.mark.parametrize("target", ["repro", "experiments", "track", "check-lock", "study"])
+def test_make_says_the_same_before_dvc_and_the_installation(target: str, tmp_path: Path) -> None:
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    for name in ("engine", "flags", "tests"):
+        (tmp_path / "csrc").mkdir(exist_ok=True)
+        shutil.copy(ROOT / f"csrc/{name}.mk", tmp_path / "csrc")
+    (tmp_path / "constraints.txt").touch()
+    done = run(tmp_path, ["make", "-s", target], MAKEFLAGS="")
+    assert done.returncode != 0
+    assert f"error: {tmp_path} is not a Git repository: clone the project" in done.stderr
+    assert "git init && git add . && git commit -m start" in done.stderr
 
 
 def test_an_author_is_a_setting_or_a_variable(
