@@ -32,10 +32,16 @@ static void add(struct sum *sum, double term)
 
 static struct magnitudes magnitudes;
 
+static void note(double *largest, double value)
+{
+    if (value > *largest) /* faster than fmax, which also passes over NaN */
+        *largest = value;
+}
+
 static double total(struct sum sum)
 {
-    magnitudes.value = fmax(magnitudes.value, fabs(sum.value));
-    magnitudes.terms = fmax(magnitudes.terms, sum.terms);
+    note(&magnitudes.value, fabs(sum.value));
+    note(&magnitudes.terms, sum.terms);
     return sum.value;
 }
 
