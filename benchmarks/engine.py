@@ -59,8 +59,7 @@ def prepare(folder: Path, models: Models, peers: Sequence[str]) -> None:
     from mnist_mamba.export import write_model
     from mnist_mamba.training.checkpoint import Checkpoint, save_checkpoint
 
-    make = ["make", "-s", "-f", "csrc/engine.mk", "dvc-engine", f"OUT={folder / 'build'}"]
-    subprocess.run(make, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    build_engine(folder)
     for name, config in models.items():
         model = build_model("reference", config).eval()
         (folder / name).mkdir()
@@ -68,16 +67,25 @@ def prepare(folder: Path, models: Models, peers: Sequence[str]) -> None:
         save_checkpoint(folder / name / "model.pth", Checkpoint(model, 0, 0.0))
         if "onnxruntime" in peers:
             for images, _ in cases.LOADS.values():
-                _export_onnx(model, images, folder / name / f"b{images}.onnx")
+                shape = (images, config.height, config.width)
+                export_onnx(model, shape, folder / name / f"b{images}.onnx")
 
 
-def _export_onnx(model: Any, images: int, path: Path) -> None:
-    """Export with a fixed batch, which runs faster; the loop over the tokens is unrolled."""
+def build_engine(folder: Path) -> None:
+    """Build command and library with OpenMP in folder/build."""
+    make = ["make", "-s", "-f", "csrc/engine.mk", "dvc-engine", f"OUT={folder / 'build'}"]
+    subprocess.run(make, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+
+
+def export_onnx(model: Any, shape: tuple[int, int, int], path: Path) -> None:
+    """Export with a fixed batch, which runs faster; a loop over tokens is unrolled.
+
+    shape is that of the pixels: (batch, height, width).
+    """
     import torch
 
     logger.info("exporting %s", path.name)
-    pixels = torch.rand(images, model.config.height, model.config.width)
-    torch.onnx.export(model, (pixels,), path, dynamo=True, verbose=False)
+    torch.onnx.export(model, (torch.rand(shape),), path, dynamo=True, verbose=False)
 
 
 def compare(name: str, folder: Path, options: argparse.Namespace, measure: Measure) -> Answer:

@@ -8,6 +8,7 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ from benchmarks.engine_cases import CHECK_IMAGES, ENGINES, MODELS, EngineCase
 from pipeline.common.machine import usable_cores
 
 Array = NDArray[np.float32]
+Run = Callable[[Array], Array]
+"""From pixels (batch, height, width) in [0, 1] to logits (batch, n_classes)."""
 MIN_CALLS, WARM_UP_CALLS, IMAGE_ROUNDS = 5, 2, 15
 
 
@@ -76,7 +79,7 @@ def _measure_python(case: EngineCase) -> dict[str, Any]:
     return {"loads": found, "logits": run(batch)[: len(pixels)].tolist()}
 
 
-def time_calls(run: Callable[[Array], Array], batch: Array, seconds: float) -> dict[str, float]:
+def time_calls(run: Run, batch: Array, seconds: float) -> dict[str, float]:
     """Time calls of `run` for at least `seconds`; the times are µs per image of the batch."""
     for _ in range(WARM_UP_CALLS):
         run(batch)
@@ -94,16 +97,20 @@ def time_calls(run: Callable[[Array], Array], batch: Array, seconds: float) -> d
     }
 
 
-def _torch(case: EngineCase, threads: int, scan: str, compiled: bool) -> Callable[[Array], Array]:
+def load_torch(checkpoint: Path, threads: int, scan: str) -> Any:
+    """Return a checkpoint's model, in evaluation mode; set PyTorch's number of threads."""
     # Imported here, because the engine's workers need no torch.
     import torch
 
     from mnist_mamba.training.checkpoint import load_checkpoint
 
     torch.set_num_threads(threads)
-    model: Any = load_checkpoint(case.path("model.pth"), scan=scan).model
-    if compiled:
-        model = torch.compile(model, dynamic=False)
+    return load_checkpoint(checkpoint, scan=scan).model
+
+
+def torch_run(model: Any) -> Run:
+    """Return a function from pixels to logits that calls a PyTorch model."""
+    import torch
 
     def run(batch: Array) -> Array:
         with torch.inference_mode():
@@ -113,28 +120,22 @@ def _torch(case: EngineCase, threads: int, scan: str, compiled: bool) -> Callabl
     return run
 
 
-def _eager(case: EngineCase, images: int, threads: int) -> Callable[[Array], Array]:
-    return _torch(case, threads, "reference", compiled=False)
+def compiled_run(model: Any, cache: Path) -> Run:
+    """Return `torch_run` of a model compiled for a fixed batch."""
+    import torch
 
-
-def _cpu_kernel(case: EngineCase, images: int, threads: int) -> Callable[[Array], Array]:
-    return _torch(case, threads, "cpu", compiled=False)
-
-
-def _compiled(case: EngineCase, images: int, threads: int) -> Callable[[Array], Array]:
     # Later rounds reuse what the first one compiled.
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{case.folder}/inductor"
-    return _torch(case, threads, "reference", compiled=True)
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache)
+    return torch_run(torch.compile(model, dynamic=False))
 
 
-def _onnxruntime(case: EngineCase, images: int, threads: int) -> Callable[[Array], Array]:
+def onnxruntime_run(path: Path, threads: int) -> Run:
+    """Return a function from pixels to logits that runs an ONNX file in ONNX Runtime."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    session = onnxruntime.InferenceSession(
-        str(case.path(f"b{images}.onnx")), options, providers=["CPUExecutionProvider"]
-    )
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
 
     def run(batch: Array) -> Array:
@@ -144,7 +145,24 @@ def _onnxruntime(case: EngineCase, images: int, threads: int) -> Callable[[Array
     return run
 
 
-BUILDERS: dict[str, Callable[[EngineCase, int, int], Callable[[Array], Array]]] = {
+def _eager(case: EngineCase, images: int, threads: int) -> Run:
+    return torch_run(load_torch(case.path("model.pth"), threads, "reference"))
+
+
+def _cpu_kernel(case: EngineCase, images: int, threads: int) -> Run:
+    return torch_run(load_torch(case.path("model.pth"), threads, "cpu"))
+
+
+def _compiled(case: EngineCase, images: int, threads: int) -> Run:
+    model = load_torch(case.path("model.pth"), threads, "reference")
+    return compiled_run(model, Path(case.folder) / "inductor")
+
+
+def _onnxruntime(case: EngineCase, images: int, threads: int) -> Run:
+    return onnxruntime_run(case.path(f"b{images}.onnx"), threads)
+
+
+BUILDERS: dict[str, Callable[[EngineCase, int, int], Run]] = {
     "pytorch_eager": _eager,
     "torch_compile": _compiled,
     "pytorch_cpu_kernel": _cpu_kernel,
