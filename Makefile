@@ -19,7 +19,7 @@ C_SOURCES = $$(git ls-files '*.c' '*.h' '*.inc')
 .PHONY: help setup demo clean kernels golden \
     in-git repro experiments study seeds pixels track ui report rekey \
     check test test-python test-slow mutants lint style types prose lint-workflows format \
-    bench-train bench-engine instructions \
+    bench-train bench-engine bench-digits instructions \
     gate gate-speed summary promote check-lock check-version wheel dist-engine dist-collect
 
 ##@ Start
@@ -173,6 +173,11 @@ bench-train: $(INSTALLED) ## time a training step, also of other implementations
 
 bench-engine: $(INSTALLED) ## time the engine, PyTorch, torch.compile, ONNX Runtime: 25 minutes
 	@$(ENV) python -m benchmarks.engine
+
+# JOBS trainings at a time, only those that metrics/convnets.json lacks, and then the timing.
+bench-digits: $(INSTALLED) ## time test images, also of convolutional networks; trains them: hours
+	@$(ENV) python -m benchmarks.convnets --jobs $(JOBS)
+	@$(ENV) python -m benchmarks.digits
 
 # valgrind knows no AVX-512. mamba_forward alone is counted, without loading the file.
 instructions: build/plain/mamba ## count the engine's instructions per image: no noise; valgrind

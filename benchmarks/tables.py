@@ -1,7 +1,8 @@
 """`python -m benchmarks.tables`: write the committed timings into README.md and the docs.
 
-The blocks between the marks `speed` (README.md), `bench-engine` and `bench-train` (the benchmarks'
-page) are generated from metrics/bench_engine.json and metrics/bench_train.json. `make bench-engine`
+The blocks between the marks `speed` (README.md), `bench-engine`, `bench-digits` and `bench-train`
+(the benchmarks' page) are generated from metrics/bench_{engine,digits,train}.json, and the
+accuracies over seeds from metrics/{seeds,convnets}.json. `make bench-engine`, `make bench-digits`
 and `make bench-train` do the same after they have written their metrics.
 """
 
@@ -12,11 +13,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.digits_cases import MAMBA, PEERS
 from pipeline.common import command
 from pipeline.common.generated_tables import write_table
-from pipeline.common.timings import IMPLEMENTATIONS, format_ratio, format_value
+from pipeline.common.timings import IMPLEMENTATIONS, TIMES, format_ratio, format_value
+from pipeline.series.trainings import plus_minus
 
 ENGINE_METRICS = Path("metrics/bench_engine.json")
+DIGITS_METRICS = Path("metrics/bench_digits.json")
 TRAINING_METRICS = Path("metrics/bench_train.json")
 README = Path("README.md")
 DOCS = Path("docs/benchmarks.md")
@@ -31,6 +35,7 @@ def blocks() -> list[tuple[Path, str, str]]:
     return [
         (README, "speed", speed_block(engine, training)),
         (DOCS, "bench-engine", _fenced(engine_machine(engine), engine_tables(engine))),
+        (DOCS, "bench-digits", digits_block()),
         (DOCS, "bench-train", _fenced(training_machine(training), training_tables(training))),
     ]
 
@@ -131,6 +136,62 @@ def _engine_facts(result: Metrics) -> list[tuple[str, float]]:
             )
         ),
     ]
+
+
+def digits_block() -> str:
+    """Return plot and tables of the committed `make bench-digits`, or that there is none."""
+    if not DIGITS_METRICS.is_file():
+        return "No results yet: run `make bench-digits`.\n"
+    result = json.loads(DIGITS_METRICS.read_text(encoding="utf-8"))
+    plot = "![Accuracy against time per image](../plots/bench_digits.png)"
+    return f"{plot}\n\n{digits_tables(result, accuracies())}\n"
+
+
+def accuracies() -> dict[str, Any]:
+    """Return the committed test accuracies of the default model and the convolutional networks.
+
+    Each network has the mean and standard deviation over seeds, and its number of parameters.
+    """
+    found: dict[str, Any] = {}
+    for name in ("seeds", "convnets"):
+        path = Path("metrics") / f"{name}.json"
+        runs = json.loads(path.read_text(encoding="utf-8"))["runs"] if path.is_file() else {}
+        found |= {MAMBA: runs["default"]} if "default" in runs else runs
+    return found
+
+
+def digits_tables(result: Metrics, accuracies: Metrics) -> str:
+    """Return a Markdown table for each machine of `make bench-digits`."""
+    parts = []
+    for machine, section in result["machines"].items():
+        parts.append(
+            f"{machine}, revision {section['git']}, {section['rounds']} rounds, load average "
+            f"{section['load_1m']} at the start; largest difference of a logit "
+            f"{section['max_logit_difference']:.1e}:"
+        )
+        lines = [
+            "| network | parameters | runs in | test accuracy | one image, µs | p99 "
+            f"| {TIMES} engine | batch of 100, per image, µs |",
+            "|---|---:|---|---:|---:|---:|---:|---:|",
+        ]
+        lines += [_digits_row(peer, section, accuracies) for peer in PEERS]
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def _digits_row(name: str, section: Metrics, accuracies: Metrics) -> str:
+    """Return a peer's row: its times, or why it has none."""
+    peer, accuracy = PEERS[name], accuracies.get(PEERS[name].network)
+    runtime = IMPLEMENTATIONS[peer.runtime] + (", early exit" if peer.exits else "")
+    cells = [peer.network, f"{accuracy['params']:,}" if accuracy else "", runtime]
+    cells.append(plus_minus(accuracy, ".2%") if accuracy else "")
+    if name not in section["us_per_image"]:
+        reason = section["did_not_finish"].get(name, "not measured")
+        return _row([*cells, reason.replace("|", "\\|"), "", "", ""])
+    us, engine = section["us_per_image"][name], section["us_per_image"].get("engine")
+    cells += [format_value(us["b1"]), format_value(section["p99_us"][name]["b1"])]
+    cells.append(format_ratio(us["b1"] / engine["b1"]) if engine else "")
+    return _row([*cells, format_value(us["b100"])])
 
 
 def training_machine(result: Metrics) -> str:

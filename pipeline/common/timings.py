@@ -14,6 +14,7 @@ IMPLEMENTATIONS = {
     "torch_compile": "torch.compile",
     "pytorch_cpu_kernel": "PyTorch, our C kernel",
     "onnxruntime": "ONNX Runtime",
+    "openvino": "OpenVINO",
     "ours": "our C kernel",
     "ours_tied": "our C kernel, tied A",
     "reference": "plain PyTorch loop",

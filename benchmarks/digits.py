@@ -1,0 +1,245 @@
+"""`make bench-digits`: time the default model and convolutional networks on real test images.
+
+The model runs in the C engine, PyTorch, torch.compile and ONNX Runtime, the networks
+(benchmarks/convnets.py) in ONNX Runtime and OpenVINO. The comparison fails if a logit of any test
+image differs from that of the network's own implementation. Results are kept for each processor.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import shutil
+import statistics
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from benchmarks import harness, tables
+from benchmarks.digits_cases import CONVNETS, LOADS, MAMBA, PEERS
+from benchmarks.digits_plot import draw
+from benchmarks.engine import build_engine, export_onnx
+from benchmarks.harness import Answer, BenchError, DifferentWorkError, Limits, Rounds, significant
+from benchmarks.options import above_zero, add_common, store
+from mnist_mamba.data.idx import read_labels, write_idx
+from pipeline.common import command, paths
+
+logger = logging.getLogger(__name__)
+
+WORKER = (sys.executable, "-m", "benchmarks.digits_worker")
+LIMITS = Limits(memory_gb=24, time_s=3600)
+TOLERANCE = 1e-4
+"""Largest accepted difference of a logit, relative to the largest logit if that is above 1."""
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = command.parser(
+        (__doc__ or "").strip(),
+        ["make bench-digits", "python -m benchmarks.digits --peers engine,lenet_openvino"],
+    )
+    add_common(parser, tuple(PEERS), rounds=3)
+    add = parser.add_argument
+    add("--seconds", type=above_zero, default=2.0, help="timed per load (default: %(default)g)")
+    options = parser.parse_args(argv)
+    if options.quick:
+        options.rounds, options.seconds = 1, 1e-9
+    return options
+
+
+def prepare(folder: Path, peers: Sequence[str], quick: bool) -> None:
+    """Build the engine, and write test images, labels and all networks' files."""
+    (folder / "logits").mkdir()
+    build_engine(folder)
+    if quick:
+        rng = np.random.default_rng(0)
+        write_idx(folder / "test-images.idx", rng.integers(0, 256, (1000, 28, 28), np.uint8))
+        write_idx(folder / "test-labels.idx", rng.integers(0, 10, 1000, np.uint8))
+    else:
+        for path in (paths.images(paths.PREPARED, "test"), paths.labels(paths.PREPARED, "test")):
+            _copy(path, folder / path.name)
+    used = {PEERS[peer].network for peer in peers}
+    if MAMBA in used:
+        _prepare_mamba(folder, quick, onnx="onnxruntime" in peers)
+    for name in CONVNETS:
+        if name in used:
+            _prepare_convnet(name, folder, quick)
+
+
+def _copy(source: Path, target: Path) -> None:
+    if not source.is_file():
+        raise BenchError(f"{source} not found: run `dvc repro` first")
+    shutil.copyfile(source, target)
+
+
+def _prepare_mamba(folder: Path, quick: bool, onnx: bool) -> None:
+    from mnist_mamba.engine.binding import Engine
+    from mnist_mamba.training.checkpoint import load_checkpoint
+    from pipeline.common.params import load_params
+
+    (folder / MAMBA).mkdir()
+    file, checkpoint = folder / "mamba.bin", folder / MAMBA / "model.pth"
+    if quick:
+        _write_quick_mamba(file, checkpoint)
+    else:
+        _copy(paths.MODEL, file)
+        _copy(paths.CHECKPOINTS / f"{load_params().export.checkpoint}.pth", checkpoint)
+    with Engine(file, 1, folder / "build/libmamba.so") as engine:
+        margin = json.dumps(engine.info["exit_margin"])
+    (folder / MAMBA / "exit.json").write_text(margin, encoding="utf-8")
+    if onnx:
+        _export(load_checkpoint(checkpoint, scan="reference").model, folder / MAMBA)
+
+
+def _write_quick_mamba(file: Path, checkpoint: Path) -> None:
+    """Write a tiny ensemble, which only shows that everything runs."""
+    import torch
+
+    from mnist_mamba.config import ModelConfig
+    from mnist_mamba.export import write_model
+    from mnist_mamba.model import MambaEnsemble
+    from mnist_mamba.training.checkpoint import Checkpoint, save_checkpoint
+
+    torch.manual_seed(0)
+    config = ModelConfig(
+        height=28, width=28, n_classes=10, patch=(14, 14), d_model=16, n_layers=1, members=2
+    )
+    model = MambaEnsemble(config, scan="reference").eval()
+    model.exit_margin = 0.1
+    write_model(file, model)
+    save_checkpoint(checkpoint, Checkpoint(model, 0, 0.0))
+
+
+def _prepare_convnet(name: str, folder: Path, quick: bool) -> None:
+    """Write a network's ONNX files, norms folded, and PyTorch's logits with norms not folded."""
+    import torch
+
+    from benchmarks import convnets
+    from mnist_mamba.data.idx import read_images
+    from mnist_mamba.model import Classifier
+    from mnist_mamba.training.evaluation import predict
+
+    torch.manual_seed(0)
+    model = convnets.ConvNet(convnets.QUICK_NETWORKS[name]).eval() if quick else convnets.load(name)
+    (folder / name).mkdir()
+    _export(convnets.folded(model), folder / name)
+    images = torch.from_numpy(read_images(folder / "test-images.idx"))
+    logits = predict(cast(Classifier, model), images)
+    np.save(folder / "logits" / f"{name}.npy", logits.numpy())
+
+
+def _export(model: Any, folder: Path) -> None:
+    for load, batch in LOADS.items():
+        export_onnx(model, (batch, 28, 28), folder / f"{load}.onnx")
+
+
+def check_logits(folder: Path, peers: Sequence[str]) -> dict[str, Any]:
+    """Return each peer's accuracy on the test images, and the largest difference of a logit.
+
+    Raises:
+        DifferentWorkError: a difference is above the tolerance, or not a number.
+    """
+    labels = read_labels(folder / "test-labels.idx")
+    logits = {peer: np.load(folder / "logits" / f"{peer}.npy") for peer in peers}
+    largest = 0.0
+    for peer, values in logits.items():
+        same = [one for one in logits if PEERS[one].work == PEERS[peer].work]
+        name = same[0] if PEERS[peer].network == MAMBA else PEERS[peer].network
+        expected = logits[name] if name in logits else np.load(folder / "logits" / f"{name}.npy")
+        # A peer may repeat the first images.
+        difference = float(np.abs(values - np.resize(expected, values.shape)).max())
+        accepted = TOLERANCE * max(1.0, float(np.abs(expected).max()))
+        if not difference <= accepted:
+            raise DifferentWorkError(
+                f"{peer}: logits differ from {name}'s by {difference:.1e}, expected at most "
+                f"{accepted:.0e}: {peer} computes something else"
+            )
+        largest = max(largest, difference)
+    hits = {peer: found[: len(labels)].argmax(1) == labels for peer, found in logits.items()}
+    accuracy = {peer: float(found.mean()) for peer, found in hits.items()}
+    return {"test_accuracy": accuracy, "max_logit_difference": significant(largest)}
+
+
+def summarise(found: Rounds) -> dict[str, Any]:
+    """Return the medians over rounds, by peer and load, and every round's time."""
+
+    def medians(key: str) -> dict[str, dict[str, float]]:
+        return {
+            peer: {
+                load: significant(statistics.median(a["loads"][load][key] for a in answers), 4)
+                for load in LOADS
+            }
+            for peer, answers in found.answers.items()
+        }
+
+    return {
+        "us_per_image": medians("median_us"),
+        "p50_us": medians("p50_us"),
+        "p99_us": medians("p99_us"),
+        "round_us": {
+            peer: {
+                load: [significant(a["loads"][load]["median_us"], 4) for a in answers]
+                for load in LOADS
+            }
+            for peer, answers in found.answers.items()
+        },
+        "members_asked": {
+            peer: answers[0]["members_asked"]
+            for peer, answers in found.answers.items()
+            if "members_asked" in answers[0]
+        },
+        "did_not_finish": found.unfinished,
+    }
+
+
+def run_all(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Time the peers and return this machine's results."""
+    where = harness.machine()
+    prepare(folder, options.peers, options.quick)
+
+    def measure(peer: str) -> Answer:
+        spec = {"peer": peer, "folder": str(folder), "seconds": options.seconds}
+        return harness.run_worker(WORKER, spec, LIMITS)
+
+    found = harness.run_rounds(measure, options.peers, options.rounds)
+    isas = [answers[0]["isa"] for answers in found.answers.values() if "isa" in answers[0]]
+    checked = check_logits(folder, list(found.answers))
+    isa = isas[0] if isas else ""
+    return {**summarise(found), **checked, "isa": isa, "rounds": options.rounds, **where}
+
+
+def with_machine(old: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the file's content with this machine's results added, or renewed.
+
+    Virtual machines may name processors of several generations alike, so that the instruction set
+    is part of the name.
+    """
+    name = f"{result['cpu']}, {result['isa'].upper()}" if result["isa"] else result["cpu"]
+    return {"machines": {**old.get("machines", {}), name: result}}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure, print the table, and write metrics, plot and table; see `options.store`."""
+    options = parse(argv)
+    if shutil.which("cc") is None:
+        raise BenchError("no C compiler found: got no `cc`, install gcc or clang")
+    with tempfile.TemporaryDirectory(prefix="mnist_mamba-bench-") as folder:
+        result = run_all(options, Path(folder))
+    committed = tables.DIGITS_METRICS
+    old = json.loads(committed.read_text(encoding="utf-8")) if committed.is_file() else {}
+    content = with_machine({} if options.output else old, result)
+    accuracies = tables.accuracies()
+    print(tables.digits_tables({"machines": {result["cpu"]: result}}, accuracies))
+    whole = not options.quick and set(options.peers) == set(PEERS)
+    store(content, options.output, committed, whole)
+    if whole and not options.output:
+        draw(paths.PLOTS / "bench_digits.png", content["machines"], accuracies)
+
+
+if __name__ == "__main__":
+    command.run(main)
