@@ -62,7 +62,8 @@ def prepare(folder: Path, peers: Sequence[str], quick: bool) -> None:
         write_idx(folder / "test-labels.idx", rng.integers(0, 10, 1000, np.uint8))
     else:
         for path in (paths.images(paths.PREPARED, "test"), paths.labels(paths.PREPARED, "test")):
-            _copy(path, folder / path.name)
+            _check_exists(path)
+            shutil.copyfile(path, folder / path.name)
     used = {PEERS[peer].network for peer in peers}
     if MAMBA in used:
         _prepare_mamba(folder, quick, onnx="onnxruntime" in peers)
@@ -71,48 +72,50 @@ def prepare(folder: Path, peers: Sequence[str], quick: bool) -> None:
             _prepare_convnet(name, folder, quick)
 
 
-def _copy(source: Path, target: Path) -> None:
-    if not source.is_file():
-        raise BenchError(f"{source} not found: run `dvc repro` first")
-    shutil.copyfile(source, target)
+def _check_exists(path: Path) -> None:
+    if not path.is_file():
+        raise BenchError(f"{path} not found: run `dvc repro` first")
 
 
 def _prepare_mamba(folder: Path, quick: bool, onnx: bool) -> None:
+    """Write the model as checkpoint (no early exit), model file (early exit) and ONNX files."""
+    from mnist_mamba.export import write_model
+    from mnist_mamba.training.checkpoint import Checkpoint, save_checkpoint
+
+    model, exit_margin = _quick_mamba() if quick else _default_mamba(folder)
+    (folder / MAMBA).mkdir()
+    save_checkpoint(folder / MAMBA / "model.pth", Checkpoint(model, 0, 0.0))
+    if onnx:
+        _export(model, folder / MAMBA)
+    model.exit_margin = exit_margin
+    write_model(folder / "mamba.bin", model)
+
+
+def _default_mamba(folder: Path) -> tuple[Any, float]:
+    """Return the model that the pipeline exports, and the exit margin of its file."""
     from mnist_mamba.engine.binding import Engine
     from mnist_mamba.training.checkpoint import load_checkpoint
     from pipeline.common.params import load_params
 
-    (folder / MAMBA).mkdir()
-    file, checkpoint = folder / "mamba.bin", folder / MAMBA / "model.pth"
-    if quick:
-        _write_quick_mamba(file, checkpoint)
-    else:
-        _copy(paths.MODEL, file)
-        _copy(paths.CHECKPOINTS / f"{load_params().export.checkpoint}.pth", checkpoint)
-    with Engine(file, 1, folder / "build/libmamba.so") as engine:
-        margin = json.dumps(engine.info["exit_margin"])
-    (folder / MAMBA / "exit.json").write_text(margin, encoding="utf-8")
-    if onnx:
-        _export(load_checkpoint(checkpoint, scan="reference").model, folder / MAMBA)
+    checkpoint = paths.CHECKPOINTS / f"{load_params().export.checkpoint}.pth"
+    for path in (checkpoint, paths.MODEL):
+        _check_exists(path)
+    with Engine(paths.MODEL, 1, folder / "build/libmamba.so") as engine:
+        return load_checkpoint(checkpoint, scan="reference").model, engine.info["exit_margin"]
 
 
-def _write_quick_mamba(file: Path, checkpoint: Path) -> None:
-    """Write a tiny ensemble, which only shows that everything runs."""
+def _quick_mamba() -> tuple[Any, float]:
+    """Return a tiny ensemble, which only shows that everything runs, and an exit margin."""
     import torch
 
     from mnist_mamba.config import ModelConfig
-    from mnist_mamba.export import write_model
     from mnist_mamba.model import MambaEnsemble
-    from mnist_mamba.training.checkpoint import Checkpoint, save_checkpoint
 
     torch.manual_seed(0)
     config = ModelConfig(
         height=28, width=28, n_classes=10, patch=(14, 14), d_model=16, n_layers=1, members=2
     )
-    model = MambaEnsemble(config, scan="reference").eval()
-    model.exit_margin = 0.1
-    write_model(file, model)
-    save_checkpoint(checkpoint, Checkpoint(model, 0, 0.0))
+    return MambaEnsemble(config, scan="reference").eval(), 0.1
 
 
 def _prepare_convnet(name: str, folder: Path, quick: bool) -> None:

@@ -24,7 +24,7 @@ class Peer:
 
     @property
     def work(self) -> tuple[str, bool]:
-        """What is computed, whatever runs it."""
+        """The computation, whatever runs it."""
         return self.network, self.exits
 
 

@@ -24,6 +24,7 @@ from benchmarks.engine_worker import (
     torch_run,
 )
 from mnist_mamba.data.idx import read_images
+from mnist_mamba.engine.binding import Engine
 
 STEP = 10
 """Implementations in Python are timed on every tenth image: some take minutes for all."""
@@ -62,8 +63,6 @@ def _measure_engine(peer: Peer, folder: Path, logits: Path) -> dict[str, Any]:
         done = subprocess.run(words, check=True, capture_output=True, text=True)
         reports[load] = json.loads(done.stdout)
     if not logits.is_file():
-        from mnist_mamba.engine.binding import Engine
-
         library, asked = folder / "build/libmamba.so", None if peer.exits else 0.0
         with Engine(files[1], 1, library, exit_margin=asked) as engine:
             np.save(logits, engine.logits(read_images(Path(files[2]))))
@@ -84,7 +83,8 @@ def build(peer: Peer, folder: Path, load: str) -> Run:
     scan = "cpu" if peer.runtime == "pytorch_cpu_kernel" else "reference"
     model = load_torch(folder / peer.network / "model.pth", 1, scan)
     if peer.exits:
-        model.exit_margin = json.loads((folder / peer.network / "exit.json").read_text("utf-8"))
+        with Engine(folder / "mamba.bin", 1, folder / "build/libmamba.so") as engine:
+            model.exit_margin = engine.info["exit_margin"]
     if peer.runtime == "torch_compile":
         return compiled_run(model, folder / "inductor")
     return torch_run(model)
