@@ -11,7 +11,6 @@ import argparse
 import json
 import logging
 import shutil
-import statistics
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -24,7 +23,7 @@ from benchmarks import harness, tables
 from benchmarks.digits_cases import CONVNETS, LOADS, MAMBA, PEERS
 from benchmarks.digits_plot import draw
 from benchmarks.engine import build_engine, export_onnx
-from benchmarks.harness import Answer, BenchError, DifferentWorkError, Limits, Rounds, significant
+from benchmarks.harness import Answer, BenchError, DifferentWorkError, Limits, significant
 from benchmarks.options import above_zero, add_common, store
 from mnist_mamba.data.idx import read_labels, write_idx
 from pipeline.common import command, paths
@@ -33,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 WORKER = (sys.executable, "-m", "benchmarks.digits_worker")
 LIMITS = Limits(memory_gb=24, time_s=3600)
+ENGINES = ("engine", "engine_all_members")
 TOLERANCE = 1e-4
 """Largest accepted difference of a logit, relative to the largest logit if that is above 1."""
 
@@ -168,38 +168,6 @@ def check_logits(folder: Path, peers: Sequence[str]) -> dict[str, Any]:
     return {"test_accuracy": accuracy, "max_logit_difference": significant(largest)}
 
 
-def summarise(found: Rounds) -> dict[str, Any]:
-    """Return the medians over rounds, by peer and load, and every round's time."""
-
-    def medians(key: str) -> dict[str, dict[str, float]]:
-        return {
-            peer: {
-                load: significant(statistics.median(a["loads"][load][key] for a in answers), 4)
-                for load in LOADS
-            }
-            for peer, answers in found.answers.items()
-        }
-
-    return {
-        "us_per_image": medians("median_us"),
-        "p50_us": medians("p50_us"),
-        "p99_us": medians("p99_us"),
-        "round_us": {
-            peer: {
-                load: [significant(a["loads"][load]["median_us"], 4) for a in answers]
-                for load in LOADS
-            }
-            for peer, answers in found.answers.items()
-        },
-        "members_asked": {
-            peer: answers[0]["members_asked"]
-            for peer, answers in found.answers.items()
-            if "members_asked" in answers[0]
-        },
-        "did_not_finish": found.unfinished,
-    }
-
-
 def run_all(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Time the peers and return this machine's results."""
     where = harness.machine()
@@ -210,10 +178,15 @@ def run_all(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         return harness.run_worker(WORKER, spec, LIMITS)
 
     found = harness.run_rounds(measure, options.peers, options.rounds)
-    isas = [answers[0]["isa"] for answers in found.answers.values() if "isa" in answers[0]]
-    checked = check_logits(folder, list(found.answers))
-    isa = isas[0] if isas else ""
-    return {**summarise(found), **checked, "isa": isa, "rounds": options.rounds, **where}
+    engines = {peer: found.answers[peer][0] for peer in ENGINES if peer in found.answers}
+    return {
+        **harness.summary(found, LOADS),
+        **check_logits(folder, list(found.answers)),
+        "members_asked": {peer: first["members_asked"] for peer, first in engines.items()},
+        "isa": next((first["isa"] for first in engines.values()), ""),
+        "rounds": options.rounds,
+        **where,
+    }
 
 
 def with_machine(old: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:

@@ -107,25 +107,16 @@ def compare(name: str, folder: Path, options: argparse.Namespace, measure: Measu
     if "engine" in found.unfinished:
         raise BenchError(f"the engine did not finish: {found.unfinished['engine']}")
     difference = check_logits(found.answers)
-    us = {peer: _medians(answers, "median_us") for peer, answers in found.answers.items()}
+    summary = harness.summary(found, cases.LOADS)
+    us = summary["us_per_image"]
     return {
-        "us_per_image": us,
-        "p50_us": {peer: _medians(answers, "p50_us") for peer, answers in found.answers.items()},
-        "p99_us": {peer: _medians(answers, "p99_us") for peer, answers in found.answers.items()},
+        **summary,
         "ratio": {
             peer: {load: significant(value / us["engine"][load]) for load, value in loads.items()}
             for peer, loads in us.items()
             if peer != "engine" and "engine" in us
         },
-        "round_us": {
-            peer: {
-                load: [significant(answer["loads"][load]["median_us"], 4) for answer in answers]
-                for load in cases.LOADS
-            }
-            for peer, answers in found.answers.items()
-        },
         "max_logit_difference": difference,
-        "did_not_finish": found.unfinished,
         **_engine_metrics(found.answers.get("engine", [])),
     }
 
@@ -133,13 +124,6 @@ def compare(name: str, folder: Path, options: argparse.Namespace, measure: Measu
 def _summary(answer: Answer) -> str:
     loads = answer["loads"].items()
     return ", ".join(f"{load} {found['median_us']:.1f} us" for load, found in loads)
-
-
-def _medians(answers: Sequence[Answer], key: str) -> dict[str, float]:
-    return {
-        load: significant(statistics.median(a["loads"][load][key] for a in answers), 4)
-        for load in cases.LOADS
-    }
 
 
 def _engine_metrics(answers: Sequence[Answer]) -> dict[str, Any]:

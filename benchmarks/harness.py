@@ -8,9 +8,10 @@ import logging
 import os
 import resource
 import signal
+import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +171,30 @@ def run_rounds(measure: Callable[[str], Answer], names: Sequence[str], rounds: i
             raise DifferentWorkError(f"{name}: {error}") from error
     finished = {name: found for name, found in answers.items() if name not in unfinished}
     return Rounds(finished, unfinished)
+
+
+def summary(found: Rounds, loads: Iterable[str]) -> dict[str, Any]:
+    """Return the medians over rounds and the time of every round (µs per image), by peer and load.
+
+    The answers have median_us, p50_us and p99_us in "loads", by load.
+    """
+
+    def of_rounds(key: str, value: Callable[[list[float]], Any]) -> dict[str, dict[str, Any]]:
+        return {
+            peer: {load: value([a["loads"][load][key] for a in answers]) for load in loads}
+            for peer, answers in found.answers.items()
+        }
+
+    def median(times: list[float]) -> float:
+        return significant(statistics.median(times), 4)
+
+    return {
+        "us_per_image": of_rounds("median_us", median),
+        "p50_us": of_rounds("p50_us", median),
+        "p99_us": of_rounds("p99_us", median),
+        "round_us": of_rounds("median_us", lambda times: [significant(us, 4) for us in times]),
+        "did_not_finish": found.unfinished,
+    }
 
 
 def rss_mb() -> float:

@@ -14,7 +14,7 @@ import torch
 
 from benchmarks import convnets, digits, digits_plot, digits_worker, tables
 from benchmarks.digits_cases import CONVNETS, LOADS, MAMBA, PEERS
-from benchmarks.harness import BenchError, DifferentWorkError, Rounds
+from benchmarks.harness import BenchError, DifferentWorkError, Rounds, summary
 from mnist_mamba.data.idx import write_idx
 from mnist_mamba.data.splits import LabelledImages
 from pipeline.common.params import load_params
@@ -23,15 +23,15 @@ from pipeline.series.trainings import Training
 ACCURACY = {"mean": 0.9968, "std": 0.0003, "params": 91312}
 
 
-def answer(us: float, **extra: Any) -> dict[str, Any]:
+def answer(us: float) -> dict[str, Any]:
     load = {"median_us": us, "p50_us": us, "p99_us": 2 * us}
-    return {"loads": dict.fromkeys(LOADS, load), **extra}
+    return {"loads": dict.fromkeys(LOADS, load)}
 
 
 def section(us: dict[str, float], **unfinished: str) -> dict[str, Any]:
     """Return a machine's results, of peers that take these microseconds in every round."""
     answers = {name: [answer(value)] for name, value in us.items()}
-    found = digits.summarise(Rounds(answers, unfinished))
+    found = summary(Rounds(answers, unfinished), LOADS)
     facts = {"cpu": "Some CPU", "isa": "avx2", "git": "abc", "rounds": 1, "load_1m": 0.1}
     return {**found, "max_logit_difference": 1e-6, **facts}
 
@@ -146,16 +146,6 @@ def test_a_time_is_the_mean_over_a_whole_pass() -> None:
     assert seen == [0, 1, 2, 3, *range(6)]  # two calls to warm up
     assert 0 < found["p50_us"] <= found["p99_us"]
     assert found["median_us"] > 0
-
-
-def test_metrics_are_medians_over_rounds() -> None:
-    rounds = [answer(us, members_asked=1.1) for us in (100.0, 300.0, 200.0)]
-    found = digits.summarise(Rounds({"engine": rounds}, {"lenet_openvino": "not installed"}))
-    assert found["us_per_image"]["engine"] == dict.fromkeys(LOADS, 200.0)
-    assert found["p99_us"]["engine"] == dict.fromkeys(LOADS, 400.0)
-    assert found["round_us"]["engine"]["b1"] == [100.0, 300.0, 200.0]
-    assert found["members_asked"] == {"engine": 1.1}
-    assert found["did_not_finish"] == {"lenet_openvino": "not installed"}
 
 
 def write_logits(folder: Path, **logits: Any) -> None:
