@@ -24,6 +24,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from benchmarks import harness
 from benchmarks.harness import Answer, Limits, Spec
+from mnist_mamba.atomic_write import replacing
 from mnist_mamba.data.splits import LabelledImages
 from mnist_mamba.model import Classifier
 from mnist_mamba.training.evaluation import score
@@ -144,8 +145,7 @@ def wanted() -> list[ConvTraining]:
 
 
 def train_network(network: Network, data: LabelledImages, config: TrainParams) -> ConvNet:
-    """Train on one thread and return the averaged network after the last step."""
-    torch.set_num_threads(1)
+    """Train and return the averaged network after the last step."""
     torch.manual_seed(config.seed)
     model = cast(Classifier, ConvNet(network))
     for report in train(model, data, None, config, progress=False):
@@ -159,8 +159,8 @@ def measure(spec: Spec) -> Answer:
     (training,) = (one for one in wanted() if (one.name, one.seed) == (spec["name"], spec["seed"]))
     data, _ = read_training_data(on_val=True)
     model = train_network(NETWORKS[training.name], data, training.params.train)
-    training.folder.mkdir(parents=True, exist_ok=True)
-    torch.save(model.state_dict(), training.weights)
+    with replacing(training.weights) as temporary:
+        torch.save(model.state_dict(), temporary)
     test = read_split(paths.PREPARED, "test", "prepare")
     images, labels = torch.from_numpy(test.images), torch.from_numpy(test.labels).long()
     accuracy = score(cast(Classifier, model), images, labels).accuracy
@@ -213,6 +213,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:] == ["worker"]:
+        torch.set_num_threads(1)
         harness.serve(measure)
     else:
         command.run(main)

@@ -71,22 +71,33 @@ def test_folding_the_norms_keeps_the_logits(name: str) -> None:
     torch.testing.assert_close(folded(pixels), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_network_learns_in_our_training_loop_and_repeatably() -> None:
+# Trainings
+
+
+def test_a_training_writes_the_weights_that_are_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     labels = np.arange(320, dtype=np.uint8) % 10
     images = np.zeros((320, 28, 28), np.uint8)
     for image, label in zip(images, labels, strict=True):
         image[2 * label + 2 : 2 * label + 6] = 255
     data, network = LabelledImages(images, labels), convnets.NETWORKS["vgg-48"]
+    params = load_params().changed({"train.epochs": 4}, "test")
+    monkeypatch.setattr(convnets, "load_params", lambda: params)
+    monkeypatch.setattr(convnets, "read_training_data", lambda on_val: (data, None))
+    monkeypatch.setattr(convnets, "read_split", lambda *_: data)
+    monkeypatch.setattr(convnets.series, "data_md5", lambda: "data")
+    monkeypatch.setattr(convnets.series, "FOLDER", tmp_path)
     small = dataclasses.replace(network, stages=((8,), (8,)))
-    config = dataclasses.replace(load_params().train, epochs=4)
-    trained = [convnets.train_network(small, data, config) for _ in range(2)]
-    logits = [model.eval()(torch.from_numpy(images) / 255) for model in trained]
-    assert torch.equal(*logits)
-    accuracy = (logits[0].argmax(1) == torch.from_numpy(labels)).float().mean()
-    assert accuracy > 0.5  # 0.1 without learning
-
-
-# Trainings
+    monkeypatch.setitem(convnets.NETWORKS, "vgg-48", small)
+    logits = []
+    for _ in range(2):
+        record = convnets.measure({"name": "vgg-48", "seed": 0})
+        logits.append(convnets.load("vgg-48")(torch.from_numpy(images) / 255))
+    assert torch.equal(*logits)  # the same seed gives the same weights
+    accuracy = (logits[0].argmax(1) == torch.from_numpy(labels)).double().mean().item()
+    assert record["test_accuracy"] == accuracy > 0.5  # 0.1 without learning
+    assert record["params"] == (9 + 2) * 8 + (72 + 2) * 8 + (7 * 7 * 8 + 1) * 10
 
 
 def test_trainings_are_keyed_by_network_seed_and_settings(monkeypatch: pytest.MonkeyPatch) -> None:
