@@ -241,7 +241,10 @@ def test_the_page_is_right_without_results(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_the_plot_shows_each_machine(tmp_path: Path) -> None:
-    machines = {"a": section({"engine": 50.0, "lenet_openvino": 60.0}), "b": section({})}
+    machines = {
+        "a": section({"engine": 50.0, "lenet_openvino": 60.0}),
+        "b": section({"engine": 70.0}),
+    }
     accuracies = {MAMBA: ACCURACY, "lenet": {**ACCURACY, "std": None}}
     digits_plot.draw(tmp_path / "plot.png", machines, accuracies)
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
