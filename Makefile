@@ -124,10 +124,11 @@ check: $(INSTALLED) style $(BUILD)/plain/mamba $(CHECK_C) ## run what takes less
 	@sh csrc/tests/engine/test_cli.sh $(BUILD)/plain/mamba
 	@$(PYTEST) -q -m "not slow" -n 2 $(CHECK_LIBRARY)
 
-# The C tests keep one core busy. Without -j, make would run them first and alone.
-test: $(INSTALLED) ## run all fast tests, offline
-	+@$(MAKE) --no-print-directory $(if $(findstring --jobserver,$(MAKEFLAGS)),,-j2) \
-	  test-c test-python
+# The C tests keep one core busy. Without -j2, make would run them first and alone.
+ifneq ($(filter test,$(MAKECMDGOALS)),)
+MAKEFLAGS += -j2
+endif
+test: test-python test-c ## run all fast tests, offline
 
 test-python: $(INSTALLED) ## run the fast Python tests
 	@$(PYTEST) -m "not slow" -n 2
