@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-RESULTS = {"train": "train", "eval": "eval", "exit": "exit", "benchmark": "wall_clock"}
+RESULTS = {"train": "train", "eval": "eval", "benchmark": "wall_clock"}
 """The metrics files of a run, and the first part of their metrics' names in MLflow. It sorts these:
 curves first, timings last. metrics/ also holds the files of series and of benchmarks."""
 MAX_CLASS = 100
@@ -66,7 +66,7 @@ def artifacts() -> dict[str, list[Path]]:
     """Return the existing files of a run by their folder in MLflow."""
     wanted = {
         "": [Path("params.yaml"), Path("dvc.lock"), Path("dvc.yaml")],
-        "metrics": [paths.METRICS / f"{name}.json" for name in ("data", *RESULTS)],
+        "metrics": [paths.METRICS / f"{name}.json" for name in ("data", "exit", *RESULTS)],
         "figures": [paths.EXAMPLES, paths.AUGMENTATION, *paths.FIGURES],
         "plots": [paths.CURVES, paths.PREDICTIONS],
     }

@@ -192,7 +192,9 @@ def test_the_card_s_figures_are_those_of_the_metrics_files() -> None:
             assert_shows(accuracy, scores["robustness"][name][strength])
     us = metrics("benchmark")["us_per_image"]
     speed = rows(text, "| | batch of 1 (µs) | batch of 100 (µs) |")
-    for cells, runner in zip(speed.values(), ("engine", "pytorch_eager"), strict=True):
+    for cells, runner in zip(
+        speed.values(), ("engine", "engine_all_members", "pytorch_eager"), strict=True
+    ):
         for cell, batch in zip(cells, ("b1", "b100"), strict=True):
             assert_shows(cell, us[runner][batch])
     md5s = rows(text, "| | |\n|---|---|\n| data set |")
@@ -206,8 +208,8 @@ def test_the_card_s_figures_are_those_of_the_metrics_files() -> None:
     table_of = scores["robustness"]
     for words, name, strength in (
         (r"accuracy on inverted images is (\S+ %)", "invert", "100"),
-        (r"accuracy falls to (\S+ %) and \S+ % in the table", "noise", "40"),
-        (r"accuracy falls to \S+ % and (\S+ %) in the table", "blur", "6"),
+        (r"accuracy falls to (\S+ %) and \S+ %\.", "noise", "40"),
+        (r"accuracy falls to \S+ % and (\S+ %)\.", "blur", "6"),
     ):
         (found,) = re.findall(words, prose)
         assert_shows(found, table_of[name][strength])
