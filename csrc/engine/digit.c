@@ -69,7 +69,8 @@ static void read_grid(struct grid *grid, const struct plane *plane, size_t x0, s
         for (size_t x = x0; x < x1; x += grid->step) {
             const struct window window = {(double)x, (double)y, (double)smaller(x + grid->step, x1),
                                           (double)smaller(y + grid->step, y1)};
-            *cell++ = (float)mamba_window_mean(plane, &window);
+            *cell++ = (float)(grid->step == 1 ? mamba_pixel(plane, x, y)
+                                              : mamba_window_mean(plane, &window));
         }
 }
 

@@ -8,13 +8,20 @@
 
 enum { MAX_SIDE = 65535, MAX_CHANNELS = 4, MAX_OUT_SIDE = 4096 };
 enum { MIN_VARIANCE = 3 * 3 }; /* of grey levels: less is not paper and ink */
+enum { COUNTED_ROWS = 128 };   /* at least, of a picture that has so many */
 
 static bool has_alpha(size_t channels)
 {
     return channels == 2 || channels == 4;
 }
 
-/* Returns the sum of n pixels, 0 to 255 each. A constant `channels` makes it fast. */
+/* Sums of pixels are whole numbers of 1 / unit; a pixel is 0 to 255. */
+static double unit(const struct plane *plane)
+{
+    return plane->picture->channels > 1 ? 256 * 255 : 1;
+}
+
+/* Returns the sum of n pixels. A constant `channels` makes it fast. */
 static inline double sum_bytes(const struct plane *plane, const uint8_t *pixel, size_t n,
                                const size_t channels)
 {
@@ -28,7 +35,7 @@ static inline double sum_bytes(const struct plane *plane, const uint8_t *pixel, 
         sum += value * alpha;
         missing += 255 - alpha;
     }
-    return (double)(sum + (uint64_t)plane->backdrop * 256 * missing) / (256 * 255);
+    return (double)(sum + (uint64_t)plane->backdrop * 256 * missing);
 }
 
 static double sum_pixels(const struct plane *plane, const uint8_t *pixel, size_t n)
@@ -65,7 +72,8 @@ static double row_sum(const struct plane *plane, size_t y, double x0, double x1)
 double mamba_pixel(const struct plane *plane, size_t x, size_t y)
 {
     const mamba_picture *picture = plane->picture;
-    return sum_pixels(plane, picture->pixels + y * picture->row_stride + x * picture->channels, 1);
+    const uint8_t *pixel = picture->pixels + y * picture->row_stride + x * picture->channels;
+    return sum_pixels(plane, pixel, 1) / unit(plane);
 }
 
 double mamba_window_mean(const struct plane *plane, const struct window *window)
@@ -80,7 +88,7 @@ double mamba_window_mean(const struct plane *plane, const struct window *window)
         const double bottom = window->y1 < (double)(y + 1) ? window->y1 : (double)(y + 1);
         sum += (bottom - top) * row_sum(plane, y, window->x0, window->x1);
     }
-    return sum / ((window->x1 - window->x0) * (window->y1 - window->y0));
+    return sum / ((window->x1 - window->x0) * (window->y1 - window->y0) * unit(plane));
 }
 
 /* Sets the part of side 0..n of a picture that is averaged into place i of `out`. Enlarging
@@ -160,12 +168,14 @@ static double mean_square(const struct levels *levels, double from)
 }
 
 /* Counts the pixels' grey levels by alpha; and again at the rim of what is opaque, by how much
- * alpha falls from a pixel to its four neighbours. */
-static void count_levels(const mamba_picture *picture, struct levels *all, struct levels *rim)
+ * alpha falls from a pixel to its four neighbours. Of tall pictures some rows are enough: every
+ * `step`-th one. */
+static void count_levels(const mamba_picture *picture, size_t step, struct levels *all,
+                         struct levels *rim)
 {
     const struct plane grey = model_channel(picture, 0, 1, 0);
     const size_t channels = picture->channels, stride = picture->row_stride;
-    for (size_t y = 0; y < picture->height; y++) {
+    for (size_t y = step / 2; y < picture->height; y += step) {
         const uint8_t *alpha = picture->pixels + y * stride + channels - 1;
         for (size_t x = 0; x < picture->width; x++, alpha += channels) {
             if (*alpha == 0)
@@ -180,7 +190,8 @@ static void count_levels(const mamba_picture *picture, struct levels *all, struc
             for (size_t i = 0; i < 4; i++)
                 fall += near[i] < *alpha ? *alpha - near[i] : 0;
             count_level(all, level / 256, *alpha);
-            count_level(rim, level / 256, fall);
+            if (fall > 0)
+                count_level(rim, level / 256, fall);
         }
     }
 }
@@ -191,9 +202,11 @@ static void count_levels(const mamba_picture *picture, struct levels *all, struc
 static uint32_t digit_backdrop(const mamba_picture *picture)
 {
     struct levels all = {0}, rim = {0};
-    count_levels(picture, &all, &rim);
+    const size_t step = picture->height < COUNTED_ROWS ? 1 : picture->height / COUNTED_ROWS;
+    count_levels(picture, step, &all, &rim);
     const uint32_t paper = median_level(&rim);
-    const bool mostly_opaque = all.sum > (uint64_t)picture->width * picture->height * 255 / 2;
+    const bool mostly_opaque =
+        all.sum > (uint64_t)picture->width * (picture->height / step) * 255 / 2;
     if (mostly_opaque || mean_square(&all, paper) > 2 * mean_square(&rim, paper) + MIN_VARIANCE)
         return paper;
     return mean_square(&all, 255) > mean_square(&all, 0) ? 255 : 0;
@@ -252,8 +265,9 @@ mamba_status mamba_prepare_picture(const mamba_picture *picture, uint32_t prepar
     if (preparation == PREPARATION_RESIZE) {
         resize(picture, height, width, channels, out);
     } else {
-        const uint32_t backdrop = is_transparent(picture) ? digit_backdrop(picture) : 0;
-        const struct plane grey = model_channel(picture, 0, 1, backdrop);
+        struct plane grey = model_channel(picture, 0, 1, 0);
+        if ((grey.composite = is_transparent(picture)))
+            grey.backdrop = digit_backdrop(picture);
         status = mamba_prepare_digit(&grey, height, width, out, error);
     }
     denormals_restore(saved);
