@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import errno
 import io
 import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -83,8 +82,15 @@ def answer(engine: Engine, name: str, options: argparse.Namespace) -> str:
 def tell(error: object) -> None:
     """Print an error on stderr. If stderr is closed or full, the exit code alone says it."""
     if sys.stderr:  # print would use stdout instead
-        with contextlib.suppress(OSError):
-            print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        try:
+            print(f"error: {error}", file=sys.stderr, flush=True)  # noqa: T201
+        except OSError:
+            discard(sys.stderr)
+
+
+def discard(stream: TextIO) -> None:
+    """Lose what a stream could not write. Python would write it again, and exit with code 120."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -130,6 +136,6 @@ if __name__ == "__main__":
     except OSError as error:
         if not isinstance(error, BrokenPipeError):  # its reader has ended, as `| head` does
             tell(f"stdout: {error.strerror}")
-        if sys.stdout:  # which Python would flush again
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if sys.stdout:
+            discard(sys.stdout)
         sys.exit(NO_FILE)

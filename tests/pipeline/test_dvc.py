@@ -59,7 +59,7 @@ def test_every_stage_left_its_outputs_and_git_sees_no_binaries(repository: Path)
     assert new == {
         "dvc.lock",
         "artifacts/tracking_key.txt",
-        *(f"metrics/{name}.json" for name in ("data", "train", "eval", "benchmark")),
+        *(f"metrics/{name}.json" for name in ("data", "train", "exit", "eval", "benchmark")),
         *(f"plots/{name}.png" for name in ("augmentation", "examples")),
         *(f"plots/{name}" for name in ("curves.json", "predictions.csv", "predictions.png")),
         *(f"plots/{name}.png" for name in ("confusion", "curves", "misclassified")),
