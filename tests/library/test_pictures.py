@@ -178,10 +178,12 @@ def test_the_times_of_pictures() -> None:
     negatives = [255 - image for image in digits()[0][:40]]
     assert np.mean([least_time(picture, 200) for picture in negatives]) <= 60
     opaque = np.full((512, 512), 255, np.uint8)
+    middle = np.arange(512) - 256
+    round_ = np.where(middle**2 + middle[:, None] ** 2 < 250**2, 255, 0).astype(np.uint8)
     for negative in negatives[:10]:
         page = np.kron(np.pad(negative, 18, constant_values=255), np.ones((8, 8))) * 0.7
         grey = (page + rng.normal(30, 6, page.shape)).clip(0, 255).astype(np.uint8)
-        for layers in ([grey], [grey] * 3, [grey] * 3 + [opaque]):
+        for layers in ([grey], [grey] * 3, [grey] * 3 + [opaque], [grey] * 3 + [round_]):
             assert least_time(np.dstack(layers), 40) <= 2000, f"{len(layers)} channels"
 
 
