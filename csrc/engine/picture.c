@@ -8,7 +8,7 @@
 
 enum { MAX_SIDE = 65535, MAX_CHANNELS = 4, MAX_OUT_SIDE = 4096 };
 enum { MIN_VARIANCE = 3 * 3 }; /* of grey levels: less is not paper and ink */
-enum { COUNTED_ROWS = 128 };   /* at least, of a picture that has so many */
+enum { COUNTED_ROWS = 128 };   /* of a taller picture: to be fast */
 
 static bool has_alpha(size_t channels)
 {
