@@ -119,7 +119,7 @@ CHECK_LIBRARY := tests/library $(addprefix --ignore=tests/library/,test_training
     test_loading.py test_training_figures.py test_scan_triton.py test_differential.py \
     test_allocator.py)
 
-check: $(INSTALLED) style $(BUILD)/plain/mamba $(CHECK_C) ## run what takes less than a minute
+check: $(INSTALLED) style $(BUILD)/plain/mamba $(CHECK_C) ## run the quickest tests: two minutes
 	@for test in $(CHECK_C); do echo "== $$test"; $$test || exit 1; done
 	@sh csrc/tests/engine/test_cli.sh $(BUILD)/plain/mamba
 	@$(PYTEST) -q -m "not slow" -n 2 $(CHECK_LIBRARY)
