@@ -24,7 +24,7 @@ class Peer:
 
     @property
     def work(self) -> tuple[str, bool]:
-        """The computation, whatever runs it."""
+        """The computation, which several runners share: the network, and early exit or not."""
         return self.network, self.exits
 
 
