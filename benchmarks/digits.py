@@ -24,7 +24,7 @@ from benchmarks.digits_cases import CONVNETS, LOADS, MAMBA, PEERS
 from benchmarks.digits_plot import draw
 from benchmarks.engine import build_engine, export_onnx
 from benchmarks.harness import Answer, BenchError, DifferentWorkError, Limits, significant
-from benchmarks.options import above_zero, add_common, store
+from benchmarks.options import parse_inference, store
 from mnist_mamba.data.idx import read_labels, write_idx
 from pipeline.common import command, paths
 
@@ -43,13 +43,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         (__doc__ or "").strip(),
         ["make bench-digits", "python -m benchmarks.digits --peers engine,lenet_openvino"],
     )
-    add_common(parser, tuple(PEERS), rounds=3)
-    add = parser.add_argument
-    add("--seconds", type=above_zero, default=2.0, help="timed per load (default: %(default)g)")
-    options = parser.parse_args(argv)
-    if options.quick:
-        options.rounds, options.seconds = 1, 1e-9
-    return options
+    return parse_inference(parser, tuple(PEERS), 2.0, argv)
 
 
 def prepare(folder: Path, peers: Sequence[str], quick: bool) -> None:

@@ -22,7 +22,7 @@ import numpy as np
 from benchmarks import engine_cases as cases
 from benchmarks import harness, tables
 from benchmarks.harness import ROOT, Answer, BenchError, DifferentWorkError, Limits, significant
-from benchmarks.options import above_zero, add_common, store
+from benchmarks.options import parse_inference, store
 from mnist_mamba.c_build import isa_flags
 from mnist_mamba.config import ModelConfig
 from pipeline.common import command
@@ -44,13 +44,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         (__doc__ or "").strip(),
         ["make bench-engine", "python -m benchmarks.engine --peers engine,onnxruntime --rounds 1"],
     )
-    add_common(parser, cases.PEERS, rounds=3)
-    add = parser.add_argument
-    add("--seconds", type=above_zero, default=1.0, help="timed per load (default: %(default)g)")
-    options = parser.parse_args(argv)
-    if options.quick:
-        options.rounds, options.seconds = 1, 1e-9
-    return options
+    return parse_inference(parser, cases.PEERS, 1.0, argv)
 
 
 def prepare(folder: Path, models: Models, peers: Sequence[str]) -> None:

@@ -59,6 +59,22 @@ def add_common(parser: argparse.ArgumentParser, known: Sequence[str], rounds: in
     add("--output", type=Path, help="default: the committed file, none for a part of the benchmark")
 
 
+def parse_inference(
+    parser: argparse.ArgumentParser,
+    peers: Sequence[str],
+    seconds: float,
+    argv: Sequence[str] | None,
+) -> argparse.Namespace:
+    """Parse the command line of a benchmark of inference; `seconds` is the default per load."""
+    add_common(parser, peers, rounds=3)
+    add = parser.add_argument
+    add("--seconds", type=above_zero, default=seconds, help="timed per load (default: %(default)g)")
+    options = parser.parse_args(argv)
+    if options.quick:
+        options.rounds, options.seconds = 1, 1e-9
+    return options
+
+
 def store(result: Mapping[str, Any], asked: Path | None, committed: Path, whole: bool) -> None:
     """Write the metrics where asked, else the committed file and the documents' tables.
 
