@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from pipeline.common import command, paths
@@ -29,6 +30,9 @@ def parse_arguments() -> argparse.Namespace:
 if __name__ == "__main__":
     command.run(parse_arguments)
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pipeline.common import plots
 from pipeline.common.generated_tables import TRAINING_DOC, write_table
 from pipeline.common.params import load_params
@@ -44,12 +48,24 @@ def measure(training: series.Training) -> series.TrainingRecord:
     metrics = series.train(training)
     model = training.folder / "model.bin"
     export_model(training.folder / "last.pth", model, training.params)
-    test = (paths.images(paths.PREPARED, "test"), paths.labels(paths.PREPARED, "test"))
-    report = run_engine("eval", model, *test)
-    return {
+    report, logits = score(model)
+    record = {
         "test_accuracy": report["correct"] / report["n"],
         "params": metrics["parameters"],
     }
+    if training.params.model.members > 1:
+        _, whole = score(model, "--exit-margin", "0")
+        record["members_asked"] = report["members_asked_mean"]
+        record["predictions_changed"] = int((logits.argmax(1) != whole.argmax(1)).sum())
+    return record
+
+
+def score(model: Path, *options: str) -> tuple[dict[str, Any], NDArray[np.float32]]:
+    """Return the engine's report on the test images, and its logits: (n, n_classes) float32."""
+    test = (paths.images(paths.PREPARED, "test"), paths.labels(paths.PREPARED, "test"))
+    file = model.with_name("logits.f32")
+    report = run_engine("eval", model, *test, "--logits", file, *options)
+    return report, np.fromfile(file, "<f4").reshape(report["n"], -1)
 
 
 def summary(records: series.Records) -> dict[str, Any]:

@@ -101,6 +101,8 @@ def test_seeds_are_scored_by_the_engine_on_test_images(project: Path) -> None:
         result["params"]
         == load(next((project / "runs").glob("default-0-*")), "metrics.json")["parameters"]
     )
+    assert all(1 <= one["members_asked"] <= 2 for one in result["trainings"])
+    assert all(0 <= one["predictions_changed"] <= 40 for one in result["trainings"])
     us = load(project, "metrics/seeds_speed.json")["us_per_image"]["default"]
     assert us["b1"] > 0
     assert (project / "plots/seeds.png").read_bytes().startswith(b"\x89PNG")
