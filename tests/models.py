@@ -58,6 +58,16 @@ ARCHITECTURES: dict[str, ModelConfig] = {
         "wide_panels": {"d_model": 20, "d_state": 8, "d_conv": 2, "n_classes": 17, "width": 12},
         "state_one_conv_one": {"d_state": 1, "d_conv": 1, "expand": 1},
         "ensemble": {"members": 3, "stem": "conv", "stem_width": 3, "stem_norm": "batch"},
+        "mixed_members": {
+            "members": 3,
+            "pos_embed": False,
+            "n_layers": 1,
+            "other_members": [
+                {"stem": "conv", "stem_width": 5, "pos_embed": True, "n_layers": 2},
+                {"patch": [1, 1], "pool": "last", "d_model": 12, "local_conv": True},
+            ],
+            "preparation": "mnist",
+        },
         "colours": {
             "channels": 3,
             "patch": (2, 4),

@@ -160,6 +160,7 @@ class ModelParams(ModelChoices):
     """The choices of a model that do not depend on the data."""
 
     patch: Size = (4, 4)
+    other_members: Annotated[tuple[dict[str, Any], ...], Strict(False)] = ()
     _complete = model_validator(mode="before")(_refuse_omissions)
 
     def config(self, height: int, width: int, n_classes: int, **data: Any) -> ModelConfig:

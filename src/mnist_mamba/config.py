@@ -218,10 +218,13 @@ class ModelChoices(Checked):
     dt_scale: StepSize = 1.0
     """Scale of dt_proj's initial weights."""
     members: Annotated[int, LIMITS["members"]] = 1
-    """Classifiers of this shape whose logits are averaged."""
+    """Classifiers whose logits are averaged."""
+    other_members: tuple[dict[str, Any], ...] = ()
+    """Settings of the members after the first that differ; each takes the next of the list."""
 
     def __post_init__(self) -> None:
         self._check_patch()
+        self._check_other_members()
         super().__post_init__()
         check_value("d_inner", self.d_inner, Annotated[int, LIMITS["d_inner"]])
         if self.resolved_dt_rank not in LIMITS["dt_rank"]:
@@ -239,6 +242,21 @@ class ModelChoices(Checked):
             got = reprlib.repr(patch)
             raise ConfigError(f"patch = {got}: expected [height, width], each {allowed}")
         object.__setattr__(self, "patch", tuple(patch))
+
+    def _check_other_members(self) -> None:
+        """Check kinds and keys, and make a list a tuple; a config also checks the values."""
+        others: Any = self.other_members
+        if not isinstance(others, list | tuple) or not all(isinstance(one, dict) for one in others):
+            got = reprlib.repr(others)
+            raise ConfigError(f"other_members = {got}: expected a list of settings and values")
+        if (count := len(others)) >= LIMITS["members"].high:
+            raise ConfigError(f"other_members = a list of {count}: expected up to 63")
+        known = {field.name for field in dataclasses.fields(ModelChoices)}
+        for i, changes in enumerate(others):
+            if unknown := changes.keys() - known | changes.keys() & {"members", "other_members"}:
+                key = reprlib.repr(min(unknown, key=str))
+                raise ConfigError(f"other_members[{i}]: got {key}, expected settings of one member")
+        object.__setattr__(self, "other_members", tuple(others))
 
     @property
     def d_inner(self) -> int:
@@ -292,6 +310,11 @@ class ModelConfig(ModelChoices):
         if found := oversized_activations(self.stem, self.length, dims):
             name, size = found
             raise ConfigError(f"{name} = {size}: expected up to {MAX_ACTIVATIONS} in all")
+        for i in range(len(self.other_members)):
+            try:
+                self.member(i + 1)
+            except ConfigError as error:
+                raise ConfigError(f"other_members[{i}]: {error}") from error
 
     def _check_classes(self) -> None:
         """Check class names and preparation, and make a list of names, as JSON has, a tuple."""
@@ -309,6 +332,18 @@ class ModelConfig(ModelChoices):
             raise ConfigError(
                 f"preparation = 'mnist': expected 'resize' for {self.channels} channels"
             )
+
+    def member(self, i: int) -> ModelConfig:
+        """Return the config of member i, counted from 0, as of a model of its own."""
+        others = self.other_members
+        changes = others[(i - 1) % len(others)] if i and others else {}
+        alone: dict[str, Any] = {"members": 1, "other_members": ()}
+        return dataclasses.replace(self, **alone, **changes)
+
+    @property
+    def member_configs(self) -> list[ModelConfig]:
+        """The config of each member."""
+        return [self.member(i) for i in range(self.members)]
 
     @property
     def resolved_class_names(self) -> tuple[str, ...]:
@@ -332,8 +367,9 @@ class ModelConfig(ModelChoices):
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain values, for a checkpoint or JSON."""
-        lists = {"patch": list(self.patch), "class_names": list(self.class_names)}
-        return {**dataclasses.asdict(self), **lists}
+        values = dataclasses.asdict(self)
+        lists = {name: list(value) for name, value in values.items() if isinstance(value, tuple)}
+        return values | lists
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ModelConfig:

@@ -138,7 +138,7 @@ def describe(
         "weight_type": WEIGHT_TYPES.index(weight_type),
         "exit_margin": exit_margin,
     }
-    shapes = [_shape_of(config)] * config.members
+    shapes = [_shape_of(one) for one in config.member_configs]
     return ModelFile(header, shapes, config.resolved_class_names, tensors)
 
 
@@ -238,8 +238,6 @@ def load_model(path: str | Path, scan: str = "auto") -> Classifier:
         OSError: the file cannot be read.
     """
     file = read_model(path)
-    if any(shape != file.shapes[0] for shape in file.shapes):
-        raise FormatError(f"{path}: got members of different shapes, expected one shape")
     for name, values in file.tensors.items():
         if name.endswith((".A", ".A_b")) and (values > 0).any():
             raise FormatError(f"{path}: {name}: got {values.max()}, expected 0 or less: A is -exp")
@@ -256,11 +254,22 @@ def load_model(path: str | Path, scan: str = "auto") -> Classifier:
 
 
 def _config_of(file: ModelFile) -> ModelConfig:
-    """Return the config of a file whose members are alike."""
-    header, shape = file.header, file.shapes[0]
+    """Return the config of a file."""
+    first, *others = [_choices_of(shape) for shape in file.shapes]
+    changes = [{k: v for k, v in other.items() if v != first[k]} for other in others]
+    header: Header = file.header | {
+        "preparation": PREPARATIONS[file.header["preparation"]],
+        "class_names": file.class_names,
+        "other_members": changes if any(changes) else [],
+    }
+    return ModelConfig(**first, **_fields_of_config(header))
+
+
+def _choices_of(shape: Header) -> dict[str, Any]:
+    """Return the settings in a member's record."""
     if shape["d_inner"] % shape["d_model"]:
         raise ConfigError(f"d_inner = {shape['d_inner']}: expected a multiple of d_model")
-    choices = {
+    return _fields_of_config(shape) | {
         "stem": STEMS[shape["stem"]],
         "patch": (shape["patch_height"] or 1, shape["patch_width"] or 1),
         "stem_width": shape["stem_width"] or 1,
@@ -270,16 +279,15 @@ def _config_of(file: ModelFile) -> ModelConfig:
         "local_conv": bool(shape["flags"] & FLAG_LOCAL_CONV),
         "direction": DIRECTIONS[shape["direction"]],
         "pool": POOLS[shape["pool"]],
-        "preparation": PREPARATIONS[header["preparation"]],
-        "class_names": file.class_names,
     }
-    for field in dataclasses.fields(ModelConfig):
-        value = (header | shape).get(field.name)
-        if isinstance(value, float):  # the shortest decimal: 0.1, which its float32 is above
-            value = float(str(np.float32(value)))
-        if value is not None:
-            choices.setdefault(field.name, value)
-    return ModelConfig(**choices)
+
+
+def _fields_of_config(record: Header) -> dict[str, Any]:
+    """Return the fields of a record that a config has under the same name."""
+    names = record.keys() & {field.name for field in dataclasses.fields(ModelConfig)}
+    # The shortest decimal of a float: 0.1, which its float32 is above.
+    values = {name: record[name] for name in names}
+    return {k: float(str(np.float32(v))) if isinstance(v, float) else v for k, v in values.items()}
 
 
 def _part(tensors: dict[str, Array], prefix: str) -> dict[str, Array]:

@@ -47,6 +47,16 @@ IMAGE = {"height": 28, "width": 28, "n_classes": 10}
         ({"dt_init_floor": 0.2}, "dt_init_floor = 0.2 is above dt_max = 0.1"),
         ({"dt_rank": "4"}, "dt_rank = '4': expected a whole number in 1..2048 or 'auto'"),
         ({"pos_embed": 1}, "pos_embed = 1: expected true or false"),
+        ({"other_members": {"d_model": 8}}, "{'d_model': 8}: expected a list of settings"),
+        ({"other_members": [8]}, "other_members = [8]: expected a list of settings"),
+        ({"other_members": [{}] * 64}, "other_members = a list of 64: expected up to 63"),
+        ({"other_members": [{"height": 9}]}, "other_members[0]: got 'height', expected settings"),
+        ({"other_members": [{"members": 2}]}, "other_members[0]: got 'members', expected"),
+        ({"other_members": [{}, {"d_model": 0}]}, "other_members[1]: d_model = 0: expected"),
+        (
+            {"other_members": [{"stem": "patch", "patch": [5, 4]}]},
+            "other_members[0]: patch = [5, 4] does not divide the image",
+        ),
     ],
 )
 def test_model_settings_that_cannot_work_are_refused_by_name(

@@ -125,6 +125,24 @@ def test_an_exit_margin_of_0_asks_all_members() -> None:
     assert [len(part) for part in model.answers(pixels[:0])] == [0, 0]
 
 
+def test_later_members_take_their_changes_in_turn() -> None:
+    config = ModelConfig(
+        height=8,
+        width=8,
+        n_classes=3,
+        members=4,
+        d_model=8,
+        n_layers=1,
+        other_members=({"d_model": 12}, {"direction": "cross", "n_layers": 3}),
+    )
+    shapes = [(one.d_model, one.n_layers, one.direction) for one in config.member_configs]
+    wide, deep = (12, 1, "alternate"), (8, 3, "cross")
+    assert shapes == [(8, 1, "alternate"), wide, deep, wide]
+    ensemble = build_classifier(config)
+    assert [member.config for member in ensemble.classifiers] == config.member_configs
+    assert ModelConfig.from_dict(config.to_dict()) == config
+
+
 def test_members_of_an_ensemble_start_with_their_own_weights() -> None:
     torch.manual_seed(0)
     config = ModelConfig(height=8, width=8, n_classes=3, d_model=8, n_layers=1, members=3)

@@ -35,6 +35,7 @@ SMALL: dict[str, Any] = {
     "model.d_model": 16,
     "model.n_layers": 2,
     "model.members": 2,
+    "model.other_members": [{"d_model": 12, "direction": "alternate"}],
     "model.local_conv": False,
     "model.d_state": 4,
     "train.epochs": 3,

@@ -1,8 +1,7 @@
 """`python -m tests.tools.golden` (`make golden`): write PyTorch's activations for the C tests.
 
 Replaces csrc/tests/golden/: one model file and one file of activations, layer by layer, for each
-architecture, and of an ensemble of different ones. The C test compares the engine with them tensor
-by tensor, without Python.
+architecture. The C test compares the engine with them tensor by tensor, without Python.
 """
 
 from __future__ import annotations
@@ -17,23 +16,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mnist_mamba.atomic_write import write_bytes
-from mnist_mamba.engine.binding import PREPARATIONS
-from mnist_mamba.engine.format import ModelFile, member_field
-from mnist_mamba.engine.format import encode as encode_model
-from mnist_mamba.export import describe, folded_tensors, load_model, write_model
+from mnist_mamba.export import load_model, write_model
 from mnist_mamba.model import Block, Classifier, MambaClassifier
 from mnist_mamba.scan import selective_scan
 from tests.models import ARCHITECTURES, make_images, make_model
 
 FOLDER = Path(__file__).parents[2] / "csrc" / "tests" / "golden"
 MAGIC = b"MNGOLD1\n"
-MIXED = ("patch_no_positions", "conv_alternate", "pixels_last")
-"""Architectures of the members of `mixed_members`."""
-
 ROUNDED = "conv_local_cross"
 """Architecture of `int8_weights`, which has all kinds of tensors."""
 
-NAMES = (*ARCHITECTURES, "mixed_members", "int8_weights")
+NAMES = (*ARCHITECTURES, "int8_weights")
 """All golden files."""
 
 Record = tuple[str, int, Tensor]
@@ -85,14 +78,8 @@ def trace_block(block: Block, layer: int, residual: Tensor) -> tuple[list[Record
 @torch.no_grad()
 def trace(model: Classifier, pixels: Tensor) -> list[Record]:
     """Return all activations for one image, member by member."""
-    return trace_members(model.classifiers, pixels)
-
-
-@torch.no_grad()
-def trace_members(members: list[MambaClassifier], pixels: Tensor) -> list[Record]:
-    """Return the activations of several classifiers for one image."""
-    records: list[Record] = [("input", -1, pixels.flatten(1))]
-    return records + [record for member in members for record in trace_member(member, pixels)]
+    members = [record for one in model.classifiers for record in trace_member(one, pixels)]
+    return [("input", -1, pixels.flatten(1)), *members]
 
 
 def trace_member(model: MambaClassifier, pixels: Tensor) -> list[Record]:
@@ -138,10 +125,7 @@ def decode(data: bytes) -> list[Record]:
 
 
 def write_golden(folder: Path, name: str) -> None:
-    """Write NAME.bin and NAME.golden for one architecture, the members of MIXED, or ROUNDED."""
-    if name == "mixed_members":
-        write_mixed(folder / name)
-        return
+    """Write NAME.bin and NAME.golden for one architecture, or ROUNDED."""
     model = make_model(ROUNDED if name == "int8_weights" else name)
     pixels = make_images(model.config, 3)[2].float() / 255
     if name == "int8_weights":
@@ -150,32 +134,6 @@ def write_golden(folder: Path, name: str) -> None:
     else:
         write_model(folder / f"{name}.bin", model)
     write_bytes(folder / f"{name}.golden", encode(trace(model, pixels)))
-
-
-def mixed_members() -> list[MambaClassifier]:
-    """Return the members of MIXED, each with weights of its own."""
-    models = [make_model(name, seed) for seed, name in enumerate(MIXED)]
-    return [member for model in models for member in model.classifiers]
-
-
-def write_mixed(path: Path) -> None:
-    """Write path.bin and path.golden for an ensemble of different architectures.
-
-    Its pictures are prepared as MNIST's are, so that C's tests have such a model.
-    """
-    members = mixed_members()
-    files = [describe(member.config, folded_tensors(member)) for member in members]
-    tensors = {
-        member_field(i, name): values
-        for i, file in enumerate(files)
-        for name, values in file.tensors.items()
-    }
-    shapes = [shape for file in files for shape in file.shapes]
-    header = files[0].header | {"preparation": PREPARATIONS.index("mnist")}
-    mixed = ModelFile(header, shapes, files[0].class_names, tensors)
-    pixels = make_images(members[0].config, 3)[2].float() / 255
-    write_bytes(path.with_suffix(".bin"), encode_model(mixed))
-    write_bytes(path.with_suffix(".golden"), encode(trace_members(members, pixels)))
 
 
 def main() -> int:

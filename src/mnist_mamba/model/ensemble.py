@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from typing import cast
 
@@ -14,10 +13,10 @@ from mnist_mamba.model.classifier import MambaClassifier
 
 
 class MambaEnsemble(nn.Module):
-    """Classifiers of one shape whose logits are averaged (Lakshminarayanan 2017, arXiv 1612.01474).
+    """Classifiers whose logits are averaged (Lakshminarayanan et al. 2017, arXiv 1612.01474).
 
-    The members differ in their initial weights. They learn from the same batches, each from its
-    own loss.
+    The members differ in their initial weights, and may differ in their shapes. They learn from the
+    same batches, each from its own loss.
 
     Almost no image needs all of them. In evaluation, members are asked one after the other until
     the two best classes of their mean logits differ by more than `exit_margin`.
@@ -26,7 +25,7 @@ class MambaEnsemble(nn.Module):
         exit_margin: 0 asks all members, and is the value of a new ensemble.
 
     Args:
-        config: the members' shape, and their number.
+        config: the members' shapes, and their number.
         scan: backend of the scan, as in `MambaClassifier`.
     """
 
@@ -34,8 +33,7 @@ class MambaEnsemble(nn.Module):
         super().__init__()
         self.config = config
         self.exit_margin = 0.0
-        one = dataclasses.replace(config, members=1)
-        self.members = nn.ModuleList(MambaClassifier(one, scan) for _ in range(config.members))
+        self.members = nn.ModuleList(MambaClassifier(one, scan) for one in config.member_configs)
 
     @property
     def classifiers(self) -> list[MambaClassifier]:

@@ -122,6 +122,11 @@ def _checkpoint(content: dict[Any, Any], size: int, scan: str) -> Checkpoint:
 
 def weight_bytes(config: ModelConfig) -> int:
     """Return what a model's tensors take, without allocating them."""
+    return sum(map(_member_bytes, config.member_configs))
+
+
+def _member_bytes(config: ModelConfig) -> int:
+    """Return what one classifier's tensors take."""
     width, norm = config.d_model, config.stem_norm == "batch"
     outer: list[tuple[int, ...]] = [(width,), (config.n_classes, width), (config.n_classes,)]
     outer += [(config.length, width)] * config.pos_embed
@@ -143,7 +148,7 @@ def weight_bytes(config: ModelConfig) -> int:
     )
     layer += [(width, 9), *_norm_shapes(width)] * config.local_conv
     shapes = [*outer, *config.n_layers * layer]
-    return config.members * sum(taken(shape, torch.float32.itemsize) for shape in shapes)
+    return sum(taken(shape, torch.float32.itemsize) for shape in shapes)
 
 
 def _norm_shapes(channels: int) -> list[tuple[int, ...]]:

@@ -29,6 +29,9 @@ class Members:
 
     def __init__(self, model: Classifier) -> None:
         self.all = model.classifiers
+        # No thread begins a long member when the others have almost finished.
+        sizes = [sum(weight.numel() for weight in member.parameters()) for member in self.all]
+        self._largest_first = sorted(range(len(sizes)), key=sizes.__getitem__, reverse=True)
         self._threads = 0
         if len(self.all) > 1 and next(model.parameters()).device.type == "cpu":
             self._threads = min(len(self.all), torch.get_num_threads())
@@ -44,12 +47,13 @@ class Members:
         if self._process != this_process():  # a forked child lacks its parent's threads
             self._pool = ThreadPoolExecutor(self._threads, "member", torch.set_num_threads, (1,))
             self._process = this_process()
-        calls: list[Future[T]] = []
+        calls: dict[int, Future[T]] = {}
         try:
-            calls.extend(self._pool.submit(function, member) for member in self.all)
-            return [call.result() for call in calls]
+            for i in self._largest_first:
+                calls[i] = self._pool.submit(function, self.all[i])
+            return [calls[i].result() for i in range(len(self.all))]
         finally:
-            wait(calls)
+            wait(calls.values())
 
     @contextmanager
     def one_thread(self) -> Iterator[None]:
