@@ -22,7 +22,7 @@ import numpy as np
 from benchmarks import harness, tables
 from benchmarks.digits_cases import CONVNETS, LOADS, MAMBA, PEERS
 from benchmarks.digits_plot import draw
-from benchmarks.engine import build_engine, export_onnx
+from benchmarks.engine import build_engine
 from benchmarks.harness import Answer, BenchError, DifferentWorkError, Limits, significant
 from benchmarks.options import parse_inference, store
 from mnist_mamba.data.idx import read_labels, write_idx
@@ -131,8 +131,12 @@ def _prepare_convnet(name: str, folder: Path, quick: bool) -> None:
 
 
 def _export(model: Any, folder: Path) -> None:
+    import torch
+
+    from mnist_mamba.onnx_file import write_graph
+
     for load, batch in LOADS.items():
-        export_onnx(model, (batch, 28, 28), folder / f"{load}.onnx")
+        write_graph(folder / f"{load}.onnx", model, torch.rand(batch, 28, 28))
 
 
 def check_logits(folder: Path, peers: Sequence[str]) -> dict[str, Any]:

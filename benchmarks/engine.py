@@ -49,8 +49,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def prepare(folder: Path, models: Models, peers: Sequence[str]) -> None:
     """Build the engine with OpenMP, and write each model's checkpoint in every peer's format."""
+    import torch
+
     from benchmarks.peers import build_model
     from mnist_mamba.export import write_model
+    from mnist_mamba.onnx_file import write_graph
     from mnist_mamba.training.checkpoint import Checkpoint, save_checkpoint
 
     build_engine(folder)
@@ -61,25 +64,14 @@ def prepare(folder: Path, models: Models, peers: Sequence[str]) -> None:
         save_checkpoint(folder / name / "model.pth", Checkpoint(model, 0, 0.0))
         if "onnxruntime" in peers:
             for images, _ in cases.LOADS.values():
-                shape = (images, config.height, config.width)
-                export_onnx(model, shape, folder / name / f"b{images}.onnx")
+                pixels = torch.rand(images, config.height, config.width)
+                write_graph(folder / name / f"b{images}.onnx", model, pixels)
 
 
 def build_engine(folder: Path) -> None:
     """Build command and library with OpenMP in folder/build."""
     make = ["make", "-s", "-f", "csrc/engine.mk", "dvc-engine", f"OUT={folder / 'build'}"]
     subprocess.run(make, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-
-
-def export_onnx(model: Any, shape: tuple[int, int, int], path: Path) -> None:
-    """Export with a fixed batch, which runs faster; a loop over tokens is unrolled.
-
-    shape is that of the pixels: (batch, height, width).
-    """
-    import torch
-
-    logger.info("exporting %s", path.name)
-    torch.onnx.export(model, (torch.rand(shape),), path, dynamo=True, verbose=False)
 
 
 def compare(name: str, folder: Path, options: argparse.Namespace, measure: Measure) -> Answer:

@@ -1,6 +1,7 @@
 """Stage `export`: write a checkpoint as the C engine's model file, or an image as its input.
 
-Also converts model files of version 1, and rounds the weights of a model file.
+Also converts model files of version 1, rounds the weights of a model file, and writes one as an
+ONNX file.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ def parse_arguments() -> argparse.Namespace:
     """Return the command line's options."""
     parser = command.parser(
         "Write the C engine's input: a model file, or one image as raw float32. Or convert a model "
-        "file of version 1, or round the weights of a model file.",
+        "file of version 1, round the weights of a model file, or write one as an ONNX file.",
         [
             "python -m pipeline.export model --checkpoint checkpoints/best_model.pth "
             "--output mnist_mamba.bin",
@@ -28,6 +29,7 @@ def parse_arguments() -> argparse.Namespace:
             "./mamba mnist_mamba.bin input.bin",
             "python -m pipeline.export convert old.bin new.bin --preparation mnist",
             "python -m pipeline.export round float32.bin int8.bin",
+            "python -m pipeline.export onnx models/mnist_mamba.bin mnist_mamba.onnx",
         ],
     )
     what = parser.add_subparsers(dest="what", required=True)
@@ -72,6 +74,15 @@ def parse_arguments() -> argparse.Namespace:
     rounded = what.add_parser("round", help="write a model file again with int8 weights")
     rounded.add_argument("old", type=Path)
     rounded.add_argument("new", type=Path)
+    onnx = what.add_parser("onnx", help="write a model file as an ONNX file")
+    onnx.add_argument("model", type=Path)
+    onnx.add_argument("onnx", type=Path)
+    onnx.add_argument(
+        "--check",
+        type=Path,
+        metavar="IMAGES.idx",
+        help="compare ONNX Runtime's logits of these images with the C engine's",
+    )
     arguments = parser.parse_args()
     if arguments.what == "model":
         given = {"exit_margin": arguments.exit_margin, "weight_type": arguments.weight_type}
@@ -93,12 +104,14 @@ import numpy as np
 import torch
 
 from mnist_mamba.atomic_write import write_bytes, write_json
+from mnist_mamba.data.idx import read_images
 from mnist_mamba.early_exit import changed_predictions, members_asked, safe_margin
 from mnist_mamba.engine.format import WEIGHT_TYPES, encode, read_model
 from mnist_mamba.engine.version_1 import convert
-from mnist_mamba.export import write_model
+from mnist_mamba.export import load_model, write_model
 from mnist_mamba.metrics import quality
 from mnist_mamba.model import MambaEnsemble
+from mnist_mamba.onnx_file import compare_onnx, write_onnx
 from mnist_mamba.training import evaluation
 from mnist_mamba.training.checkpoint import load_checkpoint
 from pipeline.common.prepared_data import read_split
@@ -224,13 +237,37 @@ def round_file(old: Path, new: Path) -> None:
     )
 
 
+def export_onnx(model: Path, onnx: Path, images: Path | None, tolerance: float) -> None:
+    """Write a model file as an ONNX file, and compare the two on images, if any are given.
+
+    Raises:
+        RuntimeError: ONNX Runtime predicts another class, or a logit differs by more than the
+            tolerance.
+    """
+    write_onnx(onnx, load_model(model))
+    logger.info("%s: %d bytes, from %s", onnx, onnx.stat().st_size, model)
+    if images is not None:
+        pixels = read_images(images)
+        changed, largest = compare_onnx(onnx, model, pixels)
+        found = (
+            f"{changed} of {len(pixels)} predictions differ from the C engine's, "
+            f"and logits by up to {largest:.1e}"
+        )
+        if changed or largest > tolerance:
+            raise RuntimeError(f"{onnx}: {found}; expected 0, and up to {tolerance:g}")
+        logger.info("%s: %s", onnx, found)
+
+
 def main() -> None:
-    """Export a model or an image, or convert or round a model file."""
+    """Export a model or an image, or write a model file as another kind of file."""
     arguments = parse_arguments()
     if arguments.what == "convert":
         convert_file(arguments.old, arguments.new, arguments.preparation, arguments.classes)
     elif arguments.what == "round":
         round_file(arguments.old, arguments.new)
+    elif arguments.what == "onnx":
+        tolerance = load_params().evaluate.max_abs_logit_diff
+        export_onnx(arguments.model, arguments.onnx, arguments.check, tolerance)
     elif arguments.what == "image":
         export_image(arguments.split, arguments.index, arguments.output)
     else:

@@ -79,9 +79,11 @@ def assert_close(got: dict[str, Tensor], exact: dict[str, Tensor]) -> None:
         assert error <= TOLERANCE[dtype] * float(expected.norm()), name
 
 
-def assert_matches_reference(inputs: dict[str, Any], softplus: bool = True) -> None:
-    """Compare the C kernel's output and gradients with those of the reference in float64."""
-    got = run(inputs, "cpu", softplus)
+def assert_matches_reference(
+    inputs: dict[str, Any], softplus: bool = True, backend: str = "cpu"
+) -> None:
+    """Compare a backend's output and gradients with those of the reference in float64."""
+    got = run(inputs, backend, softplus)
     exact = {name: value.double() for name, value in inputs.items()}
     assert_close(got, run(exact, "reference", softplus))
     assert got["out"].dtype == inputs["u"].dtype

@@ -57,10 +57,11 @@ def test_auto_takes_the_kernel_on_the_cpu(fresh: None, caplog: pytest.LogCapture
     assert choose("auto", torch.device("cpu")) == "cpu"
     assert choose("reference", "cuda") == "reference"
     assert caplog.text.count("backend cpu") == 1
-    assert available_backends()[:2] == ("reference", "cpu")
+    assert choose("parallel", "cuda") == "parallel"
+    assert available_backends()[:3] == ("reference", "parallel", "cpu")
 
 
-@pytest.mark.parametrize("backend", ["reference", "cpu", "auto"])
+@pytest.mark.parametrize("backend", ["reference", "parallel", "cpu", "auto"])
 def test_an_empty_batch_has_an_empty_result_and_no_gradient(backend: str) -> None:
     inputs = {
         name: (value if value.dim() < 3 else value[:0]).requires_grad_()
@@ -91,7 +92,7 @@ def test_scan_checkpoints_are_as_small_as_the_header_says(
 
 def test_an_unknown_backend_is_refused() -> None:
     with pytest.raises(
-        ValueError, match="got 'tpu', expected one of auto, reference, cpu, triton, cuda"
+        ValueError, match="got 'tpu', expected one of auto, reference, parallel, cpu, triton, cuda"
     ):
         choose("tpu", "cpu")
 

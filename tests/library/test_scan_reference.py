@@ -77,6 +77,14 @@ def test_each_optional_argument(without: tuple[str, ...]) -> None:
     assert_matches_reference(make_inputs(3, 20, 5, 21, without=without))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("length", [1, 2, 3, 4, 5, 16, 33, 49])
+def test_parallel_is_the_reference(length: int, dtype: torch.dtype) -> None:
+    without = OPTIONAL[length % 4 :][:1] if length % 2 else ()
+    inputs = make_inputs(2, 5, 3, length, dtype, without=without)
+    assert_matches_reference(inputs, backend="parallel")
+
+
 def test_the_reference_is_the_formula() -> None:
     """Two steps of one channel with one state, calculated by hand."""
     one = torch.ones(1, 1, 2, dtype=torch.float64)
@@ -232,7 +240,7 @@ def test_only_requested_gradients_are_returned() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("backend", ["cpu", "reference", "parallel"])
 def test_half_types_compute_in_float32(dtype: torch.dtype, backend: str) -> None:
     inputs = make_inputs(2, 17, 3, 9)
     half = {

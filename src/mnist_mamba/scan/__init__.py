@@ -1,9 +1,10 @@
 """The selective scan of Mamba-1 (Gu & Dao 2023, arXiv 2312.00752) and the choice of its backend.
 
-Four backends compute the same function: ``reference`` (plain torch, the definition), ``cpu`` (our
-C kernel), ``triton`` (our GPU kernel) and ``cuda`` (mamba-ssm's GPU kernel). ``auto`` chooses the
-first that works: cpu for tensors on the CPU, triton and then cuda for tensors on a GPU, and
-otherwise the reference. docs/the-scan.md derives the function, its gradients and the C kernel.
+Five backends compute the same function: ``reference`` (plain torch, the definition), ``parallel``
+(plain torch without a loop over time steps, for exporters), ``cpu`` (our C kernel), ``triton`` (our
+GPU kernel) and ``cuda`` (mamba-ssm's GPU kernel). ``auto`` chooses the first that works: cpu for
+tensors on the CPU, triton and then cuda for tensors on a GPU, and otherwise the reference.
+docs/the-scan.md derives the function, its gradients and the C kernel.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from mnist_mamba.config import SCANS
 from mnist_mamba.scan import c_library, cpu, mamba_ssm, triton_scan
 from mnist_mamba.scan.checks import check_arguments
 from mnist_mamba.scan.errors import ScanBackendError
-from mnist_mamba.scan.reference import selective_scan_reference
+from mnist_mamba.scan.reference import selective_scan_parallel, selective_scan_reference
 
 __all__ = ["BACKENDS", "ScanBackendError", "available_backends", "choose", "selective_scan"]
 
@@ -29,10 +30,13 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 logger = logging.getLogger(__name__)
 
-BACKENDS = ("auto", "reference", *itertools.chain.from_iterable(SCANS.values()))
+PLAIN = ("reference", "parallel")
+"""Backends in plain torch, which run everywhere."""
+BACKENDS = ("auto", *PLAIN, *itertools.chain.from_iterable(SCANS.values()))
 
 _FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "reference": selective_scan_reference,
+    "parallel": selective_scan_parallel,
     "cpu": cpu.selective_scan_cpu,
     "triton": triton_scan.selective_scan_triton,
     "cuda": mamba_ssm.selective_scan_cuda,
@@ -71,7 +75,7 @@ def selective_scan(
         z: gate (batch, d_inner, length), dtype of u, or None.
         delta_bias: (d_inner), dtypes as A, or None.
         delta_softplus: whether to apply a softplus to delta + delta_bias.
-        backend: "auto", "reference", "cpu", "triton" or "cuda".
+        backend: "auto", "reference", "parallel", "cpu", "triton" or "cuda".
 
     Returns:
         out (batch, d_inner, length), dtype of u.
@@ -103,7 +107,7 @@ def selective_scan(
 
 
 def choose(backend: str, device: torch.device | str) -> str:
-    """Return the backend for tensors on this device: reference, cpu, triton or cuda.
+    """Return the backend for tensors on this device, one of BACKENDS but "auto".
 
     ``auto`` asks each backend once per process, and logs one warning if it has to fall back to the
     reference. To name a backend is to try it again.
@@ -119,7 +123,7 @@ def choose(backend: str, device: torch.device | str) -> str:
     if backend not in BACKENDS:
         raise ValueError(f"scan backend: got {backend!r}, expected one of {', '.join(BACKENDS)}")
     device = torch.device(device)
-    if backend == "reference":
+    if backend in PLAIN:
         return backend
     if backend == "auto":
         return _first_on(device)
@@ -162,11 +166,11 @@ def _log_choice(name: str, device: torch.device) -> None:
 
 
 def available_backends() -> tuple[str, ...]:
-    """Return the backends that work on this machine; ``reference`` always does.
+    """Return the backends that work on this machine; those of PLAIN always do.
 
     The first call builds the C kernel and, on a machine with a GPU, checks mamba-ssm's kernel.
     """
-    names = ["reference"]
+    names = [*PLAIN]
     for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
         names += [n for n in SCANS[device] if _why_unavailable(n, torch.device(device)) is None]
     return tuple(names)
