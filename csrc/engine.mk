@@ -9,7 +9,8 @@
 # rebuilt when the compiler or a flag changes.
 #
 # Variables that can be set: CC, CFLAGS (optimisation and debugging of engine and omp), CPPFLAGS,
-# LDFLAGS, BUILD (another folder than build/), V=1 (show the commands).
+# LDFLAGS, BUILD (another folder than build/), V=1 (show the commands), WERROR=1 (warnings are
+# errors; CI sets it, and debug is always built so).
 
 engine:
 
@@ -28,65 +29,71 @@ ENGINE_LIBRARY_SOURCES := $(sort $(wildcard csrc/engine/*.c)) \
     $(sort $(wildcard csrc/engine/kernels/*.c))
 ENGINE_COMMAND_SOURCES := $(sort $(wildcard csrc/engine/cli/*.c))
 
+# ---- the compiler ----
+
+COMPILER := $(shell $(CC) --version 2>/dev/null | head -n 1)
+IS_GCC := $(if $(findstring clang,$(COMPILER)),,gcc)
+# The processor that CC compiles for, which need not be this one's.
+ENGINE_TARGET := $(firstword $(subst -, ,$(shell $(CC) -dumpmachine)))
+IS_X86 := $(filter x86_64 amd64,$(ENGINE_TARGET))
+
+# $(call try,FLAGS): the FLAGS with which CC builds an empty program without a warning: all at once,
+# else each one that works alone. $(BUILD)/tried remembers the answer, unless CC builds nothing.
+try = $(shell mkdir -p $(BUILD)/tried; \
+    known=$(BUILD)/tried/$$(echo '$(CC) $(COMPILER) $(LDFLAGS) $(1)' | cksum | tr ' ' -); \
+    new=$$known.$$$$; \
+    builds() { echo 'int main(void) { return 0; }' | \
+        $(CC) $(LDFLAGS) -Werror "$$@" -x c - -o $$new.out >/dev/null 2>&1; }; \
+    if [ ! -e $$known ] && builds; then \
+        if builds $(1); then echo '$(1)'; \
+        else for flag in $(1); do if builds $$flag; then echo $$flag; fi; done; fi > $$new; \
+        mv -f $$new $$known; fi; \
+    rm -f $$new.out*; cat $$known 2>/dev/null)
+
 # ---- flags of every variant ----
 
-# -Wl,-z,noseparate-code: segments need not begin on a page each.
 # -fno-asynchronous-unwind-tables, -Wl,--no-eh-frame-hdr, -Wl,--no-ld-generated-unwind-info:
 #   nothing here is unwound.
 # -fPIC -fvisibility=hidden: the same objects make the command and the library, which exports only
 #   its API.
 # -fno-plt: calls of libc load the address instead of jumping to a stub, which is smaller.
-ENGINE_FLAGS := -std=c11 $(WARNINGS) -Werror $(ENGINE_MATH) \
-    -fno-asynchronous-unwind-tables -fPIC -fno-plt -fvisibility=hidden \
-    -ffunction-sections -fdata-sections -Icsrc/include -Icsrc/engine \
-    -Icsrc/simd
-ifeq ($(shell uname -s),Linux)
-ENGINE_LDFLAGS = -Wl,--gc-sections -Wl,-z,noseparate-code -Wl,--no-eh-frame-hdr \
-    $(if $(IS_X86),-Wl$(comma)--no-ld-generated-unwind-info)
-comma := ,
-endif
+# -Wl,-z,noseparate-code: segments need not begin on a page each.
+ENGINE_SMALL := -fno-asynchronous-unwind-tables -fPIC -fno-plt -fvisibility=hidden \
+    -ffunction-sections -fdata-sections
+ENGINE_LINK_SMALL := -Wl,--gc-sections -Wl,-z,noseparate-code -Wl,--no-eh-frame-hdr \
+    -Wl,--no-ld-generated-unwind-info
+ENGINE_FLAGS := -std=c11 $(WARNINGS) $(if $(WERROR),-Werror) $(ENGINE_MATH) \
+    $(call try,$(ENGINE_SMALL)) -Icsrc/include -Icsrc/engine -Icsrc/simd
+ENGINE_LDFLAGS := $(call try,$(ENGINE_LINK_SMALL))
 
 # ---- flags of single variants ----
 
-# The processor that CC compiles for, which need not be this one's.
-ENGINE_TARGET := $(firstword $(subst -, ,$(shell $(CC) -dumpmachine)))
-IS_X86 := $(filter x86_64 amd64,$(ENGINE_TARGET))
-
-IS_GCC := $(filter 0,$(shell $(CC) --version 2>/dev/null | grep -ci clang))
-
-SANITIZE := -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all
-ifneq ($(IS_GCC),)
 # To find uses after return, gcc 13 moves stack frames to the heap. gcc 13.3 then crashed with
 # AVX-512 in correct code, most likely because vectors are not aligned there (gcc's bug 110027).
-SANITIZE += --param asan-use-after-return=0
-endif
+SANITIZE := -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all \
+    $(call try,--param=asan-use-after-return=0)
 
 # engine and omp: small, except for the kernels, which are tuned below. CFLAGS replaces all of it.
+# gcc alone has most of the flags that are tried here.
 ifeq ($(origin CFLAGS),undefined)
-CFLAGS := -Os
-ENGINE_HOT := -O2
-ENGINE_SCALAR := -O3
-ENGINE_PICTURE := -O3
-ifneq ($(IS_GCC),)
-# Smaller, and as fast or faster.
-ENGINE_AVX2 := -fno-tree-pre -fno-tree-dominator-opts # no partial redundancies, no jump threading
-ENGINE_AVX512 := -fno-ivopts # loops count what is written, not one pointer per array
+# No new signatures for internal functions: smaller, except in the kernels. Tables need no 32 bytes
+# of alignment.
+CFLAGS := -Os $(call try,-fno-ipa-sra -malign-data=abi)
+ENGINE_HOT := -O2 $(call try,-fipa-sra)
+# Smaller, and as fast or faster: no partial redundancies, no jump threading; loops count what is
+# written, not one pointer per array.
+ENGINE_AVX2 := $(call try,-fno-tree-pre -fno-tree-dominator-opts)
+ENGINE_AVX512 := $(call try,-fno-ivopts)
 # No copies of functions for constant arguments or callers, nor of loops for conditions and paths.
-ENGINE_PICTURE += -fno-unswitch-loops
-ENGINE_SCALAR += -fno-ipa-cp-clone -fno-inline-functions -fno-unswitch-loops -fno-split-paths
-# No new signatures for internal functions: smaller, except in the kernels.
-CFLAGS += -fno-ipa-sra
-ifneq ($(IS_X86),)
-CFLAGS += -malign-data=abi # tables need no 32 bytes of alignment
-endif
-ENGINE_HOT += -fipa-sra
-endif
+ENGINE_SCALAR := -O3 $(call try,-fno-ipa-cp-clone -fno-inline-functions -fno-unswitch-loops \
+    -fno-split-paths)
+ENGINE_PICTURE := -O3 $(call try,-fno-unswitch-loops)
 endif
 
 # Only debug has assertions: no behaviour may depend on them.
 ENGINE_CFLAGS_plain = $(CFLAGS) -DNDEBUG
 ENGINE_CFLAGS_omp = $(CFLAGS) -DNDEBUG -fopenmp
-ENGINE_CFLAGS_debug = -O0 -g $(SANITIZE)
+ENGINE_CFLAGS_debug = -O0 -g -Werror $(SANITIZE)
 ENGINE_CFLAGS_fast = -Ofast -march=native -DNDEBUG
 ENGINE_CFLAGS_dvc = -O3 -fopenmp -DNDEBUG
 

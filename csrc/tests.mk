@@ -50,7 +50,7 @@ $(foreach variant,plain omp debug,$(eval $(call engine_tests,$(variant),$(BUILD)
 test-c-scalar: $(BUILD)/plain/tests/test_forward $(BUILD)/plain/tests/test_golden
 	@for test in $^; do echo "== $$test (scalar)"; MAMBA_ISA=scalar $(RUN) $$test || exit 1; done
 
-ENGINE_CFLAGS_tsan = -O1 -g -fsanitize=thread
+ENGINE_CFLAGS_tsan = -O1 -g -Werror -fsanitize=thread
 $(eval $(call engine_variant,tsan,$(BUILD)/tsan))
 $(eval $(call engine_tests,tsan,$(BUILD)/tsan))
 
@@ -112,7 +112,7 @@ else
 FUZZ_COVERAGE := -fsanitize=fuzzer-no-link
 FUZZ_LINK := -fsanitize=fuzzer
 endif
-ENGINE_CFLAGS_fuzz = -O2 -g $(SANITIZE) -DNDEBUG $(FUZZ_COVERAGE)
+ENGINE_CFLAGS_fuzz = -O2 -g -Werror $(SANITIZE) -DNDEBUG $(FUZZ_COVERAGE)
 $(eval $(call engine_variant,fuzz,$(BUILD)/fuzz))
 
 $(BUILD)/fuzz/mutator.o: csrc/fuzz/mutator.c csrc/fuzz/target.h $(BUILD)/fuzz/obj/flags

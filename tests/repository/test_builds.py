@@ -53,11 +53,44 @@ def test_an_empty_cc_is_cc(checkout: Path, command: tuple[str, ...]) -> None:
     assert json.loads(run("./mamba", "info", MODEL, "--json", cwd=checkout))
 
 
+@pytest.fixture
+def picky_compiler(tmp_path: Path) -> Path:
+    """A compiler that warns of -fno-plt, like some of clang, and refuses a flag of the linker."""
+    path = tmp_path / "picky-cc"
+    path.write_text(
+        "#!/bin/sh\n"
+        'case " $* " in *noseparate-code*) exit 1 ;; *" -Werror"*" -fno-plt "*) exit 1 ;; esac\n'
+        'exec cc "$@"\n',
+        encoding="utf-8",
+    )
+    path.chmod(0o755)
+    return path
+
+
+def test_flags_are_tried_before_they_are_used(checkout: Path, picky_compiler: Path) -> None:
+    taken = run("make", "-n", "V=1", "WERROR=", cwd=checkout)
+    dropped = ("-fno-plt", "-Wl,-z,noseparate-code")
+    assert all(flag in taken for flag in dropped), "the compiler here has both"
+    commands = run("make", "-n", "V=1", "WERROR=", f"CC={picky_compiler}", cwd=checkout)
+    for flag in dropped:
+        assert flag not in commands
+        taken = taken.replace(f" {flag}", "")
+    assert commands.replace(str(picky_compiler), "cc") == taken, "all other flags are the same"
+
+
+def test_warnings_are_errors_only_on_request(checkout: Path) -> None:
+    assert "-Werror" not in run("make", "-n", "V=1", "WERROR=", cwd=checkout)
+    assert "-Werror" in run("make", "-n", "V=1", "WERROR=1", cwd=checkout)
+    assert "-Werror" in run("make", "-n", "V=1", "WERROR=", "debug", cwd=checkout)
+
+
 def test_cmake_builds_tests_and_installs_the_same_engine(checkout: Path, tmp_path: Path) -> None:
     if shutil.which("cmake") is None:
         pytest.skip("cmake is not installed")
     build, prefix = tmp_path / "build", tmp_path / "prefix"
-    run("cmake", "-S", "csrc", "-B", build, f"-DCMAKE_INSTALL_PREFIX={prefix}", cwd=checkout)
+    strict = "-DCMAKE_COMPILE_WARNING_AS_ERROR=ON"
+    place = f"-DCMAKE_INSTALL_PREFIX={prefix}"
+    run("cmake", "-S", "csrc", "-B", build, place, strict, cwd=checkout)
     run("cmake", "--build", build, "-j2", cwd=checkout)
     run("ctest", "--test-dir", build, "--output-on-failure", cwd=checkout)
     run("cmake", "--install", build, cwd=checkout)
