@@ -1,6 +1,6 @@
 # Bare `make` builds ./mamba; `make help` lists the other targets.
-# csrc/engine.mk builds the C engine, csrc/tests.mk its tests. `##` starts a target's help text,
-# `##@` a group.
+# csrc/engine.mk builds the C engine, install.mk installs it, tests.mk tests it. `##` starts a
+# target's help text, `##@` a group.
 
 .DEFAULT_GOAL := engine
 include csrc/tests.mk
@@ -238,11 +238,12 @@ wheel: $(INSTALLED) ## pack the Python package, which compiles its kernels where
 	@ls dist/*.whl
 
 # The archive depends on its files alone, not on who packs them or when.
-dist-engine: $(BUILD)/plain/mamba $(BUILD)/plain/libmamba.so ## pack command, library and header
-	@rm -rf "$(ENGINE_DIST)" && mkdir -p "$(ENGINE_DIST)"
-	@cp $(BUILD)/plain/mamba $(BUILD)/plain/libmamba.so csrc/include/mamba.h csrc/README.md LICENSE \
-	  "$(ENGINE_DIST)"
-	@strip "$(ENGINE_DIST)/mamba" && strip --strip-unneeded "$(ENGINE_DIST)/libmamba.so"
+dist-engine: ## pack what `make install` installs
+	@rm -rf "$(ENGINE_DIST)"
+	+@$(MAKE) -s install DESTDIR= PREFIX="$(CURDIR)/$(ENGINE_DIST)" LIBDIR=lib
+	@cp csrc/README.md LICENSE "$(ENGINE_DIST)"
+	@strip "$(ENGINE_DIST)/bin/mnist-mamba"
+	@strip --strip-unneeded "$(ENGINE_DIST)/lib/$(LIBRARY_SHARED)"
 	@tar --sort=name --owner=0 --group=0 --numeric-owner --mtime=@0 -C dist -cf - \
 	  "$(notdir $(ENGINE_DIST))" | gzip -n > "$(ENGINE_DIST).tar.gz" && rm -r "$(ENGINE_DIST)"
 	@ls "$(ENGINE_DIST).tar.gz"

@@ -8,7 +8,7 @@
 #
 # RUN is a program that runs the tests. BUILD, CC and CFLAGS are as in csrc/engine.mk.
 
-include csrc/engine.mk
+include csrc/install.mk
 
 RUN :=
 # OpenMP's threads would keep a core busy while they wait, which doubles the time of some tests.

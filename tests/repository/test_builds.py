@@ -1,4 +1,7 @@
-"""Every way to build the engine gives one that works: make, CMake, an installed wheel."""
+"""Every way to build the engine gives one that works: make, CMake, an installed wheel.
+
+test_library.py has the ways in which other projects use it.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +58,7 @@ def test_an_empty_cc_is_cc(checkout: Path, command: tuple[str, ...]) -> None:
 
 @pytest.fixture
 def picky_compiler(tmp_path: Path) -> Path:
-    """A compiler that warns of -fno-plt, like some of clang, and refuses a flag of the linker."""
+    """A compiler that warns of -fno-plt, like clang on riscv64, without a flag of ld."""
     path = tmp_path / "picky-cc"
     path.write_text(
         "#!/bin/sh\n"
@@ -94,8 +97,7 @@ def test_cmake_builds_tests_and_installs_the_same_engine(checkout: Path, tmp_pat
     run("cmake", "--build", build, "-j2", cwd=checkout)
     run("ctest", "--test-dir", build, "--output-on-failure", cwd=checkout)
     run("cmake", "--install", build, cwd=checkout)
-    assert json.loads(run(prefix / "bin/mamba", "info", MODEL, "--json", cwd=tmp_path))
-    assert (prefix / "include/mamba.h").is_file()
+    assert json.loads(run(prefix / "bin/mnist-mamba", "info", MODEL, "--json", cwd=tmp_path))
 
 
 def test_an_installed_wheel_carries_its_kernels(tmp_path: Path) -> None:

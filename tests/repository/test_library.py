@@ -1,0 +1,151 @@
+"""A stranger's program uses the engine in each way that docs/library.md shows."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "library.md").read_text(encoding="utf-8")
+MODEL = ROOT / "models" / "mnist_mamba.bin"
+STRICT = ("-std=c11", "-Wall", "-Wextra", "-Werror")
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler here"),
+]
+
+
+def run(*command: str | Path, cwd: Path, **environment: str) -> str:
+    words = [str(word) for word in command]
+    env = {**os.environ, **environment}
+    done = subprocess.run(words, cwd=cwd, capture_output=True, text=True, env=env)
+    assert done.returncode == 0, f"{words}: {done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def block(language: str) -> str:
+    match = re.search(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
+    assert match is not None
+    return match[1]
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A stranger's project: app.c, and a picture of a seven in black on white."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    (folder / "app.c").write_text(block("c"), encoding="utf-8")
+    image = np.fromfile(ROOT / "models/example_input.bin", dtype="<f4").reshape(28, 28)
+    grey = np.kron(np.uint8(255 - image * 200), np.ones((3, 3), np.uint8))
+    (folder / "seven.pgm").write_bytes(b"P5 84 84 255\n" + grey.tobytes())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def engine_build(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("build")
+
+
+def make(build: Path, *words: str | Path) -> str:
+    return run("make", "-s", "-f", "csrc/install.mk", f"BUILD={build}", *words, cwd=ROOT)
+
+
+@pytest.fixture(scope="module")
+def prefix(engine_build: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A staged installation, moved to a folder with a space in its name."""
+    stage = tmp_path_factory.mktemp("stage")
+    make(engine_build, "-j2", "install", "PREFIX=/usr", f"DESTDIR={stage}")
+    return (stage / "usr").rename(stage / "installed here")
+
+
+def files(prefix: Path) -> dict[str, str | None]:
+    """Return all files below a folder, and what each link leads to."""
+    found = (path for path in prefix.rglob("*") if path.is_symlink() or path.is_file())
+    return {
+        str(path.relative_to(prefix)): str(path.readlink()) if path.is_symlink() else None
+        for path in found
+    }
+
+
+def reads_a_seven(project: Path, app: str | Path = "./app", **environment: str) -> bool:
+    return run(app, MODEL, "seven.pgm", cwd=project, **environment) == "7\n"
+
+
+def test_a_plain_compiler_finds_the_installed_library(project: Path, prefix: Path) -> None:
+    """As if PREFIX were a folder that compiler and loader search by themselves."""
+    lib = str(prefix / "lib")
+    system = {"CPATH": str(prefix / "include"), "LIBRARY_PATH": lib, "LD_LIBRARY_PATH": lib}
+    run("cc", *STRICT, "app.c", "-lmnist_mamba", "-o", "app", cwd=project, **system)
+    assert reads_a_seven(project, **system)
+    soname = re.search(r"libmnist_mamba\.so\S*", run("ldd", "app", cwd=project, **system))
+    assert soname is not None
+    assert soname[0] == "libmnist_mamba.so.0"
+    assert "class 7" in run(
+        prefix / "bin/mnist-mamba", MODEL, ROOT / "models/example_input.bin", cwd=project
+    )
+
+
+def test_pkg_config_finds_both_libraries(project: Path, prefix: Path) -> None:
+    if shutil.which("pkg-config") is None:
+        pytest.skip("pkg-config is not installed")
+    place = {"PKG_CONFIG_PATH": str(prefix / "lib/pkgconfig")}
+    ask = ("pkg-config", "--cflags", "--libs", "mnist_mamba")
+    flags = shlex.split(run(*ask, cwd=project, **place))
+    run("cc", *STRICT, "app.c", *flags, "-o", "app", cwd=project)
+    assert reads_a_seven(project, LD_LIBRARY_PATH=str(prefix / "lib"))
+    flags = shlex.split(run(*ask, "--static", cwd=project, **place))
+    run("cc", *STRICT, "-static", "app.c", *flags, "-o", "app", cwd=project)
+    assert reads_a_seven(project)
+
+
+def test_cmake_finds_both_libraries(project: Path, prefix: Path) -> None:
+    if shutil.which("cmake") is None:
+        pytest.skip("cmake is not installed")
+    lists = block("cmake")
+    lists += "add_executable(static app.c)\ntarget_link_libraries(static mnist_mamba::static)\n"
+    (project / "CMakeLists.txt").write_text(lists, encoding="utf-8")
+    run("cmake", "-S", ".", "-B", "build", f"-DCMAKE_PREFIX_PATH={prefix}", cwd=project)
+    run("cmake", "--build", "build", cwd=project)
+    assert reads_a_seven(project, "build/app")
+    assert reads_a_seven(project, "build/static")
+    newer = lists.replace("mnist_mamba 0.1", "mnist_mamba 1.0")
+    (project / "CMakeLists.txt").write_text(newer, encoding="utf-8")
+    with pytest.raises(AssertionError, match="compatible with requested version"):
+        run("cmake", "-S", ".", "-B", "new", f"-DCMAKE_PREFIX_PATH={prefix}", cwd=project)
+
+
+def test_uninstall_leaves_nothing(engine_build: Path, tmp_path: Path) -> None:
+    place = (f"PREFIX={tmp_path}/usr", "LIBDIR=lib/x86_64-linux-gnu")
+    make(engine_build, "install", *place)
+    text = (tmp_path / "usr/lib/x86_64-linux-gnu/pkgconfig/mnist_mamba.pc").read_text("utf-8")
+    assert text.startswith("prefix=${pcfiledir}/../../..\n")
+    make(engine_build, "uninstall", *place)
+    assert files(tmp_path) == {}
+
+
+def test_cmake_installs_what_make_installs(project: Path, prefix: Path, tmp_path: Path) -> None:
+    """A project that takes the sources in gets the same targets, too."""
+    if shutil.which("cmake") is None:
+        pytest.skip("cmake is not installed")
+    lists = block("cmake").replace(
+        "find_package(mnist_mamba 0.1 REQUIRED)", f"add_subdirectory({ROOT}/csrc engine)"
+    )
+    (project / "CMakeLists.txt").write_text(lists, encoding="utf-8")
+    build, other = project / "build", tmp_path / "other"
+    options = (f"-DCMAKE_INSTALL_PREFIX={other}", "-DCMAKE_INSTALL_LIBDIR=lib")
+    optimisation = ("-DCMAKE_BUILD_TYPE=Debug", "-DCMAKE_COMPILE_WARNING_AS_ERROR=ON")
+    run("cmake", "-S", ".", "-B", build, *options, *optimisation, cwd=project)
+    run("cmake", "--build", build, "-j2", cwd=project)
+    assert reads_a_seven(project, build / "app")
+    run("cmake", "--install", build, cwd=project)
+    assert files(other) == files(prefix)
+    for name in ("lib/pkgconfig/mnist_mamba.pc", "lib/cmake/mnist_mamba/mnist_mamba-config.cmake"):
+        assert (other / name).read_text("utf-8") == (prefix / name).read_text("utf-8")
