@@ -58,3 +58,16 @@ uninstall: ## remove what install has put in PREFIX
 	@rm -f $(foreach file,$(INSTALL_FILES),"$(INSTALL_ROOT)/$(file)")
 	@rmdir "$(INSTALL_ROOT)/include/mnist_mamba" "$(INSTALL_ROOT)/$(LIBDIR)/cmake/mnist_mamba" \
 	    2>/dev/null || true
+
+# ---- the engine in one file ----
+
+PYTHON ?= python3
+AMALGAMATION := $(BUILD)/amalgamation
+
+.PHONY: amalgamation
+amalgamation: $(AMALGAMATION)/mamba.c ## write the engine as two files, build/amalgamation/mamba.*
+	@echo "$(AMALGAMATION)/mamba.c $(AMALGAMATION)/mamba.h"
+
+$(AMALGAMATION)/mamba.c: csrc/amalgamate.py csrc/flags.mk $(ENGINE_LIBRARY_SOURCES) \
+    $(wildcard csrc/engine/*.h csrc/engine/kernels/*.[hi]* csrc/simd/*.h csrc/include/*.h)
+	@$(PYTHON) csrc/amalgamate.py $(AMALGAMATION)

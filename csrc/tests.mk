@@ -2,6 +2,7 @@
 # this file. On its own: `make -f csrc/tests.mk TARGET` from the root of the repository.
 #
 #   test-c          everything that needs only gcc: plain, OpenMP, sanitizers, the fuzzers' seeds
+#   test-amalgamation  the tests of the engine as one file
 #   test-cross      the tests for other processors, run by qemu-user
 #   test-valgrind   the tests under valgrind
 #   fuzz            SECONDS of random bytes for each reader of files, or RUNS inputs
@@ -49,6 +50,36 @@ $(foreach variant,plain omp debug,$(eval $(call engine_tests,$(variant),$(BUILD)
 # The scalar kernels, which no machine with vectors would choose by itself.
 test-c-scalar: $(BUILD)/plain/tests/test_forward $(BUILD)/plain/tests/test_golden
 	@for test in $^; do echo "== $$test (scalar)"; MAMBA_ISA=scalar $(RUN) $$test || exit 1; done
+
+# The tests against the engine in one file, which a stranger's compiler builds without our flags.
+# Its results have the bits of the usual build.
+AMALGAMATED := $(ENGINE_TESTS)
+$(AMALGAMATION)/mamba.o: $(AMALGAMATION)/mamba.c
+	@echo '  cc $<'
+	$(ENGINE_QUIET)$(CC) -O2 $(WARNINGS) -Werror -c $< -o $@
+
+$(AMALGAMATION)/tests/%: $(BUILD)/plain/obj/tests/engine/%.o $(AMALGAMATION)/mamba.o \
+    $(call engine_objects,$(BUILD)/plain,$(ENGINE_TEST_SUPPORT))
+	@mkdir -p $(@D)
+	@echo '  link $@'
+	$(ENGINE_QUIET)$(CC) $^ -lm -pthread -o $@
+
+$(AMALGAMATION)/mamba: $(AMALGAMATION)/mamba.o \
+    $(call engine_objects,$(BUILD)/plain,$(ENGINE_COMMAND_SOURCES))
+	$(ENGINE_QUIET)$(CC) $^ -lm -o $@
+
+.PHONY: test-amalgamation
+test-amalgamation: $(addprefix $(AMALGAMATION)/,$(addprefix tests/,$(AMALGAMATED)) mamba) \
+    $(BUILD)/plain/mamba
+	@for test in $(addprefix $(AMALGAMATION)/tests/,$(AMALGAMATED)); do \
+	    echo "== $$test"; $(RUN) $$test || exit 1; done
+	@for isa in scalar avx2 avx512 neon; do \
+	    for build in plain amalgamation; do MAMBA_ISA=$$isa $(RUN) $(BUILD)/$$build/mamba \
+	        models/mnist_mamba.bin models/example_input.bin --json \
+	        > $(AMALGAMATION)/$$build.txt 2>&1; done; \
+	    echo "== $(AMALGAMATION)/mamba, $$isa: $$(cut -c -60 $(AMALGAMATION)/plain.txt)"; \
+	    [ $$isa != scalar ] || grep -q logits $(AMALGAMATION)/plain.txt || exit 1; \
+	    cmp $(AMALGAMATION)/plain.txt $(AMALGAMATION)/amalgamation.txt || exit 1; done
 
 ENGINE_CFLAGS_tsan = -O1 -g -Werror -fsanitize=thread
 $(eval $(call engine_variant,tsan,$(BUILD)/tsan))
@@ -173,7 +204,8 @@ test-cross: $(addprefix test-cross-,$(CROSS_NAMES) s390x) ## run the C tests of 
 # 32-bit arm has the scalar kernels only, so test-c-plain has run them.
 $(addprefix test-cross-,$(CROSS_NAMES)): test-cross-%:
 	$(call cross_check,$*)
-	+@$(call cross_make,$*) test-c-plain $(if $(filter aarch64,$*),test-c-scalar) test-scan-omp
+	+@$(call cross_make,$*) test-c-plain $(if $(filter aarch64,$*),test-c-scalar) test-scan-omp \
+	    test-amalgamation AMALGAMATED=test_golden
 
 test-cross-s390x:
 	$(call cross_check,s390x)
@@ -205,4 +237,4 @@ test-valgrind: $(VALGRIND_PROGRAMS) $(BUILD)/plain/mamba ## run the C tests unde
     $(addprefix test-cross-,$(CROSS_NAMES) s390x) tests-clean
 
 tests-clean: engine-clean
-	rm -rf $(addprefix $(BUILD)/,tsan fuzz clang scan-omp scan-debug $(CROSS_NAMES) s390x)
+	rm -rf $(addprefix $(BUILD)/,tsan fuzz clang amalgamation scan-omp scan-debug $(CROSS_NAMES) s390x)

@@ -149,3 +149,19 @@ def test_cmake_installs_what_make_installs(project: Path, prefix: Path, tmp_path
     assert files(other) == files(prefix)
     for name in ("lib/pkgconfig/mnist_mamba.pc", "lib/cmake/mnist_mamba/mnist_mamba-config.cmake"):
         assert (other / name).read_text("utf-8") == (prefix / name).read_text("utf-8")
+
+
+def test_two_files_are_enough(project: Path, engine_build: Path) -> None:
+    """No flag but those that make a compiler stricter; make test-amalgamation tests the rest."""
+    make(engine_build, "amalgamation")
+    for file in (engine_build / "amalgamation").glob("mamba.[ch]"):
+        shutil.copy(file, project)
+    program = block("c").replace("<mnist_mamba/mamba.h>", '"mamba.h"')
+    (project / "app.c").write_text(program, encoding="utf-8")
+    run("cc", *STRICT, "-Wpedantic", "-c", "app.c", "mamba.c", cwd=project)
+    run("cc", "app.o", "mamba.o", "-lm", "-o", "app", cwd=project)
+    assert reads_a_seven(project)
+    for name in re.findall(r" [TDBRC] (\w+)", run("nm", "mamba.o", cwd=project)):
+        assert name.startswith("mamba_"), "not a name that a program may have"
+    with pytest.raises(AssertionError, match="without -ffast-math"):
+        run("cc", "-Ofast", "-c", "mamba.c", cwd=project)
