@@ -69,7 +69,7 @@ FEATURES = """
 #endif
 #endif
 """
-# What a line at file scope defines. (An indented `enum { ... }` belongs to a function.)
+# Names that a line at file scope defines. (An indented line belongs to a function.)
 DEFINITIONS = (
     r"^static (?:inline )?(?:__attribute__\(\(\w+\)\) )?[^;=({]*?(\w+)(?:\(|\[|;| =)",
     r"^(struct \w+) \{",

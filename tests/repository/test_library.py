@@ -165,3 +165,22 @@ def test_two_files_are_enough(project: Path, engine_build: Path) -> None:
         assert name.startswith("mamba_"), "not a name that a program may have"
     with pytest.raises(AssertionError, match="without -ffast-math"):
         run("cc", "-Ofast", "-c", "mamba.c", cwd=project)
+
+
+def test_a_program_carries_its_model(project: Path, prefix: Path) -> None:
+    """The array opens where it lies. C++ takes it and the header, too."""
+    array = run(prefix / "bin/mnist-mamba", "embed", MODEL, cwd=project)
+    (project / "model.h").write_text(array, encoding="utf-8")
+    opened = "mamba_model_open(&model, argv[1], &error)"
+    assert opened in block("c")
+    line = re.search(r"mamba_model_from_bytes\(.*\)", PAGE)
+    assert line is not None
+    program = '#include "model.h"\n' + block("c").replace(opened, line[0])
+    (project / "app.c").write_text(program, encoding="utf-8")
+    place = (f"-I{prefix}/include", f"{prefix}/lib/libmnist_mamba.a", "-lm")
+    run("cc", *STRICT, "app.c", *place, "-o", "app", cwd=project)
+    assert run("./app", "no file", "seven.pgm", cwd=project) == "7\n"
+    if shutil.which("c++"):
+        both = '#include <mnist_mamba/mamba.h>\n#include "model.h"\n'
+        (project / "app.cpp").write_text(both, encoding="utf-8")
+        run("c++", "-std=c++11", "-fsyntax-only", "app.cpp", place[0], cwd=project)

@@ -18,6 +18,7 @@ mamba_status command_predict(const struct job *job, mamba_error *error);
 mamba_status command_eval(const struct job *job, mamba_error *error);
 mamba_status command_info(const struct job *job, mamba_error *error);
 mamba_status command_bench(const struct job *job, mamba_error *error);
+mamba_status command_embed(const struct job *job, mamba_error *error);
 
 /* common.c */
 

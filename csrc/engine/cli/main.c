@@ -13,18 +13,20 @@
 static const char HELP[] =
     "mamba classifies images with a small Mamba model.\n"
     "\n"
-    "  mamba %s\n"
+    "  %s %s\n"
     "      classify a picture: binary PGM or PPM of any size, which is prepared for the\n"
     "      model; or height x width (x channels) float32 in 0..1, little-endian.\n"
     "      --show prints what the model sees\n"
-    "  mamba eval %s\n"
+    "  %s eval %s\n"
     "      measure the accuracy; write all logits to FILE as float32, and the number of\n"
     "      members that each image needed as bytes\n"
-    "  mamba info %s\n"
+    "  %s info %s\n"
     "      show the header of a model file\n"
-    "  mamba bench %s\n"
+    "  %s bench %s\n"
     "      measure the time per image: of IMAGES, or of all members on synthetic images\n"
-    "  mamba --help | --version\n"
+    "  %s embed %s\n"
+    "      print the model as an array of C, named like the file or NAME\n"
+    "  %s --help | --version\n"
     "\n"
     "An ensemble asks its members one by one, until their mean is as clear as the exit margin of\n"
     "the file, or X, demands; 0 asks all.\n"
@@ -41,7 +43,7 @@ struct command {
     command_function run;
 };
 
-enum { EVAL, INFO, BENCH, PREDICT };
+enum { EVAL, INFO, BENCH, EMBED, PREDICT };
 
 static const struct command COMMANDS[] = {
     [EVAL] = {{"eval",
@@ -55,16 +57,18 @@ static const struct command COMMANDS[] = {
                 "[--exit-margin X]",
                 1, 2, ALLOW_BATCH | ALLOW_THREADS | ALLOW_ROUNDS | ALLOW_MARGIN},
                command_bench},
+    [EMBED] = {{"embed", "MODEL [--name NAME]", 1, 1, ALLOW_NAME}, command_embed},
     [PREDICT] = {{"", "MODEL INPUT [--show] [--json] [--exit-margin X]", 2, 2,
                   ALLOW_SHOW | ALLOW_MARGIN},
                  command_predict},
 };
 
-/* Sets *usage if the arguments are wrong. */
-static mamba_status run(int argc, char **argv, const struct syntax **usage, mamba_error *error)
+/* Sets *usage if the arguments are wrong. `me` is the command's name. */
+static mamba_status run(int argc, char **argv, const char *me, const struct syntax **usage,
+                        mamba_error *error)
 {
     if (argc > 1 && strcmp(argv[1], "--version") == 0) {
-        printf("mamba %s\n", mamba_version());
+        printf("%s %s\n", me, mamba_version());
         return MAMBA_OK;
     }
     const struct command *command = COMMANDS;
@@ -77,14 +81,16 @@ static mamba_status run(int argc, char **argv, const struct syntax **usage, mamb
     if (status != MAMBA_OK)
         *usage = &command->syntax;
     if (status == MAMBA_OK && options.help)
-        printf(HELP, COMMANDS[PREDICT].syntax.usage, COMMANDS[EVAL].syntax.usage,
-               COMMANDS[INFO].syntax.usage, COMMANDS[BENCH].syntax.usage);
+        printf(HELP, me, COMMANDS[PREDICT].syntax.usage, me, COMMANDS[EVAL].syntax.usage, me,
+               COMMANDS[INFO].syntax.usage, me, COMMANDS[BENCH].syntax.usage, me,
+               COMMANDS[EMBED].syntax.usage, me);
     else if (status == MAMBA_OK)
         status = run_command(command->run, &options, error);
     struct stat file;
     if (status != MAMBA_OK && first == 1 && argc > 1 && argv[1][0] != '-' &&
         stat(argv[1], &file) != 0)
-        mamba_fail(error, status, argv[1], "neither a file nor a subcommand: eval, info, bench");
+        mamba_fail(error, status, argv[1],
+                   "neither a file nor a subcommand: eval, info, bench, embed");
     return status;
 }
 
@@ -92,13 +98,15 @@ int main(int argc, char **argv)
 {
     mamba_error error = {MAMBA_OK, ""};
     const struct syntax *usage = NULL;
-    mamba_status status = run(argc, argv, &usage, &error);
+    const char *slash = argc ? strrchr(argv[0], '/') : NULL;
+    const char *me = slash ? slash + 1 : argc ? argv[0] : "mamba"; /* mnist-mamba if installed */
+    mamba_status status = run(argc, argv, me, &usage, &error);
     if (status == MAMBA_OK && (fflush(stdout) != 0 || ferror(stdout)))
         status = mamba_fail(&error, MAMBA_ERR_IO, "stdout", "cannot write: %s", strerror(errno));
     if (status != MAMBA_OK)
         fprintf(stderr, "mamba: %s\n", error.message);
     if (usage)
-        fprintf(stderr, "usage: mamba %s%s%s\n", usage->name, usage->name[0] ? " " : "",
+        fprintf(stderr, "usage: %s %s%s%s\n", me, usage->name, usage->name[0] ? " " : "",
                 usage->usage);
     return (int)status;
 }

@@ -1,6 +1,7 @@
 #include "options.h"
 
 #include <errno.h>
+#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -27,19 +28,19 @@ static mamba_status parse_count(int *out, const char *option, const char *text, 
 static mamba_status parse_valued(struct options *out, const char *option, const char *value,
                                  const struct syntax *syntax, mamba_error *error)
 {
-    const struct {
-        const char *name;
-        int flag;
-        const char **text; /* NULL if the value is a count */
-        int *count;
-        int max;
+    static const struct {
+        char name[14]; /* an array, as in kernels.h */
+        uint8_t flag;
+        uint8_t field; /* its place in struct options */
+        int max;       /* of a count; 0 if the value is text */
     } known[] = {
-        {"--logits", ALLOW_LOGITS, &out->logits, NULL, 0},
-        {"--asked", ALLOW_LOGITS, &out->asked, NULL, 0},
-        {"--exit-margin", ALLOW_MARGIN, &out->exit_margin, NULL, 0},
-        {"--threads", ALLOW_THREADS, NULL, &out->threads, MAX_THREADS},
-        {"--batch", ALLOW_BATCH, NULL, &out->batch, MAX_BATCH},
-        {"--rounds", ALLOW_ROUNDS, NULL, &out->rounds, MAX_ROUNDS},
+        {"--logits", ALLOW_LOGITS, offsetof(struct options, logits), 0},
+        {"--asked", ALLOW_LOGITS, offsetof(struct options, asked), 0},
+        {"--exit-margin", ALLOW_MARGIN, offsetof(struct options, exit_margin), 0},
+        {"--name", ALLOW_NAME, offsetof(struct options, name), 0},
+        {"--threads", ALLOW_THREADS, offsetof(struct options, threads), MAX_THREADS},
+        {"--batch", ALLOW_BATCH, offsetof(struct options, batch), MAX_BATCH},
+        {"--rounds", ALLOW_ROUNDS, offsetof(struct options, rounds), MAX_ROUNDS},
     };
     for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
         if (strcmp(option, known[i].name) != 0)
@@ -50,9 +51,10 @@ static mamba_status parse_valued(struct options *out, const char *option, const 
         if (!value)
             return mamba_fail(error, MAMBA_ERR_ARGUMENT, NULL, "%s: expected a value after it",
                               option);
-        if (!known[i].text)
-            return parse_count(known[i].count, option, value, known[i].max, error);
-        *known[i].text = value;
+        void *field = (char *)out + known[i].field;
+        if (known[i].max)
+            return parse_count(field, option, value, known[i].max, error);
+        memcpy(field, &value, sizeof value);
         return MAMBA_OK;
     }
     return mamba_fail(error, MAMBA_ERR_ARGUMENT, NULL,
@@ -70,7 +72,7 @@ mamba_status parse_options(struct options *out, int count, char *const *argument
             out->help = true;
             return MAMBA_OK;
         }
-        if (strcmp(argument, "--json") == 0) {
+        if (strcmp(argument, "--json") == 0 && !(syntax->allowed & ALLOW_NAME)) {
             out->json = true;
         } else if (strcmp(argument, "--show") == 0 && syntax->allowed & ALLOW_SHOW) {
             out->show = true;

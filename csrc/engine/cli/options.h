@@ -16,25 +16,27 @@ struct options {
     const char *logits;      /* NULL if not given */
     const char *asked;       /* NULL if not given */
     const char *exit_margin; /* NULL if not given */
+    const char *name;        /* of embed's array; NULL if not given */
     int threads;             /* 0 if not given */
     int batch, rounds;       /* of bench */
 };
 
-/* Options that a command may allow; all allow --json, --no-mmap and --help. */
+/* Options that a command may allow; all allow --no-mmap and --help, and --json unless --name. */
 enum {
     ALLOW_LOGITS = 1, /* and --asked */
     ALLOW_THREADS = 2,
     ALLOW_BATCH = 4,
     ALLOW_ROUNDS = 8,
     ALLOW_SHOW = 16,
-    ALLOW_MARGIN = 32
+    ALLOW_MARGIN = 32,
+    ALLOW_NAME = 64
 };
 
 /* The arguments of a command. */
 struct syntax {
     char name[8];    /* "" if no subcommand is named; an array, as in kernels.h */
-    char usage[112]; /* its arguments, for the help */
-    int min_files, max_files, allowed;
+    char usage[109]; /* its arguments, for the help */
+    uint8_t min_files, max_files, allowed;
 };
 
 /* Parses arguments [count] of a command. */

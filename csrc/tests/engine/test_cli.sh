@@ -93,7 +93,8 @@ eval_usage="eval MODEL IMAGES.idx LABELS.idx [--json] [--logits FILE] [--asked F
 bench_usage="bench MODEL [IMAGES.idx] [--batch N] [--threads N] [--rounds N] [--json] [--exit-margin X]"
 expect 0 --help
 check "help on stdout" grep -q "Exit codes" out
-for line in "$plain_usage" "$eval_usage" "info MODEL [--json]" "$bench_usage"; do
+for line in "$plain_usage" "$eval_usage" "info MODEL [--json]" "$bench_usage" \
+    "embed MODEL [--name NAME]"; do
     check "the help shows: $line" grep -qFx "  mamba $line" out
 done
 expect 0 eval --help
@@ -122,17 +123,48 @@ usage "$eval_usage" eval "$model" - -
 usage "$bench_usage" bench "$model" --batch 1x
 usage "$bench_usage" bench "$model" --rounds 99999999999999999999
 usage "info MODEL [--json]" info
+usage "embed MODEL [--name NAME]" embed
+usage "embed MODEL [--name NAME]" embed "$model" --json --name
+
+# The command under another name, as it is installed
+ln -s "$mamba" mnist-mamba
+$RUN ./mnist-mamba embed >out 2>err
+says '^usage: mnist-mamba embed MODEL \[--name NAME\]$'
+check "the help of mnist-mamba" sh -c "$RUN ./mnist-mamba --help | grep -qF '  mnist-mamba info MODEL'"
 
 # A word that is neither a subcommand nor a file
 usage "$plain_usage" frobnicate
-says '^mamba: frobnicate: neither a file nor a subcommand: eval, info, bench$'
+says '^mamba: frobnicate: neither a file nor a subcommand: eval, info, bench, embed$'
 usage "$plain_usage" frobnicate "$model" images.idx labels.idx
-says 'eval, info, bench'
+says 'eval, info, bench, embed'
 usage "$plain_usage" bnech "$model" --rounds 3
-says 'eval, info, bench'
+says 'eval, info, bench, embed'
 expect 3 frobnicate "$model"
-says '^mamba: frobnicate: neither a file nor a subcommand: eval, info, bench$'
+says '^mamba: frobnicate: neither a file nor a subcommand: eval, info, bench, embed$'
 check "one line" [ "$(wc -l <err)" -eq 1 ]
+
+# A model as a C array: its bytes, its name
+bytes() {
+    sed -n '/{$/,/}/p' out | sed '1d;$d' | tr ',' '\n' | grep .
+}
+od -An -v -tu1 "$model" | tr -s ' ' '\n' | grep . >wanted
+for option in "" --no-mmap; do
+    expect 0 embed "$model" $option
+    bytes >got
+    check "the bytes of the model" cmp -s wanted got
+    check "its name" grep -q '^alignas(64) static const unsigned char conv3_cross_odd_image\[\] = {$' out
+done
+cp "$model" "7 seg-ments.v2.bin"
+expect 0 embed "7 seg-ments.v2.bin"
+check "a name made of the file's" grep -q ' __seg_ments\[\] = {$' out
+expect 0 embed "$model" --name digits_2
+check "a name of its own" grep -q ' digits_2\[\] = {$' out
+for name in "" 2digits "a b" 'x[]={0};int y' "$(printf '%064d' 0 | tr 0 a)"; do
+    expect 2 embed "$model" --name "$name"
+    says '--name: got .* expected a name of C'
+done
+expect 3 embed missing.bin
+expect 4 embed input.bin
 
 expect 0 "$model" input.bin
 check "a table" grep -q "^class [0-9]" out
