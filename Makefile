@@ -16,7 +16,7 @@ ENV := PATH="$(CURDIR)/$(BIN):$$PATH" DVC_NO_ANALYTICS=1 MLFLOW_DISABLE_TELEMETR
 PYTEST := $(ENV) MAKEFLAGS= python -m pytest
 C_SOURCES = $$(git ls-files '*.c' '*.h' '*.inc')
 
-.PHONY: help setup demo clean kernels golden \
+.PHONY: help setup demo clean kernels golden abi \
     in-git repro experiments study seeds pixels track ui report rekey \
     check test test-python test-slow mutants lint style types prose lint-workflows format \
     bench-train bench-engine bench-digits instructions \
@@ -163,6 +163,9 @@ lint-workflows: $(INSTALLED) ## check GitHub's workflows for mistakes and weak p
 format: $(INSTALLED) ## rewrite the sources in the project's style
 	@$(ENV) ruff check --fix . ; $(ENV) ruff format .
 	@$(ENV) clang-format -i $(C_SOURCES)
+
+abi: $(INSTALLED) ## record the library's interface, which a new version may change
+	@$(ENV) python -m tests.tools.abi
 
 golden: $(INSTALLED) ## renew the activations that the C tests replay
 	@$(ENV) PYTHONPATH=src python -m tests.tools.golden

@@ -93,6 +93,14 @@ def test_a_plain_compiler_finds_the_installed_library(project: Path, prefix: Pat
     )
 
 
+def test_the_library_exports_its_header_and_nothing_else(prefix: Path) -> None:
+    listed = run("nm", "-D", "--defined-only", prefix / "lib/libmnist_mamba.so", cwd=ROOT)
+    exported = re.findall(r" T (\w+)@@MNIST_MAMBA_0$", listed, re.MULTILINE)
+    header = (prefix / "include/mnist_mamba/mamba.h").read_text("utf-8")
+    assert sorted(exported) == sorted(re.findall(r"^MAMBA_API [^(]*?(\w+)\(", header, re.MULTILINE))
+    assert len(exported) == len(listed.splitlines()) - 1, "and the version's own symbol"
+
+
 def test_pkg_config_finds_both_libraries(project: Path, prefix: Path) -> None:
     if shutil.which("pkg-config") is None:
         pytest.skip("pkg-config is not installed")

@@ -207,6 +207,7 @@ static void test_commands(const char *model_path)
         options.positional[1] = paths[5];
         test_every_failure("predict, a picture", command_predict, options);
         test_every_failure("info", command_info, options);
+        test_every_failure("embed", command_embed, options);
         options.batch = options.rounds = options.threads = 1;
         options.positional[1] = NULL;
         test_every_failure("bench", command_bench, options);
