@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import functools
 import io
 import json
 import os
@@ -30,6 +31,8 @@ from tests.tools.pasted_digits import LIGHT_AND_NOISE, PLAIN, Ranges, paste
 BICUBIC = Image.Resampling.BICUBIC
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "models/mnist_mamba.bin"
+LIBRARY = binding.find_library()
+"""Each call that is not given a library takes milliseconds to find it."""
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +41,7 @@ def engine() -> Any:
         yield engine
 
 
+@functools.cache
 def digits() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Return scikit-learn's digits enlarged to 28x28 and prepared, and their classes."""
     from sklearn.datasets import load_digits
@@ -47,7 +51,8 @@ def digits() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         np.asarray(Image.fromarray((image * 15.9).astype(np.uint8)).resize((28, 28)))
         for image in known.images
     ]
-    return np.array([prepare_picture(picture, 28, 28) for picture in pictures]), known.target
+    prepared = [prepare_picture(picture, 28, 28, library=LIBRARY) for picture in pictures]
+    return np.array(prepared), known.target
 
 
 def share_as_before(engine: Engine, images: NDArray[np.uint8], ranges: Ranges) -> float:
@@ -78,7 +83,7 @@ def test_strokes_do_not_vanish_if_finer_cells_show_noise_alone(engine: Engine) -
 def test_a_negative_is_the_same_digit() -> None:
     images, _ = digits()
     for image in images[:100]:
-        again = prepare_picture(255 - image, 28, 28).astype(int)
+        again = prepare_picture(255 - image, 28, 28, library=LIBRARY).astype(int)
         np.testing.assert_allclose(again, image, atol=24)  # faint pixels around it are left out
 
 
@@ -128,7 +133,8 @@ def test_ink_alone_on_transparency_is_the_drawing(ink: tuple[int, int, int]) -> 
         drawing = Image.new("RGBA", (28, 28), ink)
         drawing.putalpha(Image.fromarray(image))
         for mode in ("RGBA", "LA"):
-            seen = prepare_picture(np.asarray(drawing.convert(mode)), 28, 28).astype(int)
+            picture = np.asarray(drawing.convert(mode))
+            seen = prepare_picture(picture, 28, 28, library=LIBRARY).astype(int)
             np.testing.assert_allclose(seen, image, atol=24)
 
 
@@ -158,7 +164,7 @@ def test_the_bars_on_mnist(engine: Engine) -> None:
 
 def least_time(picture: NDArray[np.uint8], calls: int) -> float:
     """Return the least time in µs that C takes to find a digit, in which nothing else ran."""
-    function = binding._load(binding.find_library()).mamba_prepare_picture
+    function = binding._load(LIBRARY).mamba_prepare_picture
     height, width, channels = (*picture.shape, 1)[:3]
     out, error = np.zeros((28, 28), np.uint8), binding._Error()
     pixels = binding._Picture(picture.ctypes.data, width, height, channels, width * channels)
