@@ -112,12 +112,13 @@ kernels: $(INSTALLED) ## build the training kernels now, not on first use
 
 ##@ Test
 
-# `check` leaves out the library's slowest files: the training loop above all.
+# `check` leaves out the library's slowest files: the training loop above all, and processes that
+# import torch.
 CHECK_C := $(addprefix $(BUILD)/plain/tests/,test_model test_forward test_golden test_numbers \
     test_bench)
 CHECK_LIBRARY := tests/library $(addprefix --ignore=tests/library/,test_training.py \
     test_loading.py test_training_figures.py test_scan_triton.py test_differential.py \
-    test_allocator.py)
+    test_allocator.py test_fork.py)
 
 check: $(INSTALLED) style $(BUILD)/plain/mamba $(CHECK_C) ## run the quickest tests: two minutes
 	@for test in $(CHECK_C); do echo "== $$test"; $$test || exit 1; done
@@ -133,8 +134,10 @@ test: test-python test-c ## run all fast tests, offline
 test-python: $(INSTALLED) ## run the fast Python tests
 	@$(PYTEST) -m "not slow" -n 2
 
+# Files without a slow test would be imported only to be left out.
 test-slow: $(INSTALLED) ## run the Python tests that take minutes
-	@$(PYTEST) -m slow -n 2 --dist loadfile
+	@$(PYTEST) -m slow -n 2 --dist loadfile \
+	  $$(grep -rl --include='test_*.py' 'pytest\.mark\.slow' tests)
 
 # JOBS copies of the tree are worked on at a time. ONLY: beginnings of names or paths of mutants.
 # QUICK=1: only the tests that run first.
