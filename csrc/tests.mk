@@ -27,6 +27,10 @@ ENGINE_TEST_SUPPORT := $(filter-out csrc/engine/cli/main.c,$(ENGINE_COMMAND_SOUR
 # Many tests compare with it. -O2 inlines its sums: under qemu, test_numbers takes 7 s, not 10.
 TUNE_reference = -O2
 
+# OpenMP is in one loop, over the images of a batch. The other variants run every test in full.
+ENGINE_TESTS_omp := $(filter-out test_idx test_write_file test_picture,$(ENGINE_TESTS))
+test-c-omp: export CHECK_SAMPLE := 1
+
 # $(eval $(call engine_tests,VARIANT,FOLDER)), after engine_variant.
 define engine_tests
 $(2)/obj/tests/%.o: private CPPFLAGS += -Icsrc/tests
@@ -38,8 +42,8 @@ $(2)/tests/%: $(2)/obj/tests/engine/%.o \
 	$$(ENGINE_QUIET)$$(call engine_link,$(1)) $$^ -lm -pthread -o $$@
 
 .PHONY: test-c-$(1)
-test-c-$(1): $$(addprefix $(2)/tests/,$$(ENGINE_TESTS)) $(2)/mamba
-	@for test in $$(addprefix $(2)/tests/,$$(ENGINE_TESTS)); do \
+test-c-$(1): $$(addprefix $(2)/tests/,$$(or $$(ENGINE_TESTS_$(1)),$$(ENGINE_TESTS))) $(2)/mamba
+	@for test in $$(filter $(2)/tests/%,$$^); do \
 	    echo "== $$$$test"; $(RUN) $$$$test || exit 1; done
 	@echo "== csrc/tests/engine/test_cli.sh ($(1))"
 	@RUN="$(RUN)" sh csrc/tests/engine/test_cli.sh $(2)/mamba
@@ -101,12 +105,20 @@ SCAN_FLAGS := -std=c11 $(WARNINGS) -Werror -Icsrc/scan -Icsrc/simd -Icsrc/tests 
 SCAN_CFLAGS_omp := -O3 -fopenmp
 SCAN_CFLAGS_debug := -O1 -g $(SANITIZE)
 SCAN_TESTS := test_dispatch test_scan test_block
-SCAN_TEST_SUPPORT := $(addprefix csrc/tests/scan/,exact_block.c exact_scan.c random_tensors.c)
+SCAN_TEST_SUPPORT := $(addprefix $(BUILD)/scan-tests/,exact_block.o exact_scan.o random_tensors.o)
 SCAN_OBJECTS := $(patsubst csrc/scan/%.c,%.o,$(sort $(wildcard csrc/scan/*.c)))
 ifneq ($(IS_X86),)
 $(BUILD)/scan-%/kernel_avx2.o: SCAN_ISA := $(ISA_avx2)
 $(BUILD)/scan-%/kernel_avx512.o: SCAN_ISA := $(ISA_avx512)
 endif
+
+# The sums in double precision that all variants compare with. Sanitizers would only slow them down:
+# buffers of the kernels come from malloc, so AddressSanitizer knows their ends.
+$(SCAN_TEST_SUPPORT): $(BUILD)/scan-tests/%.o: csrc/tests/scan/%.c \
+    $(wildcard csrc/scan/*.h csrc/tests/*.h csrc/tests/scan/*.h) csrc/tests.mk
+	@mkdir -p $(@D)
+	@echo '  cc $<'
+	$(ENGINE_QUIET)$(CC) $(SCAN_FLAGS) -O3 -c $< -o $@
 
 # $(call scan_variant,NAME)
 define scan_variant
@@ -196,8 +208,8 @@ cross_qemu = qemu-$(word 3,$(subst :, ,$(filter $(1):%,$(CROSS) s390x:s390x-linu
 cross_check = @for tool in $(call cross_compiler,$(1))-gcc $(call cross_qemu,$(1)); do \
     command -v $$tool >/dev/null || { echo "error: $$tool not found; on Debian, run" \
     "apt-get install qemu-user gcc-$(call cross_compiler,$(1))" >&2; exit 1; }; done
-cross_make = $(MAKE) -f csrc/tests.mk CC=$(call cross_compiler,$(1))-gcc BUILD=build/$(1) \
-    RUN="$(call cross_qemu,$(1)) -L /usr/$(call cross_compiler,$(1))"
+cross_make = CHECK_SAMPLE=1 $(MAKE) -f csrc/tests.mk CC=$(call cross_compiler,$(1))-gcc \
+    BUILD=build/$(1) RUN="$(call cross_qemu,$(1)) -L /usr/$(call cross_compiler,$(1))"
 
 test-cross: $(addprefix test-cross-,$(CROSS_NAMES) s390x) ## run the C tests of other CPUs with qemu
 
@@ -225,6 +237,7 @@ test-big-endian: $(BUILD)/plain/mamba $(BUILD)/plain/tests/test_idx
 VALGRIND := valgrind -q --leak-check=full --error-exitcode=9
 VALGRIND_TESTS := $(filter-out test_allocation test_kernels test_numbers,$(ENGINE_TESTS))
 VALGRIND_PROGRAMS := $(addprefix $(BUILD)/plain/tests/,$(VALGRIND_TESTS))
+test-valgrind: export CHECK_SAMPLE := 1
 test-valgrind: $(VALGRIND_PROGRAMS) $(BUILD)/plain/mamba ## run the C tests under valgrind
 	@command -v valgrind >/dev/null || { echo "error: valgrind not found: install it" >&2; exit 1; }
 	@for test in $(VALGRIND_PROGRAMS) \
@@ -237,4 +250,4 @@ test-valgrind: $(VALGRIND_PROGRAMS) $(BUILD)/plain/mamba ## run the C tests unde
     $(addprefix test-cross-,$(CROSS_NAMES) s390x) tests-clean
 
 tests-clean: engine-clean
-	rm -rf $(addprefix $(BUILD)/,tsan fuzz clang amalgamation scan-omp scan-debug $(CROSS_NAMES) s390x)
+	rm -rf $(addprefix $(BUILD)/,tsan fuzz clang amalgamation scan-omp scan-debug scan-tests $(CROSS_NAMES) s390x)

@@ -5,6 +5,7 @@
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdio.h>
+#include <stdlib.h>
 
 static int checks_passed, checks_failed;
 
@@ -26,6 +27,14 @@ check_that(bool ok, const char *file, int line, const char *condition, const cha
     va_end(arguments);
     printf("\n");
     return false;
+}
+
+/* Whether a test that repeats itself with other random numbers does so less often: csrc/tests.mk
+ * asks for it under valgrind and qemu, where a test takes 10 to 100 times as long, and where only
+ * the parallel loop is another. Each kind of case is tried all the same. */
+static inline bool only_a_sample(void)
+{
+    return getenv("CHECK_SAMPLE") != NULL;
 }
 
 static int check_summary(void)
