@@ -24,8 +24,8 @@ from tests.pipeline.test_dvc import DIGITS
 
 pytestmark = pytest.mark.slow
 
-GRID = {(str(states), str(seed)) for states in (4, 8) for seed in (0, 1)}
-"""d_state and seed of the sweep; the first of each is committed."""
+SWEPT = (("4", "0"), ("8", "0"), ("8", "1"))
+"""d_state and seed of the sweep: committed, new, and one more than there are workers."""
 STARTED_WITHIN_S = 1800
 """Enough for a busy machine; an idle one needs a minute."""
 
@@ -112,21 +112,22 @@ def repository(tmp_path_factory: pytest.TempPathFactory, home: str) -> Path:
 
 @pytest.fixture(scope="module")
 def swept(repository: Path, home: str) -> Path:
-    """The project after a grid in DVC's queue, whose two workers also create the database.
+    """The project after a sweep in DVC's queue, whose two workers also create the database.
 
     They run in temp copies, while Python's path names the project's own src/, as it does where the
     project is installed to be edited, and nothing of that can be imported.
     """
     (repository / "mlflow.db").unlink()
     shutil.rmtree(repository / "mlartifacts")
-    grid = ("-S", "model.d_state=4,8", "-S", "train.seed=range(0,2)")
-    dvc(repository, home, "exp", "run", "--queue", *grid)
+    dvc(repository, home, "exp", "run", "--queue", "-S", "model.d_state=4,8")
+    last = ("-S", "model.d_state=8", "-S", "train.seed=1")
+    dvc(repository, home, "exp", "run", "--queue", *last)
     package = repository / "src/mnist_mamba/__init__.py"
     text = package.read_text(encoding="utf-8")
     package.write_text("raise ImportError('the project instead of its copy')\n", encoding="utf-8")
     try:
         with workers(repository, home, PYTHONPATH=str(repository / "src")):
-            wait_for_experiments(repository, len(GRID))
+            wait_for_experiments(repository, len(SWEPT))
     finally:
         package.write_text(text, encoding="utf-8")
     return repository
@@ -180,7 +181,7 @@ def experiments(folder: Path) -> set[str]:
     return {Path(name).name for name in names if name.count("/") == 4}
 
 
-def test_a_grid_in_the_queue_is_one_sweep_of_whole_runs(swept: Path) -> None:
+def test_a_queue_of_experiments_is_one_sweep_of_whole_runs(swept: Path) -> None:
     parents, children = shown(swept)
     assert len(parents) == 1
     (parent,) = parents.values()
@@ -188,19 +189,19 @@ def test_a_grid_in_the_queue_is_one_sweep_of_whole_runs(swept: Path) -> None:
     assert parent.tags["dvc.sweep"] == head
     assert parent.status == "FINISHED"
     assert set(children) == experiments(swept)
-    assert {child.point for child in children.values()} == GRID
+    assert {child.point for child in children.values()} == set(SWEPT)
     for child in children.values():
         assert child.tags["mlflow.parentRunId"] == parent.run_id
         assert_whole(child)
 
 
 def test_what_was_trained_before_is_not_trained_again_and_whole_in_mlflow(swept: Path) -> None:
-    """The committed content is one of the grid's; its curves come from the committed file."""
+    """The committed content is one of the sweep's; its curves come from the committed file."""
     logs = [
         path.read_text(encoding="utf-8") for path in (swept / ".dvc/tmp/exps/run").rglob("*.out")
     ]
     trained = [log for log in logs if "Running stage 'train'" in log]
-    assert (len(logs), len(trained)) == (len(GRID), len(GRID) - 1)
+    assert (len(logs), len(trained)) == (len(SWEPT), len(SWEPT) - 1)
 
 
 def test_the_queue_leaves_the_work_tree_as_it_was(swept: Path) -> None:
