@@ -20,7 +20,7 @@ C_SOURCES = $$(git ls-files '*.c' '*.h' '*.inc')
     in-git repro experiments study seeds pixels track ui report rekey \
     check test test-python test-slow mutants lint style types prose lint-workflows format \
     bench-train bench-engine bench-digits instructions \
-    gate gate-speed summary promote check-lock check-version wheel dist-engine dist-collect
+    gate gate-speed summary promote champion check-lock check-version wheel dist-engine dist-collect
 
 ##@ Start
 
@@ -222,6 +222,9 @@ summary: $(INSTALLED) ## write build/summary.md: gates, params and metrics compa
 
 promote: $(INSTALLED) ## after a passing gate: renew the champion, models/ and README's results
 	@$(ENV) python -m pipeline.release.promote --base "$(BASE)" --output build/gate.md
+
+champion: $(INSTALLED) ## fetch the champion to build/champion if it is the model that was promoted
+	@$(ENV) python -m pipeline.release.champion
 
 # The dry run exits with 0 either way, so its output decides.
 check-lock: in-git $(INSTALLED) ## check that dvc.lock is up to date

@@ -20,6 +20,7 @@ Other commands:
     release.gate         compare results with those of another revision
     release.gate_speed   compare the engine's speed with that of another revision
     release.promote      publish the model if the gate passes
+    release.champion     fetch the promoted model if it is the one that was promoted
 
 A command checks its arguments (`if __name__ == "__main__"`) above its imports of slow packages, as
 torch: so `--help` and a refused option or value take less than a second.

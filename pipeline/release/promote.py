@@ -1,8 +1,9 @@
 """`make promote`: make this work tree's result the champion if the gate passes.
 
 The model is registered in MLflow under an alias, and models/, the model card and the README's
-results are updated. Nothing changes if the gate fails or if any of these files cannot be made.
-Promoting twice changes nothing more.
+results are updated. models/champion.sha256 has the checksums of what MLflow then serves. Nothing
+changes if the gate fails or if any of these files cannot be made. Promoting twice changes nothing
+more.
 """
 
 from __future__ import annotations
@@ -29,7 +30,6 @@ from pipeline.tracking import model as tracked_model
 
 logger = logging.getLogger(__name__)
 
-ALIAS = "champion"
 RESULTS = (str(paths.METRICS), str(paths.PREDICTIONS.parent))
 """Folders of the stages' results."""
 
@@ -72,7 +72,8 @@ def main(options: argparse.Namespace) -> int:
         return code
     files = published.prepare(params)
     if params.tracking.enabled:
-        tracked_model.register(params, params.tracking.model_name, ALIAS)
+        _, checksums = tracked_model.register(params, params.tracking.model_name, published.ALIAS)
+        files[published.CHAMPION] = checksums.encode()
     else:
         logger.info("tracking.enabled is false: the model is not registered in MLflow")
     for path, content in files.items():

@@ -19,6 +19,10 @@ from pipeline.series.trainings import is_of, plus_minus
 MODELS = Path("models")
 CARD = MODELS / "README.md"
 EXAMPLE = MODELS / "example_input.bin"
+ALIAS = "champion"
+"""Alias of the promoted model in MLflow's registry."""
+CHAMPION = MODELS / "champion.sha256"
+"""Checksums of all files of that model, as `sha256sum` prints them."""
 README = Path("README.md")
 TABLE = "results"
 

@@ -11,6 +11,7 @@ import fcntl
 import json
 import logging
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -58,6 +59,8 @@ EXPERIMENT_TAGS = {
     "mlflow.experiment.primaryMetric.greaterIsBetter": "True",
     f"mlflow.sharedViewState.{VIEW}": json.dumps({"selectedColumns": COLUMNS}),
 }
+PASSWORD = re.compile(r"(://)[^/@\s]*@")
+"""Name and password in an address."""
 EPOCH = "epoch"
 CurvePoint = Mapping[str, float | int | None]
 """Values of all learning curves at one `epoch`."""
@@ -84,6 +87,12 @@ def mlflow_errors() -> Iterator[None]:
             f"MLflow failed: {error}. The results' files are complete: correct "
             "MLFLOW_TRACKING_URI or set tracking.enabled to false, then run `make track`"
         ) from error
+
+
+def one_line(error: BaseException) -> str:
+    """Return an error's first line, without the password of an address in it."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return PASSWORD.sub(r"\1***@", lines[0])
 
 
 def database_root() -> Path:

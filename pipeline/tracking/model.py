@@ -7,15 +7,18 @@ that need only NumPy and, for pictures, Pillow.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from unittest import mock
 
 import numpy as np
+from numpy.typing import NDArray
 
 import mnist_mamba
 from mnist_mamba.data.idx import read_images
@@ -23,6 +26,7 @@ from pipeline.common import paths
 from pipeline.common.content_key import content_key, file_md5
 from pipeline.common.params import Params
 from pipeline.tracking import client as tracking
+from pipeline.tracking import served
 from pipeline.tracking.client import KEY_TAG, TrackingError
 
 if TYPE_CHECKING:
@@ -36,55 +40,108 @@ SERVING = Path(__file__).with_name("serving.py")
 PACKAGE = Path(mnist_mamba.__file__).parent
 SCORES = ("eval/accuracy", "eval/nll", "eval/ece")
 """Metrics of the run that MLflow also shows with the model."""
-BUNDLE_TAG = "bundle_md5"
-"""Tag with a hash of all files in the model, so that equal models are logged once."""
+DIGEST_TAG = "files_sha256"
+"""Tag with a hash of the model's files. It only says which models are worth fetching: anybody who
+may write to the server can copy it."""
 
 
-def log(client: MlflowClient, run: Run, params: Params) -> LoggedModel:
-    """Return the run's model with the current files; log it first if the run lacks it.
+class Bundle(NamedTuple):
+    """The model of the files at hand."""
+
+    folder: Path
+    """The model as MLflow stores it."""
+    image: NDArray[np.float32]
+    """The example, the first test image, [1, height, width(, channels)]."""
+    contents: dict[str, Any]
+    """Arguments with which MLflow saves the model."""
+
+    def check(self, uri: str) -> str:
+        """Check that MLflow serves this model, byte for byte, and that it answers the example.
+
+        Nothing of a foreign model is run.
+
+        Returns:
+            The served files' checksums, as `sha256sum` prints them.
+
+        Raises:
+            TrackingError: it is another model, or cannot be fetched, loaded or asked.
+        """
+        with tempfile.TemporaryDirectory() as scratch:
+            copy = served.fetch(uri, Path(scratch, "served"))
+            served.check_same(uri, copy, self.folder)
+            served.check_answer(uri, copy, self.folder, self.image)
+            return served.checksums(copy)
+
+
+@contextmanager
+def bundle() -> Iterator[Bundle]:
+    """Yield the model of the files at hand.
 
     Raises:
         OSError: a file of the model is missing; the stages before `track` write them.
     """
     import mlflow
     import PIL
-    from mlflow.entities import LoggedModelOutput
-    from mlflow.models import Model
 
     from pipeline.tracking import serving
 
-    bundle = _bundle_md5()
-    if known := _find(client, run, bundle):
-        return known
-    model = client.create_logged_model(
-        run.info.experiment_id,
-        name=params.tracking.model_name,
-        source_run_id=run.info.run_id,
-        tags={BUNDLE_TAG: bundle, KEY_TAG: run.data.tags[KEY_TAG]},
-        params=dict(run.data.params),
-    )
-    client.log_outputs(run.info.run_id, [LoggedModelOutput(model.model_id, step=0)])
-    _log_scores(client, run, model)
     signature, image = _signature_and_example()
-    with _process_default():
-        # Without a run, of which it would log all metrics again.
-        Model.log(
-            artifact_path=None,
-            flavor=mlflow.pyfunc,
-            model_id=model.model_id,
-            python_model=str(SERVING),
-            artifacts={serving.MODEL: str(paths.MODEL), serving.LIBRARY: str(paths.ENGINE_LIBRARY)},
-            code_paths=[str(PACKAGE)],
-            signature=signature,
-            input_example=image,
-            # Without a list MLflow would search for imports.
-            pip_requirements=[
-                f"mlflow=={mlflow.__version__}",
-                f"numpy=={np.__version__}",
-                f"pillow=={PIL.__version__}",
-            ],
+    contents = {
+        # Relative, because MLflow notes the path in the model.
+        "python_model": os.path.relpath(SERVING),
+        "artifacts": {serving.MODEL: str(paths.MODEL), serving.LIBRARY: str(paths.ENGINE_LIBRARY)},
+        "code_paths": [str(PACKAGE)],
+        "signature": signature,
+        "input_example": image,
+        # Without a list MLflow would search for imports.
+        "pip_requirements": [
+            f"mlflow=={mlflow.__version__}",
+            f"numpy=={np.__version__}",
+            f"pillow=={PIL.__version__}",
+        ],
+    }
+    logging.getLogger("mlflow.pyfunc").setLevel(
+        logging.WARNING
+    )  # it says that it checks an example
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch, "model")
+        mlflow.pyfunc.save_model(folder, **contents)
+        yield Bundle(folder, image, contents)
+
+
+def log(client: MlflowClient, run: Run, params: Params) -> LoggedModel:
+    """Return the run's model with the current files; log it if the run lacks it or has lost it.
+
+    Raises:
+        OSError: a file of the model is missing; the stages before `track` write them.
+        TrackingError: MLflow does not serve what was just logged.
+    """
+    import mlflow
+    from mlflow.entities import LoggedModelOutput
+    from mlflow.models import Model
+
+    with bundle() as ours:
+        if known := _find(client, run, ours):
+            return known
+        model = client.create_logged_model(
+            run.info.experiment_id,
+            name=params.tracking.model_name,
+            source_run_id=run.info.run_id,
+            tags={DIGEST_TAG: served.digest(ours.folder), KEY_TAG: run.data.tags[KEY_TAG]},
+            params=dict(run.data.params),
         )
-    return model
+        client.log_outputs(run.info.run_id, [LoggedModelOutput(model.model_id, step=0)])
+        _log_scores(client, run, model)
+        with _process_default():
+            # Without a run, of which it would log all metrics again.
+            Model.log(
+                artifact_path=None,
+                flavor=mlflow.pyfunc,
+                model_id=model.model_id,
+                **ours.contents,
+            )
+        ours.check(model.model_uri)
+        return model
 
 
 def _log_scores(client: MlflowClient, run: Run, model: LoggedModel) -> None:
@@ -102,22 +159,30 @@ def _log_scores(client: MlflowClient, run: Run, model: LoggedModel) -> None:
     client.log_batch(run.info.run_id, metrics=scores)
 
 
-def _find(client: MlflowClient, run: Run, bundle: str) -> LoggedModel | None:
-    """Return the run's newest complete model with this bundle, or None.
+def _find(client: MlflowClient, run: Run, ours: Bundle) -> LoggedModel | None:
+    """Return the run's newest model that MLflow serves with our bytes, or None.
 
-    A run may have several models: the engine may change and change back.
+    A run may have several models: the engine may change and change back. A model with our digest
+    but other bytes, or without files, is passed over with a warning.
     """
+    digest = served.digest(ours.folder)
     for model in client.search_logged_models(
         [run.info.experiment_id], f"source_run_id = '{run.info.run_id}'"
     ):
-        if str(model.status) == "READY" and model.tags.get(BUNDLE_TAG) == bundle:
+        claims_it = str(model.status) == "READY" and model.tags.get(DIGEST_TAG) == digest
+        if claims_it and _serves(model.model_uri, ours):
             return model
     return None
 
 
-def _bundle_md5() -> str:
-    files = [paths.MODEL, paths.ENGINE_LIBRARY, SERVING, *sorted(PACKAGE.rglob("*.py"))]
-    return hashlib.md5(json.dumps([file_md5(file) for file in files]).encode()).hexdigest()
+def _serves(uri: str, ours: Bundle) -> bool:
+    """Return whether MLflow serves our model under a URI; warn if it does not."""
+    try:
+        ours.check(uri)
+    except Exception as error:  # MLflow and its stores raise errors of every kind
+        logger.warning("%s is not used: %s", uri, tracking.one_line(error))
+        return False
+    return True
 
 
 def _signature_and_example() -> tuple[ModelSignature, Any]:
@@ -135,48 +200,59 @@ def _signature_and_example() -> tuple[ModelSignature, Any]:
 
 
 def logged_model(params: Params) -> LoggedModel:
-    """Return the current content's model with the current files.
+    """Return the current content's model with the current files, as MLflow serves them.
 
     Raises:
         TrackingError: MLflow has no such run, or the run has no such model.
         OSError: a file of the model is missing.
     """
-    bundle = _bundle_md5()
-    with tracking.mlflow_errors():
-        client, experiment = tracking.connect(params)
-        key = content_key(params)
-        run = tracking.find(client, experiment, key)
-        model = _find(client, run, bundle) if run else None
-        if model is None:
-            raise TrackingError(
-                f"experiment {params.tracking.experiment} in MLflow has no model with content key "
-                f"{key} and the present {paths.MODEL} and engine: run `make track`"
-            )
-        return model
+    with tracking.mlflow_errors(), bundle() as ours:
+        return _logged_model(params, ours)
 
 
-def register(params: Params, name: str, alias: str) -> str:
+def _logged_model(params: Params, ours: Bundle) -> LoggedModel:
+    client, experiment = tracking.connect(params)
+    key = content_key(params)
+    run = tracking.find(client, experiment, key)
+    model = _find(client, run, ours) if run else None
+    if model is None:
+        raise TrackingError(
+            f"experiment {params.tracking.experiment} in MLflow has no model with content key "
+            f"{key} and the present {paths.MODEL} and engine: run `make track`"
+        )
+    return model
+
+
+def register(params: Params, name: str, alias: str) -> tuple[str, str]:
     """Register the current content's model under a name, and point the alias at it.
 
+    What the alias then serves is checked again; if it is another model, the alias is removed.
+
     Returns:
-        The model's version; a model that is registered already keeps its version.
+        The model's version, and its files' checksums. A model that is registered already keeps its
+        version.
     """
-    model = logged_model(params)
-    with tracking.mlflow_errors():
+    with tracking.mlflow_errors(), bundle() as ours:
+        model = _logged_model(params, ours)
         client, _ = tracking.connect(params)
         with tracking.project_lock():
-            version = _version(client, name, model)
+            version = _version(client, name, model, ours)
             client.set_registered_model_alias(name, alias, version)
+            try:
+                checksums = ours.check(f"models:/{name}@{alias}")
+            except BaseException:
+                client.delete_registered_model_alias(name, alias)
+                raise
     logger.info("MLflow: version %s of %s has the alias %s", version, name, alias)
-    return version
+    return version, checksums
 
 
-def _version(client: MlflowClient, name: str, model: LoggedModel) -> str:
+def _version(client: MlflowClient, name: str, model: LoggedModel, ours: Bundle) -> str:
     """Return the model's version; register it first if needed."""
     import mlflow
 
     for known in client.search_model_versions(f"name = '{name}'"):
-        if known.source == model.model_uri:
+        if known.source == model.model_uri and _serves(f"models:/{name}/{known.version}", ours):
             return str(known.version)
     with _process_default():
         created = mlflow.register_model(model.model_uri, name, tags={KEY_TAG: model.tags[KEY_TAG]})

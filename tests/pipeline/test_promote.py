@@ -133,13 +133,17 @@ def test_only_a_result_that_passes_the_gate_is_registered_and_published(
     registered: list[tuple[str, str]] = []
     monkeypatch.setattr(gate, "main", lambda options: code)
     monkeypatch.setattr(published, "prepare", lambda params: {Path("models/new"): b"content"})
-    monkeypatch.setattr(
-        promotion.tracked_model, "register", lambda _, name, alias: registered.append((name, alias))
-    )
+
+    def register(_: Any, name: str, alias: str) -> tuple[str, str]:
+        registered.append((name, alias))
+        return "1", "the champion's checksums"
+
+    monkeypatch.setattr(promotion.tracked_model, "register", register)
     assert promotion.main(argparse.Namespace(base="HEAD", output=None)) == code
     passes = code == PASS
     assert registered == [("mnist-mamba", "champion")] * (passes and enabled)
     assert Path("models/new").is_file() == passes
+    assert Path("models/champion.sha256").is_file() == (passes and enabled)
 
 
 @pytest.mark.slow
@@ -199,6 +203,12 @@ def test_the_champion_and_what_is_refused(repository: Path, home: str) -> None:
     example = np.fromfile(project / published.MODELS / "example_input.bin", "<f4")
     with Engine(project / published.MODELS / paths.MODEL.name) as engine:
         assert engine.predict(example.reshape(1, 9, 12)).shape == (1,)
+
+    # A server can check it.
+    done = run_module(project, "pipeline.release.champion")
+    assert done.returncode == 0, done.stderr
+    served = project / "build/champion/artifacts" / paths.MODEL.name
+    assert hashlib.md5(served.read_bytes()).hexdigest() == model
 
     # A second promotion changes nothing more.
     assert promote(project).returncode == PASS

@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import socket
+import sys
 import time
 import tracemalloc
 import urllib.error
@@ -34,11 +35,12 @@ from mnist_mamba.export import write_model
 from mnist_mamba.model import MambaClassifier
 from pipeline.common import paths
 from pipeline.common.content_key import file_md5
-from pipeline.common.params import load_params
+from pipeline.common.params import Params, load_params
+from pipeline.release import champion
 from pipeline.tracking import client as tracking
 from pipeline.tracking import model as tracked_model
 from pipeline.tracking import run as tracked_run
-from pipeline.tracking import serving
+from pipeline.tracking import served, serving
 from tests.pipeline.conftest import CONFIG
 from tests.pipeline.imports import ROOT
 from tests.pipeline.project import SMALL, run, set_params, start
@@ -216,12 +218,12 @@ def test_each_file_in_a_model_makes_it_another(
     project: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     params, copies = load_params(), tmp_path_factory.mktemp("sources")
-    tracked_run.upsert(params)
-    model = tracked_model.logged_model(params).model_id
     package = shutil.copytree(tracked_model.PACKAGE, copies / "mnist_mamba")
     serving_file = Path(shutil.copy(tracked_model.SERVING, copies / "serving.py"))
     monkeypatch.setattr(tracked_model, "PACKAGE", package)
     monkeypatch.setattr(tracked_model, "SERVING", serving_file)
+    tracked_run.upsert(params)
+    model = tracked_model.logged_model(params).model_id
     modules = (package / "metrics.py", package / "engine/binding.py")
     for file in (paths.MODEL, paths.ENGINE_LIBRARY, serving_file, *modules):
         content = file.read_bytes()
@@ -270,8 +272,8 @@ def test_a_model_that_came_back_is_the_one_promoted(project: Path) -> None:
     assert tracked_model.logged_model(params).model_id == first.model_id
     tracked_model.register(params, "digits", "champion")
     client, _ = tracking.connect(params)
-    champion = client.get_model_version_by_alias("digits", "champion")
-    assert champion.source == first.model_uri
+    crowned = client.get_model_version_by_alias("digits", "champion")
+    assert crowned.source == first.model_uri
 
 
 def test_a_registered_content_has_one_version(project: Path) -> None:
@@ -282,22 +284,181 @@ def test_a_registered_content_has_one_version(project: Path) -> None:
     client, _ = tracking.connect(params)
     assert not client.search_registered_models()  # tracking alone registers nothing
     assert "MLFLOW_TRACKING_URI" not in os.environ
-    version = tracked_model.register(params, "digits", "champion")
+    version, checksums = tracked_model.register(params, "digits", "champion")
     assert "MLFLOW_TRACKING_URI" not in os.environ
-    assert tracked_model.register(params, "digits", "champion") == version == "1"
-    champion = client.get_model_version_by_alias("digits", "champion")
-    assert champion.source == tracked_model.logged_model(params).model_uri
+    assert version == "1"
+    assert tracked_model.register(params, "digits", "champion") == (version, checksums)
+    crowned = client.get_model_version_by_alias("digits", "champion")
+    assert crowned.source == tracked_model.logged_model(params).model_uri
     set_params(project, {**SMALL, "train.lr": 0.1})
     other = load_params()
     tracked_run.upsert(other)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", "")  # as good as not set
-        assert tracked_model.register(other, "digits", "champion") == "2"
+        assert tracked_model.register(other, "digits", "champion")[0] == "2"
         assert os.environ["MLFLOW_TRACKING_URI"] == ""
     assert str(client.get_model_version_by_alias("digits", "champion").version) == "2"
-    assert tracked_model.register(params, "digits", "champion") == version
+    assert tracked_model.register(params, "digits", "champion") == (version, checksums)
     assert str(client.get_model_version_by_alias("digits", "champion").version) == version
     assert len(client.search_model_versions("name = 'digits'")) == 2
+
+
+def forge(params: Params, folder: Path) -> str:
+    """Put a model that writes a file when it is loaded in the place of the run's; return its id."""
+    code = (
+        "from pathlib import Path\nfrom mlflow.models import set_model\n"
+        "from mlflow.pyfunc import PythonModel\n\n\n"
+        "class Foreign(PythonModel):\n"
+        "    def predict(self, context, model_input, params=None):\n        return [0]\n\n\n"
+        f"Path({str(folder / 'was-run')!r}).touch()\nset_model(Foreign())\n"
+    )
+    client, experiment = tracking.connect(params)
+    (run,) = client.search_runs([experiment])
+    (theirs,) = client.search_logged_models([experiment])
+    foreign = client.create_logged_model(
+        experiment, name=theirs.name, source_run_id=run.info.run_id, tags=theirs.tags
+    )
+    local = folder / "foreign"
+    shutil.copytree(artifacts_of(theirs), local)
+    (local / "serving.py").write_text(code, encoding="utf-8")
+    client.log_model_artifacts(foreign.model_id, str(local))
+    client.finalize_logged_model(foreign.model_id, "READY")
+    return str(foreign.model_id)
+
+
+def artifacts_of(model: Any) -> Path:
+    """Return the folder in which MLflow keeps a model."""
+    return Path(model.artifact_location.removeprefix("file://"))
+
+
+def test_a_forged_model_is_neither_run_nor_crowned(
+    project: Path, tmp_path_factory: pytest.TempPathFactory, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Tags, name and run are those of the true model; only the bytes tell the two apart."""
+    params, folder = load_params(), tmp_path_factory.mktemp("forger")
+    tracked_run.upsert(params)
+    true = tracked_model.logged_model(params)
+    foreign = forge(params, folder)
+    assert tracked_model.logged_model(params).model_id == true.model_id
+    assert f"models:/{foreign} is not used: " in caplog.text
+    assert "serving.py: got " in caplog.text
+    tracked_run.upsert(params)
+    tracked_model.register(params, "digits", "champion")
+    client, experiment = tracking.connect(params)
+    crowned = client.get_model_version_by_alias("digits", "champion")
+    assert crowned.source == true.model_uri
+    assert len(client.search_logged_models([experiment])) == 2  # `track` logged no third one
+    assert not (folder / "was-run").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda folder: (folder / "code/numpy.py").write_text("raise SystemExit"),
+        lambda folder: (folder / "conda.yaml").write_text("name: other\n"),
+        lambda folder: (folder / "requirements.txt").unlink(),
+        lambda folder: (folder / "MLmodel").write_text("[1, 2"),
+        lambda folder: (folder / "MLmodel").write_text(
+            (folder / "MLmodel").read_text().replace("code: code", "code: elsewhere")
+        ),
+    ],
+)
+def test_each_file_of_a_served_model_is_compared(
+    project: Path, change: Callable[[Path], Any]
+) -> None:
+    """An additional module would be imported first; an environment names packages to install."""
+    params = load_params()
+    tracked_run.upsert(params)
+    first = tracked_model.logged_model(params)
+    change(artifacts_of(first))
+    with pytest.raises(tracking.TrackingError, match=r"no model .*`make track`"):
+        tracked_model.register(params, "digits", "champion")
+    tracked_run.upsert(params)
+    assert tracked_model.logged_model(params).model_id != first.model_id
+
+
+def test_lost_files_are_noticed_and_logged_again(
+    project: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    params = load_params()
+    tracked_run.upsert(params)
+    first = tracked_model.logged_model(params)
+    tracked_model.register(params, "digits", "champion")
+    (artifacts_of(first) / "artifacts" / paths.MODEL.name).unlink()
+    with pytest.raises(tracking.TrackingError, match=r"no model .*`make track`"):
+        tracked_model.register(params, "digits", "champion")
+    tracked_run.upsert(params)
+    assert f"{first.model_uri} in MLflow is not the model of these files: " in caplog.text
+    assert f"artifacts/{paths.MODEL.name}: missing" in caplog.text
+    assert tracked_model.register(params, "digits", "champion")[0] == "2"
+    shutil.rmtree(artifacts_of(tracked_model.logged_model(params)))
+    tracked_run.upsert(params)  # also if nothing is left of it
+    assert tracked_model.register(params, "digits", "champion")[0] == "3"
+
+
+def test_an_alias_that_leads_elsewhere_after_crowning_is_removed(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = load_params()
+    tracked_run.upsert(params)
+    true = tracked_model.logged_model(params)
+    crown = MlflowClient.set_registered_model_alias
+
+    def crown_and_tamper(*arguments: Any) -> None:
+        crown(*arguments)
+        with (artifacts_of(true) / "serving.py").open("a") as file:
+            file.write("raise SystemExit")
+
+    monkeypatch.setattr(MlflowClient, "set_registered_model_alias", crown_and_tamper)
+    with pytest.raises(
+        tracking.TrackingError, match=r"champion in MLflow is not .*: serving.py: got"
+    ):
+        tracked_model.register(params, "digits", "champion")
+    client, _ = tracking.connect(params)
+    with pytest.raises(MlflowException, match="champion"):
+        client.get_model_version_by_alias("digits", "champion")
+
+
+def test_a_served_model_must_answer_as_the_engine_does(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    true, errors = Engine.probabilities, iter((0.0, 1e-9))
+    with tracked_model.bundle() as ours:
+        monkeypatch.setattr(Engine, "probabilities", lambda *words: true(*words) + next(errors))
+        path = list(sys.path)
+        with pytest.raises(tracking.TrackingError, match=r"answers .*, expected .* as the engine"):
+            served.check_answer("models:/x", ours.folder, ours.folder, ours.image)
+        assert sys.path == path
+
+
+def test_whoever_serves_the_champion_can_check_it(
+    project: Path, caplog: pytest.LogCaptureFixture, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    params, uri = load_params(), "models:/digits@champion"
+    list_, folder = Path("models/champion.sha256"), Path("build/champion")
+    with pytest.raises(FileNotFoundError, match=r"champion.sha256 not found: .*`make promote`"):
+        champion.fetch(uri, list_, folder)
+    tracked_run.upsert(params)
+    list_.parent.mkdir()
+    list_.write_text(tracked_model.register(params, "digits", "champion")[1], encoding="utf-8")
+    champion.fetch(uri, list_, folder)
+    champion.fetch(uri, list_, folder)  # it replaces the folder
+    checked = run(folder, ["sha256sum", "--check", "--strict", "--quiet", str(list_.absolute())])
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    # The alias is moved to a model with the same tags.
+    client, _ = tracking.connect(params)
+    elsewhere = tmp_path_factory.mktemp("forger")
+    foreign = forge(params, elsewhere)
+    created = client.create_model_version("digits", f"models:/{foreign}", model_id=foreign)
+    client.set_registered_model_alias("digits", "champion", created.version)
+    before = served.checksums(folder)
+    with pytest.raises(
+        tracking.TrackingError, match=r"not the model that was promoted: .*Do not load"
+    ):
+        champion.fetch(uri, list_, folder)
+    assert served.checksums(folder) == before
+    assert not (elsewhere / "was-run").exists()
+    assert [path.name for path in folder.parent.iterdir() if "tmp" in path.name] == []
 
 
 def free_port() -> int:
