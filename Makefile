@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 # Stages run the `python` of PATH. Analytics stay off: a build should not phone home.
-ENV := PATH="$(CURDIR)/$(BIN):$$PATH" DVC_NO_ANALYTICS=1 MLFLOW_DISABLE_TELEMETRY=true
+ENV := PATH="$$PWD/$(BIN):$$PATH" DVC_NO_ANALYTICS=1 MLFLOW_DISABLE_TELEMETRY=true
 # Tests run make themselves, which must not look for the jobserver of `make -j`.
 PYTEST := $(ENV) MAKEFLAGS= python -m pytest
 C_SOURCES = $$(git ls-files '*.c' '*.h' '*.inc')
@@ -42,7 +42,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	  echo "error: $(PYTHON) is $$($(PYTHON) --version 2>/dev/null || echo not found)," \
 	    "expected 3.11 or newer: run 'make PYTHON=python3.12 setup'" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	@if [ -n "$(TORCH_INDEX)" ]; then $(BIN)/pip install --index-url "$(TORCH_INDEX)" "$(TORCH)"; \
+	@if [ -n "$$TORCH_INDEX" ]; then $(BIN)/pip install --index-url "$$TORCH_INDEX" "$(TORCH)"; \
 	else $(BIN)/pip install "$(TORCH)+cpu" || { \
 	  echo "no CPU build of $(TORCH) found (above): installing the general build;" \
 	    "TORCH_INDEX names another index"; \
@@ -63,7 +63,7 @@ clean: tests-clean ## remove build/ and ./mamba
 
 # DVC would only say that there is none. pipeline/common/git.py says the same for other commands.
 in-git:
-	@[ -e .git ] || { echo "error: $(CURDIR) is not a Git repository: clone the project, or make" \
+	@[ -e .git ] || { echo "error: $$PWD is not a Git repository: clone the project, or make" \
 	  "one of an unpacked ZIP, without the history: git init && git add . &&" \
 	  "git commit -m start" >&2; exit 1; }
 
@@ -92,19 +92,19 @@ JOBS := $(shell nproc 2>/dev/null || echo 1)
 
 study: in-git $(INSTALLED) ## train the missing rows of metrics/study.json, one choice each: hours
 	@$(ENV) dvc repro prepare compile
-	@$(ENV) python -m pipeline.study --jobs $(JOBS)
+	@$(ENV) python -m pipeline.study --jobs "$$JOBS"
 
 seeds: in-git $(INSTALLED) ## train the missing rows of metrics/seeds.json, five seeds each: hours
 	@$(ENV) dvc repro prepare compile
-	@$(ENV) python -m pipeline.seeds --jobs $(JOBS)
+	@$(ENV) python -m pipeline.seeds --jobs "$$JOBS"
 
 pixels: in-git $(INSTALLED) ## train the missing rows of metrics/pixels.json, 784 tokens: two hours
 	@$(ENV) dvc repro prepare compile
-	@$(ENV) python -m pipeline.seeds pixels --jobs $(JOBS)
+	@$(ENV) python -m pipeline.seeds pixels --jobs "$$JOBS"
 
 rekey: in-git $(INSTALLED) ## rename recorded trainings after proving BASE trains the same bits
 	@$(ENV) dvc repro prepare
-	@$(ENV) python -m pipeline.rekey --base "$(BASE)"
+	@$(ENV) python -m pipeline.rekey --base "$$BASE"
 
 kernels: $(INSTALLED) ## build the training kernels now, not on first use
 	@$(ENV) PYTHONPATH=src python -c \
@@ -142,7 +142,7 @@ test-slow: $(INSTALLED) ## run the Python tests that take minutes
 # JOBS copies of the tree are worked on at a time. ONLY: beginnings of names or paths of mutants.
 # QUICK=1: only the tests that run first.
 mutants: $(INSTALLED) ## plant small faults, one at a time: do the fast tests notice? hours
-	@$(ENV) PYTHONPATH=src python -m tests.tools.mutants --jobs $(JOBS) $(if $(QUICK),--quick) $(ONLY)
+	@$(ENV) PYTHONPATH=src python -m tests.tools.mutants --jobs "$$JOBS" $${QUICK:+--quick} $$ONLY
 
 lint: $(INSTALLED) style types ## check style, types and prose; change nothing
 
@@ -154,8 +154,8 @@ types: $(INSTALLED)
 	@$(ENV) mypy
 
 prose: $(INSTALLED) ## check the words and the width of prose in FILES (default: all)
-	@$(ENV) python -m tests.tools.prose $(FILES)
-	@$(ENV) codespell $(or $(FILES),$$(git ls-files))
+	@$(ENV) python -m tests.tools.prose $$FILES
+	@$(ENV) codespell $${FILES:-$$(git ls-files)}
 
 # zizmor is in the environment; actionlint, a Go program, runs if it is installed.
 lint-workflows: $(INSTALLED) ## check GitHub's workflows for mistakes and weak points
@@ -183,7 +183,7 @@ bench-engine: $(INSTALLED) ## time the engine, PyTorch, torch.compile, ONNX Runt
 
 # JOBS trainings at a time, only those that metrics/convnets.json lacks, and then the timing.
 bench-digits: $(INSTALLED) ## time test images, also of convolutional networks; trains them: hours
-	@$(ENV) python -m benchmarks.convnets --jobs $(JOBS)
+	@$(ENV) python -m benchmarks.convnets --jobs "$$JOBS"
 	@$(ENV) python -m benchmarks.digits
 
 # valgrind knows no AVX-512. mamba_forward alone is counted, without loading the file.
@@ -203,25 +203,25 @@ instructions: build/plain/mamba ## count the engine's instructions per image: no
 BASE ?= origin/main
 
 gate: $(INSTALLED) ## the acceptance gate: compare results with those of BASE (origin/main)
-	@$(ENV) python -m pipeline.release.gate --base "$(BASE)" --output build/gate.md
+	@$(ENV) python -m pipeline.release.gate --base "$$BASE" --output build/gate.md
 
 gate-speed: $(INSTALLED) ## build and time this engine and that of BASE: minutes; valgrind
-	@$(ENV) python -m pipeline.release.gate_speed --base "$(BASE)" --output build/gate-speed.md
+	@$(ENV) python -m pipeline.release.gate_speed --base "$$BASE" --output build/gate-speed.md
 
 # CI shows this page: the gates' tables, the metrics that moved, the plots (served at PLOTS_URL).
 SERIES_PLOTS := plots/pixels.png plots/seeds.png plots/study.png
 summary: $(INSTALLED) ## write build/summary.md: gates, params and metrics compared with BASE
 	@mkdir -p build
 	@set -e; { cat build/gate.md build/gate-speed.md 2>/dev/null || true; \
-	  echo "## Params compared with $(BASE)"; $(ENV) dvc params diff --md "$(BASE)"; \
-	  echo "## Metrics compared with $(BASE)"; $(ENV) dvc metrics diff --md "$(BASE)"; \
-	  if [ -n "$(PLOTS_URL)" ]; then \
-	    for plot in $(filter-out $(SERIES_PLOTS),$(wildcard plots/*.png)); do \
-	      echo "![$$plot]($(PLOTS_URL)/$$plot)"; done; fi; \
+	  echo "## Params compared with $$BASE"; $(ENV) dvc params diff --md "$$BASE"; \
+	  echo "## Metrics compared with $$BASE"; $(ENV) dvc metrics diff --md "$$BASE"; \
+	  if [ -n "$$PLOTS_URL" ]; then for plot in plots/*.png; do \
+	    case " $(SERIES_PLOTS) " in *" $$plot "*) ;; \
+	    *) echo "![$$plot]($$PLOTS_URL/$$plot)";; esac; done; fi; \
 	} > build/summary.md; echo "build/summary.md"
 
 promote: $(INSTALLED) ## after a passing gate: renew the champion, models/ and README's results
-	@$(ENV) python -m pipeline.release.promote --base "$(BASE)" --output build/gate.md
+	@$(ENV) python -m pipeline.release.promote --base "$$BASE" --output build/gate.md
 
 champion: $(INSTALLED) ## fetch the champion to build/champion if it is the model that was promoted
 	@$(ENV) python -m pipeline.release.champion
@@ -238,7 +238,7 @@ VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' src/mnist_mamba/__ini
 ENGINE_DIST = dist/mamba-$(VERSION)-$(shell uname -s | tr A-Z a-z)-$(shell uname -m)
 
 check-version: ## check that TAG names this version
-	@test "$(TAG)" = "v$(VERSION)" || { echo "error: TAG=$(TAG), expected v$(VERSION)," \
+	@test "$$TAG" = "v$(VERSION)" || { echo "error: TAG=$$TAG, expected v$(VERSION)," \
 	  "the version in src/mnist_mamba/__init__.py" >&2; exit 1; }
 
 wheel: $(INSTALLED) ## pack the Python package, which compiles its kernels where it is used
@@ -258,10 +258,15 @@ dist-engine: ## pack what `make install` installs
 	@ls "$(ENGINE_DIST).tar.gz"
 
 dist-collect: ## gather the packages in FROM, the model and its card in dist/; add checksums
-	@test -d "$(FROM)" || { echo "error: FROM=$(FROM) is not a folder:" \
+	@test -d "$$FROM" || { echo "error: FROM=$$FROM is not a folder:" \
 	  "expected one with wheels, engines and report" >&2; exit 1; }
 	@mkdir -p dist
-	@find "$(FROM)" -not -path "dist/*" -type f \
+	@find "$$FROM" -not -path "dist/*" -type f \
 	  \( -name '*.whl' -o -name '*.tar.gz' -o -name report.html \) -exec cp {} dist/ \;
 	@cp models/mnist_mamba.bin models/example_input.bin dist/ && cp models/README.md dist/model-card.md
 	@cd dist && rm -f SHA256SUMS && sha256sum * > SHA256SUMS && cat SHA256SUMS
+
+# Others may choose these values, like the name of a tag. They reach the shell only as variables of
+# its environment, in which neither make nor the shell expands anything.
+CHOSEN := BASE FILES FROM JOBS ONLY PLOTS_URL QUICK TAG TORCH_INDEX
+$(foreach name,$(CHOSEN),$(eval override $(name) := $$(value $(name)))$(eval export $(name)))

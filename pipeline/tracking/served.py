@@ -1,8 +1,8 @@
-"""What MLflow serves: fetched, compared with files at hand, and only then loaded and asked.
+"""Models as MLflow serves them: fetched, compared with files at hand, and only then loaded.
 
-A model of MLflow is code: loading it runs the Python and the library in it. Whoever may write to
-the server or its artifact store can put a foreign model under any name, tag or alias. So a model is
-fetched to a folder of our own, every byte of it is compared, and that folder is loaded, not the
+A model of MLflow is code: loading it runs the Python and the library in it. Anybody who may write
+to the server or its artifact store can put a foreign model under any name, tag or alias. So a model
+is fetched to a folder of our own, every byte of it is compared, and that folder is loaded, not the
 store's.
 """
 
