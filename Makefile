@@ -80,9 +80,9 @@ experiments: in-git $(INSTALLED) ## compare DVC's experiments: main metrics, par
 ui: $(INSTALLED) ## serve MLflow on this project's runs and print the link to them
 	@$(ENV) python -m pipeline.track --serve
 
-
-track: in-git $(INSTALLED) ## put the current results into MLflow again
+track: in-git $(INSTALLED) ## store in MLflow again what it lacks: these results, experiments
 	@$(ENV) dvc repro --single-item --force track
+	@$(ENV) python -m pipeline.track --missing
 
 report: $(INSTALLED) ## write all results and their sources to one page, build/report.html
 	@$(ENV) python -m pipeline.report

@@ -16,7 +16,8 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 from pipeline.common import git
 from pipeline.common.content_key import RESULT_PARAMS
@@ -28,11 +29,16 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 logger = logging.getLogger(__name__)
+logging.getLogger("urllib3").setLevel(logging.ERROR)  # it says each time that it tries again
 
 # MLflow reads the first variable on import; the second prevents a progress bar for each small file.
+# The others bound the wait for a server; MLflow's defaults add up to 20 minutes.
 for _name, _value in (
     ("MLFLOW_DISABLE_TELEMETRY", "true"),
     ("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false"),
+    ("MLFLOW_HTTP_REQUEST_TIMEOUT", "20"),
+    ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1"),
+    ("PGCONNECT_TIMEOUT", "10"),
 ):
     os.environ[_name] = os.environ.get(_name) or _value  # MLflow refuses an empty one
 
@@ -59,8 +65,10 @@ EXPERIMENT_TAGS = {
     "mlflow.experiment.primaryMetric.greaterIsBetter": "True",
     f"mlflow.sharedViewState.{VIEW}": json.dumps({"selectedColumns": COLUMNS}),
 }
-PASSWORD = re.compile(r"(://)[^/@\s]*@")
+PASSWORD = re.compile(r"(://)[^\s'\"]*@")
 """Name and password in an address."""
+LOCK_S = 120
+"""Seconds after which a process gives up waiting for another one of this project."""
 EPOCH = "epoch"
 CurvePoint = Mapping[str, float | int | None]
 """Values of all learning curves at one `epoch`."""
@@ -70,29 +78,54 @@ class TrackingError(RuntimeError):
     """MLflow could not store something; the message says what to do."""
 
 
+ADVICE = (
+    (
+        "error code 401",
+        "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD to your account's",
+    ),
+    ("error code 403", "ask the server's administrator for permission to edit the experiment"),
+    ("is deleted", "restore it, or name another as tracking.experiment"),
+    ("disk is full|No space left|quota", "free space where MLflow stores runs"),
+    ("out-of-date database schema", "run `mlflow db upgrade URI` after a backup, or let its owner"),
+    ("locate revision", "the database was made by a newer MLflow: install that version"),
+    ("", "correct MLFLOW_TRACKING_URI, or set tracking.enabled to false"),
+)
+"""What to do about an error, by a part of its text; the first that is found holds."""
+
+
 @contextmanager
 def mlflow_errors() -> Iterator[None]:
     """Turn MLflow's many errors into one that tells the user what to do.
 
     Raises:
         TrackingError: MLflow failed; the results' files are complete.
+        FileNotFoundError: a file of the results is missing.
     """
+    from alembic.util import CommandError
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
         yield
-    except (MlflowException, SQLAlchemyError, OSError) as error:
+    except FileNotFoundError:
+        raise
+    except (MlflowException, SQLAlchemyError, CommandError, OSError) as error:
+        advice = next(advice for text, advice in ADVICE if re.search(text, str(error)))
         raise TrackingError(
-            f"MLflow failed: {error}. The results' files are complete: correct "
-            "MLFLOW_TRACKING_URI or set tracking.enabled to false, then run `make track`"
+            f"MLflow failed: {one_line(error)}. The results' files are complete: {advice}, then "
+            "run `make track`"
         ) from error
 
 
 def one_line(error: BaseException) -> str:
     """Return an error's first line, without the password of an address in it."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return PASSWORD.sub(r"\1***@", lines[0])
+    return without_password(lines[0])
+
+
+def without_password(text: str) -> str:
+    """Return a text without the names and passwords of the addresses in it."""
+    return PASSWORD.sub(r"\1", text)
 
 
 def database_root() -> Path:
@@ -105,9 +138,20 @@ def tracking_uri() -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{database_root() / 'mlflow.db'}"
 
 
+def process_default() -> Any:
+    """Return a context in which functions of MLflow that take no client use our database."""
+    return mock.patch.dict(os.environ, MLFLOW_TRACKING_URI=tracking_uri())
+
+
+def is_local() -> bool:
+    """Return whether runs are stored in a file of this machine, not by a server."""
+    return tracking_uri().startswith("sqlite:")
+
+
 def connect(params: Params) -> tuple[MlflowClient, str]:
     """Return a client and the experiment's id; create database and experiment if missing."""
     from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
 
     uri = tracking_uri()
     # The first connection creates the schema, which parallel processes must not do at once.
@@ -115,9 +159,13 @@ def connect(params: Params) -> tuple[MlflowClient, str]:
         client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         known = client.get_experiment_by_name(params.tracking.experiment)
         if known is None:
-            local = uri.startswith("sqlite:")
-            location = (database_root() / "mlartifacts").as_uri() if local else None
+            location = (database_root() / "mlartifacts").as_uri() if is_local() else None
             experiment = client.create_experiment(params.tracking.experiment, location)
+        elif known.lifecycle_stage != "active":
+            raise MlflowException(
+                f"experiment {known.name} is deleted (`mlflow experiments restore --experiment-id "
+                f"{known.experiment_id}`)"
+            )
         else:
             experiment = known.experiment_id
         for tag, value in EXPERIMENT_TAGS.items():
@@ -131,9 +179,24 @@ def project_lock() -> Iterator[None]:
     """Let one process of this project in at a time, DVC's parallel experiments included.
 
     Not reentrant.
+
+    Raises:
+        TrackingError: another process has waited too long for MLflow while it was in.
     """
-    with (database_root() / ".mlflow.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    path = database_root() / ".mlflow.lock"
+    with path.open("w") as file:
+        deadline = time.monotonic() + LOCK_S
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise TrackingError(
+                        f"{path}: another process has held this lock for {LOCK_S} s; does MLflow "
+                        "answer it? Try again later"
+                    ) from None
+                time.sleep(0.05)
         yield
 
 

@@ -1,8 +1,14 @@
-"""Streaming curves and the machine's load to MLflow during a training."""
+"""Streaming curves and the machine's load to MLflow during a training.
+
+A thread of its own does all that may wait for MLflow. So a training does not wait for a server that
+is slow, broken or gone: in all at most WAIT_S, at its end. `make track` completes the run.
+"""
 
 from __future__ import annotations
 
 import logging
+import queue
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -18,64 +24,94 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+WAIT_S = 10
+"""Seconds that a training waits for a server, in all. It waits longer for a file of its own."""
+
 
 @contextmanager
 def live_run(params: Params, enabled: bool = True) -> Iterator[Callable[[CurvePoint], None]]:
     """Stream curves and the machine's load during a training; MLflow's failures only warn.
 
-    Yields a function that logs one point of the curves.
+    Yields a function that logs one point of the curves; it does not wait.
     """
-    run_id = None
-    if enabled and params.tracking.enabled:
-        with _only_warning("MLflow is not available, the training continues without it"):
-            client, experiment = tracking.connect(params)
-            run = tracking.find_or_create(client, experiment, params, content_key(params))
-            client.update_run(run.info.run_id, status="RUNNING")
-            client.set_tag(run.info.run_id, tracking.PROGRESS_TAG, "training alone")
-            run_id = run.info.run_id
-    if run_id is None:
+    if not (enabled and params.tracking.enabled):
         yield lambda point: None
         return
-
-    def log_point(point: CurvePoint) -> None:
-        with _only_warning(f"MLflow did not store epoch {point[tracking.EPOCH]}"):
-            tracking.log_points(client, run_id, [point])
-
-    monitor, status = None, "FAILED"
-    if params.tracking.system_metrics:
-        with _only_warning("MLflow gets no system metrics"):
-            monitor = _start_monitor(run_id, params.tracking.system_metrics)
+    stream = _Stream(params)
+    stream.start()
+    status = "FAILED"
     try:
-        yield log_point
+        yield stream.queue.put
         status = "FINISHED"
     except (KeyboardInterrupt, StoppedError):
         status = "KILLED"
         raise
     finally:
-        with _only_warning("MLflow did not store the end of the run"):
+        stream.queue.put(status)
+        stream.join(None if tracking.is_local() else WAIT_S)
+        if stream.is_alive():
+            stream.warn("no answer in time")
+
+
+class _Stream(threading.Thread):
+    """Sends the points of a queue to the run, until the queue has the status of its end.
+
+    It is a daemon: the process does not wait for it.
+    """
+
+    def __init__(self, params: Params) -> None:
+        super().__init__(name="MLflow", daemon=True)
+        self.queue: queue.SimpleQueue[CurvePoint | str] = queue.SimpleQueue()
+        self._params = params
+        self._has_warned = False
+
+    def warn(self, cause: object) -> None:
+        """Say, once, that MLflow lacks something of this training."""
+        if not self._has_warned:
+            self._has_warned = True
+            logger.warning(
+                "MLflow: %s; the training goes on without it, and `make track` stores all later",
+                cause,
+            )
+
+    def run(self) -> None:
+        with self._only_warning():
+            params = self._params
+            client, experiment = tracking.connect(params)
+            run = tracking.find_or_create(client, experiment, params, content_key(params))
+            run_id = run.info.run_id
+            client.update_run(run_id, status="RUNNING")
+            client.set_tag(run_id, tracking.PROGRESS_TAG, "training alone")
+            monitor = self._start_monitor(run_id, params.tracking.system_metrics)
+            while not isinstance(item := self.queue.get(), str):
+                with self._only_warning():
+                    tracking.log_points(client, run_id, [item])
             if monitor:
                 monitor.finish()
-            client.set_terminated(run_id, status)
+            client.set_terminated(run_id, item)
 
+    @contextmanager
+    def _only_warning(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            self.warn(tracking.one_line(error))
 
-@contextmanager
-def _only_warning(message: str) -> Iterator[None]:
-    """Log an error of the body as a warning."""
-    try:
-        yield
-    except Exception as error:
-        logger.warning("%s: %s", message, error)
+    def _start_monitor(self, run_id: str, seconds: float) -> SystemMetricsMonitor | None:
+        """Start MLflow's thread that measures the machine at this interval, unless it is 0."""
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-
-def _start_monitor(run_id: str, seconds: float) -> SystemMetricsMonitor:
-    """Start MLflow's thread that measures the machine at this interval."""
-    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
-
-    # It logs its start, its end and each GPU that it does not find.
-    logging.getLogger("mlflow.system_metrics").setLevel(logging.WARNING)
-    uri = tracking.tracking_uri()
-    monitor = SystemMetricsMonitor(
-        run_id, sampling_interval=seconds, resume_logging=True, tracking_uri=uri
-    )
-    monitor.start()
-    return monitor
+        if not seconds:
+            return None
+        # It logs its start, its end, each GPU that it does not find, and each failure.
+        logging.getLogger("mlflow.system_metrics").setLevel(logging.CRITICAL)
+        uri = tracking.tracking_uri()
+        try:
+            monitor = SystemMetricsMonitor(
+                run_id, sampling_interval=seconds, resume_logging=True, tracking_uri=uri
+            )
+            monitor.start()
+        except Exception as error:
+            logger.warning("MLflow gets no system metrics: %s", tracking.one_line(error))
+            return None
+        return monitor

@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
-from unittest import mock
 
 import numpy as np
 from numpy.typing import NDArray
@@ -132,7 +131,7 @@ def log(client: MlflowClient, run: Run, params: Params) -> LoggedModel:
         )
         client.log_outputs(run.info.run_id, [LoggedModelOutput(model.model_id, step=0)])
         _log_scores(client, run, model)
-        with _process_default():
+        with tracking.process_default():
             # Without a run, of which it would log all metrics again.
             Model.log(
                 artifact_path=None,
@@ -254,11 +253,6 @@ def _version(client: MlflowClient, name: str, model: LoggedModel, ours: Bundle) 
     for known in client.search_model_versions(f"name = '{name}'"):
         if known.source == model.model_uri and _serves(f"models:/{name}/{known.version}", ours):
             return str(known.version)
-    with _process_default():
+    with tracking.process_default():
         created = mlflow.register_model(model.model_uri, name, tags={KEY_TAG: model.tags[KEY_TAG]})
     return str(created.version)
-
-
-def _process_default() -> Any:
-    """Return a context in which functions of MLflow that take no client use our database."""
-    return mock.patch.dict(os.environ, MLFLOW_TRACKING_URI=tracking.tracking_uri())

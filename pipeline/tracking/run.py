@@ -30,13 +30,17 @@ MAX_CLASS = 100
 """Number of characters of a class name in a metric's name, of which MLflow allows 250 in all."""
 
 
-def upsert(params: Params) -> str:
+def upsert(params: Params, key: str | None = None) -> str:
     """Bring the current content's run up to date with the files, or create it.
+
+    Args:
+        params: the run's.
+        key: its content key; None: that of the files at hand.
 
     Returns:
         The content key, which is equal for equal contents.
     """
-    key = content_key(params)
+    key = key or content_key(params)
     with tracking.mlflow_errors():
         client, experiment = tracking.connect(params)
         run_id = tracking.find_or_create(client, experiment, params, key).info.run_id
@@ -60,6 +64,14 @@ def upsert(params: Params) -> str:
         model.model_uri,
     )
     return key
+
+
+def is_whole(params: Params, key: str) -> bool:
+    """Return whether MLflow has all results of a content."""
+    with tracking.mlflow_errors():
+        client, experiment = tracking.connect(params)
+        run = tracking.find(client, experiment, key)
+        return run is not None and run.data.tags.get(tracking.PROGRESS_TAG) == "whole"
 
 
 def artifacts() -> dict[str, list[Path]]:

@@ -41,9 +41,8 @@ def fetch(uri: str, folder: Path) -> Path:
     """Download a model to a folder that does not exist yet, and return the folder."""
     from mlflow.artifacts import download_artifacts
 
-    store = tracking.tracking_uri()
-    options = {"dst_path": str(folder), "tracking_uri": store, "registry_uri": store}
-    copy = Path(download_artifacts(artifact_uri=uri, **options))
+    with tracking.process_default():
+        copy = Path(download_artifacts(artifact_uri=uri, dst_path=str(folder)))
     (copy / ADDED_BY_DOWNLOAD).unlink(missing_ok=True)
     return copy
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -32,6 +33,14 @@ from tests.pipeline.project import SMALL, git, run, set_params
 def runs(params: Params) -> list[Any]:
     client, experiment = tracking.connect(params)
     return client.search_runs([experiment])
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Wait for what another thread does."""
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def curve(params: Params, run_id: str, name: str) -> list[tuple[int, float]]:
@@ -289,7 +298,7 @@ def test_training_goes_on_where_mlflow_cannot(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////dev/null/mlflow.db")
     with live_run(load_params()) as log_point:
         log_point(POINTS[0])
-    assert "MLflow is not available" in caplog.text
+    assert "the training goes on without it, and `make track` stores all later" in caplog.text
 
 
 def test_training_goes_on_where_mlflow_fails_later(
@@ -308,15 +317,17 @@ def test_training_goes_on_where_mlflow_fails_later(
         return call
 
     with live_run(params) as log_point:
+        wait_for(lambda: len(runs(params)) == 1 and "pipeline" in runs(params)[0].data.tags)
         (run,) = runs(params)
         assert (run.info.status, run.data.tags["pipeline"]) == ("RUNNING", "training alone")
         for name in fails:
             monkeypatch.setattr(MlflowClient, name, failing(name))
         log_point(POINTS[0])
+        wait_for(lambda: "no log_batch" in caplog.text)
         fails["log_batch"] = False
         log_point(POINTS[1])
-    assert "MLflow did not store epoch 1: no log_batch" in caplog.text
-    assert "MLflow did not store the end of the run: no set_terminated" in caplog.text
+    (warning,) = (one for one in caplog.messages if "`make track`" in one)  # once, of two failures
+    assert warning.startswith("MLflow: no log_batch; the training goes on without it")
     assert curve(params, run.info.run_id, "lr") == [(2, 0.2)]
 
 
@@ -418,8 +429,9 @@ def test_the_machine_is_measured_while_training_if_asked_for(project: Path, seco
     params = load_params()
 
     def measured() -> set[str]:
-        (run,) = runs(params)
-        return {name for name in run.data.metrics if name.startswith("system/")}
+        return {
+            name for run in runs(params) for name in run.data.metrics if name.startswith("system/")
+        }
 
     with live_run(params) as log_point:
         log_point(POINTS[0])
@@ -475,13 +487,14 @@ def test_the_ui_opens_the_runs_with_the_main_columns(
     # A database of an older version lacks the tags.
     client.delete_experiment_tag("1", "mlflow.experimentKind")
     started: list[list[str]] = []
+    monkeypatch.setenv("MLFLOW_BACKEND_STORE_URI", "another")
     monkeypatch.setattr(track.os, "execvp", lambda name, words: started.append(words))
     monkeypatch.setattr("sys.argv", ["track", "--serve", "5077"])
     track.main()
     (words,) = started
     assert words[:2] == ["mlflow", "ui"]
     assert words[-2:] == ["--port", "5077"]
-    assert tracking.tracking_uri() in words
+    assert os.environ["MLFLOW_BACKEND_STORE_URI"] == tracking.tracking_uri()
     link = urlsplit(capsys.readouterr().out.split()[-1])
     assert link.netloc == "127.0.0.1:5077"
     route, _, query = link.fragment.partition("?")
@@ -497,7 +510,7 @@ def test_the_ui_opens_the_runs_with_the_main_columns(
 def test_the_ui_of_a_server_only_prints_the_link(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://mlflow.example/")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:secret@mlflow.example/")
     monkeypatch.setattr(tracking, "connect", lambda params: (None, "7"))
     monkeypatch.setattr("sys.argv", ["track", "--serve"])
     track.main()

@@ -1,0 +1,188 @@
+"""Servers that refuse, hang, fail or do not exist: no training waits, and no result is lost."""
+
+from __future__ import annotations
+
+import contextlib
+import http.server
+import socket
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from mlflow.exceptions import MlflowException
+
+from pipeline import track
+from pipeline.common import paths
+from pipeline.common.content_key import content_key
+from pipeline.common.params import load_params
+from pipeline.tracking import client as tracking
+from pipeline.tracking import live
+from pipeline.tracking import run as tracked_run
+from tests.pipeline.conftest import POINTS
+
+SECRET = "my%40secret"
+
+
+class Failing(http.server.BaseHTTPRequestHandler):
+    """Answers everything with status 500."""
+
+    def do_GET(self) -> None:
+        self.send_error(500)
+
+    do_POST = do_GET  # noqa: N815
+
+    def log_message(self, *_: object) -> None:
+        """Print nothing."""
+
+
+@pytest.fixture(scope="module")
+def servers() -> Iterator[dict[str, str]]:
+    """Addresses, with a password, by what their servers do."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as hangs,  # the system accepts, and nobody answers
+        socket.socket() as refuses,  # bound, but it does not listen
+        http.server.ThreadingHTTPServer(("127.0.0.1", 0), Failing) as fails,
+    ):
+        refuses.bind(("127.0.0.1", 0))
+        threading.Thread(target=fails.serve_forever, daemon=True).start()
+        ports = {
+            "hangs": hangs.getsockname()[1],
+            "refuses": refuses.getsockname()[1],
+            "fails": fails.server_port,
+        }
+        found = {name: f"http://me:{SECRET}@127.0.0.1:{port}" for name, port in ports.items()}
+        yield {**found, "does not exist": f"http://me:{SECRET}@nothing.invalid:5000"}
+        fails.shutdown()
+
+
+@pytest.fixture(params=["hangs", "refuses", "fails", "does not exist"])
+def server(
+    request: pytest.FixtureRequest,
+    servers: dict[str, str],
+    project: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> str:
+    """What the server does that MLflow's variables name. Waits are shorter than a user's."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", servers[request.param])
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
+    return str(request.param)
+
+
+def test_no_server_holds_up_a_training(
+    server: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert live.WAIT_S <= 10
+    monkeypatch.setattr(live, "WAIT_S", 1)
+    params = load_params()
+    started = time.monotonic()
+    with live.live_run(params) as log_point:
+        for point in 50 * POINTS:
+            log_point(point)
+        assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 3
+    for thread in threading.enumerate():  # also what it says after the training's end
+        if thread.name == "MLflow":
+            thread.join()
+    (warning,) = (one.getMessage() for one in caplog.records if one.levelname == "WARNING")
+    assert "the training goes on without it, and `make track` stores all later" in warning
+    assert "secret" not in caplog.text
+
+
+def test_no_process_waits_for_ever_for_another_one(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "LOCK_S", 0.1)
+    with (
+        tracking.project_lock(),
+        pytest.raises(tracking.TrackingError, match=r"\.mlflow\.lock: another process has held"),
+        tracking.project_lock(),
+    ):
+        pass
+
+
+def test_an_error_names_no_password(server: str) -> None:
+    with pytest.raises(tracking.TrackingError) as error:
+        tracked_run.upsert(load_params())
+    assert "secret" not in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("said", "advice"),
+    [
+        ("failed with error code 401 != 200", "MLFLOW_TRACKING_USERNAME"),
+        ("failed with error code 403 != 200", "administrator"),
+        ("experiment x is deleted", "restore it"),
+        ("(sqlite3.OperationalError) database or disk is full", "free space"),
+        ("[Errno 28] No space left on device: '/x'", "free space"),
+        ("Detected out-of-date database schema (found version a)", "mlflow db upgrade"),
+        ("Can't locate revision identified by 'abc'", "newer MLflow"),
+        ("connection refused", "correct MLFLOW_TRACKING_URI"),
+    ],
+)
+def test_the_advice_fits_the_cause(said: str, advice: str) -> None:
+    with pytest.raises(tracking.TrackingError) as error, tracking.mlflow_errors():
+        raise MlflowException(said)
+    assert said in str(error.value)
+    assert advice in str(error.value)
+    assert len([1 for _, other in tracking.ADVICE if other in str(error.value)]) == 1
+
+
+def test_a_deleted_experiment_is_named_with_the_command_that_restores_it(project: Path) -> None:
+    params = load_params()
+    client, experiment = tracking.connect(params)
+    client.delete_experiment(experiment)
+    with pytest.raises(tracking.TrackingError, match=rf"is deleted .*restore.* {experiment}`\)"):
+        tracked_run.upsert(params)
+    client.restore_experiment(experiment)
+    tracked_run.upsert(params)
+
+
+@pytest.mark.parametrize("found", ["0000", "a newer one"])
+def test_a_database_of_another_mlflow_is_named(project: Path, found: str) -> None:
+    """An old schema is upgraded by its owner, a new one needs a newer MLflow."""
+    with contextlib.closing(sqlite3.connect("mlflow.db")) as database, database:
+        database.execute("update alembic_version set version_num = ?", [found])
+    with pytest.raises(tracking.TrackingError, match=r"newer MLflow|mlflow db upgrade"):
+        tracked_run.upsert(load_params())
+
+
+def test_a_run_that_mlflow_did_not_store_is_marked(
+    server: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The stage ends well: DVC throws an experiment away whose last stage fails."""
+    key = content_key(load_params())
+    monkeypatch.setattr("sys.argv", ["track"])
+    track.main()
+    assert paths.TRACKING_KEY.read_text(encoding="utf-8") == f"{key} untracked\n"
+    assert "The results' files are complete: " in caplog.text
+    monkeypatch.setattr("sys.argv", ["track", "--missing"])
+    with pytest.raises(tracking.TrackingError, match="not in MLflow yet"):
+        track.main()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    monkeypatch.setattr("sys.argv", ["track"])
+    track.main()
+    assert paths.TRACKING_KEY.read_text(encoding="utf-8") == f"{key}\n"
+
+
+def test_results_that_are_not_there_are_an_error_of_their_own(project: Path) -> None:
+    paths.CURVES.unlink()
+    with pytest.raises(FileNotFoundError, match=r"curves\.json"):
+        tracked_run.upsert(load_params())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "postgresql://me:secret@host/db refused",
+        "postgresql+psycopg2://me:se/cret@secret@host/db refused",
+        "no 'http://secret:@host:1/a' and http://me:secret@other",
+    ],
+)
+def test_passwords_of_all_kinds_are_cut(text: str) -> None:
+    assert "secret" not in tracking.without_password(text)
+    assert "host" in tracking.without_password(text)
