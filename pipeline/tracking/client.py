@@ -12,9 +12,10 @@ import json
 import logging
 import os
 import re
+import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
@@ -67,6 +68,11 @@ EXPERIMENT_TAGS = {
 }
 PASSWORD = re.compile(r"(://)[^\s'\"]*@")
 """Name and password in an address."""
+ARTIFACT_COLUMNS = (
+    *("experiments.artifact_location", "runs.artifact_uri", "logged_models.artifact_location"),
+    *("model_versions.source", "model_versions.storage_location"),
+)
+"""Columns of MLflow's database that have addresses of artifacts."""
 LOCK_S = 120
 """Seconds after which a process gives up waiting for another one of this project."""
 EPOCH = "epoch"
@@ -90,7 +96,7 @@ ADVICE = (
     ("locate revision", "the database was made by a newer MLflow: install that version"),
     ("", "correct MLFLOW_TRACKING_URI, or set tracking.enabled to false"),
 )
-"""What to do about an error, by a part of its text; the first that is found holds."""
+"""Advice by a part of an error's text; the first that is found holds."""
 
 
 @contextmanager
@@ -135,7 +141,36 @@ def database_root() -> Path:
 
 def tracking_uri() -> str:
     """Return where runs are stored: MLFLOW_TRACKING_URI, or else a database in the project."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{database_root() / 'mlflow.db'}"
+    from sqlalchemy import URL
+
+    # The library quotes what has a meaning in an address, such as a question mark.
+    database = URL.create("sqlite", database=str(database_root() / "mlflow.db"))
+    return os.environ.get("MLFLOW_TRACKING_URI") or database.render_as_string()
+
+
+def _remove_stray(uri: str) -> None:
+    """Remove the empty folder that MLflow makes where it takes a quoted address for a path."""
+    folder = Path(uri.removeprefix("sqlite:///")).parent
+    if folder != database_root():
+        with suppress(OSError):  # not empty, or not there
+            os.removedirs(folder)
+
+
+def _follow_move(old: str, new: str) -> None:
+    """Replace the folder in which MLflow's database notes that artifacts are.
+
+    The database has the folder's absolute address and travels with the project. A moved project
+    would write its artifacts to the old place, and a copy into the original.
+    """
+    with closing(sqlite3.connect(database_root() / "mlflow.db")) as database, database:
+        for place in ARTIFACT_COLUMNS:
+            table, column = place.split(".")
+            database.execute(
+                f"update {table} set {column} = :new || substr({column}, length(:old) + 1) "
+                f"where {column} = :old or substr({column}, 1, length(:old) + 1) = :old || '/'",
+                {"old": old, "new": new},
+            )
+    logger.info("the project was moved or copied: MLflow's artifacts are in %s", new)
 
 
 def process_default() -> Any:
@@ -158,8 +193,12 @@ def connect(params: Params) -> tuple[MlflowClient, str]:
     with project_lock():
         client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         known = client.get_experiment_by_name(params.tracking.experiment)
+        location = (database_root() / "mlartifacts").as_uri() if is_local() else None
+        if not os.environ.get("MLFLOW_TRACKING_URI"):
+            _remove_stray(uri)
+            if known and location and known.artifact_location != location:
+                _follow_move(known.artifact_location, location)
         if known is None:
-            location = (database_root() / "mlartifacts").as_uri() if is_local() else None
             experiment = client.create_experiment(params.tracking.experiment, location)
         elif known.lifecycle_stage != "active":
             raise MlflowException(

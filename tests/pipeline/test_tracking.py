@@ -16,6 +16,7 @@ from urllib.parse import parse_qsl, urlsplit
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from mlflow.tracking._tracking_service.utils import _artifact_repos_cache
 
 from mnist_mamba.atomic_write import write_json
 from pipeline import track
@@ -23,7 +24,9 @@ from pipeline.common import paths
 from pipeline.common.content_key import content_key
 from pipeline.common.params import Params, load_params
 from pipeline.tracking import client as tracking
+from pipeline.tracking import model as tracked_model
 from pipeline.tracking import run as tracked_run
+from pipeline.tracking import served
 from pipeline.tracking.live import live_run
 from tests.pipeline.conftest import POINTS
 from tests.pipeline.imports import ROOT
@@ -383,6 +386,53 @@ def test_experiments_in_temp_copies_share_the_parent_s_database(
     assert json.loads(
         next((parent / "mlartifacts").rglob("eval.json")).read_text(encoding="utf-8")
     )["accuracy"]
+
+
+NAMES = (
+    *("with space", "r%20s", "r%2Fs", "r?s", "r#s", "100%", "ü猫", "a'b", 'a"b', "a&b=c"),
+    *("[x]", "a:b"),
+)
+
+
+def forget_places() -> None:
+    """Empty MLflow's memory of the runs' folders, as a new process would."""
+    _artifact_repos_cache.clear()
+
+
+def test_a_project_that_moves_takes_its_runs_along(
+    project: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From one awkward folder to the next: one run, one model, and files in one place only."""
+    params, parent, models = load_params(), tmp_path_factory.mktemp("places"), set()
+    here = project
+    for name in NAMES:
+        here = here.rename(parent / name)
+        monkeypatch.chdir(here)
+        forget_places()
+        tracked_run.upsert(params)
+        (only,) = runs(params)
+        assert only.info.artifact_uri.startswith((here / "mlartifacts").as_uri())
+        assert list((here / "mlartifacts").rglob("eval.json"))
+        assert (here / "mlflow.db").is_file()
+        assert [path.name for path in parent.iterdir()] == [name]  # nothing was left elsewhere
+        models.add(tracked_model.logged_model(params).model_id)
+    assert len(models) == 1
+
+
+def test_a_copy_of_a_project_leaves_the_original_alone(
+    project: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = load_params()
+    tracked_run.upsert(params)
+    before = served.checksums(project / "mlartifacts")
+    copy = shutil.copytree(project, tmp_path_factory.mktemp("copy") / "project")
+    monkeypatch.chdir(copy)
+    forget_places()
+    scores = {"accuracy": 0.1, "n_test": 3}
+    write_json(paths.METRICS / "eval.json", scores)
+    tracked_run.upsert(params)
+    assert served.checksums(project / "mlartifacts") == before
+    assert '"accuracy": 0.1' in next((copy / "mlartifacts").rglob("eval.json")).read_text()
 
 
 def test_experiments_of_a_commit_have_one_parent(
