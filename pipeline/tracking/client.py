@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 logging.getLogger("urllib3").setLevel(logging.ERROR)  # it says each time that it tries again
+logging.getLogger("alembic").setLevel(logging.WARNING)  # it lists its plugins
 
 # MLflow reads the first variable on import; the second prevents a progress bar for each small file.
 # The others bound the wait for a server; MLflow's defaults add up to 20 minutes.
@@ -240,9 +241,20 @@ def project_lock() -> Iterator[None]:
 
 
 def find(client: MlflowClient, experiment: str, value: str, tag: str = KEY_TAG) -> Run | None:
-    """Return the run with this content key, or with this value of another tag, or None."""
-    found = client.search_runs([experiment], f"tags.`{tag}` = '{value}'", max_results=1)
+    """Return the oldest run with this content key, or with this value of another tag, or None."""
+    found = find_all(client, experiment, value, tag)
     return found[0] if found else None
+
+
+def find_all(
+    client: MlflowClient, experiment: str, value: str, tag: str = KEY_TAG
+) -> Sequence[Run]:
+    """Return the runs with this value of a tag, the oldest first: everybody sees the same order."""
+    same = f"tags.`{tag}` = '{value}'"
+    found: Sequence[Run] = client.search_runs(
+        [experiment], same, order_by=["attributes.start_time ASC"]
+    )
+    return found
 
 
 def find_or_create(client: MlflowClient, experiment: str, params: Params, key: str) -> Run:
@@ -254,8 +266,12 @@ def find_or_create(client: MlflowClient, experiment: str, params: Params, key: s
         if run is None:
             name = os.environ.get("DVC_EXP_NAME") or f"{params.data.dataset}-{key[:8]}"
             tags = {KEY_TAG: key, **_origin()}
-            run = client.create_run(experiment, run_name=name, tags=tags)
-            if EXPERIMENT_TAG in tags and COMMIT_TAG in tags:
+            created = client.create_run(experiment, run_name=name, tags=tags)
+            # Another clone may have created one at the same moment.
+            run = find(client, experiment, key) or created
+            if run.info.run_id != created.info.run_id:
+                client.delete_run(created.info.run_id)
+            elif EXPERIMENT_TAG in tags and COMMIT_TAG in tags:
                 _join_sweep(client, experiment, tags[COMMIT_TAG])
     # Params of the other sections may differ between two runs of the same content.
     values = params.model_dump(mode="json", include=set(RESULT_PARAMS))

@@ -54,6 +54,9 @@ def upsert(params: Params, key: str | None = None) -> str:
         model = tracked_model.log(client, run, params)
         client.set_tag(run_id, "mlflow.note.content", description(run, params))
         client.set_tag(run_id, tracking.PROGRESS_TAG, "whole")
+        for other in tracking.find_all(client, experiment, key):
+            if other.info.run_id != run_id:  # another clone created it at the same moment
+                client.delete_run(other.info.run_id)
         # A finished run would get a new end time, and so another duration.
         if run.info.status != "FINISHED":
             client.set_terminated(run_id, "FINISHED")

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import shutil
 import sqlite3
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -270,3 +271,27 @@ def test_a_temp_experiment_in_a_clone_without_any_cache(
     (only,) = shown(clone)[1].values()
     assert (only.params["train.lr"], only.params["model.n_layers"]) == ("0.003", "1")
     assert_whole(only)
+
+
+def test_an_experiment_outlives_a_dead_server(repository: Path, home: str) -> None:
+    """Its results are kept, marked as untracked, and stored when the server is back."""
+    words = ("--temp", "--name", "lost", "-S", "evaluate.ece_bins=7")
+    done = dvc(repository, home, "exp", "run", *words, MLFLOW_TRACKING_URI="http://127.0.0.1:9")
+    assert "The results' files are complete: correct MLFLOW_TRACKING_URI" in done.stderr
+    table = dvc(repository, home, "exp", "show", "--csv").stdout
+    (row,) = (line for line in table.splitlines() if "lost" in line)
+    scores = json.loads((repository / "metrics/eval.json").read_text(encoding="utf-8"))
+    assert str(scores["accuracy"]) in row
+    before = shown(repository)[1]
+    assert "lost" not in before
+    store = [sys.executable, "-m", "pipeline.track", "--missing"]
+    done = run(repository, store, HOME=home, MLFLOW_TRACKING_URI="http://127.0.0.1:9")
+    assert (done.returncode, "correct MLFLOW_TRACKING_URI" in done.stderr) == (1, True), done.stderr
+    done = run(repository, store, HOME=home)
+    assert done.returncode == 0, done.stderr
+    after = shown(repository)[1]
+    assert set(after) == {*before, "lost"}
+    assert_whole(after["lost"])
+    assert "storing" in done.stderr
+    assert "storing" not in run(repository, store, HOME=home).stderr  # nothing is missing now
+    assert run(repository, ["git", "status", "--porcelain"]).stdout == ""

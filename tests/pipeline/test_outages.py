@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import contextlib
 import http.server
+import os
+import signal
 import socket
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from mlflow.exceptions import MlflowException
 
+from mnist_mamba.atomic_write import write_text
 from pipeline import track
 from pipeline.common import paths
 from pipeline.common.content_key import content_key
 from pipeline.common.params import load_params
+from pipeline.release import champion
 from pipeline.tracking import client as tracking
 from pipeline.tracking import live
+from pipeline.tracking import model as tracked_model
 from pipeline.tracking import run as tracked_run
 from tests.pipeline.conftest import POINTS
+from tests.pipeline.project import start
 
 SECRET = "my%40secret"
 
@@ -65,7 +72,7 @@ def server(
     project: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> str:
-    """What the server does that MLflow's variables name. Waits are shorter than a user's."""
+    """The behaviour of the server that MLflow uses. Waits are shorter than a user's."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", servers[request.param])
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
@@ -186,3 +193,68 @@ def test_results_that_are_not_there_are_an_error_of_their_own(project: Path) -> 
 def test_passwords_of_all_kinds_are_cut(text: str) -> None:
     assert "secret" not in tracking.without_password(text)
     assert "host" in tracking.without_password(text)
+
+
+@pytest.fixture
+def real_server(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[tuple[str, Callable[[], None]]]:
+    """MLflow's own server, as in docs/team.md with other stores: its address, and its death."""
+    folder = tmp_path_factory.mktemp("server")
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    stores = ["--backend-store-uri", "sqlite:///runs.db", "--artifacts-destination", "artifacts"]
+    words = ["server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1", *stores]
+    process = start(folder, ["mlflow", *words])
+
+    def kill() -> None:
+        with contextlib.suppress(ProcessLookupError):  # its workers are processes, too
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+    address = f"http://127.0.0.1:{port}"
+    deadline = time.monotonic() + 300
+    while True:
+        try:
+            urllib.request.urlopen(f"{address}/health", timeout=5).close()
+            break
+        except OSError:
+            assert process.poll() is None, "the server ended"
+            assert time.monotonic() < deadline, "the server did not start"
+            time.sleep(0.2)
+    yield address, kill
+    kill()
+
+
+@pytest.mark.slow
+def test_a_run_and_its_champion_on_a_real_server_and_after_its_death(
+    real_server: tuple[str, Callable[[], None]], project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, kill = real_server
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    monkeypatch.setattr(live, "WAIT_S", 300)  # the machine may be busy
+    params = load_params()
+    with live.live_run(params) as log_point:
+        log_point(POINTS[0])
+    tracked_run.upsert(params)
+    model = tracked_model.logged_model(params)
+    tracked_run.upsert(params)
+    assert tracked_model.logged_model(params).model_id == model.model_id
+    _, checksums = tracked_model.register(params, "digits", "champion")
+    write_text(Path("list"), checksums)
+    champion.fetch("models:/digits@champion", Path("list"), Path("build/champion"))
+    client, experiment = tracking.connect(params)
+    (run,) = client.search_runs([experiment])
+    assert (run.info.status, run.data.tags["pipeline"]) == ("FINISHED", "whole")
+    assert run.data.metrics["curve/lr"] == 0.2
+    monkeypatch.setattr(live, "WAIT_S", 1)
+    started = time.monotonic()
+    with live.live_run(params) as log_point:
+        kill()
+        log_point(POINTS[1])
+    assert time.monotonic() - started < 5
+    with pytest.raises(tracking.TrackingError, match="correct MLFLOW_TRACKING_URI"):
+        tracked_run.upsert(params)
+    with pytest.raises(tracking.TrackingError, match="correct MLFLOW_TRACKING_URI"):
+        champion.fetch("models:/digits@champion", Path("list"), Path("build/champion"))

@@ -144,6 +144,32 @@ def test_a_run_that_was_left_half_made_is_completed(project: Path) -> None:
     assert run.info.status == "FINISHED"
 
 
+def test_two_clones_that_create_a_run_at_once_share_the_older(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params, create = load_params(), MlflowClient.create_run
+    client, experiment = tracking.connect(params)
+    key = content_key(params)
+
+    def create_second(self: MlflowClient, *words: Any, **options: Any) -> Any:
+        create(self, experiment, tags={"content_key": key}, run_name="the other clone's")
+        time.sleep(0.002)  # MLflow counts milliseconds
+        return create(self, *words, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "create_run", create_second)
+        found = tracking.find_or_create(client, experiment, params, key)
+    (only,) = runs(params)
+    assert only.info.run_id == found.info.run_id
+    assert only.info.run_name == "the other clone's"
+    # Both may have looked before the other one's was there: `track` keeps the older.
+    client.create_run(experiment, tags={"content_key": key})
+    tracked_run.upsert(params)
+    (only,) = runs(params)
+    assert only.info.run_id == found.info.run_id
+    assert only.data.tags["pipeline"] == "whole"
+
+
 def test_curves_of_a_retraining_with_other_bits_are_corrected(project: Path) -> None:
     params = load_params()
     tracked_run.upsert(params)
