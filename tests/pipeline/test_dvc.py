@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sqlite3
+import textwrap
 from pathlib import Path
 
 import pytest
 import yaml
 
+from pipeline.common import paths
 from tests.pipeline.imports import ROOT
 from tests.pipeline.project import IDENTITY, copy_project, dvc, git, run, start
 from tests.pipeline.test_trainings import UNTRACKED, kill_in_the_middle
@@ -190,3 +193,44 @@ def test_a_repro_that_was_killed_goes_on(tmp_path: Path, home: str) -> None:
         yaml.safe_load((path / "dvc.lock").read_text(encoding="utf-8")) for path in (folder, whole)
     ]
     assert locks[0]["stages"]["train"] == locks[1]["stages"]["train"]
+
+
+def commands(heading: str, number: int) -> str:
+    """Return a block of commands of docs/team.md, counted from 0 below its heading."""
+    text = (ROOT / "docs/team.md").read_text(encoding="utf-8").split(f"## {heading}\n")[1]
+    blocks = re.findall(r"(?:^    .*\n)+", text.split("\n## ")[0], re.MULTILINE)
+    return textwrap.dedent(blocks[number])
+
+
+def test_a_colleague_s_clone_pulls_all_and_trains_nothing(
+    repository: Path, home: str, tmp_path: Path
+) -> None:
+    """The commands of docs/team.md, word for word except for the two addresses."""
+    shared, env = tmp_path / "shared", {"HOME": home, **IDENTITY}
+    origin = shutil.copytree(repository, tmp_path / "origin", symlinks=True)
+    git(origin, home, "add", "-A")
+    git(origin, home, "commit", "-qm", "results")
+    heading = "Share data and checkpoints: a DVC remote"
+    add = commands(heading, 0).splitlines()[0].replace("/srv/mnist-mamba", str(shared))
+    for words in (add, commands(heading, 1)):
+        done = run(origin, ["bash", "-e", "-c", words], **env)
+        assert done.returncode == 0, done.stderr
+    fetch = commands(heading, 2).replace("URL", str(origin))
+    done = run(tmp_path, ["bash", "-e", "-c", fetch], **env)
+    assert done.returncode == 0, done.stderr
+    ran = [line for line in done.stdout.splitlines() if line.startswith("Running stage")]
+    assert ran == ["Running stage 'track':"]
+    clone = tmp_path / "project"
+    assert n_runs(clone) == 1
+    assert run(clone, ["git", "status", "--porcelain"]).stdout == ""
+    # Somebody who can write to the remote alone cannot give a colleague another engine.
+    lock = yaml.safe_load((clone / "dvc.lock").read_text(encoding="utf-8"))
+    md5 = next(out["md5"] for out in lock["stages"]["compile"]["outs"])
+    stored = shared / "files/md5" / md5[:2] / md5[2:]
+    stored.chmod(0o644)
+    stored.write_bytes(stored.read_bytes() + b"another engine")
+    for path in (clone / ".dvc/cache", clone / "build"):
+        shutil.rmtree(path)
+    done = run(clone, ["dvc", "pull"], **env)
+    assert done.returncode != 0, done.stdout
+    assert not (clone / paths.ENGINE).exists()
