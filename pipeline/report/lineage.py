@@ -29,7 +29,8 @@ def lineage(lock: Mapping[str, Any], params: Params) -> TemplateContext:
     key = content_key(params)
     recorded = None
     if paths.TRACKING_KEY.is_file():
-        recorded = paths.TRACKING_KEY.read_text(encoding="utf-8").strip()
+        # A run that MLflow did not store is marked after its key.
+        recorded = paths.TRACKING_KEY.read_text(encoding="utf-8").strip().partition(" ")[0]
     unchanged = [row["path"] for row in rows if row["here"] == "unchanged"]
     return {
         "outputs": html(pd.DataFrame(rows).set_index("path"), "file"),

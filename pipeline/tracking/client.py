@@ -87,10 +87,13 @@ class TrackingError(RuntimeError):
 
 ADVICE = (
     (
-        "error code 401",
+        "error code 401|UNAUTHENTICATED",
         "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD to your account's",
     ),
-    ("error code 403", "ask the server's administrator for permission to edit the experiment"),
+    (
+        "error code 403|PERMISSION_DENIED",
+        "ask the server's administrator for permission to edit the experiment",
+    ),
     ("is deleted", "restore it, or name another as tracking.experiment"),
     ("disk is full|No space left|quota", "free space where MLflow stores runs"),
     ("out-of-date database schema", "run `mlflow db upgrade URI` after a backup, or let its owner"),

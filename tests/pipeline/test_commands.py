@@ -775,9 +775,9 @@ def test_track_writes_the_key_for_git_and_for_this_database(
     set_params(project, {**SMALL, "tracking.enabled": enabled})
     sent = []
 
-    def upsert(params: Any) -> str:
+    def upsert(params: Any, key: str) -> str:
         sent.append(params)
-        return content_key(params)
+        return key
 
     monkeypatch.setattr(track.run, "upsert", upsert)
     replace_argv(monkeypatch)

@@ -34,10 +34,14 @@ SECRET = "my%40secret"
 
 
 class Failing(http.server.BaseHTTPRequestHandler):
-    """Answers everything with status 500."""
+    """Answers everything with one status and body."""
+
+    status, body = 500, ""
 
     def do_GET(self) -> None:
-        self.send_error(500)
+        self.send_response(self.status)
+        self.end_headers()
+        self.wfile.write(self.body.encode())
 
     do_POST = do_GET  # noqa: N815
 
@@ -137,6 +141,31 @@ def test_the_advice_fits_the_cause(said: str, advice: str) -> None:
     assert said in str(error.value)
     assert advice in str(error.value)
     assert len([1 for _, other in tracking.ADVICE if other in str(error.value)]) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "advice"),
+    [
+        (401, "You are not authenticated.", "MLFLOW_TRACKING_USERNAME"),
+        (401, '{"error_code": "UNAUTHENTICATED", "message": "no"}', "MLFLOW_TRACKING_USERNAME"),
+        (403, "Permission denied", "administrator"),
+        (403, '{"error_code": "PERMISSION_DENIED", "message": "no"}', "administrator"),
+        (404, "<html>another service</html>", "correct MLFLOW_TRACKING_URI"),
+    ],
+)
+def test_a_server_that_refuses_says_what_it_needs(
+    servers: dict[str, str],
+    project: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    status: int,
+    body: str,
+    advice: str,
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", servers["fails"])
+    monkeypatch.setattr(Failing, "status", status)
+    monkeypatch.setattr(Failing, "body", body)
+    with pytest.raises(tracking.TrackingError, match=advice):
+        tracked_run.upsert(load_params())
 
 
 def test_a_deleted_experiment_is_named_with_the_command_that_restores_it(project: Path) -> None:
