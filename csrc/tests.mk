@@ -164,7 +164,7 @@ $(BUILD)/fuzz/mutator.o: csrc/fuzz/mutator.c csrc/fuzz/target.h $(BUILD)/fuzz/ob
 
 $(BUILD)/fuzz/fuzz_%: $(BUILD)/fuzz/obj/fuzz/%.o $(FUZZ_MAIN) \
     $(call engine_objects,$(BUILD)/fuzz,$(ENGINE_LIBRARY_SOURCES) \
-        csrc/engine/cli/idx.c csrc/engine/cli/input.c csrc/engine/cli/netpbm.c)
+        $(addprefix csrc/engine/cli/,idx.c input.c netpbm.c posix.c))
 	@echo '  link $@'
 	$(ENGINE_QUIET)$(CC) $(ENGINE_CFLAGS_fuzz) $(FUZZ_LINK) $(LDFLAGS) $^ -lm -o $@
 

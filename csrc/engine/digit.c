@@ -590,7 +590,7 @@ static void draw(const struct result *result, const struct plane *plane, const s
     const double noise = 2.5 * ink->noise * (double)ink->step / larger(size, (double)ink->step);
     const double left = (double)(size_t)(((double)result->width - box_width / pixel) / 2);
     const double top = (double)(size_t)(((double)result->height - box_height / pixel) / 2);
-    const double level = ink->level < FULL_LEVEL ? ink->level : 255;
+    const double level = ink->level < (double)FULL_LEVEL ? ink->level : 255;
     uint8_t *out = result->pixels;
     for (size_t v = 0; v < result->height; v++)
         for (size_t u = 0; u < result->width; u++, out++) {

@@ -1,20 +1,14 @@
-#if defined(_WIN32)
-#error "the engine opens its files with POSIX calls; Windows needs its own file_bytes.c"
-#endif
 #define _POSIX_C_SOURCE 200809L
 #define _FILE_OFFSET_BITS 64
 
 #include "file_bytes.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include "error.h"
+#include "system.h"
 
 /* Reads a copy up to its first `wanted` bytes. */
 static mamba_status copy(struct file_bytes *file, size_t wanted, int fd, const char *path,
@@ -25,7 +19,7 @@ static mamba_status copy(struct file_bytes *file, size_t wanted, int fd, const c
         return mamba_fail(error, MAMBA_ERR_MEMORY, path, "no memory for its %zu bytes", wanted);
     file->data = data;
     while (file->copied < wanted) {
-        const ssize_t got = read(fd, data + file->copied, wanted - file->copied);
+        const ptrdiff_t got = system_read(fd, data + file->copied, wanted - file->copied);
         if (got < 0 && errno == EINTR)
             continue;
         if (got < 0)
@@ -45,24 +39,24 @@ static mamba_status copy(struct file_bytes *file, size_t wanted, int fd, const c
 static mamba_status open_descriptor(struct file_bytes *out, int fd, const char *path,
                                     mamba_error *error)
 {
-    struct stat status;
-    if (fstat(fd, &status) != 0)
+    struct file_status status;
+    if (!system_status(fd, &status))
         return mamba_fail(error, MAMBA_ERR_IO, path, "cannot stat: %s", strerror(errno));
-    if (!S_ISREG(status.st_mode))
+    if (!status.is_regular)
         return mamba_fail(error, MAMBA_ERR_IO, path, "not a regular file");
-    if ((uint64_t)status.st_size > SIZE_MAX / 2)
+    if (status.size > SIZE_MAX / 2)
         return mamba_fail(error, MAMBA_ERR_MEMORY, path, "too large for this address space");
-    out->size = (size_t)status.st_size;
-    if (out->size == 0) /* mmap refuses it; the caller's check of the size has a better message */
+    out->size = (size_t)status.size;
+    if (out->size ==
+        0) /* it cannot be mapped; the caller's check of the size has a better message */
         return MAMBA_OK;
     if (out->access == FILE_COPIED)
         return copy(out, out->size < FILE_HEAD_BYTES ? out->size : FILE_HEAD_BYTES, fd, path,
                     error);
-    void *data = mmap(NULL, out->size, PROT_READ, MAP_PRIVATE, fd, 0);
-    if (data == MAP_FAILED)
+    out->data = system_map(fd, out->size);
+    if (!out->data)
         return mamba_fail(error, errno == ENOMEM ? MAMBA_ERR_MEMORY : MAMBA_ERR_IO, path,
                           "cannot map: %s", strerror(errno));
-    out->data = data;
     return MAMBA_OK;
 }
 
@@ -71,15 +65,15 @@ mamba_status mamba_file_open(struct file_bytes *out, const char *path, enum file
 {
     *out = (struct file_bytes){.access = access, .fd = -1};
     /* The path is resolved once, so that size and bytes are of the same file, whatever is renamed
-     * over it. O_NONBLOCK: a FIFO is refused, not waited for. */
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+     * over it. */
+    int fd = system_open(path);
     if (fd < 0)
         return mamba_fail(error, MAMBA_ERR_IO, path, "cannot open: %s", strerror(errno));
     mamba_status status = open_descriptor(out, fd, path, error);
     if (status == MAMBA_OK && access == FILE_COPIED && out->copied < out->size)
         out->fd = fd;
     else
-        close(fd);
+        system_close(fd);
     return status;
 }
 
@@ -103,19 +97,18 @@ mamba_status mamba_file_rest(struct file_bytes *file, uint64_t expected, const c
         status = copy(file, (size_t)wanted, file->fd, path, error);
     if (file->size == UNKNOWN_SIZE)
         file->size = file->copied;
-    close(file->fd);
+    system_close(file->fd);
     file->fd = -1;
     return status;
 }
 
 void mamba_file_close(struct file_bytes *file)
 {
-    void *data = (void *)(uintptr_t)file->data;
     if (file->access == FILE_COPIED && file->fd >= 0)
-        close(file->fd);
+        system_close(file->fd);
     if (file->access == FILE_COPIED)
-        free(data);
-    if (data && file->access == FILE_MAPPED)
-        munmap(data, file->size);
+        free((void *)(uintptr_t)file->data);
+    if (file->data && file->access == FILE_MAPPED)
+        system_unmap(file->data, file->size);
     *file = (struct file_bytes){0};
 }

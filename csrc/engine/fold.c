@@ -1,8 +1,8 @@
 #include "fold.h"
 
-#include <stdlib.h>
 #include <string.h>
 
+#include "aligned.h"
 #include "copy.h"
 
 enum { MAX_FLOATS = 1 << 18 }; /* of model->folds: 1 MiB */
@@ -123,7 +123,7 @@ bool mamba_fold(struct mamba_model *model)
     }
     if (all_folds == 0)
         return true;
-    model->folds = aligned_alloc(64, (size_t)(all_folds + gathered) * sizeof *model->folds);
+    model->folds = aligned_for_vectors((size_t)(all_folds + gathered) * sizeof *model->folds);
     if (!model->folds)
         return false;
     float *folded = model->folds;

@@ -207,7 +207,8 @@ static uint32_t digit_backdrop(const mamba_picture *picture)
     const uint32_t paper = median_level(&rim);
     const bool mostly_opaque =
         all.sum > (uint64_t)picture->width * (picture->height / step) * 255 / 2;
-    if (mostly_opaque || mean_square(&all, paper) > 2 * mean_square(&rim, paper) + MIN_VARIANCE)
+    if (mostly_opaque ||
+        mean_square(&all, paper) > 2 * mean_square(&rim, paper) + (double)MIN_VARIANCE)
         return paper;
     return mean_square(&all, 255) > mean_square(&all, 0) ? 255 : 0;
 }

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "aligned.h"
 #include "crc32.h"
 #include "error.h"
 #include "header.h"
@@ -191,7 +192,7 @@ static float *new_floats(uint64_t n)
     if (n > SIZE_MAX / 2 / sizeof(float)) /* a ptrdiff_t must hold the bytes */
         return NULL;
     const size_t bytes = (size_t)n * sizeof(float);
-    float *floats = aligned_alloc(64, bytes);
+    float *floats = aligned_for_vectors(bytes);
     return floats ? memset(floats, 0, bytes) : NULL;
 }
 

@@ -26,8 +26,6 @@ mamba_status command_embed(const struct job *job, mamba_error *error);
 mamba_status run_command(command_function command, const struct options *options,
                          mamba_error *error);
 
-double now_seconds(void); /* of a monotonic clock */
-
 /* Prints a text as JSON. */
 void print_json_text(const char *text);
 
@@ -51,10 +49,14 @@ void count_asked(struct asked *out, const uint8_t *asked, size_t n);
 /* Prints what was counted, as text or as two fields of JSON. */
 void print_asked(const struct asked *asked, const mamba_model *model, bool json);
 
+/* posix.c and windows.c */
+
+double now_seconds(void); /* of a monotonic clock */
+
 /* Writes `data` [bytes] to the file `path`, completely or not at all: to a new file next to it,
- * which is synced and renamed. Links are followed, and a file that exists keeps its mode. Anything
- * but a regular file is refused, and so is the one that stdout or stderr goes to. Threads that make
- * files meanwhile would get the wrong mode. */
+ * which is synced and renamed. Links are followed, and a file that exists keeps its access rights.
+ * Anything but a regular file is refused, and so is the one that stdout or stderr goes to. Threads
+ * that make files meanwhile would get the wrong mode. */
 mamba_status write_file(const char *path, const void *data, size_t bytes, mamba_error *error);
 
 #endif

@@ -4,62 +4,43 @@
 #include "input.h"
 
 #include <errno.h>
-#include <fcntl.h>
-#include <signal.h>
-#include <stdbool.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 #include "error.h"
-
-enum { NO_GZIP = 127 }; /* exit code, as a shell's */
+#include "process.h"
+#include "system.h"
 
 /* Waits for gzip, and returns an error if it failed. */
 static mamba_status end_gzip(struct input *input, mamba_error *error)
 {
-    int status = 0;
-    const pid_t ended = waitpid(input->gzip, &status, 0);
+    const enum gzip_end end = gzip_wait(input->gzip);
     input->gzip = 0;
-    if (ended < 0 || WEXITSTATUS(status) == NO_GZIP)
+    if (end == GZIP_MISSING)
         return mamba_fail(error, MAMBA_ERR_IO, input->path,
                           "cannot run gzip: install it, or unpack the file");
-    return !status ? MAMBA_OK
-                   : mamba_fail(error, MAMBA_ERR_INPUT, input->path,
-                                "damaged gzip: truncated, changed, or followed by other bytes");
+    return end == GZIP_OK
+               ? MAMBA_OK
+               : mamba_fail(error, MAMBA_ERR_INPUT, input->path,
+                            "damaged gzip: truncated, changed, or followed by other bytes");
 }
 
 /* Starts to unpack the gzip file input->path. */
 static mamba_status open_gzip(struct input *input, mamba_error *error)
 {
-    int ends[2];
-    signal(SIGCHLD, SIG_DFL); /* the parent may have passed on that children are not waited for */
-    if (pipe(ends) != 0 || (input->gzip = fork()) < 0)
-        return mamba_fail(error, MAMBA_ERR_MEMORY, input->path, "cannot start gzip: %s",
-                          strerror(errno));
-    if (input->gzip == 0) {
-        close(ends[0]);
-        dup2(ends[1], STDOUT_FILENO);
-        close(STDERR_FILENO); /* our own message is enough */
-        close(STDIN_FILENO);
-        open(input->path, O_RDONLY); /* becomes stdin */
-        execlp("gzip", "gzip", "-dc", (char *)NULL);
-        _exit(NO_GZIP);
-    }
-    close(ends[1]);
-    mamba_status status = mamba_stream_open(&input->file, ends[0], input->path, error);
+    const int fd = gzip_start(input->path, &input->gzip);
+    if (fd < 0)
+        return mamba_fail(error, errno == ENOSYS ? MAMBA_ERR_IO : MAMBA_ERR_MEMORY, input->path,
+                          "cannot start gzip: %s: unpack the file", strerror(errno));
+    mamba_status status = mamba_stream_open(&input->file, fd, input->path, error);
     return status == MAMBA_OK && input->file.size != UNKNOWN_SIZE ? end_gzip(input, error) : status;
 }
 
 /* Sets input->path to `path`, or to path.gz if only that exists. */
 static void set_path(struct input *input, const char *path)
 {
-    struct stat found;
     snprintf(input->path, sizeof input->path, "%s.gz", path);
-    if (stat(path, &found) == 0 || stat(input->path, &found) != 0)
+    if (system_exists(path) || !system_exists(input->path))
         snprintf(input->path, sizeof input->path, "%s", path);
 }
 
@@ -68,16 +49,18 @@ static bool is_gzip(const struct file_bytes *file)
     return file->size >= 2 && file->data[0] == 0x1F && file->data[1] == 0x8B;
 }
 
+enum { STDIN = 0 }; /* the descriptor */
+
 mamba_status mamba_input_open(struct input *out, const char *path, enum file_access access,
                               mamba_error *error)
 {
     *out = (struct input){.path = "stdin", .stream = true};
     if (strcmp(path, "-") == 0) {
-        struct stat found;
-        if (fstat(STDIN_FILENO, &found) == 0 && S_ISCHR(found.st_mode))
+        struct file_status found;
+        if (system_status(STDIN, &found) && found.is_device)
             return mamba_fail(error, MAMBA_ERR_IO, out->path,
                               "got a terminal or device, expected a file or pipe: add `< FILE`");
-        return mamba_stream_open(&out->file, STDIN_FILENO, out->path, error);
+        return mamba_stream_open(&out->file, STDIN, out->path, error);
     }
     set_path(out, path);
     mamba_status status = mamba_file_open(&out->file, out->path, access, error);

@@ -5,10 +5,11 @@
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/stat.h>
 
 #include "commands.h"
 #include "error.h"
+#include "process.h"
+#include "system.h"
 
 static const char HELP[] =
     "mamba classifies images with a small Mamba model.\n"
@@ -86,9 +87,8 @@ static mamba_status run(int argc, char **argv, const char *me, const struct synt
                COMMANDS[EMBED].syntax.usage, me);
     else if (status == MAMBA_OK)
         status = run_command(command->run, &options, error);
-    struct stat file;
     if (status != MAMBA_OK && first == 1 && argc > 1 && argv[1][0] != '-' &&
-        stat(argv[1], &file) != 0)
+        !system_exists(argv[1]))
         mamba_fail(error, status, argv[1],
                    "neither a file nor a subcommand: eval, info, bench, embed");
     return status;
@@ -98,6 +98,7 @@ int main(int argc, char **argv)
 {
     mamba_error error = {MAMBA_OK, ""};
     const struct syntax *usage = NULL;
+    argv = process_start(&argc, argv);
     const char *slash = argc ? strrchr(argv[0], '/') : NULL;
     const char *me = slash ? slash + 1 : argc ? argv[0] : "mamba"; /* mnist-mamba if installed */
     mamba_status status = run(argc, argv, me, &usage, &error);

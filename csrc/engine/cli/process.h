@@ -1,0 +1,19 @@
+/* Calls of the operating system that the command alone needs: posix.c and windows.c. */
+#ifndef MAMBA_CLI_PROCESS_H
+#define MAMBA_CLI_PROCESS_H
+
+/* Prepares the command on Windows, which would change line ends in stdin and stdout and passes
+ * arguments in the encoding of the machine. Returns the arguments in UTF-8 and sets *argc to their
+ * number; returns those of main if out of memory. Does nothing elsewhere. */
+char **process_start(int *argc, char **argv);
+
+enum gzip_end { GZIP_OK, GZIP_MISSING, GZIP_DAMAGED };
+
+/* Starts `gzip -dc` on a file. Returns a descriptor of what it writes, or -1 with errno set, which
+ * is always ENOSYS on Windows. */
+int gzip_start(const char *path, int *process);
+
+/* Waits for the end of a process of gzip_start. */
+enum gzip_end gzip_wait(int process);
+
+#endif
