@@ -21,6 +21,11 @@ test-%: export OMP_WAIT_POLICY := passive
 
 ENGINE_TESTS := test_allocation test_kernels test_model test_hostile test_threads test_exit test_idx \
     test_write_file test_picture test_forward test_golden test_numbers test_bench test_commands
+# These test what only POSIX has: processes, signals, threads, pages, owners of files.
+ifneq ($(findstring windows,$(shell $(CC) -dumpmachine)),)
+ENGINE_TESTS := $(filter-out test_allocation test_hostile test_threads test_idx test_write_file \
+    test_bench test_commands,$(ENGINE_TESTS))
+endif
 ENGINE_TEST_SUPPORT := $(filter-out csrc/engine/cli/main.c,$(ENGINE_COMMAND_SOURCES)) \
     csrc/tests/engine/tiny_model.c csrc/tests/engine/reference.c
 

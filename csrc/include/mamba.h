@@ -21,14 +21,17 @@
  * memory of one thread: it lives in an arena that the caller owns, holds no resource, and ends when
  * the caller frees the arena. A model must outlive its contexts.
  *
- * The library neither prints nor exits. Every `error` argument may be NULL. */
+ * The library neither prints nor exits. Every `error` argument may be NULL. Paths are the system's
+ * bytes; on Windows they are UTF-8. */
 #ifndef MAMBA_H
 #define MAMBA_H
 
 #include <stddef.h>
 #include <stdint.h>
 
-#if defined(__GNUC__)
+#if defined(_WIN32)
+#define MAMBA_API __declspec(dllexport)
+#elif defined(__GNUC__)
 #define MAMBA_API __attribute__((visibility("default")))
 #else
 #define MAMBA_API

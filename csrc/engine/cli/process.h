@@ -2,7 +2,7 @@
 #ifndef MAMBA_CLI_PROCESS_H
 #define MAMBA_CLI_PROCESS_H
 
-/* Prepares the command on Windows, which would change line ends in stdin and stdout and passes
+/* Prepares the command on Windows, which would change line ends in the streams and passes
  * arguments in the encoding of the machine. Returns the arguments in UTF-8 and sets *argc to their
  * number; returns those of main if out of memory. Does nothing elsewhere. */
 char **process_start(int *argc, char **argv);

@@ -24,8 +24,8 @@ static char *utf8(const wchar_t *wide)
 
 char **process_start(int *argc, char **argv)
 {
-    _setmode(0, _O_BINARY);
-    _setmode(1, _O_BINARY);
+    for (int stream = 0; stream < 3; stream++)
+        _setmode(stream, _O_BINARY);
     SetConsoleOutputCP(CP_UTF8); /* of class names */
     int n;
     wchar_t **wide = CommandLineToArgvW(GetCommandLineW(), &n);
@@ -70,22 +70,25 @@ static bool same_file(HANDLE a, HANDLE b)
            one.nFileIndexHigh == two.nFileIndexHigh && one.nFileIndexLow == two.nFileIndexLow;
 }
 
-/* Sets `target` to the file that `path` names, after all links. Returns why it cannot be written,
- * or NULL. */
-static const char *find_target(wchar_t target[WIDE_PATH], const char *path)
+/* Sets `target` to the file that `path` names, after all links, and checks that it can be written.
+ */
+static mamba_status find_target(wchar_t target[WIDE_PATH], const char *path, mamba_error *error)
 {
-    if (!wide_path(target, path))
-        return strerror(errno);
-    const int fd = _wopen(target, _O_WRONLY | _O_BINARY | _O_NOINHERIT);
+    const int fd =
+        wide_path(target, path) ? _wopen(target, _O_WRONLY | _O_BINARY | _O_NOINHERIT) : -1;
+    if (fd < 0 && errno == ENOENT)
+        return MAMBA_OK;
     if (fd < 0)
-        return errno == ENOENT ? NULL : strerror(errno);
+        return mamba_fail(error, MAMBA_ERR_IO, path, "cannot write: %s", strerror(errno));
     const HANDLE file = (HANDLE)_get_osfhandle(fd);
     const DWORD length = GetFinalPathNameByHandleW(file, target, WIDE_PATH, 0);
     const bool good = GetFileType(file) == FILE_TYPE_DISK && length > 0 && length < WIDE_PATH &&
                       !same_file(file, GetStdHandle(STD_OUTPUT_HANDLE)) &&
                       !same_file(file, GetStdHandle(STD_ERROR_HANDLE));
     _close(fd);
-    return good ? NULL : "expected a regular file other than stdout and stderr";
+    return good ? MAMBA_OK
+                : mamba_fail(error, MAMBA_ERR_IO, path,
+                             "expected a regular file other than stdout and stderr");
 }
 
 static bool write_all(int fd, const char *data, size_t bytes)
@@ -113,9 +116,9 @@ static bool move_over(const wchar_t *target, const wchar_t *temporary)
 mamba_status write_file(const char *path, const void *data, size_t bytes, mamba_error *error)
 {
     wchar_t target[WIDE_PATH], temporary[WIDE_PATH + 32];
-    const char *why = find_target(target, path);
-    if (why)
-        return mamba_fail(error, MAMBA_ERR_IO, path, "cannot write: %s", why);
+    const mamba_status status = find_target(target, path, error);
+    if (status != MAMBA_OK)
+        return status;
     /* A name that is taken is refused, so it need not be random. */
     _snwprintf(temporary, WIDE_PATH + 32, L"%ls.mamba.tmp.%lx", target, GetCurrentProcessId());
     const int fd = _wopen(temporary, _O_WRONLY | _O_CREAT | _O_EXCL | _O_BINARY | _O_NOINHERIT,

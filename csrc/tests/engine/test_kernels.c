@@ -4,6 +4,7 @@
 #include "check.h"
 #include "denormals.h"
 #include "kernels/kernels.h"
+#include "posix_on_windows.h"
 
 #include <math.h>
 #include <stdint.h>

@@ -9,6 +9,7 @@
 
 #include "check.h"
 #include "crc32.h"
+#include "posix_on_windows.h"
 #include "tiny_model.h"
 
 /* Checks that `tiny` is refused with a message that contains `field`. */
@@ -546,7 +547,7 @@ static void test_class_names(void)
     mamba_model_close(model);
 #define NAMES(text) text, sizeof text
     static const struct {
-        char names[64];
+        char names[65];
         size_t size;
         char message[40];
     } bad[] = {

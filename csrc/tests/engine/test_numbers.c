@@ -12,6 +12,7 @@
 
 #include "check.h"
 #include "model.h"
+#include "posix_on_windows.h"
 #include "reference.h"
 
 enum { MAX_CLASSES = 256, PIXELS = 7 * 9 };
@@ -363,7 +364,7 @@ static void test_extreme_folds(void)
             tiny_put_f32(&tiny, 180 + member * TINY_RECORD, cases[i].norm_eps);
         tiny_seal(&tiny);
         for (size_t pixel = 0; pixel < PIXELS; pixel++)
-            pixels[pixel] = (float)pixel / PIXELS;
+            pixels[pixel] = (float)pixel / (float)PIXELS;
         const double *expected = reference(&tiny, pixels, NULL);
         for (size_t isa = 0; isa < N_ISAS; isa++) {
             mamba_model *model = open_with(&tiny, ISAS[isa]);
@@ -454,7 +455,7 @@ static void test_modes(void)
     const uint32_t good_eps = tiny_get_u32(&tiny, 180);
     float pixels[PIXELS], logits[MAX_CLASSES], expected[MAX_CLASSES];
     for (size_t i = 0; i < PIXELS; i++)
-        pixels[i] = (float)i / PIXELS;
+        pixels[i] = (float)i / (float)PIXELS;
     for (size_t i = 0; i < N_MODES; i++) {
         int calls = 0;
         tiny_put_u32(&tiny, 180, good_eps);

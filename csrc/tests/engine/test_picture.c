@@ -66,7 +66,7 @@ static double mean_difference(const uint8_t *a, const uint8_t *b)
     int sum = 0;
     for (size_t i = 0; i < PIXELS; i++)
         sum += abs(a[i] - b[i]);
-    return (double)sum / PIXELS;
+    return (double)sum / (double)PIXELS;
 }
 
 static void test_places_and_polarities(const uint8_t *seven)

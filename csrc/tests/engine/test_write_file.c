@@ -233,10 +233,10 @@ static void test_failures(void)
 {
     put("file", "old");
     fsync_fails = EIO;
-    expect_refused("file", "Input/output error");
+    expect_refused("file", strerror(EIO));
     fsync_fails = 0;
     rename_fails = EACCES;
-    expect_refused("file", "Permission denied");
+    expect_refused("file", strerror(EACCES));
     rename_fails = 0;
     struct rlimit limit;
     if (getrlimit(RLIMIT_FSIZE, &limit) != 0)

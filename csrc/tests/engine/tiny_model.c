@@ -344,7 +344,11 @@ void tiny_write(const char *path, const void *bytes, size_t size)
 mamba_status tiny_open(mamba_model **out, const struct tiny_model *tiny, mamba_error *error)
 {
     tiny_write(tiny_path(), tiny->bytes, tiny->size);
+#if defined(_WIN32) /* which removes no file that is mapped */
+    mamba_status status = mamba_model_read(out, tiny_path(), error);
+#else
     mamba_status status = mamba_model_open(out, tiny_path(), error);
+#endif
     unlink(tiny_path());
     return status;
 }
@@ -352,7 +356,9 @@ mamba_status tiny_open(mamba_model **out, const struct tiny_model *tiny, mamba_e
 int tiny_open_descriptors(void)
 {
     int open = 0;
+#if !defined(_WIN32)
     for (int i = 0; i < 1024; i++)
         open += fcntl(i, F_GETFD) >= 0;
+#endif
     return open;
 }

@@ -43,10 +43,10 @@ void tiny_seal(struct tiny_model *tiny);
 const char *tiny_path(void);
 void tiny_write(const char *path, const void *bytes, size_t size);
 
-/* Writes the file, opens it and removes it: the mapping stays. */
+/* Writes the file, opens it and removes it: the mapping stays. On Windows the model is a copy. */
 mamba_status tiny_open(mamba_model **out, const struct tiny_model *tiny, mamba_error *error);
 
-/* Returns how many descriptors of this process are open. */
+/* Returns how many descriptors of this process are open; always 0 on Windows. */
 int tiny_open_descriptors(void);
 
 /* Returns a uniform number in -1..1, the same everywhere. */
