@@ -1,4 +1,4 @@
-"""`python -m mnist_mamba predict PICTURE...`: classify pictures with the C engine."""
+"""`mnist-mamba predict PICTURE...`: classify pictures with the C engine."""
 
 from __future__ import annotations
 
@@ -15,10 +15,8 @@ import numpy as np
 
 from mnist_mamba.c_build import NativeBuildError
 from mnist_mamba.engine import Engine, EngineError, softmax
+from mnist_mamba.engine.binding import SHIPPED_MODEL
 from mnist_mamba.engine.pictures import FORMATS, PictureError, read_picture
-
-MODEL = Path("models/mnist_mamba.bin")
-"""The project's shipped model, where this is run in its folder."""
 
 SHADES = " .:-=+*#%@"
 NO_FILE, UNREADABLE = 3, 5
@@ -29,7 +27,7 @@ NO_FILE, UNREADABLE = 3, 5
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Return the parsed command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m mnist_mamba",
+        prog="mnist-mamba",
         description=f"Classify pictures of any size: {', '.join(FORMATS)}.",
         epilog="Exit codes: 0 all pictures are answered; 2 usage; 3 a file cannot be opened, or "
         "stdout not written; 4 bad model file; 5 a file is not a picture; 7 nothing is drawn in a "
@@ -41,7 +39,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     predict.add_argument(
         "pictures", nargs="+", metavar="PICTURE", help="a picture file; - is stdin"
     )
-    predict.add_argument("--model", type=Path, default=MODEL, help=f"model file (default: {MODEL})")
+    predict.add_argument(
+        "--model", type=Path, default=SHIPPED_MODEL, help="model file (default: the shipped one)"
+    )
     predict.add_argument("--show", action="store_true", help="print what the model sees")
     predict.add_argument("--json", action="store_true", help="print one line of JSON per picture")
     options = parser.parse_args(arguments)
@@ -109,8 +109,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         engine = Engine(options.model, threads=1)
     except (EngineError, NativeBuildError) as error:
-        hint = options.model == MODEL and not MODEL.exists()
-        tell(f"{error}; name a model file with --model" if hint else error)
+        tell(error)
         return getattr(error, "status", NO_FILE)
     with engine:
         for name in options.pictures:
@@ -130,7 +129,8 @@ def main(arguments: list[str] | None = None) -> int:
     return code
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """Run the command and exit."""
     try:
         sys.exit(main())
     except OSError as error:
@@ -139,3 +139,7 @@ if __name__ == "__main__":
         if sys.stdout:
             discard(sys.stdout)
         sys.exit(NO_FILE)
+
+
+if __name__ == "__main__":
+    command()

@@ -466,6 +466,26 @@ def test_closed_and_full_streams(
     assert done.stdout.startswith("one.png: 1  ") == (">" not in streams.removeprefix("2>"))
 
 
+def test_binary_pgm_and_ppm_need_no_pillow(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    rng = np.random.default_rng(20)
+    files = {}
+    for kind, shape in (("P5", (7, 5)), ("P6", (7, 5, 3))):
+        header = f"{kind}\n# a comment\n5 # another\n7 255\n".encode()
+        files[tmp_path / kind] = header + rng.integers(0, 256, shape, np.uint8).tobytes()
+    expected = {}
+    for path, data in files.items():
+        path.write_bytes(data)
+        expected[path] = read_picture(path)
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    for path, data in files.items():
+        np.testing.assert_array_equal(read_picture(path), expected[path])
+        path.write_bytes(data[:-1])
+        with pytest.raises(PictureError, match=r"5 x 7 pixels of [13] bytes in .* complete"):
+            read_picture(path)
+    with pytest.raises(ModuleNotFoundError, match="pip install pillow"):
+        read_picture(io.BytesIO(b"\x89PNG\r\n\x1a\n"))
+
+
 def test_no_compiler_is_an_error_of_the_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -6,6 +6,7 @@ import ctypes
 import functools
 import operator
 import os
+import sys
 import weakref
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -34,6 +35,18 @@ NOTHING_DRAWN = 7
 
 _u32 = ctypes.c_uint32
 _SIZE = ("height", "width", "channels")
+
+
+_LIBRARIES = {"win32": "mamba.dll", "darwin": "libmamba.dylib"}
+_PACKAGE = Path(__file__).resolve().parents[1]
+SHIPPED_LIBRARY = _PACKAGE / "_engine" / _LIBRARIES.get(sys.platform, "libmamba.so")
+"""The libmamba of a wheel for this platform; a checkout and other wheels have none."""
+
+SHIPPED_MODEL = _PACKAGE / "_engine" / "mnist_mamba.bin"
+"""The model that comes with this package."""
+
+if not SHIPPED_MODEL.exists():  # a checkout
+    SHIPPED_MODEL = _PACKAGE.parents[1] / "models" / SHIPPED_MODEL.name
 
 
 class EngineError(RuntimeError):
@@ -186,11 +199,12 @@ class Engine:
     forked after the import of this module classifies on one thread.
 
     Args:
-        model: a model file (docs/format.md): its path, or its bytes, which are copied.
+        model: a model file (docs/format.md): its path, or its bytes, which are copied. Default: the
+            model that comes with this package.
         threads: number of threads, which share the images of a batch; at most 1024; 0 uses all
             cores.
-        library: a built libmamba. Default: $MNIST_MAMBA_LIBRARY, else a library compiled from the
-            engine's sources on first use and cached.
+        library: a built libmamba. Default: $MNIST_MAMBA_LIBRARY, else the wheel's, else a library
+            compiled from the engine's sources on first use and cached.
         mmap: map the file; False copies it, for a file that may change while it is open.
         exit_margin: members of an ensemble are asked until the two best classes of their mean
             logits are further apart than this, 0 to 1e6; 0 asks all. Default: the file's.
@@ -221,7 +235,7 @@ class Engine:
 
     def __init__(
         self,
-        model: str | Path | bytes,
+        model: str | Path | bytes = SHIPPED_MODEL,
         threads: int = 0,
         library: str | Path | None = None,
         *,
@@ -440,7 +454,7 @@ def _has_masks(images: Any) -> bool:
 
 
 def find_library(library: str | Path | None = None) -> Path:
-    """Return the path of libmamba: `library`, else $MNIST_MAMBA_LIBRARY, else compile it.
+    """Return the path of libmamba: `library`, $MNIST_MAMBA_LIBRARY, the wheel's, or compile it.
 
     Raises:
         EngineError: the named file does not exist.
@@ -453,6 +467,8 @@ def find_library(library: str | Path | None = None) -> Path:
         if not path.is_file():
             raise EngineError(3, f"{path} not found: expected a built libmamba")
         return path.resolve()
+    if SHIPPED_LIBRARY.exists():
+        return SHIPPED_LIBRARY
     csrc = csrc_dir()
     folders = (csrc / "engine", csrc / "engine/kernels")
     return build_library(

@@ -1,7 +1,8 @@
-"""Picture files, read with Pillow into the arrays that `prepare_picture` takes."""
+"""Picture files as the arrays that `prepare_picture` takes; Pillow reads most formats."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -10,9 +11,14 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-INSTALL_PILLOW = "pictures need Pillow: run `pip install pillow`"
+INSTALL_PILLOW = (
+    "pictures other than binary PGM and PPM of 8 bits need Pillow: run `pip install pillow`"
+)
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 """The formats to read, by Pillow's names. None of their readers starts a program."""
+_GAP = rb"(?:\s|#[^\n]*\n)+"
+_NETPBM = re.compile(rb"P([56])" + 2 * (_GAP + rb"(\d{1,5})") + _GAP + rb"255\s")
+"""The header of a PGM (P5) or PPM (P6) file: width, height and the largest value."""
 STRIP = 1 << 20
 """Pixels that are converted at once, so that copies of a large picture stay small."""
 BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262
@@ -36,12 +42,16 @@ def read_picture(source: str | Path | IO[bytes]) -> NDArray[np.uint8]:
     Raises:
         PictureError: Pillow cannot read it, or a picture has more than 179 million pixels.
         OSError: the file cannot be opened.
-        ModuleNotFoundError: Pillow is not installed.
+        ModuleNotFoundError: Pillow is not installed, and the picture is not PGM or PPM.
     """
     try:
         from PIL import Image, ImageOps, UnidentifiedImageError
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(INSTALL_PILLOW, name=error.name) from error
+        with Path(source).open("rb") if isinstance(source, str | Path) else source as file:
+            pixels = _netpbm(file.read())
+        if pixels is None:
+            raise ModuleNotFoundError(INSTALL_PILLOW, name=error.name) from error
+        return pixels
     with Path(source).open("rb") if isinstance(source, str | Path) else source as file:
         try:
             with Image.open(file, formats=FORMATS) as image:
@@ -54,6 +64,26 @@ def read_picture(source: str | Path | IO[bytes]) -> NDArray[np.uint8]:
         except Exception as error:  # Pillow's decoders raise errors of many types
             reason = " ".join(str(error).split())
             raise PictureError(f"{reason}; expected a complete picture, such as PNG") from error
+
+
+def _netpbm(data: bytes) -> NDArray[np.uint8] | None:
+    """Return the pixels of a binary PGM or PPM file of 8 bits, or None if `data` is not one.
+
+    Raises:
+        PictureError: the file has no pixels, or not as many as its header says.
+    """
+    header = _NETPBM.match(data)
+    if header is None:
+        return None
+    width, height, channels = int(header[2]), int(header[3]), 1 if header[1] == b"5" else 3
+    pixels = np.frombuffer(data, np.uint8, offset=header.end())
+    if not 0 < width * height * channels <= len(pixels):
+        raise PictureError(
+            f"{width} x {height} pixels of {channels} bytes in {len(pixels)} bytes; expected a "
+            "complete picture"
+        )
+    pixels = pixels[: width * height * channels]
+    return pixels.reshape((height, width) if channels == 1 else (height, width, channels))
 
 
 def _pixels(image: Any) -> NDArray[np.uint8]:
