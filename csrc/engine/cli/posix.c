@@ -98,6 +98,19 @@ static int folder_length(const char *path)
     return n;
 }
 
+#if defined(__GLIBC__)
+#if !__GLIBC_PREREQ(2, 25) /* which lacks it */
+__attribute__((weak)) int getentropy(void *buffer, size_t size)
+{
+    const int fd = open("/dev/urandom", O_RDONLY | O_CLOEXEC);
+    const bool good = fd >= 0 && read(fd, buffer, size) == (ssize_t)size;
+    if (fd >= 0)
+        close(fd);
+    return good ? 0 : -1;
+}
+#endif
+#endif
+
 /* Creates a file with a random name next to `target`. */
 static int create(char *name, size_t size, const char *target, mode_t mode)
 {
