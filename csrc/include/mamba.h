@@ -126,10 +126,10 @@ MAMBA_API mamba_status mamba_set_exit_margin(mamba_model *model, float exit_marg
  * beyond the last. */
 MAMBA_API const char *mamba_class_name(const mamba_model *model, uint32_t class_index);
 
-/* Returns the instruction set of the kernels that run the model: "avx512", "avx2", "neon" or
- * "scalar". It is the fastest one that works here, or the one that the environment variable
- * MAMBA_ISA named when the model was opened. Results differ between them by rounding, and as
- * docs/format.md says at the limits of a float. The string is static. */
+/* Returns the instruction set of the kernels that run the model: "avx512", "avx2", "neon",
+ * "simd128" (WebAssembly) or "scalar". It is the fastest one that works here, or the one that the
+ * environment variable MAMBA_ISA named when the model was opened. Results differ between them by
+ * rounding, and as docs/format.md says at the limits of a float. The string is static. */
 MAMBA_API const char *mamba_model_isa(const mamba_model *model);
 
 /* Returns the bytes that the arena of one context needs, at any alignment. */

@@ -65,7 +65,7 @@ static inline void denormals_restore(uint64_t saved)
     __builtin_arm_set_fpscr((unsigned)saved);
 }
 
-#else /* correct, only slower */
+#else /* correct, only slower; in WebAssembly, v_flush (simd.h) keeps states from denormals */
 
 static inline uint64_t denormals_off(void)
 {

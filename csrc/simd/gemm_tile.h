@@ -6,11 +6,12 @@
 
 #include "simd.h"
 
-enum { GEMM_ROWS = 6 };
-#if defined(SIMD_AVX512) || defined(SIMD_NEON)
-enum { GEMM_VECTORS = 4 }; /* of 32 registers */
+#if defined(SIMD_WASM)
+enum { GEMM_ROWS = 3, GEMM_VECTORS = 4 }; /* of the 16 registers that x86-64 has */
+#elif defined(SIMD_AVX512) || defined(SIMD_NEON)
+enum { GEMM_ROWS = 6, GEMM_VECTORS = 4 }; /* of 32 registers */
 #else
-enum { GEMM_VECTORS = 2 }; /* of 16 */
+enum { GEMM_ROWS = 6, GEMM_VECTORS = 2 }; /* of 16 */
 #endif
 
 /* a[r, k] = data[r * row + k * column]: a matrix, or its transpose. */

@@ -1,6 +1,7 @@
 /* One vector type and its few operations, for the instruction set that the including file names.
  *
- * Define one of SIMD_AVX512, SIMD_AVX2, SIMD_NEON, SIMD_SCALAR, SIMD_DOUBLE before the include.
+ * Define one of SIMD_AVX512, SIMD_AVX2, SIMD_NEON, SIMD_WASM, SIMD_SCALAR, SIMD_DOUBLE before the
+ * include.
  * Then REAL is the type of an element and LANES the number of elements of a vector `vreal`, on
  * which C's own + - * / work. SIMD_SCALAR and SIMD_DOUBLE are vectors of one element: the oracle of
  * the others, and the type of gradient checks.
@@ -58,6 +59,20 @@ typedef float32x4_t vreal;
 #define V_MIN(a, b) vminq_f32(a, b)
 #define V_MAX(a, b) vmaxq_f32(a, b)
 
+#elif defined(SIMD_WASM)
+
+#include <wasm_simd128.h>
+enum { LANES = 4 };
+typedef float REAL;
+typedef float vreal __attribute__((vector_size(16)));
+#define V_LOAD(p) ((vreal)wasm_v128_load(p))
+#define V_STORE(p, x) wasm_v128_store(p, (v128_t)(x))
+#define V_SET1(x) ((vreal)wasm_f32x4_splat(x))
+#define V_FMA(a, b, c) ((a) * (b) + (c)) /* rounded twice */
+/* pmin and pmax return the first operand if one is NaN. */
+#define V_MIN(a, b) ((vreal)wasm_f32x4_pmin((v128_t)(b), (v128_t)(a)))
+#define V_MAX(a, b) ((vreal)wasm_f32x4_pmax((v128_t)(b), (v128_t)(a)))
+
 #elif defined(SIMD_SCALAR) || defined(SIMD_DOUBLE)
 
 enum { LANES = 1 };
@@ -75,7 +90,7 @@ typedef REAL vreal;
 #define V_MAX(a, b) ((a) > (b) ? (a) : (b))
 
 #else
-#error "define SIMD_AVX512, SIMD_AVX2, SIMD_NEON, SIMD_SCALAR or SIMD_DOUBLE first"
+#error "define SIMD_AVX512, SIMD_AVX2, SIMD_NEON, SIMD_WASM, SIMD_SCALAR or SIMD_DOUBLE first"
 #endif
 
 static inline vreal v_load(const REAL *p)
@@ -133,8 +148,23 @@ static inline vreal v_if_negative(vreal x, vreal a, vreal b)
     return _mm256_blendv_ps(b, a, _mm256_cmp_ps(x, v_set1(0), _CMP_LT_OQ));
 #elif defined(SIMD_NEON)
     return vbslq_f32(vcltq_f32(x, v_set1(0)), a, b);
+#elif defined(SIMD_WASM)
+    const v128_t negative = wasm_f32x4_lt((v128_t)x, (v128_t)v_set1(0));
+    return (vreal)wasm_v128_bitselect((v128_t)a, (v128_t)b, negative);
 #else
     return x < 0 ? a : b;
+#endif
+}
+
+/* x, lane by lane; with WebAssembly, which has no mode that counts denormals as zero (denormals.h),
+ * 0 where |x| < 2^-63: a state then decays to 0, and never into denormals. */
+static inline vreal v_flush(vreal x)
+{
+#if defined(SIMD_WASM)
+    const v128_t size = wasm_f32x4_abs((v128_t)x);
+    return (vreal)wasm_v128_andnot((v128_t)x, wasm_f32x4_lt(size, wasm_f32x4_splat(0x1p-63F)));
+#else
+    return x;
 #endif
 }
 
@@ -173,6 +203,9 @@ static inline vreal v_exp2_of_bits(vreal shifted)
 #elif defined(SIMD_NEON)
     const int32x4_t exponent = vshlq_n_s32(vreinterpretq_s32_f32(shifted), 23);
     return vreinterpretq_f32_s32(vaddq_s32(vdupq_n_s32(0x3f800000), exponent));
+#elif defined(SIMD_WASM)
+    const v128_t exponent = wasm_i32x4_shl((v128_t)shifted, 23);
+    return (vreal)wasm_i32x4_add(wasm_i32x4_splat(0x3f800000), exponent);
 #else
     uint32_t bits;
     vreal result;
@@ -196,6 +229,8 @@ static inline REAL v_sum(vreal x)
     return _mm256_cvtss_f32(x) + _mm_cvtss_f32(_mm256_extractf128_ps(x, 1));
 #elif defined(SIMD_NEON)
     return vaddvq_f32(x);
+#elif defined(SIMD_WASM)
+    return (x[0] + x[1]) + (x[2] + x[3]);
 #else
     return x;
 #endif
@@ -237,6 +272,9 @@ static inline void v_sum_each(const REAL *vectors, REAL *sums)
     const float32x4_t low = vpaddq_f32(v_load(vectors), v_load(vectors + 4));
     const float32x4_t high = vpaddq_f32(v_load(vectors + 8), v_load(vectors + 12));
     v_store(sums, vpaddq_f32(low, high));
+#elif defined(SIMD_WASM)
+    for (int i = 0; i < LANES; i++)
+        sums[i] = v_sum(v_load(vectors + i * LANES));
 #else
     sums[0] = vectors[0];
 #endif

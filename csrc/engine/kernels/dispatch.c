@@ -45,6 +45,13 @@ const struct mamba_kernels *mamba_choose_kernels(const char *wanted)
     return mamba_choose_x86_kernels(cpu, wanted);
 }
 
+#elif defined(__wasm_simd128__) /* a module runs as a whole, or not at all */
+
+const struct mamba_kernels *mamba_choose_kernels(const char *wanted)
+{
+    return allows(wanted, "simd128") ? &mamba_kernels_simd128 : NULL;
+}
+
 #else
 
 const struct mamba_kernels *mamba_choose_kernels(const char *wanted)

@@ -97,7 +97,7 @@ struct mamba_kernels {
 
 /* Each exists only on its own processors. */
 extern const struct mamba_kernels mamba_kernels_scalar, mamba_kernels_avx2, mamba_kernels_avx512,
-    mamba_kernels_neon;
+    mamba_kernels_neon, mamba_kernels_simd128;
 
 /* Returns the kernels of the instruction set `wanted`, or the fastest that work here if it is NULL
  * or ""; NULL if `wanted` is unknown or does not work here. */

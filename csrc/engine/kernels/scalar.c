@@ -15,6 +15,16 @@ static float silu(float x)
     return x / (1.0f + expf(-x)); /* exp is infinite below -88: -0, or NaN for -infinity */
 }
 
+/* v_flush of simd.h */
+static inline float flush(float x)
+{
+#if defined(__wasm__)
+    return fabsf(x) < 0x1p-63f ? 0.0f : x;
+#else
+    return x;
+#endif
+}
+
 static void add(float *restrict y, const float *restrict x, size_t n)
 {
     for (size_t i = 0; i < n; i += PAD)
@@ -191,7 +201,7 @@ static void scan_step_free(float sum[restrict PAD], float *restrict state, const
         for (size_t l = 0; l < PAD; l++)
             decay[l] = exp2f(delta[l] * a[l]);
         for (size_t l = 0; l < PAD; l++) {
-            state[l] = decay[l] * state[l] + delta[l] * u[l] * b[n];
+            state[l] = flush(decay[l] * state[l] + delta[l] * u[l] * b[n]);
             sum[l] += c[n] * state[l];
         }
     }
@@ -213,7 +223,7 @@ static void scan_step_tied(float sum[restrict PAD], float *restrict state, const
     for (size_t n = 0; n < d_state; n++, state += PAD) {
         for (size_t l = 0; l < PAD; l++) {
             decay[l] *= first[l];
-            state[l] = decay[l] * state[l] + delta[l] * u[l] * b[n];
+            state[l] = flush(decay[l] * state[l] + delta[l] * u[l] * b[n]);
             sum[l] += c[n] * state[l];
         }
     }
