@@ -20,7 +20,8 @@ C_SOURCES = $$(git ls-files '*.c' '*.h' '*.inc')
     in-git repro experiments study seeds pixels track ui report rekey \
     check test test-python test-slow mutants lint style types prose lint-workflows format \
     bench-train bench-engine bench-digits instructions \
-    gate gate-speed summary promote champion check-lock check-version wheel dist-engine dist-collect
+    gate gate-speed summary promote champion check-lock check-version wheel dist-engine dist-collect \
+    page npm
 
 ##@ Start
 
@@ -195,6 +196,16 @@ instructions: build/plain/mamba ## count the engine's instructions per image: no
 	  build/plain/mamba models/mnist_mamba.bin models/example_input.bin 2>&1 >/dev/null | \
 	  awk -v isa=$$isa '/Collected/ {n = $$4} \
 	    END {if (!n) exit 1; print isa ": " n " instructions"}' || exit 1; done
+
+##@ Web
+
+# MODEL=FILE puts another model into the page.
+page: $(INSTALLED) ## write build/mnist-mamba.html, a page with the engine and MODEL inside
+	@$(ENV) python -m web.build page $(if $(MODEL),--model "$(MODEL)")
+
+npm: $(INSTALLED) ## pack the engine and its model for JavaScript: dist/mnist-mamba-VERSION.tgz
+	@$(ENV) python -m web.build npm
+	@mkdir -p dist && cd dist && npm pack --silent ../build/npm
 
 ##@ Release
 

@@ -1,0 +1,52 @@
+"""The npm package and the page, built once per worker, and what runs them: Node and a browser."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from web import build
+
+ROOT = Path(__file__).parents[2]
+MODEL = ROOT / "models" / "mnist_mamba.bin"
+
+
+@pytest.fixture(scope="session")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the npm package."""
+    if importlib.util.find_spec("ziglang") is None:
+        pytest.skip("needs the compiler for WebAssembly: pip install ziglang")
+    folder = tmp_path_factory.mktemp("npm") / "mnist-mamba"
+    build.write_package(folder, MODEL.read_bytes())
+    return folder
+
+
+@pytest.fixture(scope="session")
+def node(package: Path) -> Callable[..., str]:
+    """A function that runs a program in Node with the package's functions; it returns stdout."""
+    found = shutil.which("node")
+    if found is None:
+        pytest.skip("needs Node: apt-get install nodejs")
+
+    def run(program: str, *arguments: str | Path) -> str:
+        preamble = (
+            'import { readFileSync, writeFileSync } from "node:fs";\n'
+            f'import {{ open, MambaError }} from "{(package / "engine.js").as_uri()}";\n'
+            "const read = (path) => readFileSync(path);\n"
+            "const [, ...args] = process.argv;\n"
+        )
+        done = subprocess.run(
+            [found, "--input-type=module", "-e", preamble + program, *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
