@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import base64
 import dataclasses
+import functools
 import hashlib
 import html
 import json
@@ -72,6 +73,7 @@ def sources(isa: str) -> list[Path]:
     return [*library, *kernels, *sorted((WEB / "wasm").glob("*.c"))]
 
 
+@functools.cache
 def compile_wasm(isa: str) -> bytes:
     """Compile the engine with the kernels of one instruction set.
 

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
+from tests.library.test_pictures import digits
 from web import build
 
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "models" / "mnist_mamba.bin"
+
+
+@functools.cache
+def digit_images() -> NDArray[np.uint8]:
+    """Return scikit-learn's digits as MNIST shows them."""
+    return digits()[0]
 
 
 @pytest.fixture(scope="session")
@@ -50,3 +61,28 @@ def node(package: Path) -> Callable[..., str]:
         return done.stdout
 
     return run
+
+
+@pytest.fixture(scope="session")
+def page_file(package: Path) -> Path:
+    """The page with the shipped model, as `make page` writes it."""
+    file = package.parent / "mnist-mamba.html"
+    file.write_text(build.page(MODEL.read_bytes()), encoding="utf-8")
+    return file
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """A headless Chromium."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    found = next(filter(None, map(shutil.which, names)), None)
+    if importlib.util.find_spec("playwright") is None or not found:
+        pytest.skip(
+            "needs playwright and Chromium: pip install playwright, apt-get install chromium"
+        )
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield browser
+        browser.close()

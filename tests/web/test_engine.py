@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 from mnist_mamba.data.idx import read_images
 from mnist_mamba.engine import Engine, EngineError
 from mnist_mamba.engine.format import CHECKED_FROM, CRC_OFFSET, decode, encode
-from tests.library.test_pictures import digits
-from tests.web.conftest import MODEL, ROOT
+from tests.web.conftest import MODEL, ROOT, digit_images
 
 Node = Callable[..., str]
 GOLDEN = sorted((ROOT / "csrc" / "tests" / "golden").glob("*.bin"))
@@ -74,7 +73,7 @@ def test_answers_are_those_of_the_native_scalar_engine(
     node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, isa: str
 ) -> None:
     monkeypatch.setenv("MAMBA_ISA", "scalar")
-    images = digits()[0][: 1000 if isa == "simd128" else 300]
+    images = digit_images()[: 1000 if isa == "simd128" else 300]
     compare(node, images, tmp_path, isa)
 
 
@@ -189,7 +188,7 @@ def test_dims_and_names_are_the_native_engines(node: Node) -> None:
 
 def test_a_picture_is_prepared_as_by_the_native_engine(node: Node, tmp_path: Path) -> None:
     rng = np.random.default_rng(3)
-    drawn = [np.kron(image, np.ones((5, 7), np.uint8)) for image in digits()[0][:8]]
+    drawn = [np.kron(image, np.ones((5, 7), np.uint8)) for image in digit_images()[:8]]
     pictures = [np.repeat(image[..., None], n % 4 + 1, 2) for n, image in enumerate(drawn)]
     for picture in pictures[4:]:
         picture[:] = 255 - picture // 2 - rng.integers(0, 20, picture.shape, dtype=np.uint8)
@@ -246,7 +245,7 @@ def test_nothing_drawn_and_wrong_arguments_are_errors(node: Node) -> None:
 
 
 def test_the_trace_has_each_stage_of_each_member(node: Node, tmp_path: Path) -> None:
-    (tmp_path / "image").write_bytes(digits()[0][7].tobytes())
+    (tmp_path / "image").write_bytes(digit_images()[7].tobytes())
     found: list[list[dict[str, Any]]] = json.loads(
         node(
             """

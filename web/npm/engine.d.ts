@@ -80,6 +80,9 @@ export class MambaError extends Error {
   kind: "argument" | "io" | "model" | "input" | "memory" | "empty";
 }
 
+/** Expand base64 of bytes that were deflated (raw). */
+export function inflate(text: string): Promise<ArrayBuffer>;
+
 export class Model {
   /** Instruction set of the kernels. */
   readonly isa: "simd128" | "scalar";

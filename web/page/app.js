@@ -7,6 +7,8 @@ import { acceptFiles, Camera, readPicture } from "./picture.js";
 
 /** Most classes that the list shows. */
 const SHOWN = 12;
+/** Runs after which browsers have optimised the engine. */
+const WARM_UP = 30;
 /** Least time that is measured: clocks of browsers are coarse. */
 const MEASURED_MS = 1;
 
@@ -120,6 +122,10 @@ class App {
       colours} pixels, ${info.n_classes} classes. Engine: C, compiled to WebAssembly (${model.isa}).`;
     element("classes").replaceChildren();
     this.answer();
+    setTimeout(() => {
+      for (let run = 0; run < WARM_UP && model.size < 5000; run++)
+        model.forward(new Uint8Array(model.size));
+    });
   }
 
   /** Answer once before the next frame. */

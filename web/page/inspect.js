@@ -125,6 +125,8 @@ export class Inspector {
     if (!this.playing) part("step").value = tokens.length;
     part("tokens").textContent = info.length;
     part("order-text").textContent = order.words;
+    part("member-text").textContent = `Member ${member + 1} of ${members.length}`;
+    part("layer-text").textContent = `Layer ${layer + 1} of ${info.n_layers}`;
     for (const name of ["delta", "residual"]) {
       const values = this.view[name];
       part(`${name}-range`).textContent =
@@ -184,9 +186,11 @@ export class Inspector {
     this.drawChart(part("chart"), delta, step);
     const row = Math.floor(token / grid.columns) + 1, column = (token % grid.columns) + 1;
     if (this.playing) return;
+    const mean = delta.reduce((sum, value) => sum + value, 0) / delta.length;
     part("where").textContent = `Layer ${layer + 1}${this.shown.members.length > 1
       ? ` of member ${member + 1}` : ""}: token ${step} of ${tokens.length} in reading order, row ${
-      row}, column ${column}. Δ = ${short(delta[step - 1])}.`;
+      row}, column ${column}. Δ = ${short(delta[step - 1])}, ${
+      (delta[step - 1] / mean).toFixed(1)} times the mean of all tokens.`;
   }
 
   /** Draw the image and the grid; return how to draw on its cells. @param {any} canvas */
@@ -236,7 +240,8 @@ export class Inspector {
     const low = Math.min(...all), span = Math.max(...all) - low || 1;
     for (const [token, value] of values) {
       context.fillStyle = heat((value - low) / span, 0.72);
-      context.fillRect(...corner(token), w + 0.5, h + 0.5);
+      const [x, y] = corner(token);
+      context.fillRect(x, y, w + 0.5, h + 0.5);
     }
     context.strokeStyle = "#ffffff";
     context.lineWidth = 2;

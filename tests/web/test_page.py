@@ -1,0 +1,461 @@
+"""The page in a real browser: drawn on, fed with pictures and models, resized, read by its keys."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mnist_mamba.data.idx import read_images
+from mnist_mamba.engine import Engine
+from mnist_mamba.export import write_model
+from mnist_mamba.model import ModelConfig, build_classifier
+from tests.web.conftest import MODEL, ROOT, digit_images
+from web import build
+
+GOLDEN = ROOT / "csrc" / "tests" / "golden"
+
+# Digit, thickness of the pen, and strokes of x, y in 0..100 of the paper. Unlike MNIST's: slanted,
+# small, in corners, with corners instead of curves, an open four, a crossed seven, thick and thin.
+HANDS: list[tuple[str, int, list[str]]] = [
+    ("0", 12, ["48 20 36 28 29 46 30 66 40 78 54 76 64 62 67 42 62 26 48 20"]),
+    ("1", 30, ["30 30 52 12 46 84"]),
+    ("2", 8, ["70 66 74 62 80 62 83 66 81 72 70 85 84 85"]),  # small, in a corner
+    ("3", 14, ["24 18 62 16 42 42 58 46 64 60 56 76 38 82 22 74"]),  # a flat top
+    ("4", 16, ["34 14 26 50 70 50", "62 28 54 88"]),  # open
+    ("5", 10, ["78 12 50 14 44 42 62 38 76 50 70 70 52 78 36 72", "50 14 78 12"]),
+    ("6", 22, ["62 12 44 28 32 52 36 74 52 82 66 72 64 56 48 52 36 62"]),
+    ("7", 12, ["22 20 76 18 44 86", "36 52 70 50"]),  # crossed
+    ("8", 9, ["24 24 18 18 11 20 11 27 18 32 25 38 24 45 17 47 10 43 12 36 19 31 25 27 24 22"]),
+    ("9", 18, ["66 30 54 18 38 22 34 38 44 50 60 46 66 30 58 88"]),
+]
+
+
+@pytest.fixture
+def open_page(browser: Any, page_file: Path) -> Iterator[Callable[..., Any]]:
+    """A function that opens the page. There must be no console output and no request afterwards."""
+    contexts, complaints = [], []
+
+    def complain(event: Any) -> None:
+        text = str(getattr(event, "url", None) or getattr(event, "text", event))
+        if not text.startswith("data:"):
+            complaints.append(text)
+
+    def open_page(
+        file: Path = page_file, width: int = 1400, is_quiet: bool = True, **options: Any
+    ) -> Any:
+        context = browser.new_context(viewport={"width": width, "height": 900}, **options)
+        contexts.append(context)
+        page = context.new_page()
+        for event in ("console", "pageerror", "request"):
+            page.on(event, complain)
+        page.goto(file.as_uri())
+        page.wait_for_selector("html[data-ready]")
+        assert complaints == [file.as_uri()]
+        complaints.clear()
+        if not is_quiet:
+            for event in ("console", "request"):
+                page.remove_listener(event, complain)
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert not complaints
+
+
+def draw(page: Any, strokes: list[str], thickness: int = 20) -> None:
+    """Draw strokes with the mouse; return after the answer."""
+    page.fill("#thickness", str(thickness))
+    box = page.locator("#paper").bounding_box()
+    for stroke in strokes:
+        numbers = [float(number) for number in stroke.split()]
+        points = list(zip(numbers[::2], numbers[1::2], strict=True))
+        places = [(box["x"] + x / 100 * box["width"], box["y"] + y / 100 * box["height"])
+                  for x, y in points]  # fmt: skip
+        page.mouse.move(*places[0])
+        page.mouse.down()
+        for place in places[1:]:
+            page.mouse.move(*place, steps=3)
+        page.mouse.up()
+    settle(page)
+
+
+def settle(page: Any) -> None:
+    """Wait until the answer to the last change is shown."""
+    page.evaluate("() => new Promise((done) => requestAnimationFrame(() => setTimeout(done)))")
+
+
+def answer(page: Any) -> str:
+    return str(page.inner_text("#answer"))
+
+
+def give(page: Any, event: str, name: str, kind: str, data: bytes) -> None:
+    """Drop or paste a file."""
+    page.evaluate(
+        """([event, name, type, text]) => {
+          const bytes = Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
+          const transfer = new DataTransfer();
+          transfer.items.add(new File([bytes], name, { type }));
+          document.body.dispatchEvent(event === "paste"
+            ? new ClipboardEvent(event, { clipboardData: transfer, bubbles: true })
+            : new DragEvent(event, { dataTransfer: transfer, bubbles: true, cancelable: true }));
+        }""",
+        [event, name, kind, base64.b64encode(data).decode()],
+    )
+
+
+def photo(index: int) -> bytes:
+    """Return a PNG of a digit: dark ink on a light page."""
+    ink = np.kron(digit_images()[index], np.ones((9, 9), np.uint8))
+    page = np.full((600, 800, 3), 225, np.uint8)
+    page[200:452, 330:582] -= (ink * 0.8).astype(np.uint8)[..., None]
+    file = io.BytesIO()
+    Image.fromarray(page).save(file, "PNG")
+    return file.getvalue()
+
+
+# ---- drawing ---------------------------------------------------------------------------------
+
+
+def test_ten_digits_in_a_hand_unlike_mnist(open_page: Any) -> None:
+    page, read = open_page(), {}
+    for digit, thickness, strokes in HANDS:
+        page.click("#clear")
+        draw(page, strokes, thickness)
+        read[digit] = answer(page)
+    assert read == {digit: digit for digit, _, _ in HANDS}
+
+
+def test_the_answer_follows_strokes_undo_and_clear(open_page: Any) -> None:
+    page = open_page(has_touch=True)
+    assert answer(page) == "Draw a digit."
+    assert page.inner_text("#cost") == page.inner_text("#sure") == ""
+    assert not page.is_visible("#inside")
+    one, bar = "50 15 48 85", "48 20 78 16"
+    draw(page, [one])
+    assert answer(page) == "1"
+    draw(page, ["49 16 20 18"])
+    assert answer(page) == "7"
+    assert "of 4 members asked" in page.inner_text("#cost")
+    assert float(page.inner_text("#sure").split()[0]) > 50
+    page.click("#undo")
+    settle(page)
+    assert answer(page) == "1"
+    page.keyboard.press("Control+z")
+    settle(page)
+    assert answer(page) == "Draw a digit."
+    draw(page, [one, bar])
+    page.click("#clear")
+    settle(page)
+    assert answer(page) == "Draw a digit."
+    assert not page.is_visible("#inside")
+
+
+def test_pressure_makes_a_pens_strokes_thicker(open_page: Any) -> None:
+    page = open_page()
+    inked = """(pressure) => {
+      const paper = document.getElementById("paper"), box = paper.getBoundingClientRect();
+      document.getElementById("clear").click();
+      for (const [kind, y] of [["pointerdown", 0.2], ["pointermove", 0.8], ["pointerup", 0.8]])
+        paper.dispatchEvent(new PointerEvent(kind, { pointerId: 1, pointerType: "pen", pressure,
+          button: 0, clientX: box.x + box.width / 2, clientY: box.y + box.height * y }));
+      const copy = new OffscreenCanvas(paper.width, paper.height);
+      const context = copy.getContext("2d", { willReadFrequently: true });
+      context.drawImage(paper, 0, 0);
+      const { data } = context.getImageData(0, 0, paper.width, paper.height);
+      return data.filter((value, i) => i % 4 === 0 && value < 128).length;
+    }"""
+    # The pen's id is no real pointer's, so it cannot be captured.
+    page.evaluate("() => { Element.prototype.setPointerCapture = () => {}; }")
+    light, firm = page.evaluate(inked, 0.1), page.evaluate(inked, 0.9)
+    assert firm > 1.5 * light > 0
+
+
+def test_the_keyboard_draws_and_reaches_everything(open_page: Any) -> None:
+    page = open_page()
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "paper"
+    for _ in range(12):
+        page.keyboard.press("ArrowUp")
+    page.keyboard.press("Space")
+    for _ in range(24):
+        page.keyboard.press("ArrowDown")
+    page.keyboard.press("Space")
+    page.keyboard.press("ArrowLeft")
+    settle(page)
+    assert answer(page) == "1"
+    reached = []
+    for _ in range(20):
+        page.keyboard.press("Tab")
+        reached.append(page.evaluate("document.activeElement.id"))
+        outline = page.evaluate(
+            "getComputedStyle(document.activeElement.closest('.button') ?? document.activeElement)"
+            ".outlineStyle"
+        )
+        assert outline == "solid" or not reached[-1], reached
+    assert {"undo", "clear", "example", "thickness", "picture", "model"} <= set(reached)
+    assert {"member", "layer", "step", "play"} <= set(reached)
+
+
+# ---- pictures and models ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("event", ["paste", "drop"])
+def test_a_picture_is_read(open_page: Any, event: str) -> None:
+    page = open_page()
+    for index in (3, 7):
+        give(page, event, "photo.png", "image/png", photo(index))
+        page.wait_for_selector(f"#answer:text-is('{index}')")
+    give(page, event, "bad.png", "image/png", b"no picture")
+    page.wait_for_selector("#error:not([hidden])")
+    assert "bad.png: not a picture" in page.inner_text("#error")
+    assert answer(page) == "7"
+
+
+def test_files_are_chosen(open_page: Any, tmp_path: Path) -> None:
+    page = open_page()
+    (tmp_path / "photo.png").write_bytes(photo(4))
+    page.set_input_files("#picture", tmp_path / "photo.png")
+    page.wait_for_selector("#answer:text-is('4')")
+    page.set_input_files("#model", GOLDEN / "patch_bidirectional.bin")
+    page.wait_for_selector("#summary:text('patch_bidirectional.bin')")
+
+
+def test_any_model_opens_and_a_broken_one_is_refused(open_page: Any) -> None:
+    page = open_page()
+    page.click("#example")
+    data = (GOLDEN / "colours.bin").read_bytes()
+    give(page, "drop", "mine.bin", "", data)
+    page.wait_for_selector("#summary:text('mine.bin')")
+    assert "RGB" in page.inner_text("#summary")
+    names = page.locator("#classes li span:first-child").all_inner_texts()
+    assert names == ["cat", "Käse", 'a "b", c\\']
+    assert answer(page) in names
+    for broken, words in (
+        (data[:-5], "file size"),
+        (data[:-1] + b"\x01", "crc32"),
+        (b"\x89PNG" + data[4:], "magic: got 89 50 4E 47"),
+    ):
+        give(page, "drop", "broken.bin", "", broken)
+        page.wait_for_selector(f"#error:has-text('{words}')")
+        assert page.inner_text("#error").startswith("broken.bin: ")
+    assert page.inner_text("#summary").startswith("mine.bin")
+    page.click("#built-in")
+    page.wait_for_selector("#summary:text('Built-in')")
+    assert page.locator("#classes li").count() == 10
+    assert not page.is_visible("#error")
+
+
+def test_each_architecture_can_be_looked_into(open_page: Any) -> None:
+    page = open_page()
+    page.click("#example")
+    for file in sorted(GOLDEN.glob("*.bin")):
+        give(page, "drop", file.name, "", file.read_bytes())
+        page.wait_for_selector(f"#summary:text('{file.name}:')")
+        with Engine(file) as engine:
+            info = engine.info
+        scans = 2 if info["direction"] == 2 else 1  # bidirectional
+        if page.is_visible("#inside"):
+            assert page.get_attribute("#step", "max") == str(scans * int(info["length"]))
+        else:
+            assert answer(page) == "Nothing is drawn.", file.name
+
+
+def test_no_camera_is_an_error(open_page: Any) -> None:
+    page = open_page()
+    page.click("#camera")
+    page.wait_for_selector("#error:not([hidden])")
+    assert page.inner_text("#error").startswith("The camera: ")
+
+
+# ---- looking inside --------------------------------------------------------------------------
+
+
+def test_the_reading_order_of_every_direction(open_page: Any) -> None:
+    page = open_page()
+    found = page.evaluate(
+        """() => [0, 1, 2, 3].map((direction) => [0, 1, 2, 3].map((layer) => readingOrder(
+          { stem: 0, height: 4, width: 6, patch_height: 2, patch_width: 2, direction }, layer
+        ).scans.map((scan) => scan.join(""))))"""
+    )
+    rows, back = "012345", "543210"
+    assert found == [
+        [[rows]] * 4,
+        [[rows], [back]] * 2,
+        [[rows, back]] * 4,
+        [[rows], ["031425"], [back], ["524130"]],
+    ]
+
+
+def test_sliders_show_members_layers_and_tokens(open_page: Any) -> None:
+    page = open_page(reduced_motion="reduce")
+    page.click("#example")
+    settle(page)
+    assert page.inner_text("#order-text") == "Row by row."
+    assert "It was asked" in page.inner_text("#alone")
+    page.fill("#layer", "2")
+    assert page.inner_text("#order-text") == "Column by column."
+    page.fill("#step", "8")
+    assert "token 8 of 49 in reading order, row 1, column 2." in page.inner_text("#where")
+    page.click("#play")  # one token, without motion
+    assert "token 9 of 49 in reading order, row 2, column 2." in page.inner_text("#where")
+    before = page.inner_text("#where")
+    page.fill("#member", "4")
+    assert page.inner_text("#where") != before
+    assert "It was not asked" in page.inner_text("#alone")
+    assert "1 of 4 members asked" in page.inner_text("#cost")
+
+
+def test_a_layers_scan_plays(open_page: Any) -> None:
+    page = open_page()
+    page.click("#example")
+    settle(page)
+    page.click("#play")
+    seen = set()
+    for _ in range(8):
+        seen.add(page.input_value("#step"))
+        page.wait_for_timeout(60)
+    assert len(seen) > 2
+    page.click("#play")
+    assert page.get_attribute("#play", "aria-pressed") == "false"
+
+
+# ---- the page itself -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("width", [360, 1400])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_fits_and_can_be_read(open_page: Any, width: int, scheme: str) -> None:
+    """No scrolling sideways; names for all controls; a contrast of at least 4.5."""
+    page = open_page(width=width, color_scheme=scheme)
+    page.click("#example")
+    settle(page)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    unnamed = page.evaluate(
+        """() => [...document.querySelectorAll("input, button, canvas")].filter((element) =>
+          !(element.ariaLabel || element.textContent.trim() || element.labels?.length)
+        ).map((element) => element.id)"""
+    )
+    assert not unnamed
+    low = page.evaluate(
+        """() => {
+          const numbers = (colour) => colour.match(/[\\d.]+/g).map(Number);
+          const light = (colour) => numbers(colour).slice(0, 3).map((value) => value / 255)
+            .map((value) => value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4)
+            .reduce((sum, value, i) => sum + value * [0.2126, 0.7152, 0.0722][i], 0);
+          const behind = (element) => {
+            for (; element; element = element.parentElement) {
+              const colour = getComputedStyle(element).backgroundColor;
+              if ((numbers(colour)[3] ?? 1) > 0) return colour;
+            }
+          };
+          const bar = getComputedStyle(document.documentElement).getPropertyValue("--bar");
+          const hex = bar.trim().slice(1).match(/../g).map((text) => parseInt(text, 16));
+          const low = [];
+          for (const element of document.body.querySelectorAll("*")) {
+            const isText = [...element.childNodes].some((node) =>
+              node.nodeType === 3 && node.textContent.trim());
+            if (!isText || !element.checkVisibility()) continue;
+            const backs = [behind(element)];
+            if (element.closest("#classes")) backs.push(`rgb(${hex})`);
+            for (const back of backs) {
+              const [a, b] = [light(getComputedStyle(element).color), light(back)];
+              const contrast = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+              if (contrast < 4.5) low.push([element.outerHTML.slice(0, 80), contrast]);
+            }
+          }
+          return low;
+        }"""
+    )
+    assert not low
+
+
+def test_nothing_reaches_the_network(open_page: Any) -> None:
+    page = open_page(is_quiet=False)  # Chromium reports what it blocks
+    policy = page.get_attribute("meta[http-equiv=Content-Security-Policy]", "content")
+    assert policy.startswith("default-src 'none'; ")
+    assert "unsafe-inline" not in policy
+    assert "unsafe-eval'" not in policy.replace("'wasm-unsafe-eval'", "")
+    assert not any(scheme in policy for scheme in ("http:", "https:", "file:", "*"))
+    blocked = page.evaluate(
+        """async () => {
+          const blocked = [];
+          addEventListener("securitypolicyviolation", (event) =>
+            blocked.push(event.violatedDirective));
+          await fetch("https://example.org/").catch(() => {});
+          const script = document.createElement("script");
+          script.textContent = "window.injected = true";
+          document.body.append(script);
+          const image = new Image();
+          image.src = "https://example.org/x.png";
+          await new Promise((done) => setTimeout(done, 50));
+          return [blocked, window.injected];
+        }"""
+    )
+    assert sorted(blocked[0]) == ["connect-src", "img-src", "script-src-elem"]
+    assert blocked[1] is None
+
+
+def test_sizes(page_file: Path, tmp_path: Path) -> None:
+    """The page has at most 90 KB without its model, and 140 KB with the model `tiny`."""
+    model = build.deflated(build.rounded(MODEL.read_bytes()))
+    text = page_file.read_text(encoding="utf-8")
+    assert model in text
+    assert len(text.encode()) - len(model) <= 90_000
+    tiny = ModelConfig(
+        height=28, width=28, n_classes=10, pixel_mean=0.13, pixel_std=0.31, stem="conv3",
+        stem_width=12, stem_norm="batch", direction="cross", d_model=32, n_layers=2,
+        a="tied",
+    )  # fmt: skip
+    write_model(tmp_path / "tiny.bin", build_classifier(tiny).eval())
+    page = build.page((tmp_path / "tiny.bin").read_bytes())
+    assert len(page.encode()) <= 140_000
+
+
+def check_answers(page: Any, images: Any, isa: str) -> None:
+    """Compare a browser's answers with the native engine's."""
+    found = page.evaluate(
+        """async ([isa, model, images]) => {
+          const bytes = (text) => Uint8Array.from(atob(text), (each) => each.charCodeAt(0));
+          const engine = await open(bytes(model), { isa }), all = bytes(images);
+          const logits = [], asked = [];
+          for (let at = 0; at < all.length; at += engine.size) {
+            const answer = engine.forward(all.subarray(at, at + engine.size));
+            logits.push(...answer.logits);
+            asked.push(answer.asked);
+          }
+          return [logits, asked];
+        }""",
+        [
+            isa,
+            *(base64.b64encode(data).decode() for data in (MODEL.read_bytes(), images.tobytes())),
+        ],
+    )
+    with Engine(MODEL) as engine:
+        native = engine.answers(images)
+    logits = np.array(found[0], np.float32).reshape(-1, 10)
+    np.testing.assert_array_equal(logits.argmax(axis=1), native.logits.argmax(axis=1))
+    np.testing.assert_array_equal(found[1], native.members_asked)
+    np.testing.assert_allclose(logits, native.logits, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("isa", ["simd128", "scalar"])
+def test_answers_are_the_native_engines(open_page: Any, isa: str) -> None:
+    check_answers(open_page(), digit_images()[:200], isa)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("isa", ["simd128", "scalar"])
+def test_all_test_images(open_page: Any, monkeypatch: pytest.MonkeyPatch, isa: str) -> None:
+    file = ROOT / "data/prepared/test-images.idx"
+    if not file.is_file():
+        pytest.skip("needs MNIST: run `dvc repro prepare`")
+    monkeypatch.setenv("MAMBA_ISA", "scalar")
+    check_answers(open_page(), read_images(file), isa)
