@@ -199,9 +199,9 @@ instructions: build/plain/mamba ## count the engine's instructions per image: no
 
 ##@ Web
 
-# MODEL=FILE puts another model into the page.
+# MODEL=FILE puts another model into the page, PAGE=FILE writes it elsewhere.
 page: $(INSTALLED) ## write build/mnist-mamba.html, a page with the engine and MODEL inside
-	@$(ENV) python -m web.build page $(if $(MODEL),--model "$(MODEL)")
+	@$(ENV) python -m web.build page $(if $(MODEL),--model "$(MODEL)") $(if $(PAGE),--output "$(PAGE)")
 
 npm: $(INSTALLED) ## pack the engine and its model for JavaScript: dist/mnist-mamba-VERSION.tgz
 	@$(ENV) python -m web.build npm
@@ -273,7 +273,8 @@ dist-collect: ## gather the packages in FROM, the model and its card in dist/; a
 	  "expected one with wheels, engines and report" >&2; exit 1; }
 	@mkdir -p dist
 	@find "$$FROM" -not -path "dist/*" -type f \
-	  \( -name '*.whl' -o -name '*.tar.gz' -o -name report.html \) -exec cp {} dist/ \;
+	  \( -name '*.whl' -o -name '*.tar.gz' -o -name '*.tgz' -o -name report.html \
+	  -o -name mnist-mamba.html \) -exec cp {} dist/ \;
 	@cp models/mnist_mamba.bin models/example_input.bin dist/ && cp models/README.md dist/model-card.md
 	@cd dist && rm -f SHA256SUMS && sha256sum * > SHA256SUMS && cat SHA256SUMS
 

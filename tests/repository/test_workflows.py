@@ -21,7 +21,7 @@ TARGETS = {
 ONLY_ON_GITHUB = ("sudo apt-get ", "pipx install ", "gh ", "cat build/", "./mamba ", "test -z ")
 
 
-@pytest.mark.parametrize("name", ["ci", "nightly", "release"])
+@pytest.mark.parametrize("name", ["ci", "nightly", "pages", "release"])
 def test_steps_are_make_targets_that_exist(name: str) -> None:
     text = (ROOT / f".github/workflows/{name}.yml").read_text(encoding="utf-8")
     for job in yaml.safe_load(text)["jobs"].values():
