@@ -201,7 +201,8 @@ instructions: build/plain/mamba ## count the engine's instructions per image: no
 
 # MODEL=FILE puts another model into the page, PAGE=FILE writes it elsewhere.
 page: $(INSTALLED) ## write build/mnist-mamba.html, a page with the engine and MODEL inside
-	@$(ENV) python -m web.build page $(if $(MODEL),--model "$(MODEL)") $(if $(PAGE),--output "$(PAGE)")
+	@$(ENV) python -m web.build page --model "$${MODEL:-models/mnist_mamba.bin}" \
+	  --output "$${PAGE:-build/mnist-mamba.html}"
 
 npm: $(INSTALLED) ## pack the engine and its model for JavaScript: dist/mnist-mamba-VERSION.tgz
 	@$(ENV) python -m web.build npm
@@ -260,7 +261,7 @@ wheel: $(INSTALLED) ## pack the Python package, which compiles its kernels where
 # The archive depends on its files alone, not on who packs them or when.
 dist-engine: ## pack what `make install` installs
 	@rm -rf "$(ENGINE_DIST)"
-	+@$(MAKE) -s install DESTDIR= PREFIX="$(CURDIR)/$(ENGINE_DIST)" LIBDIR=lib
+	+@$(MAKE) -s install DESTDIR= PREFIX="$$PWD/$(ENGINE_DIST)" LIBDIR=lib
 	@cp csrc/README.md LICENSE "$(ENGINE_DIST)"
 	@strip "$(ENGINE_DIST)/bin/mnist-mamba"
 	@strip --strip-unneeded "$(ENGINE_DIST)/lib/$(LIBRARY_SHARED)"
@@ -280,5 +281,5 @@ dist-collect: ## gather the packages in FROM, the model and its card in dist/; a
 
 # Others may choose these values, like the name of a tag. They reach the shell only as variables of
 # its environment, in which neither make nor the shell expands anything.
-CHOSEN := BASE FILES FROM JOBS ONLY PLOTS_URL QUICK TAG TORCH_INDEX
+CHOSEN := BASE FILES FROM JOBS MODEL ONLY PAGE PLOTS_URL QUICK TAG TORCH_INDEX
 $(foreach name,$(CHOSEN),$(eval override $(name) := $$(value $(name)))$(eval export $(name)))

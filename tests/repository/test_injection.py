@@ -12,10 +12,12 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[2]
-MAKEFILES = ("Makefile", "csrc/engine.mk", "csrc/tests.mk")
+MAKEFILES = ("Makefile", *(f"csrc/{name}.mk" for name in ("engine", "flags", "install", "tests")))
 WORKFLOWS = sorted(ROOT.glob(".github/workflows/*.yml"))
-TOOLS = {"PYTHON", "MAKE", "RUN", "CC", "CPPFLAGS", "LDFLAGS", "MAKEFILE_LIST"}
-"""Commands and flags, which a shell is meant to split into words, and a list that make makes."""
+TOOLS = {*("PYTHON", "MAKE", "RUN", "CC", "AR", "INSTALL"), *("CPPFLAGS", "LDFLAGS")}
+"""Commands and flags, which a shell is meant to split into words."""
+OWN = {"MAKEFILE_LIST", "LIBDIR"}
+"""A list that make makes, and a path below PREFIX that whoever installs chooses."""
 WORDS = {"FILES", "ONLY"}
 """Lists that a shell splits into words, which runs nothing."""
 HOSTILE = "v9`touch run-1`$(touch run-2)$(shell touch run-3)\"; touch run-4; '; touch run-5 #"
@@ -72,7 +74,7 @@ def unquoted(script: str) -> Iterator[str]:
 
 def test_recipes_expand_only_what_the_makefiles_set() -> None:
     texts = [(ROOT / name).read_text(encoding="utf-8") for name in MAKEFILES]
-    known = set().union(*map(assigned, texts)) | TOOLS
+    known = set().union(*map(assigned, texts)) | TOOLS | OWN
     for recipe in (recipe for text in texts for recipe in recipes(text)):
         names = expanded_by_make(recipe)
         assert not names & chosen(), recipe
@@ -109,7 +111,7 @@ def test_the_checks_see_what_they_look_for() -> None:
 @pytest.mark.parametrize("in_environment", [True, False])
 def test_hostile_values_are_only_words(tmp_path: Path, in_environment: bool) -> None:
     """Each target that uses such a variable runs, with a program in place of Python and DVC."""
-    for name in (*MAKEFILES, "csrc/flags.mk", "pyproject.toml", "constraints.txt"):
+    for name in (*MAKEFILES, "pyproject.toml", "constraints.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
     bin_ = tmp_path / ".venv/bin"
