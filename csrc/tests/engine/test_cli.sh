@@ -11,6 +11,8 @@ colours=$PWD/csrc/tests/golden/colours.bin # 8 x 8 x 3, classes cat, Käse and a
 folder=$(mktemp -d) || exit 1
 trap 'rm -rf "$folder"' EXIT
 cd "$folder" || exit 1
+mkdir bin && ln -s "$mamba" bin/mamba && ln -s "$mamba" bin/mnist-mamba || exit 1
+mamba=$folder/bin/mamba # CMake builds it as mnist-mamba; its usage shows the name
 passed=0
 failed=0
 
@@ -130,10 +132,9 @@ usage "embed MODEL [--name NAME]" embed
 usage "embed MODEL [--name NAME]" embed "$model" --json --name
 
 # The command under another name, as it is installed
-ln -s "$mamba" mnist-mamba
-$RUN ./mnist-mamba embed >out 2>err
+$RUN bin/mnist-mamba embed >out 2>err
 says '^usage: mnist-mamba embed MODEL \[--name NAME\]$'
-check "the help of mnist-mamba" sh -c "$RUN ./mnist-mamba --help | grep -qF '  mnist-mamba info MODEL'"
+check "the help of mnist-mamba" sh -c "$RUN bin/mnist-mamba --help | grep -qF '  mnist-mamba info MODEL'"
 
 # A word that is neither a subcommand nor a file
 usage "$plain_usage" frobnicate
