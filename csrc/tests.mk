@@ -160,7 +160,7 @@ else
 FUZZ_COVERAGE := -fsanitize=fuzzer-no-link
 FUZZ_LINK := -fsanitize=fuzzer
 endif
-ENGINE_CFLAGS_fuzz = -O2 -g -Werror $(SANITIZE) -DNDEBUG $(FUZZ_COVERAGE)
+ENGINE_CFLAGS_fuzz = -O1 -g -Werror $(SANITIZE) -DNDEBUG $(FUZZ_COVERAGE)
 $(eval $(call engine_variant,fuzz,$(BUILD)/fuzz))
 
 $(BUILD)/fuzz/mutator.o: csrc/fuzz/mutator.c csrc/fuzz/target.h $(BUILD)/fuzz/obj/flags
