@@ -104,7 +104,8 @@ def bundle() -> Iterator[Bundle]:
     )  # it says that it checks an example
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch, "model")
-        mlflow.pyfunc.save_model(folder, **contents)
+        with served.loading():  # to check the example
+            mlflow.pyfunc.save_model(folder, **contents)
         yield Bundle(folder, image, contents)
 
 
@@ -131,7 +132,7 @@ def log(client: MlflowClient, run: Run, params: Params) -> LoggedModel:
         )
         client.log_outputs(run.info.run_id, [LoggedModelOutput(model.model_id, step=0)])
         _log_scores(client, run, model)
-        with tracking.process_default():
+        with tracking.process_default(), served.loading():
             # Without a run, of which it would log all metrics again.
             Model.log(
                 artifact_path=None,

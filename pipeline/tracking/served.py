@@ -87,10 +87,19 @@ def check_answer(uri: str, served: Path, expected: Path, image: NDArray[Any]) ->
     )
     with Engine(model, threads=1, library=library) as engine:
         wanted = engine.probabilities(image)
-    with mock.patch.object(sys, "path", [*sys.path]):  # MLflow puts the model's code in front
+    with loading():
         answer = pyfunc.load_model(str(served)).predict(image)["probabilities"]
     if not np.array_equal(answer, wanted):
         raise TrackingError(f"{uri} in MLflow answers {answer}, expected {wanted} as the engine")
+
+
+def loading() -> Any:
+    """Return a context in which MLflow loads a model without a change of folder or process.
+
+    MLflow puts the model's code in front of all other, and Python would write compiled files into
+    it, which MLflow would store.
+    """
+    return mock.patch.multiple(sys, path=[*sys.path], dont_write_bytecode=True)
 
 
 def files(folder: Path) -> dict[str, Path]:

@@ -432,8 +432,9 @@ def test_a_served_model_must_answer_as_the_engine_does(
 
 
 def test_whoever_serves_the_champion_can_check_it(
-    project: Path, caplog: pytest.LogCaptureFixture, tmp_path_factory: pytest.TempPathFactory
+    project: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
     params, uri = load_params(), "models:/digits@champion"
     list_, folder = Path("models/champion.sha256"), Path("build/champion")
     with pytest.raises(FileNotFoundError, match=r"champion.sha256 not found: .*`make promote`"):
