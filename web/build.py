@@ -154,13 +154,14 @@ def without_comments(text: str) -> str:
 
 def script(model: bytes) -> str:
     """Return the page's script: all modules in one, with the engine and the model inside."""
+    packed = deflated(rounded(model))
     engine = (WEB / "npm" / "engine.js").read_text(encoding="utf-8")
     modules = [wasm_module(), engine]
     modules += [(WEB / "page" / name).read_text(encoding="utf-8") for name in SCRIPTS]
     text = "".join(without_comments(module) for module in modules)
     text = re.sub(r"^import .*?;\n", "", text, flags=re.MULTILINE | re.DOTALL)
     text = re.sub(r"^export (?=const|class|function|async)", "", text, flags=re.MULTILINE)
-    return f'"use strict";\n{text}start("{deflated(rounded(model))}");\n'
+    return f'"use strict";\n{text}start("{packed}");\n'
 
 
 def page(model: bytes) -> str:

@@ -18,6 +18,8 @@ from tests.library.test_pictures import digits
 from web import build
 
 ROOT = Path(__file__).parents[2]
+# Root needs the first one. The camera is one of Chromium's own.
+FLAGS = ["--no-sandbox", "--use-fake-device-for-media-stream"]
 MODEL = ROOT / "models" / "mnist_mamba.bin"
 
 
@@ -83,6 +85,6 @@ def browser() -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=found, args=FLAGS)
         yield browser
         browser.close()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -268,11 +270,21 @@ def test_each_architecture_can_be_looked_into(open_page: Any) -> None:
             assert answer(page) == "Nothing is drawn.", file.name
 
 
-def test_no_camera_is_an_error(open_page: Any) -> None:
+def test_the_camera_or_why_there_is_none(open_page: Any) -> None:
+    """Chromium's own camera shows a moving pattern."""
     page = open_page()
     page.click("#camera")
-    page.wait_for_selector("#error:not([hidden])")
-    assert page.inner_text("#error").startswith("The camera: ")
+    page.wait_for_selector("#error:has-text('The camera: ')")
+    page = open_page(permissions=["camera"])
+    page.click("#camera")
+    page.wait_for_selector("#camera[aria-pressed=true]")
+    page.wait_for_selector("#answer:not(:text-is('Draw a digit.'))")
+    page.click("#camera")
+    assert page.get_attribute("#camera", "aria-pressed") == "false"
+    assert not page.is_visible("#error")
+    page.click("#clear")
+    settle(page)
+    assert answer(page) == "Draw a digit."
 
 
 # ---- looking inside --------------------------------------------------------------------------
@@ -417,6 +429,16 @@ def test_sizes(page_file: Path, tmp_path: Path) -> None:
     write_model(tmp_path / "tiny.bin", build_classifier(tiny).eval())
     page = build.page((tmp_path / "tiny.bin").read_bytes())
     assert len(page.encode()) <= 140_000
+
+
+def test_the_command_says_what_is_wrong_with_a_model(tmp_path: Path) -> None:
+    (tmp_path / "broken.bin").write_bytes(b"no model")
+    command = [sys.executable, "-m", "web.build", "page", "--model", tmp_path / "broken.bin"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert "file size: got 8 bytes" in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def check_answers(page: Any, images: Any, isa: str) -> None:

@@ -101,6 +101,8 @@ export class Model {
   predict(picture: Picture): Answer & { pixels: Uint8Array };
   /** Classify an image, and return every stage of each member that was asked. */
   trace(image: Image): Stage[][];
+  /** The same, of which only the results of `keep` remain that are not undefined. */
+  trace<Kept>(image: Image, keep: (stage: Stage) => Kept | undefined): Kept[][];
   /** Ask fewer members (a smaller margin), more, or all of them (0): 0 to 1e6. */
   setExitMargin(margin: number): void;
 }

@@ -280,15 +280,19 @@ export class Model {
 
   /**
    * Classify an image like `forward`, and keep the result of every stage (mamba_trace in mamba.h).
+   * @template Kept
    * @param {Uint8Array | Uint8ClampedArray | Float32Array} image
-   * @returns {Stage[][]} The stages of each member that was asked.
+   * @param {(stage: Stage) => Kept | undefined} [keep] Returns what is kept of a stage; undefined:
+   *     nothing. Without it, all is kept.
+   * @returns {Kept[][]} Of each member that was asked.
    */
-  trace(image) {
-    /** @type {Stage[][]} */
+  trace(image, keep = /** @type {any} */ ((/** @type {Stage} */ stage) => stage)) {
+    /** @type {Kept[][]} */
     const members = [];
     this.instance.onStage = (stage) => {
       if (stage.name === "tokens") members.push([]);
-      members[members.length - 1].push(stage);
+      const kept = keep(stage);
+      if (kept !== undefined) members[members.length - 1].push(kept);
     };
     this.instance.c.set_trace(this.context, 1);
     try {

@@ -9,6 +9,8 @@ import { acceptFiles, Camera, readPicture } from "./picture.js";
 const SHOWN = 12;
 /** Runs after which browsers have optimised the engine. */
 const WARM_UP = 30;
+/** A model that takes longer is not looked into while a stroke is drawn. */
+const SLOW_US = 20000;
 /** Least time that is measured: clocks of browsers are coarse. */
 const MEASURED_MS = 1;
 
@@ -31,6 +33,8 @@ class App {
     this.builtIn = file;
     this.waiting = false;
     this.examples = 0;
+    /** The timer of a look inside that is still to come. */
+    this.inspecting = 0;
     this.paper = new Paper(element("paper"), () => this.later());
     this.camera = new Camera((picture) => this.paper.place(picture));
     this.inspector = new Inspector();
@@ -167,6 +171,7 @@ class App {
     element("sure").textContent = element("cost").textContent = "";
     drawPixels(element("seen"), new Uint8Array(model.size), model.info);
     this.list(new Float32Array(model.info.n_classes));
+    clearTimeout(this.inspecting);
     this.inspector.show(model);
   }
 
@@ -179,7 +184,11 @@ class App {
       members > 1 ? `, ${answer.asked} of ${members} members asked` : ""}`;
     drawPixels(element("seen"), pixels, model.info);
     this.list(answer.probabilities);
-    this.inspector.show(model, pixels, answer.asked);
+    const inspect = () => this.inspector.show(model, pixels, answer.asked);
+    clearTimeout(this.inspecting);
+    // All members are asked for it. A large model is looked into after the last stroke only.
+    if ((microseconds / answer.asked) * members < SLOW_US) inspect();
+    else this.inspecting = setTimeout(inspect, 300);
   }
 
   /** Write the answer, which screen readers say only if it changes. */

@@ -174,6 +174,12 @@ export class Paper {
     const { context, width } = sharp(this.canvas), { picture, pen } = this;
     context.fillStyle = "#fff";
     context.fillRect(0, 0, width, width);
+    if (this.empty && !pen.shown) {
+      context.font = `${width / 12}px system-ui, sans-serif`;
+      context.fillStyle = "#767676";
+      context.textAlign = "center";
+      context.fillText("Draw here", width / 2, width / 2);
+    }
     if (picture) {
       const scale = width / Math.max(picture.width, picture.height);
       const w = picture.width * scale, h = picture.height * scale;

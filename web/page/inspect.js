@@ -8,6 +8,8 @@ import { drawPixels, heat, sharp } from "./colours.js";
 const [ALTERNATE, BIDIRECTIONAL, CROSS] = [1, 2, 3];
 const PATCH = 0;
 const PLAY_MS = 4000;
+/** Numbers of a larger model (members, layers, tokens) are not kept. */
+const MOST_NUMBERS = 1e6;
 
 /** Return the grid of tokens. @param {Info} info */
 function gridOf(info) {
@@ -35,15 +37,24 @@ export function readingOrder(info, layer) {
   return { words, byColumns, scans: [turn > 1 ? backwards : tokens] };
 }
 
+/** @typedef {{ name: string, layer: number, values: number[] }} Kept */
+
 /**
- * Return a number for each row of a stage.
+ * Keep what is shown of a stage: of the step sizes the mean, of the residual the root mean square
+ * of each token; the logits.
  * @param {Stage} stage
- * @param {(sum: number, value: number) => number} add
- * @param {(mean: number) => number} finish
+ * @returns {Kept | undefined}
  */
-function perToken({ rows, columns, values }, add, finish) {
-  return Array.from({ length: rows }, (_, row) =>
-    finish(values.subarray(row * columns, (row + 1) * columns).reduce(add, 0) / columns));
+function keepShown({ name, layer, rows, columns, values }) {
+  if (name === "logits") return { name, layer, values: [...values] };
+  const isResidual = name === "residual";
+  if (!isResidual && !name.startsWith("delta")) return undefined;
+  const numbers = Array.from({ length: rows }, (_, row) => {
+    const token = values.subarray(row * columns, (row + 1) * columns);
+    const sum = token.reduce((total, value) => total + (isResidual ? value * value : value), 0);
+    return isResidual ? Math.sqrt(sum / columns) : sum / columns;
+  });
+  return { name, layer, values: numbers };
 }
 
 /** Write a number with three digits. @param {number} value */
@@ -56,7 +67,7 @@ const part = (id) => document.getElementById(id);
 export class Inspector {
   constructor() {
     this.image = document.createElement("canvas");
-    /** @type {{ model: any, pixels: Uint8Array, asked: number, members: Stage[][] } | null} */
+    /** @type {{ model: any, pixels: Uint8Array, asked: number, members: Kept[][] } | null} */
     this.shown = null;
     /** Time at which playing began; 0 while it doesn't. */
     this.playing = 0;
@@ -81,10 +92,15 @@ export class Inspector {
     this.stop();
     this.shown = null;
     if (!pixels) return;
+    const { members, n_layers: layers, length } = model.info;
+    if (members * layers * length > MOST_NUMBERS) {
+      part("inside").hidden = true;
+      return;
+    }
     const margin = model.info.exit_margin;
     model.setExitMargin(0); // members that were not asked can be looked at, too
     try {
-      this.shown = { model, pixels, asked, members: model.trace(pixels) };
+      this.shown = { model, pixels, asked, members: model.trace(pixels, keepShown) };
     } catch {
       part("inside").hidden = true; // a member that was not asked overflows
       return;
@@ -107,8 +123,7 @@ export class Inspector {
     const layer = Number(part("layer").value) - 1;
     const stages = members[member].filter((stage) => stage.layer === layer);
     const grid = gridOf(info), order = readingOrder(info, layer);
-    const sizes = stages.filter(({ name }) => name.startsWith("delta"))
-      .map((stage) => perToken(stage, (sum, value) => sum + value, (mean) => mean));
+    const sizes = stages.filter(({ name }) => name.startsWith("delta")).map(({ values }) => values);
     const tokens = order.scans.flat();
     this.view = {
       info, grid, order, tokens, member, layer,
@@ -118,8 +133,7 @@ export class Inspector {
         const { rows, columns } = grid;
         return of[order.byColumns ? (token % columns) * rows + Math.floor(token / columns) : token];
       }),
-      residual: perToken(stages.find(({ name }) => name === "residual"),
-        (sum, value) => sum + value * value, Math.sqrt),
+      residual: stages.find(({ name }) => name === "residual").values,
     };
     part("step").max = tokens.length;
     if (!this.playing) part("step").value = tokens.length;
@@ -255,7 +269,7 @@ export class Inspector {
     const low = Math.min(...delta), most = Math.max(...delta), span = most - low || 1;
     delta.forEach((value, i) => {
       const share = (value - low) / span, tall = 4 + share * (height - 8);
-      context.fillStyle = i < step ? heat(share * 0.8 + 0.1, 1) : "rgb(128 128 128 / 0.35)";
+      context.fillStyle = i < step ? heat(share * 0.7 + 0.3, 1) : "rgb(128 128 128 / 0.35)";
       context.fillRect(i * bar, height - tall, Math.max(bar - 1, 0.5), tall);
     });
   }
