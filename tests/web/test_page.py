@@ -174,7 +174,7 @@ def test_pressure_makes_a_pens_strokes_thicker(open_page: Any) -> None:
       const { data } = context.getImageData(0, 0, paper.width, paper.height);
       return data.filter((value, i) => i % 4 === 0 && value < 128).length;
     }"""
-    # The pen's id is no real pointer's, so it cannot be captured.
+    # Without a real pointer there is nothing to capture.
     page.evaluate("() => { Element.prototype.setPointerCapture = () => {}; }")
     light, firm = page.evaluate(inked, 0.1), page.evaluate(inked, 0.9)
     assert firm > 1.5 * light > 0
@@ -362,7 +362,7 @@ def test_it_fits_and_can_be_read(open_page: Any, width: int, scheme: str) -> Non
           const light = (colour) => numbers(colour).slice(0, 3).map((value) => value / 255)
             .map((value) => value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4)
             .reduce((sum, value, i) => sum + value * [0.2126, 0.7152, 0.0722][i], 0);
-          const behind = (element) => {
+          const backOf = (element) => {
             for (; element; element = element.parentElement) {
               const colour = getComputedStyle(element).backgroundColor;
               if ((numbers(colour)[3] ?? 1) > 0) return colour;
@@ -375,7 +375,7 @@ def test_it_fits_and_can_be_read(open_page: Any, width: int, scheme: str) -> Non
             const isText = [...element.childNodes].some((node) =>
               node.nodeType === 3 && node.textContent.trim());
             if (!isText || !element.checkVisibility()) continue;
-            const backs = [behind(element)];
+            const backs = [backOf(element)];
             if (element.closest("#classes")) backs.push(`rgb(${hex})`);
             for (const back of backs) {
               const [a, b] = [light(getComputedStyle(element).color), light(back)];
