@@ -20,8 +20,8 @@ C_SOURCES = $$(git ls-files '*.c' '*.h' '*.inc')
     in-git repro experiments study seeds pixels track ui report rekey \
     check test test-python test-slow mutants lint style types prose lint-workflows format \
     bench-train bench-engine bench-digits instructions \
-    gate gate-speed summary promote champion check-lock check-version wheel dist-engine dist-collect \
-    page npm
+    gate gate-speed summary promote champion check-lock check-version wheel wheels \
+    test-platforms dist-engine dist-collect page npm
 
 ##@ Start
 
@@ -253,7 +253,21 @@ check-version: ## check that TAG names this version
 	@test "$$TAG" = "v$(VERSION)" || { echo "error: TAG=$$TAG, expected v$(VERSION)," \
 	  "the version in src/mnist_mamba/__init__.py" >&2; exit 1; }
 
-wheel: $(INSTALLED) ## pack the Python package, which compiles its kernels where it is used
+# zig, a compiler for all platforms, is large.
+ZIG := $(VENV)/.zig
+$(ZIG): $(INSTALLED)
+	$(BIN)/pip install -q -c constraints.txt -e '.[build]'
+	@touch $@
+
+wheels: $(ZIG) ## pack PLATFORMS's wheels (default: all), with compiled engine and model
+	@$(ENV) python -m pipeline.release.wheels $(PLATFORMS)
+
+# Debian's qemu-user, libc6-{arm64,armhf,riscv64}-cross, wine and wine64 run the engines.
+test-platforms: $(ZIG) ## build and test the engine of PLATFORMS (default: all): an hour
+	@$(ENV) dvc repro -q prepare
+	@$(ENV) python -m pipeline.release.platforms $(PLATFORMS)
+
+wheel: $(INSTALLED) ## pack the wheel of other platforms, which compiles the engine on first use
 	@mkdir -p dist
 	@$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
 	@ls dist/*.whl

@@ -378,18 +378,21 @@ if [ -h /dev/stdout ]; then
     check "nothing is written to a pipe" [ ! -s out ]
 fi
 
-# The logits are larger than a file may be here, whether a block has 512 or 1024 bytes.
-many=$((1024 / classes + 1))
-images $many "$height" "$width" >many.idx
-labels $(seq $many | sed 's/.*/0/') >many_labels.idx
-echo old >logits.f32
-before=$(ls)
-(trap '' XFSZ; ulimit -f 1; $RUN "$mamba" eval "$model" many.idx many_labels.idx \
-    --logits logits.f32 >out 2>err)
-check "a file that cannot grow is exit code 3" [ $? -eq 3 ]
-[ -z "$posix" ] || says '^mamba: logits.f32: cannot write: File too large'
-check "the old file stays" [ "$(cat logits.f32)" = old ]
-check "no other file stays" [ "$(ls)" = "$before" ]
+# The logits are larger than a file may be here, whether a block has 512 or 1024 bytes. Under
+# such a limit wine crashes.
+if [ "$posix" ]; then
+    many=$((1024 / classes + 1))
+    images $many "$height" "$width" >many.idx
+    labels $(seq $many | sed 's/.*/0/') >many_labels.idx
+    echo old >logits.f32
+    before=$(ls)
+    (trap '' XFSZ; ulimit -f 1; $RUN "$mamba" eval "$model" many.idx many_labels.idx \
+        --logits logits.f32 >out 2>err)
+    check "a file that cannot grow is exit code 3" [ $? -eq 3 ]
+    says '^mamba: logits.f32: cannot write: File too large'
+    check "the old file stays" [ "$(cat logits.f32)" = old ]
+    check "no other file stays" [ "$(ls)" = "$before" ]
+fi
 
 expect 5 eval "$model" labels.idx images.idx
 says '^mamba: labels.idx: file size'
