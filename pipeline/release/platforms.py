@@ -245,7 +245,7 @@ def render_row(name: str, record: Mapping[str, Any]) -> str:
             for isa, found in record["isas"].items()
         )
         tested = [f"{len(record['c_tests'])} programs pass", images, record["runner"]]
-    speed = "[measured](benchmarks.md)" if name == "linux-x86_64" else "unknown"
+    speed = "[gcc's build](benchmarks.md)" if name == "linux-x86_64" else "unknown"
     return " | ".join([f"| {name}", f"`{record['target']}`", size, *tested, f"{speed} |"])
 
 

@@ -285,6 +285,18 @@ if [ "$posix" ]; then
     expect 3 "$model" "$deep$(printf '%077d' 0)"
 fi
 
+# Names outside ASCII, which wine passes on only in such a locale
+mkdir "Ordnér 日本"
+cp "$model" "Ordnér 日本/mödel.bin"
+(
+    export LC_ALL=C.UTF-8
+    expect 0 "Ordnér 日本/mödel.bin" input.bin
+    expect 3 info "Ordnér 日本/fehlt.bin"
+    says '^mamba: Ordnér 日本/fehlt.bin: cannot open'
+    [ "$failed" -eq 0 ]
+)
+check "a path in UTF-8" [ $? -eq 0 ]
+
 cp "$model" eval
 # pictures: a drawn stroke, 8 bits and 16, grey and RGB, from a file, stdin and gzip
 picture() {

@@ -202,7 +202,7 @@ class Engine:
         model: a model file (docs/format.md): its path, or its bytes, which are copied. Default: the
             model that comes with this package.
         threads: number of threads, which share the images of a batch; at most 1024; 0 uses all
-            cores.
+            cores. The library of a wheel runs on one.
         library: a built libmamba. Default: $MNIST_MAMBA_LIBRARY, else the wheel's, else a library
             compiled from the engine's sources on first use and cached.
         mmap: map the file; False copies it, for a file that may change while it is open.
