@@ -31,7 +31,7 @@ def test_records_are_of_runs_that_passed(name: str) -> None:
     assert record["target"] == platform.target
     assert (record["runner"] is None) == (platform.runner is None)
     if platform.runner is not None:
-        assert record["images"] == 10_000
+        assert record["images"] >= 500
         assert "test_model" in record["c_tests"]
         assert "scalar" in record["isas"]
         for found in record["isas"].values():
