@@ -253,19 +253,13 @@ check-version: ## check that TAG names this version
 	@test "$$TAG" = "v$(VERSION)" || { echo "error: TAG=$$TAG, expected v$(VERSION)," \
 	  "the version in src/mnist_mamba/__init__.py" >&2; exit 1; }
 
-# zig, a compiler for all platforms, is large.
-ZIG := $(VENV)/.zig
-$(ZIG): $(INSTALLED)
-	$(BIN)/pip install -q -c constraints.txt -e '.[build]'
-	@touch $@
-
-wheels: $(ZIG) ## pack PLATFORMS's wheels (default: all), with compiled engine and model
-	@$(ENV) python -m pipeline.release.wheels $(PLATFORMS)
+wheels: $(INSTALLED) ## pack PLATFORMS's wheels (default: all), with compiled engine and model
+	@$(ENV) python -m pipeline.release.wheels $$PLATFORMS
 
 # Debian's qemu-user, libc6-{arm64,armhf,riscv64}-cross, wine and wine64 run the engines.
-test-platforms: $(ZIG) ## build and test the engine of PLATFORMS (default: all): an hour
+test-platforms: $(INSTALLED) ## build and test the engine of PLATFORMS (default: all): an hour
 	@$(ENV) dvc repro -q prepare
-	@$(ENV) python -m pipeline.release.platforms $(PLATFORMS)
+	@$(ENV) python -m pipeline.release.platforms $$PLATFORMS
 
 wheel: $(INSTALLED) ## pack the wheel of other platforms, which compiles the engine on first use
 	@mkdir -p dist
@@ -295,5 +289,5 @@ dist-collect: ## gather the packages in FROM, the model and its card in dist/; a
 
 # Others may choose these values, like the name of a tag. They reach the shell only as variables of
 # its environment, in which neither make nor the shell expands anything.
-CHOSEN := BASE FILES FROM JOBS MODEL ONLY PAGE PLOTS_URL QUICK TAG TORCH_INDEX
+CHOSEN := BASE FILES FROM JOBS MODEL ONLY PAGE PLATFORMS PLOTS_URL QUICK TAG TORCH_INDEX
 $(foreach name,$(CHOSEN),$(eval override $(name) := $$(value $(name)))$(eval export $(name)))

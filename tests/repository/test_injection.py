@@ -17,8 +17,8 @@ WORKFLOWS = sorted(ROOT.glob(".github/workflows/*.yml"))
 TOOLS = {*("PYTHON", "MAKE", "RUN", "CC", "AR", "INSTALL"), *("CPPFLAGS", "LDFLAGS")}
 """Commands and flags, which a shell is meant to split into words."""
 OWN = {"MAKEFILE_LIST", "LIBDIR"}
-"""A list that make makes, and a path below PREFIX that whoever installs chooses."""
-WORDS = {"FILES", "ONLY"}
+"""A list that make makes, and a path below PREFIX, chosen by the builder."""
+WORDS = {"FILES", "ONLY", "PLATFORMS"}
 """Lists that a shell splits into words, which runs nothing."""
 HOSTILE = "v9`touch run-1`$(touch run-2)$(shell touch run-3)\"; touch run-4; '; touch run-5 #"
 
