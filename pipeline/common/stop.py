@@ -16,8 +16,12 @@ _REPEAT_SECONDS = 1.0
 """torchrun passes the terminal's Ctrl-C on, so that a process gets it twice at once."""
 
 
+STARTED_BY = ("DVC_STAGE", "MNIST_MAMBA_SERIES")
+"""Variables of DVC and of a series, which start trainings that must not outlive them."""
+
+
 class StopRequest:
-    """Notes SIGINT (Ctrl-C), SIGTERM, SIGHUP, and the end of the DVC process that started this one.
+    """Notes SIGINT (Ctrl-C), SIGTERM, SIGHUP, and the end of the DVC or series that started this.
 
     The same signal again after a second has its usual effect.
     """
@@ -25,7 +29,7 @@ class StopRequest:
     def __init__(self) -> None:
         self.signal: int | None = None
         self._at = 0.0
-        self._parent = os.getppid() if "DVC_STAGE" in os.environ else None
+        self._parent = os.getppid() if any(name in os.environ for name in STARTED_BY) else None
         self._before = {}
         for number in _SIGNALS:
             if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup

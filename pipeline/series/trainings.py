@@ -11,6 +11,7 @@ import argparse
 import dataclasses
 import json
 import logging
+import os
 import statistics
 import subprocess
 import sys
@@ -124,7 +125,9 @@ def train(training: Training) -> dict[str, Any]:
     for key, value in training.changes.items():
         command += ["--set", f"{key}={json.dumps(value)}"]
     with (folder / "log.txt").open("a", encoding="utf-8") as log:
-        done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT)
+        # It stops when this process ends: a series that goes on would train in the same folder.
+        environment = {**os.environ, "MNIST_MAMBA_SERIES": training.name}
+        done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
     if done.returncode:
         log_text = (folder / "log.txt").read_text(encoding="utf-8", errors="replace")
         last = log_text.splitlines()[-1:]

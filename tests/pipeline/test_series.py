@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ from pipeline.common.content_key import file_md5
 from pipeline.common.params import ParamsError, load_params
 from pipeline.series.trainings import load_series, spread, trainings
 from tests.pipeline.imports import ROOT
-from tests.pipeline.project import SMALL, copy_project, run, run_module
+from tests.pipeline.project import SMALL, copy_project, run, run_module, start_module
 
 SMALLEST = {**SMALL, "tracking.enabled": False, "train.epochs": 1}
 SERIES: dict[str, Any] = {
@@ -144,6 +147,28 @@ def test_a_training_that_fails_is_named_and_the_others_are_kept(
     assert list(load(project, "metrics/study.json")["runs"]) == ["base"]
     done = run_module(project, "pipeline.study", "--only", "bass")
     assert "--only bass: not in pipeline/series/series.yaml" in done.stderr
+
+
+def test_trainings_stop_with_the_series_that_started_them(project: Path) -> None:
+    series = {**SERIES["study"], "seeds": [8], "runs": {"long": {"train.epochs": 10_000}}}
+    (project / "pipeline/series/series.yaml").write_text(
+        yaml.safe_dump({"study": series}), encoding="utf-8"
+    )
+    process = start_module(project, "pipeline.study", "--no-timing", stderr="study.txt")
+    wait_for(project, "epoch 2/")
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert "saved as" in wait_for(project, "To continue: ")
+
+
+def wait_for(project: Path, text: str) -> str:
+    """Return the log of the run `long` once it has this text."""
+    log = ""
+    while text not in log:
+        time.sleep(0.05)
+        for file in project.glob("runs/long-8-*/log.txt"):
+            log = file.read_text(encoding="utf-8")
+    return log
 
 
 def test_errors_in_series_yaml_name_the_key(tmp_path: Path) -> None:
