@@ -1,6 +1,6 @@
 """Write the engine as two files, mamba.c and mamba.h: python3 csrc/amalgamate.py FOLDER
 
-Any C11 compiler builds them without flags: `cc app.c mamba.c -lm`. In mamba.c all headers come
+gcc and clang build them without flags: `cc app.c mamba.c -lm`. In mamba.c all headers come
 first, and then each source is a section. So
 
 - a name that several sections define gets the section's name in front of it;

@@ -253,7 +253,7 @@ def export_onnx(model: Path, onnx: Path, images: Path | None, tolerance: float) 
             f"{changed} of {len(pixels)} predictions differ from the C engine's, "
             f"and logits by up to {largest:.1e}"
         )
-        if changed or largest > tolerance:
+        if changed or not largest <= tolerance:  # also if it is NaN
             raise RuntimeError(f"{onnx}: {found}; expected 0, and up to {tolerance:g}")
         logger.info("%s: %s", onnx, found)
 

@@ -46,7 +46,7 @@ from mnist_mamba.atomic_write import write_text
 from mnist_mamba.training.loop import train
 from pipeline.common import git, paths
 from pipeline.common.build_model import build_model
-from pipeline.common.params import ModelParams, Params, TrainParams, load_params
+from pipeline.common.params import Params, load_params
 from pipeline.common.prepared_data import read_info, read_training_data
 from pipeline.seeds import SCORED
 from pipeline.series.trainings import load_series, trainings
@@ -106,7 +106,7 @@ def fingerprints() -> dict[str, Any]:
     """
     params = load_params()
     found: dict[str, Any] = {}
-    known: dict[tuple[ModelParams, TrainParams], dict[str, str]] = {}
+    known: dict[str, dict[str, str]] = {}
     for series in SERIES:
         for training in trainings(load_series(series), params):
             run = found.setdefault(f"{series}/{training.name}", {"keys": {}})
@@ -114,7 +114,7 @@ def fingerprints() -> dict[str, Any]:
             if CHECKS[0] in run:
                 continue  # another seed of the same configuration
             short = dataclasses.replace(training.params.train, epochs=EPOCHS)
-            configuration = (training.params.model, short)
+            configuration = repr((training.params.model, short))
             if configuration not in known:
                 decays = (training.params.train.ema_decay, EMA_DECAY)
                 digests = [short_training(training.params, decay) for decay in decays]

@@ -48,24 +48,30 @@ def measure(training: series.Training) -> series.TrainingRecord:
     metrics = series.train(training)
     model = training.folder / "model.bin"
     export_model(training.folder / "last.pth", model, training.params)
-    report, logits = score(model)
+    report = score(model)
     record = {
         "test_accuracy": report["correct"] / report["n"],
         "params": metrics["parameters"],
     }
     if training.params.model.members > 1:
-        _, whole = score(model, "--exit-margin", "0")
+        changed = predictions(model) != predictions(model, "--exit-margin", "0")
         record["members_asked"] = report["members_asked_mean"]
-        record["predictions_changed"] = int((logits.argmax(1) != whole.argmax(1)).sum())
+        record["predictions_changed"] = int(changed.sum())
     return record
 
 
-def score(model: Path, *options: str) -> tuple[dict[str, Any], NDArray[np.float32]]:
-    """Return the engine's report on the test images, and its logits: (n, n_classes) float32."""
+def score(model: Path, *options: str | Path) -> dict[str, Any]:
+    """Return the engine's report on the test images."""
     test = (paths.images(paths.PREPARED, "test"), paths.labels(paths.PREPARED, "test"))
-    file = model.with_name("logits.f32")
-    report = run_engine("eval", model, *test, "--logits", file, *options)
-    return report, np.fromfile(file, "<f4").reshape(report["n"], -1)
+    return run_engine("eval", model, *test, *options)
+
+
+def predictions(model: Path, *options: str) -> NDArray[np.intp]:
+    """Return the engine's class (n,) of each test image."""
+    logits = model.with_name("logits.f32")
+    report = score(model, "--logits", logits, *options)
+    classes: NDArray[np.intp] = np.fromfile(logits, "<f4").reshape(report["n"], -1).argmax(axis=1)
+    return classes
 
 
 def summary(records: series.Records) -> dict[str, Any]:

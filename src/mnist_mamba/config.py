@@ -220,12 +220,17 @@ class ModelChoices(Checked):
     members: Annotated[int, LIMITS["members"]] = 1
     """Classifiers whose logits are averaged."""
     other_members: tuple[dict[str, Any], ...] = ()
-    """Settings of the members after the first that differ; each takes the next of the list."""
+    """Settings in which the members after the first differ, one by one; a short list repeats."""
 
     def __post_init__(self) -> None:
         self._check_patch()
         self._check_other_members()
         super().__post_init__()
+        if (count := len(self.other_members)) >= self.members:
+            raise ConfigError(
+                f"other_members = a list of {count}: expected up to {self.members - 1}, the number "
+                "of members after the first"
+            )
         check_value("d_inner", self.d_inner, Annotated[int, LIMITS["d_inner"]])
         if self.resolved_dt_rank not in LIMITS["dt_rank"]:
             got = reprlib.repr(self.dt_rank)
@@ -249,14 +254,13 @@ class ModelChoices(Checked):
         if not isinstance(others, list | tuple) or not all(isinstance(one, dict) for one in others):
             got = reprlib.repr(others)
             raise ConfigError(f"other_members = {got}: expected a list of settings and values")
-        if (count := len(others)) >= LIMITS["members"].high:
-            raise ConfigError(f"other_members = a list of {count}: expected up to 63")
         known = {field.name for field in dataclasses.fields(ModelChoices)}
         for i, changes in enumerate(others):
             if unknown := changes.keys() - known | changes.keys() & {"members", "other_members"}:
                 key = reprlib.repr(min(unknown, key=str))
                 raise ConfigError(f"other_members[{i}]: got {key}, expected settings of one member")
-        object.__setattr__(self, "other_members", tuple(others))
+        plain = [{k: list(v) if k == "patch" else v for k, v in one.items()} for one in others]
+        object.__setattr__(self, "other_members", tuple(plain))
 
     @property
     def d_inner(self) -> int:

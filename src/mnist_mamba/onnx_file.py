@@ -40,7 +40,7 @@ def write_onnx(path: Path, model: Classifier) -> None:
 
     Args:
         path: the file, replaced if it exists.
-        model: a classifier or an ensemble, with the exporter's own scan in the file.
+        model: a classifier or an ensemble. Its scan in the file is `parallel`, whatever its own is.
 
     Raises:
         ModuleNotFoundError: onnx or onnxscript is not installed.

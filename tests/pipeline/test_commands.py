@@ -506,7 +506,8 @@ def test_a_study_measures_on_validation_and_a_scored_series_on_test_images(
     val = {"accuracy": 0.5, "loss": 1.5, "best_accuracy": 0.9, "best_epoch": 1}
     metrics = {"val": val, "parameters": 7, "epochs": 2}
     monkeypatch.setattr(series, "train", lambda training: metrics)
-    training: Any = SimpleNamespace(folder=Path("runs/a"), params="params")
+    params = SimpleNamespace(model=SimpleNamespace(members=1))
+    training: Any = SimpleNamespace(folder=Path("runs/a"), params=params)
     assert study.measure(training) == {"val_accuracy": 0.5, "val_loss": 1.5, "parameters": 7}
     calls: list[Call] = []
     monkeypatch.setattr(seeds, "export_model", lambda *words: calls.append(words))
@@ -519,7 +520,7 @@ def test_a_study_measures_on_validation_and_a_scored_series_on_test_images(
     assert seeds.measure(training) == {"test_accuracy": 0.75, "params": 7}
     model = Path("runs/a/model.bin")
     files = [Path(f"data/prepared/test-{kind}.idx") for kind in ("images", "labels")]
-    assert calls == [(Path("runs/a/last.pth"), model, "params"), ("eval", model, *files)]
+    assert calls == [(Path("runs/a/last.pth"), model, params), ("eval", model, *files)]
 
 
 def make_training(monkeypatch: pytest.MonkeyPatch, seed: int = 3) -> series.Training:

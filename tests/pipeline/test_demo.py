@@ -111,7 +111,7 @@ def test_a_folder_without_git_and_a_repository_of_another_user_get_advice_of_the
 @pytest.mark.parametrize("target", ["repro", "experiments", "track", "check-lock", "study"])
 def test_make_says_the_same_before_dvc_and_the_installation(target: str, tmp_path: Path) -> None:
     shutil.copy(ROOT / "Makefile", tmp_path)
-    for name in ("engine", "flags", "tests"):
+    for name in ("engine", "flags", "install", "tests"):
         (tmp_path / "csrc").mkdir(exist_ok=True)
         shutil.copy(ROOT / f"csrc/{name}.mk", tmp_path / "csrc")
     (tmp_path / "constraints.txt").touch()

@@ -64,7 +64,7 @@ def selective_scan_parallel(
     (batch, d_inner, d_state, length) values in memory. Dtypes, arguments and errors are those of
     ``selective_scan_reference``.
     """
-    if u.shape[2] == 1:  # no pass would use A, whose gradient is 0, not None
+    if u.shape[2] == 1:  # no pass follows that uses A; autograd would have no gradient of it
         return selective_scan_reference(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
     x = _inputs(u, delta, A, B, C, delta_bias, delta_softplus)
     decay = torch.exp(x.delta[:, :, None] * x.A[..., None])
