@@ -18,7 +18,7 @@ import os
 import re
 import shutil
 import subprocess
-import sys
+import tempfile
 import zlib
 from pathlib import Path
 
@@ -27,12 +27,13 @@ from mnist_mamba.atomic_write import write_text
 from mnist_mamba.c_build import shared_flags
 from mnist_mamba.engine.format import WEIGHT_TYPES, decode, encode
 from pipeline.common import command
+from pipeline.common.zig import find_zig
 
 logger = logging.getLogger(__name__)
 
 ROOT = Path(__file__).resolve().parents[1]
 WEB = ROOT / "web"
-BUILD = ROOT / "build" / "web"
+CACHE = ROOT / "build" / "web" / "cache"
 MODEL = ROOT / "models" / "mnist_mamba.bin"
 
 ISAS = {"simd128": ("-msimd128",), "scalar": ()}
@@ -80,8 +81,6 @@ def compile_wasm(isa: str) -> bytes:
     Raises:
         RuntimeError: the compiler is not installed, or refuses the sources.
     """
-    output = BUILD / f"{isa}.wasm"
-    output.parent.mkdir(parents=True, exist_ok=True)
     include = (
         ROOT / "csrc/include",
         ROOT / "csrc/engine",
@@ -90,25 +89,25 @@ def compile_wasm(isa: str) -> bytes:
     )
     linker = [f"--export={name}" for name in EXPORTS]
     linker += ["--no-entry", "--gc-sections", "--strip-all"]
-    compiler = [sys.executable, "-m", "ziglang", "cc", "-target", "wasm32-freestanding"]
-    done = subprocess.run(
-        [
-            *(*compiler, *ISAS[isa], "-std=c11", "-Os", "-DNDEBUG"),
-            *(*shared_flags("ENGINE_MATH"), *shared_flags("WARNINGS"), "-Werror"),
-            *(f"-I{folder}" for folder in include),
-            *(str(source) for source in sources(isa)),
-            *("-nostdlib", *(f"-Wl,{option}" for option in linker)),
-            *(f"-Wl,-z,stack-size={STACK_BYTES}", "-o", str(output)),
-        ],
-        env=os.environ | {"ZIG_LOCAL_CACHE_DIR": str(BUILD / "cache")},
-        capture_output=True,
-        text=True,
-    )
-    if "No module named ziglang" in done.stderr:
-        raise RuntimeError("the compiler is not installed: run `pip install 'mnist-mamba[web]'`")
-    if done.returncode:
-        raise RuntimeError(f"compiling {output.name} failed:\n{done.stderr}")
-    return output.read_bytes()
+    compiler = [str(find_zig()), "cc", "-target", "wasm32-freestanding"]
+    with tempfile.TemporaryDirectory() as folder:  # other processes may compile the same module
+        output = Path(folder) / f"{isa}.wasm"
+        done = subprocess.run(
+            [
+                *(*compiler, *ISAS[isa], "-std=c11", "-Os", "-DNDEBUG"),
+                *(*shared_flags("ENGINE_MATH"), *shared_flags("WARNINGS"), "-Werror"),
+                *(f"-I{path}" for path in include),
+                *(str(source) for source in sources(isa)),
+                *("-nostdlib", *(f"-Wl,{option}" for option in linker)),
+                *(f"-Wl,-z,stack-size={STACK_BYTES}", "-o", str(output)),
+            ],
+            env=os.environ | {"ZIG_LOCAL_CACHE_DIR": str(CACHE)},
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode:
+            raise RuntimeError(f"compiling {output.name} failed:\n{done.stderr}")
+        return output.read_bytes()
 
 
 def deflated(data: bytes) -> str:

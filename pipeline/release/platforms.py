@@ -7,7 +7,6 @@ metrics/platforms.json and from there to the table of docs/platforms.md.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import logging
 import os
@@ -29,6 +28,7 @@ from mnist_mamba.atomic_write import write_json
 from mnist_mamba.data.idx import read_images, read_labels, write_idx
 from pipeline.common import command, paths
 from pipeline.common.generated_tables import write_table
+from pipeline.common.zig import find_zig
 
 logger = logging.getLogger(__name__)
 
@@ -121,10 +121,7 @@ def variables(platform: Platform) -> list[str]:
     Raises:
         RuntimeError: ziglang is not installed.
     """
-    spec = importlib.util.find_spec("ziglang")
-    if spec is None or not spec.submodule_search_locations:
-        raise RuntimeError("ziglang not found: run `pip install -c constraints.txt -e '.[build]'`")
-    zig = shlex.quote(str(Path(spec.submodule_search_locations[0]) / "zig"))
+    zig = shlex.quote(str(find_zig()))
     return [
         f"CC={zig} cc -target {platform.target} -O2",
         "CFLAGS=-O2",

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tests.library.test_pictures import digits
 from web import build
 
 ROOT = Path(__file__).parents[2]
@@ -26,6 +25,9 @@ MODEL = ROOT / "models" / "mnist_mamba.bin"
 @functools.cache
 def digit_images() -> NDArray[np.uint8]:
     """Return scikit-learn's digits as MNIST shows them."""
+    # Imported here: it compiles the library, and without a compiler nothing would be collected.
+    from tests.library.test_pictures import digits
+
     return digits()[0]
 
 
