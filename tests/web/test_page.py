@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from PIL import Image
 
 from mnist_mamba.data.idx import read_images
 from mnist_mamba.engine import Engine
+from mnist_mamba.engine.format import decode, encode
 from mnist_mamba.export import write_model
 from mnist_mamba.model import ModelConfig, build_classifier
 from tests.web.conftest import MODEL, ROOT, digit_images
@@ -206,6 +208,55 @@ def test_the_keyboard_draws_and_reaches_everything(open_page: Any) -> None:
     assert {"member", "layer", "step", "play"} <= set(reached)
 
 
+PAPER_IMAGE = "() => document.getElementById('paper').toDataURL()"
+
+
+def test_a_mouse_that_is_not_pressed_adds_nothing_to_the_keyboards_stroke(open_page: Any) -> None:
+    page = open_page()
+    page.focus("#paper")
+    page.keyboard.press("Space")
+    page.keyboard.press("ArrowDown")
+    before = page.evaluate(PAPER_IMAGE)
+    page.hover("#paper", position={"x": 30, "y": 30})
+    page.hover("#paper", position={"x": 60, "y": 90})
+    assert page.evaluate(PAPER_IMAGE) == before
+    page.mouse.down()  # this ends the keyboard's stroke
+    page.hover("#paper", position={"x": 90, "y": 90})
+    page.mouse.up()
+    page.focus("#thickness")
+    drawn = page.evaluate(PAPER_IMAGE)
+    page.focus("#paper")
+    page.keyboard.press("ArrowRight")
+    page.focus("#thickness")
+    assert page.evaluate(PAPER_IMAGE) == drawn
+
+
+def test_a_second_finger_neither_draws_nor_ends_the_stroke(open_page: Any) -> None:
+    page = open_page()
+    page.evaluate("() => { Element.prototype.setPointerCapture = () => {}; }")
+
+    def touch(finger: int, kind: str, x: float, y: float) -> str:
+        page.evaluate(
+            """([pointerId, kind, x, y]) => {
+              const paper = document.getElementById("paper"), box = paper.getBoundingClientRect();
+              paper.dispatchEvent(new PointerEvent(kind, { pointerId, pointerType: "touch",
+                clientX: box.x + box.width * x, clientY: box.y + box.height * y }));
+            }""",
+            [finger, kind, x, y],
+        )
+        return str(page.evaluate(PAPER_IMAGE))
+
+    touch(1, "pointerdown", 0.5, 0.2)
+    before = touch(1, "pointermove", 0.5, 0.5)
+    second = [("pointerdown", 0.2), ("pointermove", 0.4), ("pointerup", 0.4)]
+    assert [touch(2, kind, x, 0.8) for kind, x in second] == [before] * 3
+    longer = touch(1, "pointermove", 0.5, 0.8)
+    assert longer != before
+    touch(1, "pointerup", 0.5, 0.8)
+    assert touch(1, "pointermove", 0.9, 0.8) == longer
+    assert touch(2, "pointerdown", 0.2, 0.8) != longer
+
+
 # ---- pictures and models ---------------------------------------------------------------------
 
 
@@ -255,6 +306,18 @@ def test_any_model_opens_and_a_broken_one_is_refused(open_page: Any) -> None:
     assert not page.is_visible("#error")
 
 
+def test_a_model_that_overflows_on_black_opens(open_page: Any) -> None:
+    file = decode((GOLDEN / "colours.bin").read_bytes())
+    weight = np.copysign(np.float32(3e38), file.tensors["head.weight"])
+    file = dataclasses.replace(file, tensors={**file.tensors, "head.weight": weight})
+    page = open_page()
+    give(page, "drop", "overflows.bin", "", encode(file))
+    page.wait_for_selector("#summary:text('overflows.bin')")
+    page.wait_for_timeout(100)  # an error that nothing catches fails the test
+    page.click("#example")
+    page.wait_for_selector("#error:has-text('got a NaN or infinity')")
+
+
 def test_each_architecture_can_be_looked_into(open_page: Any) -> None:
     page = open_page()
     page.click("#example")
@@ -287,6 +350,35 @@ def test_the_camera_or_why_there_is_none(open_page: Any) -> None:
     assert answer(page) == "Draw a digit."
 
 
+@pytest.mark.parametrize("case", ["stopped before it is permitted", "cannot be played"])
+def test_a_camera_that_is_not_used_is_switched_off(open_page: Any, case: str) -> None:
+    page = open_page()
+    page.evaluate(
+        """() => {
+          window.streams = [];
+          const permitted = new Promise((permit) => (window.permit = permit));
+          navigator.mediaDevices.getUserMedia = async () => {
+            await permitted;
+            streams.push(document.createElement("canvas").captureStream());
+            return streams.at(-1);
+          };
+        }"""
+    )
+    if case == "cannot be played":
+        page.evaluate(
+            "() => { HTMLVideoElement.prototype.play = async () => { throw new Error('no'); }; }"
+        )
+        page.click("#camera")
+    else:
+        page.click("#camera")
+        page.click("#camera")
+    assert page.evaluate("() => streams.length") == 0
+    page.evaluate("permit")
+    page.wait_for_function("() => streams.length && !streams[0].active")
+    assert page.get_attribute("#camera", "aria-pressed") == "false"
+    assert page.is_visible("#error") == (case == "cannot be played")
+
+
 # ---- looking inside --------------------------------------------------------------------------
 
 
@@ -303,6 +395,14 @@ def test_the_reading_order_of_every_direction(open_page: Any) -> None:
         [[rows], [back]] * 2,
         [[rows, back]] * 4,
         [[rows], ["031425"], [back], ["524130"]],
+    ]
+
+
+def test_the_least_and_greatest_of_more_numbers_than_a_function_takes(open_page: Any) -> None:
+    page = open_page()
+    assert page.evaluate("() => extremes(Float32Array.from({ length: 2e6 }, (_, i) => i - 5))") == [
+        -5,
+        2e6 - 6,
     ]
 
 

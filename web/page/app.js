@@ -1,6 +1,6 @@
 /** The page: draws, asks the engine, shows the answer. */
 import { inflate, MambaError, open } from "../npm/engine.js";
-import { drawPixels } from "./colours.js";
+import { drawPixels, extremes } from "./colours.js";
 import { Paper } from "./draw.js";
 import { Inspector } from "./inspect.js";
 import { acceptFiles, Camera, readPicture } from "./picture.js";
@@ -9,6 +9,8 @@ import { acceptFiles, Camera, readPicture } from "./picture.js";
 const SHOWN = 12;
 /** Runs after which browsers have optimised the engine. */
 const WARM_UP = 30;
+/** Time after which no further one of them begins. */
+const WARM_UP_MS = 50;
 /** A model that takes longer is not looked into while a stroke is drawn. */
 const SLOW_US = 20000;
 /** Least time that is measured: clocks of browsers are coarse. */
@@ -88,14 +90,15 @@ class App {
   }
 
   async toggleCamera() {
-    if (this.camera.stream) {
+    if (this.camera.request) {
       this.stopCamera();
       return;
     }
+    element("camera").setAttribute("aria-pressed", "true");
     try {
       await this.camera.start();
-      element("camera").setAttribute("aria-pressed", "true");
     } catch (error) {
+      this.stopCamera();
       complain(`The camera: ${error.message}`);
     }
   }
@@ -126,10 +129,18 @@ class App {
       colours} pixels, ${info.n_classes} classes. Engine: C, compiled to WebAssembly (${model.isa}).`;
     element("classes").replaceChildren();
     this.answer();
-    setTimeout(() => {
-      for (let run = 0; run < WARM_UP && model.size < 5000; run++)
-        model.forward(new Uint8Array(model.size));
-    });
+    setTimeout(() => this.warmUp(model));
+  }
+
+  /** Run a small model until the browser has optimised it. @param {any} model */
+  warmUp(model) {
+    if (this.model !== model || model.size >= 5000) return;
+    const black = new Uint8Array(model.size), end = performance.now() + WARM_UP_MS;
+    try {
+      for (let run = 0; run < WARM_UP && performance.now() < end; run++) model.forward(black);
+    } catch (error) {
+      if (!(error instanceof MambaError)) throw error; // it overflows on black
+    }
   }
 
   /** Answer once before the next frame. */
@@ -201,7 +212,7 @@ class App {
   /** List the classes: all in their order, or the most probable of many. */
   list(/** @type {Float32Array} */ probabilities) {
     const { classNames } = this.model, all = [...probabilities.keys()];
-    const best = probabilities.indexOf(Math.max(...probabilities));
+    const best = probabilities.indexOf(extremes(probabilities)[1]);
     const chosen = all.length <= SHOWN ? all
       : all.sort((a, b) => probabilities[b] - probabilities[a]).slice(0, SHOWN);
     const rows = element("classes").children;

@@ -47,3 +47,17 @@ export function sharp(canvas) {
   context.scale(ratio, ratio);
   return { context, width, height };
 }
+
+/**
+ * Return the least and the greatest of many numbers: more than Math.min takes arguments.
+ * @param {ArrayLike<number>} values
+ * @returns {[number, number]}
+ */
+export function extremes(values) {
+  let low = Infinity, high = -Infinity;
+  for (let i = 0; i < values.length; i++) {
+    low = Math.min(low, values[i]);
+    high = Math.max(high, values[i]);
+  }
+  return [low, high];
+}

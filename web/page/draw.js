@@ -52,12 +52,14 @@ export class Paper {
     this.thickness = 20;
     /** @type {Stroke | null} */
     this.drawing = null;
+    /** Id of the pointer that is down; the others are ignored. @type {number | null} */
+    this.pointer = null;
     /** The pen of the keyboard. */
     this.pen = { x: PAPER / 2, y: PAPER / 2, shown: false };
     canvas.addEventListener("pointerdown", (event) => this.pointerDown(event));
     canvas.addEventListener("pointermove", (event) => this.pointerMove(event));
     for (const end of ["pointerup", "pointercancel"])
-      canvas.addEventListener(end, () => (this.drawing = null));
+      canvas.addEventListener(end, (event) => this.pointerUp(event));
     canvas.addEventListener("keydown", (event) => this.key(event));
     canvas.addEventListener("blur", () => this.hidePen());
     new ResizeObserver(() => this.show()).observe(canvas);
@@ -115,18 +117,24 @@ export class Paper {
 
   /** @param {PointerEvent} event */
   pointerDown(event) {
-    if (event.button !== 0 || this.drawing) return;
+    if (event.button !== 0 || this.pointer !== null) return;
     this.canvas.setPointerCapture(event.pointerId);
     this.hidePen();
+    this.pointer = event.pointerId;
     this.begin(this.point(event));
   }
 
   /** @param {PointerEvent} event */
   pointerMove(event) {
-    if (!this.drawing) return;
+    if (!this.drawing || event.pointerId !== this.pointer) return;
     const events = event.getCoalescedEvents?.() ?? [];
     for (const each of events.length ? events : [event]) this.drawing.points.push(this.point(each));
     this.changed();
+  }
+
+  /** @param {PointerEvent} event */
+  pointerUp(event) {
+    if (event.pointerId === this.pointer) this.pointer = this.drawing = null;
   }
 
   /** @param {[number, number, number]} point */
@@ -149,7 +157,7 @@ export class Paper {
   /** @param {KeyboardEvent} event */
   key(event) {
     const { pen } = this;
-    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    if (event.ctrlKey || event.metaKey || event.altKey || this.pointer !== null) return;
     if (event.key === " ") {
       if (this.drawing) this.drawing = null;
       else this.begin([pen.x, pen.y, this.thickness]);

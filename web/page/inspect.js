@@ -1,5 +1,5 @@
 /** A look inside: the tokens, the order in which a layer reads them, its step sizes, its result. */
-import { drawPixels, heat, sharp } from "./colours.js";
+import { drawPixels, extremes, heat, sharp } from "./colours.js";
 
 /** @typedef {import("../npm/engine.js").Info} Info */
 /** @typedef {import("../npm/engine.js").Stage} Stage */
@@ -142,12 +142,11 @@ export class Inspector {
     part("member-text").textContent = `Member ${member + 1} of ${members.length}`;
     part("layer-text").textContent = `Layer ${layer + 1} of ${info.n_layers}`;
     for (const name of ["delta", "residual"]) {
-      const values = this.view[name];
-      part(`${name}-range`).textContent =
-        `${short(Math.min(...values))} (dark) to ${short(Math.max(...values))} (bright).`;
+      const [low, high] = extremes(this.view[name]);
+      part(`${name}-range`).textContent = `${short(low)} (dark) to ${short(high)} (bright).`;
     }
     const logits = members[member][members[member].length - 1].values;
-    const best = logits.indexOf(Math.max(...logits));
+    const best = logits.indexOf(extremes(logits)[1]);
     part("alone").hidden = members.length === 1;
     part("alone").textContent = `Member ${member + 1} alone reads ${model.classNames[best]}. ${
       member < asked ? "It was asked for this picture."
@@ -251,7 +250,7 @@ export class Inspector {
    */
   drawMap(canvas, values, all, current) {
     const { context, w, h, corner } = this.drawImage(canvas);
-    const low = Math.min(...all), span = Math.max(...all) - low || 1;
+    const [low, high] = extremes(all), span = high - low || 1;
     for (const [token, value] of values) {
       context.fillStyle = heat((value - low) / span, 0.72);
       const [x, y] = corner(token);
@@ -266,7 +265,7 @@ export class Inspector {
   /** @param {any} canvas @param {number[]} delta @param {number} step */
   drawChart(canvas, delta, step) {
     const { context, width, height } = sharp(canvas), bar = width / delta.length;
-    const low = Math.min(...delta), most = Math.max(...delta), span = most - low || 1;
+    const [low, high] = extremes(delta), span = high - low || 1;
     delta.forEach((value, i) => {
       const share = (value - low) / span, tall = 4 + share * (height - 8);
       context.fillStyle = i < step ? heat(share * 0.7 + 0.3, 1) : "rgb(128 128 128 / 0.35)";

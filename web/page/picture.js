@@ -55,6 +55,9 @@ export function acceptFiles(onFile) {
   });
 }
 
+/** Switch a camera off. @param {MediaStream | null} stream */
+const release = (stream) => stream?.getTracks().forEach((track) => track.stop());
+
 /** The camera, whose pictures come one after the other until it stops. */
 export class Camera {
   /** @param {(picture: HTMLCanvasElement) => void} onPicture */
@@ -64,29 +67,42 @@ export class Camera {
     this.video.muted = this.video.playsInline = true;
     /** @type {MediaStream | null} */
     this.stream = null;
+    /** The last start that no stop followed. @type {symbol | null} */
+    this.request = null;
   }
 
   static get exists() {
     return Boolean(navigator.mediaDevices?.getUserMedia);
   }
 
+  /** Start, unless it is stopped before the user permits it. After an error, call stop. */
   async start() {
-    this.stream = await navigator.mediaDevices.getUserMedia({
-      video: { facingMode: "environment", width: 640, height: 640 },
-    });
-    this.video.srcObject = this.stream;
-    await this.video.play();
-    this.frame();
+    const request = (this.request = Symbol());
+    try {
+      const stream = await navigator.mediaDevices.getUserMedia({
+        video: { facingMode: "environment", width: 640, height: 640 },
+      });
+      if (request !== this.request) return release(stream);
+      this.stream = this.video.srcObject = stream;
+      await this.video.play();
+      this.frame(request);
+    } catch (error) {
+      if (request === this.request) throw error;
+    }
   }
 
   stop() {
-    this.stream?.getTracks().forEach((track) => track.stop());
+    this.request = null;
+    release(this.stream);
     this.stream = null;
   }
 
-  /** Show the square in the middle of the camera's picture, and the next one later. */
-  frame() {
-    if (!this.stream) return;
+  /**
+   * Show the square in the middle of the camera's picture, and the next one later.
+   * @param {symbol} request
+   */
+  frame(request) {
+    if (request !== this.request) return;
     const { videoWidth: width, videoHeight: height } = this.video, side = Math.min(width, height);
     if (side) {
       const square = document.createElement("canvas");
@@ -95,6 +111,6 @@ export class Camera {
       context.drawImage(this.video, (side - width) / 2, (side - height) / 2);
       this.onPicture(toCanvas(square, side, side));
     }
-    setTimeout(() => this.frame(), 100);
+    setTimeout(() => this.frame(request), 100);
   }
 }
