@@ -41,7 +41,7 @@ def serve(params: Params, port: int) -> None:
         _, experiment = client.connect(params)
     uri = client.tracking_uri()
     is_served = uri.startswith(("http://", "https://"))
-    server = client.without_password(uri).rstrip("/") if is_served else f"http://127.0.0.1:{port}"
+    server = client.public_address(uri).rstrip("/") if is_served else f"http://127.0.0.1:{port}"
     view = f"workflowType=machine_learning&viewStateShareKey={client.VIEW}"
     print(f"The runs: {server}/#/experiments/{experiment}/runs?{view}", flush=True)
     if not is_served:

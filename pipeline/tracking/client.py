@@ -19,6 +19,7 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
+from urllib.parse import unquote
 
 from pipeline.common import git
 from pipeline.common.content_key import RESULT_PARAMS
@@ -33,11 +34,13 @@ logger = logging.getLogger(__name__)
 logging.getLogger("urllib3").setLevel(logging.ERROR)  # it says each time that it tries again
 logging.getLogger("alembic").setLevel(logging.WARNING)  # it lists its plugins
 
-# MLflow reads the first variable on import; the second prevents a progress bar for each small file.
-# The others bound the wait for a server; MLflow's defaults add up to 20 minutes.
+# MLflow reads the first variable on import; the second prevents a progress bar for each small file,
+# and the third a printed link to each run, with the password of the server's address. The others
+# bound the wait for a server; MLflow's defaults add up to 20 minutes.
 for _name, _value in (
     ("MLFLOW_DISABLE_TELEMETRY", "true"),
     ("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false"),
+    ("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true"),
     ("MLFLOW_HTTP_REQUEST_TIMEOUT", "20"),
     ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1"),
     ("PGCONNECT_TIMEOUT", "10"),
@@ -69,6 +72,8 @@ EXPERIMENT_TAGS = {
 }
 PASSWORD = re.compile(r"(://)[^\s'\"]*@")
 """Name and password in an address."""
+ADDRESS_PASSWORD = re.compile(r"(password=)([^&]*)")
+"""Password among the parameters of a text that is one address."""
 ARTIFACT_COLUMNS = (
     *("experiments.artifact_location", "runs.artifact_uri", "logged_models.artifact_location"),
     *("model_versions.source", "model_versions.storage_location"),
@@ -134,8 +139,27 @@ def one_line(error: BaseException) -> str:
 
 
 def without_password(text: str) -> str:
-    """Return a text without the names and passwords of the addresses in it."""
-    return PASSWORD.sub(r"\1", text)
+    """Return a text without the names and passwords of the addresses in it.
+
+    Those of MLFLOW_TRACKING_URI are cut wherever they stand, whatever characters they have.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI", "")
+    before, _, _ = uri.partition("://")[2].rpartition("@")
+    name, _, password = before.partition(":")
+    if uri:
+        text = text.replace(uri, public_address(uri))
+    for secret in (password, *(found for _, found in ADDRESS_PASSWORD.findall(uri))):
+        for form in filter(None, (secret, unquote(secret))):
+            text = text.replace(form, "***")
+    for form in filter(None, (name, unquote(name))):
+        text = re.sub(rf"(?<!\w){re.escape(form)}(?!\w)", "***", text)
+    return re.sub(r"password=[^&\s]*", "password=***", PASSWORD.sub(r"\1", text))
+
+
+def public_address(uri: str) -> str:
+    """Return an address without name and password; these may have any characters, also a slash."""
+    scheme, separator, rest = uri.partition("://")
+    return ADDRESS_PASSWORD.sub(r"\1***", f"{scheme}{separator}{rest.rpartition('@')[2]}")
 
 
 def database_root() -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.server
+import json
 import os
 import signal
 import socket
@@ -13,9 +14,12 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
+from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from mlflow.store.tracking.rest_store import RestStore
 
 from mnist_mamba.atomic_write import write_text
 from pipeline import track
@@ -217,11 +221,48 @@ def test_results_that_are_not_there_are_an_error_of_their_own(project: Path) -> 
         "postgresql://me:secret@host/db refused",
         "postgresql+psycopg2://me:se/cret@secret@host/db refused",
         "no 'http://secret:@host:1/a' and http://me:secret@other",
+        "postgresql://host/db?user=a&password=secret&sslmode=require refused",
     ],
 )
 def test_passwords_of_all_kinds_are_cut(text: str) -> None:
     assert "secret" not in tracking.without_password(text)
     assert "host" in tracking.without_password(text)
+
+
+@pytest.mark.parametrize("password", ["'secret", '"secret', " secret", "/?#secret", "%27secret"])
+@pytest.mark.parametrize("address", ["http://user:{}@host:5", "postgresql://host/db?password={}"])
+def test_the_known_password_is_cut_whatever_characters_it_has(
+    address: str, password: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = address.format(password)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    for text in (f"host: no {uri} here", f"host: bad {password!r} of 'user'", f"host: {uri!r}"):
+        found = tracking.without_password(text)
+        assert "secret" not in found
+        assert "user" not in found or "user:" not in uri
+        assert "host" in found
+    plain = unquote(password)
+    assert "secret" not in tracking.without_password(f"bad {plain}")
+    assert tracking.public_address("http://me:a'b c/@me.example/x") == "http://me.example/x"
+
+
+def test_the_end_of_a_run_prints_no_password(
+    servers: dict[str, str],
+    project: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """MLflow would print a link to the run."""
+    run = {"info": {"run_id": "1", "experiment_id": "7", "run_name": "x"}, "data": {}}
+    monkeypatch.setattr(Failing, "status", 200)
+    monkeypatch.setattr(Failing, "body", json.dumps({"run": run}))
+    monkeypatch.setattr(RestStore, "update_run_info", lambda *_, **__: None)
+    client = MlflowClient(tracking_uri=servers["fails"])
+    client.set_terminated("1")
+    assert capsys.readouterr().out == ""
+    monkeypatch.setenv("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "false")
+    client.set_terminated("1")
+    assert "secret" in capsys.readouterr().out  # so this test would notice
 
 
 @pytest.fixture
