@@ -8,7 +8,6 @@ fetched folder, and not the registry's address, which may lead to another model 
 from __future__ import annotations
 
 import logging
-import shutil
 import tempfile
 from pathlib import Path
 
@@ -25,11 +24,16 @@ def fetch(uri: str, expected: Path, folder: Path) -> None:
     """Fetch a model to a folder, which is replaced, if it has the expected checksums.
 
     Raises:
-        OSError: the list of checksums is missing.
+        OSError: the list of checksums is missing, or the folder is not one of a model.
         TrackingError: it is another model, or MLflow does not serve it. The folder is as before.
     """
     if not expected.is_file():
         raise FileNotFoundError(f"{expected} not found: a promotion writes it (`make promote`)")
+    if folder.is_symlink() or (folder.exists() and not Path(folder, served.DESCRIPTION).is_file()):
+        raise FileExistsError(
+            f"{folder}: expected no folder, or that of a model, which is replaced: got another; "
+            "name a new folder by --output"
+        )
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         with tracking.mlflow_errors():
@@ -37,14 +41,14 @@ def fetch(uri: str, expected: Path, folder: Path) -> None:
         wanted = set(expected.read_text(encoding="utf-8").splitlines())
         found = set(served.checksums(copy).splitlines())
         if found != wanted:
-            line = min(found ^ wanted, key=lambda line: line.partition("  ")[2])
-            name = line.partition("  ")[2]
+            names = {line.partition("  ")[2] for line in found ^ wanted}
             raise tracking.TrackingError(
-                f"{uri} is not the model that was promoted: {name} differs from {expected}, in "
-                f"{len(found ^ wanted)} lines in all. Do not load it; find out who changed the "
-                "registry, then run `make promote` again"
+                f"{uri} is not the model that was promoted: {min(names)} differs from {expected}, "
+                f"{len(names)} files in all. Do not load it; find out who changed the registry, "
+                "then run `make promote` again"
             )
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():
+            folder.rename(Path(scratch, "former"))
         copy.rename(folder)
     logger.info("%s is the model that was promoted, %d files: %s", uri, len(found), folder)
 

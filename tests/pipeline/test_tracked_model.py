@@ -462,6 +462,27 @@ def test_whoever_serves_the_champion_can_check_it(
     assert [path.name for path in folder.parent.iterdir() if "tmp" in path.name] == []
 
 
+@pytest.mark.parametrize("kind", ["folder", "file", "link"])
+def test_only_a_model_is_replaced_by_the_champion(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(champion.served, "fetch", lambda *_: pytest.fail("it was fetched"))
+    list_, folder = tmp_path / "list", tmp_path / "home"
+    list_.touch()
+    kept = tmp_path / "model" if kind == "link" else folder
+    if kind == "file":
+        kept.touch()
+    else:
+        kept.mkdir()
+        (kept / ("MLmodel" if kind == "link" else "letter")).touch()
+    if kind == "link":
+        folder.symlink_to(kept)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(FileExistsError, match="name a new folder by --output"):
+        champion.fetch("models:/digits@champion", list_, folder)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
