@@ -54,9 +54,13 @@ def upsert(params: Params, key: str | None = None) -> str:
         model = tracked_model.log(client, run, params)
         client.set_tag(run_id, "mlflow.note.content", description(run, params))
         client.set_tag(run_id, tracking.PROGRESS_TAG, "whole")
-        for other in tracking.find_all(client, experiment, key):
-            if other.info.run_id != run_id:  # another clone created it at the same moment
-                client.delete_run(other.info.run_id)
+        # Another clone may have created one at the same moment. All clones keep the same one.
+        first, *others = tracking.find_all(client, experiment, key)
+        if first.info.run_id != run_id:
+            client.delete_run(run_id)
+            return upsert(params, key)
+        for other in others:
+            client.delete_run(other.info.run_id)
         # A finished run would get a new end time, and so another duration.
         if run.info.status != "FINISHED":
             client.set_terminated(run_id, "FINISHED")

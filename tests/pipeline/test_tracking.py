@@ -170,6 +170,26 @@ def test_two_clones_that_create_a_run_at_once_share_the_older(
     assert only.data.tags["pipeline"] == "whole"
 
 
+def test_a_clone_gives_up_its_run_for_an_older_one(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each would delete the other's, if each kept its own."""
+    params = load_params()
+    client, experiment = tracking.connect(params)
+    key = content_key(params)
+    older = client.create_run(experiment, tags={"content_key": key})
+    time.sleep(0.002)  # MLflow counts milliseconds
+    younger = client.create_run(experiment, tags={"content_key": key})
+    found, true = iter([younger]), tracking.find_or_create
+    monkeypatch.setattr(
+        tracking, "find_or_create", lambda *words: next(found, None) or true(*words)
+    )
+    tracked_run.upsert(params)
+    (only,) = runs(params)
+    assert only.info.run_id == older.info.run_id
+    assert (only.info.status, only.data.tags["pipeline"]) == ("FINISHED", "whole")
+
+
 def test_curves_of_a_retraining_with_other_bits_are_corrected(project: Path) -> None:
     params = load_params()
     tracked_run.upsert(params)
