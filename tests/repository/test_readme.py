@@ -1,7 +1,8 @@
-"""The README's code runs as it is printed."""
+"""The README's code runs as it is printed, and the published files are those of one model."""
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shutil
 import subprocess
@@ -60,3 +61,13 @@ def test_the_c_example_classifies_an_image(tmp_path: Path) -> None:
     done = subprocess.run([tmp_path / "app"], cwd=ROOT, check=True, capture_output=True, text=True)
     logits = [float(line) for line in done.stdout.split()]
     assert int(np.argmax(logits)) == 7
+
+
+def test_the_champion_of_the_repository_is_the_shipped_model() -> None:
+    checksums = ROOT / "models/champion.sha256"
+    if not checksums.is_file():
+        pytest.skip("the shipped model was promoted without MLflow: no models/champion.sha256")
+    lines = (line.split("  ") for line in checksums.read_text(encoding="utf-8").splitlines())
+    (found,) = (digest for digest, name in lines if name == "artifacts/mnist_mamba.bin")
+    shipped = (ROOT / "models/mnist_mamba.bin").read_bytes()
+    assert found == hashlib.sha256(shipped).hexdigest()
