@@ -7,11 +7,36 @@ fetched folder, and not the registry's address, which may lead to another model 
 
 from __future__ import annotations
 
+import argparse
 import logging
 import tempfile
 from pathlib import Path
 
 from pipeline.common import command
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Return the command line's options."""
+    parser = command.parser(
+        __doc__ or "",
+        [
+            "python -m pipeline.release.champion",
+            "mlflow models serve -m build/champion --env-manager local",
+        ],
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("build/champion"),
+        metavar="FOLDER",
+        help="folder that gets the model; default: %(default)s",
+    )
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    command.run(parse_arguments)
+
 from pipeline.common.params import load_params
 from pipeline.release.published import ALIAS, CHAMPION
 from pipeline.tracking import client as tracking
@@ -55,18 +80,7 @@ def fetch(uri: str, expected: Path, folder: Path) -> None:
 
 def main() -> None:
     """Fetch and check the champion."""
-    parser = command.parser(
-        __doc__ or "",
-        ["python -m pipeline.release.champion && mlflow models serve -m build/champion"],
-    )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=Path("build/champion"),
-        metavar="FOLDER",
-        help="folder that gets the model; default: %(default)s",
-    )
-    arguments = parser.parse_args()
+    arguments = parse_arguments()
     name = load_params().tracking.model_name
     fetch(f"models:/{name}@{ALIAS}", CHAMPION, arguments.output)
 

@@ -75,6 +75,7 @@ def main(options: argparse.Namespace) -> int:
         _, checksums = tracked_model.register(params, params.tracking.model_name, published.ALIAS)
         files[published.CHAMPION] = checksums.encode()
     else:
+        published.CHAMPION.unlink(missing_ok=True)  # its checksums would be another model's
         logger.info("tracking.enabled is false: the model is not registered in MLflow")
     for path, content in files.items():
         write_bytes(path, content)

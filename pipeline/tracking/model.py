@@ -226,7 +226,8 @@ def _logged_model(params: Params, ours: Bundle) -> LoggedModel:
 def register(params: Params, name: str, alias: str) -> tuple[str, str]:
     """Register the current content's model under a name, and point the alias at it.
 
-    What the alias then serves is checked again; if it is another model, the alias is removed.
+    What the alias then serves is checked again. If that fails, the alias leads to the former
+    champion again, or is removed if there was none.
 
     Returns:
         The model's version, and its files' checksums. A model that is registered already keeps its
@@ -237,14 +238,33 @@ def register(params: Params, name: str, alias: str) -> tuple[str, str]:
         client, _ = tracking.connect(params)
         with tracking.project_lock():
             version = _version(client, name, model, ours)
+            former = client.get_registered_model(name).aliases.get(alias)
             client.set_registered_model_alias(name, alias, version)
             try:
                 checksums = ours.check(f"models:/{name}@{alias}")
-            except BaseException:
-                client.delete_registered_model_alias(name, alias)
+            except BaseException as error:
+                is_foreign = former == version and isinstance(error, served.ForeignModelError)
+                _restore_alias(client, name, alias, None if is_foreign else former)
                 raise
     logger.info("MLflow: version %s of %s has the alias %s", version, name, alias)
     return version, checksums
+
+
+def _restore_alias(client: MlflowClient, name: str, alias: str, version: str | None) -> None:
+    """Point an alias at its former version, or remove it; a failure is logged, not raised."""
+    try:
+        if version is None:
+            client.delete_registered_model_alias(name, alias)
+        else:
+            client.set_registered_model_alias(name, alias, version)
+    except Exception as error:  # the caller's error is the one to see
+        logger.error(
+            "MLflow: the alias %s of %s is not restored: %s; correct it by hand, expected: %s",
+            alias,
+            name,
+            tracking.one_line(error),
+            f"version {version}" if version else "no alias",
+        )
 
 
 def _version(client: MlflowClient, name: str, model: LoggedModel, ours: Bundle) -> str:

@@ -130,6 +130,8 @@ def test_only_a_result_that_passes_the_gate_is_registered_and_published(
         text.replace("enabled: true", f"enabled: {str(enabled).lower()}"), encoding="utf-8"
     )
     set_params(finished, {**SMALL, "tracking.enabled": enabled})
+    published.MODELS.mkdir(exist_ok=True)
+    published.CHAMPION.write_text("the former champion's checksums", encoding="utf-8")
     registered: list[tuple[str, str]] = []
     monkeypatch.setattr(gate, "main", lambda options: code)
     monkeypatch.setattr(published, "prepare", lambda params: {Path("models/new"): b"content"})
@@ -143,7 +145,10 @@ def test_only_a_result_that_passes_the_gate_is_registered_and_published(
     passes = code == PASS
     assert registered == [("mnist-mamba", "champion")] * (passes and enabled)
     assert Path("models/new").is_file() == passes
-    assert Path("models/champion.sha256").is_file() == (passes and enabled)
+    assert published.CHAMPION.is_file() == (enabled or not passes)
+    if enabled or not passes:
+        of = "the champion" if passes else "the former champion"
+        assert published.CHAMPION.read_text(encoding="utf-8") == f"{of}'s checksums"
 
 
 @pytest.mark.slow

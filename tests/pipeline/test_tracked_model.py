@@ -419,6 +419,40 @@ def test_an_alias_that_leads_elsewhere_after_crowning_is_removed(
         client.get_model_version_by_alias("digits", "champion")
 
 
+@pytest.mark.parametrize("restores", [True, False])
+def test_the_former_champion_is_back_after_an_error(
+    restores: bool,
+    project: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    params = load_params()
+    tracked_run.upsert(params)
+    client, _ = tracking.connect(params)
+    client.create_registered_model("digits")
+    former = client.create_model_version("digits", str(project / "former")).version
+    client.set_registered_model_alias("digits", "champion", former)
+    check, crown = tracked_model.Bundle.check, MlflowClient.set_registered_model_alias
+
+    def fail(self: tracked_model.Bundle, uri: str) -> str:
+        if uri.endswith("@champion"):
+            raise MlflowException("the first error")
+        return check(self, uri)
+
+    def crown_once(self: MlflowClient, name: str, alias: str, version: str) -> None:
+        if str(version) == str(former) and not restores:
+            raise MlflowException("the second error")
+        crown(self, name, alias, version)
+
+    monkeypatch.setattr(tracked_model.Bundle, "check", fail)
+    monkeypatch.setattr(MlflowClient, "set_registered_model_alias", crown_once)
+    with pytest.raises(tracking.TrackingError, match="the first error"):
+        tracked_model.register(params, "digits", "champion")
+    found = client.get_model_version_by_alias("digits", "champion").version
+    assert (str(found) == str(former)) == restores
+    assert ("not restored: the second error" in caplog.text) != restores
+
+
 def test_a_served_model_must_answer_as_the_engine_does(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
