@@ -148,7 +148,11 @@ def test_cmake_installs_what_make_installs(project: Path, prefix: Path, tmp_path
     )
     (project / "CMakeLists.txt").write_text(lists, encoding="utf-8")
     build, other = project / "build", tmp_path / "other"
-    options = (f"-DCMAKE_INSTALL_PREFIX={other}", "-DCMAKE_INSTALL_LIBDIR=lib")
+    options = (
+        f"-DCMAKE_INSTALL_PREFIX={other}",
+        "-DCMAKE_INSTALL_LIBDIR=lib",
+        "-DMAMBA_INSTALL=ON",
+    )
     optimisation = ("-DCMAKE_BUILD_TYPE=Debug", "-DCMAKE_COMPILE_WARNING_AS_ERROR=ON")
     run("cmake", "-S", ".", "-B", build, *options, *optimisation, cwd=project)
     run("cmake", "--build", build, "-j2", cwd=project)
