@@ -11,8 +11,9 @@ from mnist_mamba.model import MambaEnsemble
 from mnist_mamba.onnx_file import OPSET, compare_onnx, write_onnx
 from tests.models import make_images, make_model
 
-onnx = pytest.importorskip("onnx")
-pytest.importorskip("onnxruntime")
+WHY = "needs onnx, onnxscript and onnxruntime: pip install -c constraints.txt -e '.[onnx]'"
+onnx = pytest.importorskip("onnx", reason=WHY)
+pytest.importorskip("onnxruntime", reason=WHY)
 
 pytestmark = pytest.mark.slow
 

@@ -465,7 +465,7 @@ def test_a_served_model_must_answer_as_the_engine_does(
         assert sys.path == path
 
 
-def test_whoever_serves_the_champion_can_check_it(
+def test_a_server_can_check_the_champion_before_it_serves_it(
     project: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     monkeypatch.setattr(sys, "dont_write_bytecode", False)

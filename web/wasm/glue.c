@@ -1,8 +1,8 @@
-/* The functions that WebAssembly has instead of those with files, and the way of a trace to
- * JavaScript, which otherwise calls the functions of mamba.h. */
+/* JavaScript calls the functions of mamba.h. This file adds functions in place of those that read
+ * files, and the callback that passes a trace to JavaScript. */
 #include "file_bytes.h"
 
-/* The bytes of a model are JavaScript's: there is no file to open or to close. */
+/* JavaScript passes the bytes of a model, so no file is opened, read or closed. */
 mamba_status mamba_file_rest(struct file_bytes *file, uint64_t expected, const char *path,
                              mamba_error *error)
 {
