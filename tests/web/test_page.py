@@ -92,8 +92,9 @@ def draw(page: Any, strokes: list[str], thickness: int = 20) -> None:
 
 
 def settle(page: Any) -> None:
-    """Wait until the answer to the last change is shown."""
+    """Wait until the answer to the last change is shown, and the look inside fits it."""
     page.evaluate("() => new Promise((done) => requestAnimationFrame(() => setTimeout(done)))")
+    page.wait_for_selector("#inside:not([aria-busy=true])", state="attached")
 
 
 def answer(page: Any) -> str:
@@ -324,6 +325,7 @@ def test_each_architecture_can_be_looked_into(open_page: Any) -> None:
     for file in sorted(GOLDEN.glob("*.bin")):
         give(page, "drop", file.name, "", file.read_bytes())
         page.wait_for_selector(f"#summary:text('{file.name}:')")
+        settle(page)
         with Engine(file) as engine:
             info = engine.info
         scans = 2 if info["direction"] == 2 else 1  # bidirectional

@@ -198,8 +198,10 @@ class App {
     const inspect = () => this.inspector.show(model, pixels, answer.asked);
     clearTimeout(this.inspecting);
     // All members are asked for it. A large model is looked into after the last stroke only.
-    if ((microseconds / answer.asked) * members < SLOW_US) inspect();
-    else this.inspecting = setTimeout(inspect, 300);
+    const isSlow = (microseconds / answer.asked) * members >= SLOW_US;
+    element("inside").setAttribute("aria-busy", String(isSlow));
+    if (isSlow) this.inspecting = setTimeout(inspect, 300);
+    else inspect();
   }
 
   /** Write the answer, which screen readers say only if it changes. */

@@ -89,6 +89,7 @@ export class Inspector {
    */
   show(model, pixels, asked = 0) {
     part("inside").hidden = !pixels;
+    part("inside").setAttribute("aria-busy", "false");
     this.stop();
     this.shown = null;
     if (!pixels) return;
