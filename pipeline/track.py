@@ -37,7 +37,7 @@ EXPERIMENT = re.compile(r"refs/exps/([0-9a-f]{2})/([0-9a-f]+)/(.+)")
 
 def serve(params: Params, port: int) -> None:
     """Print the link to the experiment's runs, and replace this process by MLflow's server."""
-    with client.mlflow_errors():
+    with client.mlflow_errors("make ui"):
         _, experiment = client.connect(params)
     uri = client.tracking_uri()
     is_served = uri.startswith(("http://", "https://"))

@@ -61,7 +61,7 @@ def fetch(uri: str, expected: Path, folder: Path) -> None:
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        with tracking.mlflow_errors():
+        with tracking.mlflow_errors("make champion"):
             copy = served.fetch(uri, Path(scratch, "model"))
         wanted = set(expected.read_text(encoding="utf-8").splitlines())
         found = set(served.checksums(copy).splitlines())

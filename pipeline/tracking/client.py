@@ -101,7 +101,10 @@ ADVICE = (
     ),
     ("is deleted", "restore it, or name another as tracking.experiment"),
     ("disk is full|No space left|quota", "free space where MLflow stores runs"),
-    ("out-of-date database schema", "run `mlflow db upgrade URI` after a backup, or let its owner"),
+    (
+        "out-of-date database schema",
+        "let the database's owner back it up and upgrade it (`mlflow db upgrade URI`)",
+    ),
     ("locate revision", "the database was made by a newer MLflow: install that version"),
     ("", "correct MLFLOW_TRACKING_URI, or set tracking.enabled to false"),
 )
@@ -109,8 +112,11 @@ ADVICE = (
 
 
 @contextmanager
-def mlflow_errors() -> Iterator[None]:
+def mlflow_errors(again: str = "make track") -> Iterator[None]:
     """Turn MLflow's many errors into one that tells the user what to do.
+
+    Args:
+        again: the command to run once the cause is removed.
 
     Raises:
         TrackingError: MLflow failed; the results' files are complete.
@@ -128,7 +134,7 @@ def mlflow_errors() -> Iterator[None]:
         advice = next(advice for text, advice in ADVICE if re.search(text, str(error)))
         raise TrackingError(
             f"MLflow failed: {one_line(error)}. The results' files are complete: {advice}, then "
-            "run `make track`"
+            f"run `{again}`"
         ) from error
 
 

@@ -50,7 +50,7 @@ def live_run(params: Params, enabled: bool = True) -> Iterator[Callable[[CurvePo
         stream.queue.put(status)
         stream.join(None if tracking.is_local() else WAIT_S)
         if stream.is_alive():
-            stream.warn("no answer in time")
+            stream.warn(f"no answer in {WAIT_S:g} s")
 
 
 class _Stream(threading.Thread):

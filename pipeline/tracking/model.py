@@ -233,7 +233,7 @@ def register(params: Params, name: str, alias: str) -> tuple[str, str]:
         The model's version, and its files' checksums. A model that is registered already keeps its
         version.
     """
-    with tracking.mlflow_errors(), bundle() as ours:
+    with tracking.mlflow_errors("make promote"), bundle() as ours:
         model = _logged_model(params, ours)
         client, _ = tracking.connect(params)
         with tracking.project_lock():

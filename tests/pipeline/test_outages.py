@@ -172,6 +172,19 @@ def test_a_server_that_refuses_says_what_it_needs(
         tracked_run.upsert(load_params())
 
 
+def test_each_command_names_itself_as_the_one_to_run_again(
+    servers: dict[str, str], project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = load_params()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", servers["fails"])
+    with pytest.raises(tracking.TrackingError, match="run `make track`"):
+        tracked_run.upsert(params)
+    with pytest.raises(tracking.TrackingError, match="run `make ui`"):
+        track.serve(params, port=0)
+    with pytest.raises(tracking.TrackingError, match="run `make promote`"):
+        tracked_model.register(params, "digits", "champion")
+
+
 def test_a_deleted_experiment_is_named_with_the_command_that_restores_it(project: Path) -> None:
     params = load_params()
     client, experiment = tracking.connect(params)
