@@ -18,7 +18,8 @@ class CustomBuildHook(BuildHookInterface):
         """Add the library to the files of the wheel, and say which platform it fits."""
         named = os.environ.get("MNIST_MAMBA_WHEEL")
         if named and version == "standard":
-            tag, library, name = named.split("=")
+            tag, _, rest = named.partition("=")
+            library, _, name = rest.rpartition("=")  # a path may have this character
             build_data["tag"] = f"py3-none-{tag}"
             build_data["pure_python"] = False
             build_data["force_include"][library] = f"mnist_mamba/_engine/{name}"
