@@ -118,10 +118,10 @@ kernels: $(INSTALLED) ## build the training kernels now, not on first use
 CHECK_C := $(addprefix $(BUILD)/plain/tests/,test_model test_forward test_golden test_numbers \
     test_bench)
 CHECK_LIBRARY := tests/library $(addprefix --ignore=tests/library/,test_training.py \
-    test_loading.py test_training_figures.py test_scan_triton.py test_differential.py \
-    test_allocator.py test_fork.py)
+    test_loading.py test_training_figures.py test_scan_triton.py test_scan_transforms.py \
+    test_differential.py test_allocator.py test_fork.py test_python_page.py)
 
-check: $(INSTALLED) style $(BUILD)/plain/mamba $(CHECK_C) ## run the quickest tests: two minutes
+check: $(INSTALLED) style $(BUILD)/plain/mamba $(CHECK_C) ## run the quickest tests: a minute
 	@for test in $(CHECK_C); do echo "== $$test"; $$test || exit 1; done
 	@sh csrc/tests/engine/test_cli.sh $(BUILD)/plain/mamba
 	@$(PYTEST) -q -m "not slow" -n 2 $(CHECK_LIBRARY)
