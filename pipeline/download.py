@@ -19,7 +19,6 @@ from mnist_mamba.data.splits import DataError, DataSet, some, with_channels
 from mnist_mamba.engine.binding import (
     NOTHING_DRAWN,
     EngineError,
-    find_library,
     prepare_picture,
 )
 from pipeline.common import command, paths
@@ -55,13 +54,13 @@ def find_digits(data: DataSet, size: tuple[int, int]) -> DataSet:
     Raises:
         DataError: images in which nothing is drawn.
     """
-    library, empty = find_library(), []
+    empty: list[str] = []
 
     def prepared(part: str, images: Bytes) -> Bytes:
         found = np.zeros((len(images), *size), np.uint8)
         for i, image in enumerate(images):
             try:
-                found[i] = prepare_picture(image, *size, library=library)
+                found[i] = prepare_picture(image, *size)
             except EngineError as error:
                 if error.status != NOTHING_DRAWN:
                     raise DataError(f"{part} image {i}: {error}") from error

@@ -31,8 +31,6 @@ from tests.tools.pasted_digits import LIGHT_AND_NOISE, PLAIN, Ranges, paste
 BICUBIC = Image.Resampling.BICUBIC
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "models/mnist_mamba.bin"
-LIBRARY = binding.find_library()
-"""Each call that is not given a library takes milliseconds to find it."""
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +49,7 @@ def digits() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         np.asarray(Image.fromarray((image * 15.9).astype(np.uint8)).resize((28, 28)))
         for image in known.images
     ]
-    prepared = [prepare_picture(picture, 28, 28, library=LIBRARY) for picture in pictures]
+    prepared = [prepare_picture(picture, 28, 28) for picture in pictures]
     return np.array(prepared), known.target
 
 
@@ -83,7 +81,7 @@ def test_strokes_do_not_vanish_if_finer_cells_show_noise_alone(engine: Engine) -
 def test_a_negative_is_the_same_digit() -> None:
     images, _ = digits()
     for image in images[:100]:
-        again = prepare_picture(255 - image, 28, 28, library=LIBRARY).astype(int)
+        again = prepare_picture(255 - image, 28, 28).astype(int)
         np.testing.assert_allclose(again, image, atol=24)  # faint pixels around it are left out
 
 
@@ -134,7 +132,7 @@ def test_ink_alone_on_transparency_is_the_drawing(ink: tuple[int, int, int]) -> 
         drawing.putalpha(Image.fromarray(image))
         for mode in ("RGBA", "LA"):
             picture = np.asarray(drawing.convert(mode))
-            seen = prepare_picture(picture, 28, 28, library=LIBRARY).astype(int)
+            seen = prepare_picture(picture, 28, 28).astype(int)
             np.testing.assert_allclose(seen, image, atol=24)
 
 
@@ -164,7 +162,7 @@ def test_the_bars_on_mnist(engine: Engine) -> None:
 
 def least_time(picture: NDArray[np.uint8], calls: int) -> float:
     """Return the least time in µs that C takes to find a digit, in which nothing else ran."""
-    function = binding._load(LIBRARY).mamba_prepare_picture
+    function = binding._load(binding.find_library()).mamba_prepare_picture
     height, width, channels = (*picture.shape, 1)[:3]
     out, error = np.zeros((28, 28), np.uint8), binding._Error()
     pixels = binding._Picture(picture.ctypes.data, width, height, channels, width * channels)
@@ -409,6 +407,14 @@ def test_the_command_names_broken_pictures_and_answers_the_others(
     assert main(["predict", "one.png"]) == 0  # by the shipped model
 
 
+def test_the_compiled_library_is_found_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Finding it takes a hundred times as long as a small picture."""
+    picture = np.eye(40, dtype=np.uint8) * 255
+    first = prepare_picture(picture, 28, 28)
+    monkeypatch.setattr(binding, "build_library", None)
+    np.testing.assert_array_equal(prepare_picture(picture, 28, 28), first)
+
+
 def test_names_outside_the_encoding_and_a_second_stdin(tmp_path: Path) -> None:
     file = decode(MODEL.read_bytes())
     names = tuple(f"größe {label} ≥" for label in range(10))
@@ -485,10 +491,13 @@ def test_binary_pgm_and_ppm_need_no_pillow(monkeypatch: pytest.MonkeyPatch, tmp_
         read_picture(io.BytesIO(b"\x89PNG\r\n\x1a\n"))
 
 
-def test_no_compiler_is_an_error_of_the_command(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("MNIST_MAMBA_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("CC", str(tmp_path / "cc"))
-    assert main(["predict", "--model", str(MODEL), "one.png"]) == 3
-    assert capsys.readouterr().err.startswith(f"error: C compiler '{tmp_path / 'cc'}' not found")
+def test_no_compiler_is_an_error_of_the_command(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "mnist_mamba", "predict", "--model", MODEL, "one.png"],
+        env={**os.environ, "MNIST_MAMBA_CACHE": str(tmp_path), "CC": str(tmp_path / "cc")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 3
+    assert done.stderr.startswith(f"error: C compiler '{tmp_path / 'cc'}' not found")

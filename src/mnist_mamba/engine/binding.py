@@ -467,8 +467,12 @@ def find_library(library: str | Path | None = None) -> Path:
         if not path.is_file():
             raise EngineError(3, f"{path} not found: expected a built libmamba")
         return path.resolve()
-    if SHIPPED_LIBRARY.exists():
-        return SHIPPED_LIBRARY
+    return SHIPPED_LIBRARY if SHIPPED_LIBRARY.exists() else _compiled_library()
+
+
+@functools.cache
+def _compiled_library() -> Path:
+    """Return the path of the compiled libmamba; only the first call of a process looks for it."""
     csrc = csrc_dir()
     folders = (csrc / "engine", csrc / "engine/kernels")
     return build_library(
