@@ -8,10 +8,10 @@
 enum { MAX_NAME = 255 };
 
 /* Returns the bytes of the UTF-8 character at `text`, or 0 if that is a control character or not
- * UTF-8. The NUL after the text ends every search. */
+ * UTF-8. Terminals act on U+0080 to U+009F too. The NUL after the text ends every search. */
 static size_t character(const uint8_t *text)
 {
-    static const uint32_t smallest[] = {0, 0x20, 0x80, 0x800, 0x10000};
+    static const uint32_t smallest[] = {0, 0x20, 0xA0, 0x800, 0x10000};
     const uint8_t lead = text[0];
     const size_t n = lead < 0x80 ? 1 : lead < 0xC0 ? 0 : lead < 0xE0 ? 2 : lead < 0xF0 ? 3 : 4;
     uint32_t code = n == 1 ? lead : lead & (0x7Fu >> n);

@@ -14,6 +14,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from mnist_mamba.c_build import NativeBuildError
+from mnist_mamba.config import printable
 from mnist_mamba.engine import Engine, EngineError, softmax
 from mnist_mamba.engine.binding import SHIPPED_MODEL
 from mnist_mamba.engine.pictures import FORMATS, PictureError, read_picture
@@ -71,7 +72,7 @@ def answer(engine: Engine, name: str, options: argparse.Namespace) -> str:
         if options.show:
             result["pixels"] = image.ravel().tolist()
         return json.dumps(result)
-    lines = [f"{name}: {label}  {probabilities[prediction]:.2%}"]
+    lines = [f"{printable(name)}: {label}  {probabilities[prediction]:.2%}"]
     if options.show:
         grey = image if image.ndim == 2 else image.mean(axis=2)
         shades = np.rint(grey / 255 * (len(SHADES) - 1)).astype(int)
@@ -116,10 +117,10 @@ def main(arguments: list[str] | None = None) -> int:
             try:
                 lines = answer(engine, name, options)
             except OSError as error:
-                tell(f"{name}: {error.strerror}")
+                tell(f"{printable(name)}: {error.strerror}")
                 code = max(code, NO_FILE)
             except (PictureError, EngineError) as error:
-                tell(f"{name}: {error}")
+                tell(f"{printable(name)}: {error}")
                 code = max(code, getattr(error, "status", UNREADABLE))
             except ModuleNotFoundError as error:
                 tell(error)

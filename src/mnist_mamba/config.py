@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import re
 import reprlib
 import sys
 from collections.abc import Mapping, Sequence
@@ -137,6 +138,15 @@ def oversized_activations(
     return None
 
 
+UNPRINTABLE = re.compile("[\0-\x1f\x7f-\x9f\ud800-\udfff]")
+"""Control characters, on which terminals act, and surrogates, which are not UTF-8."""
+
+
+def printable(name: str) -> str:
+    """Return the name of a file from elsewhere as a terminal may show it, for instance `a\\x1b`."""
+    return UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], name)
+
+
 def expected_name(name: object, earlier: Sequence[str]) -> str | None:
     """Return what a class should be called instead, or None if the model file allows the name.
 
@@ -144,10 +154,8 @@ def expected_name(name: object, earlier: Sequence[str]) -> str | None:
         name: the class's name.
         earlier: names of the classes before it.
     """
-    if not isinstance(name, str) or any(
-        c < " " or c == "\x7f" or "\ud7ff" < c < "\ue000" for c in name
-    ):
-        return "text without control characters"
+    if not isinstance(name, str) or UNPRINTABLE.search(name):
+        return "UTF-8 without control characters"
     if not 1 <= len(name.encode()) <= MAX_NAME_BYTES:
         return f"1 to {MAX_NAME_BYTES} bytes of UTF-8"
     return f"another name than that of class {earlier.index(name)}" if name in earlier else None

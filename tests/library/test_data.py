@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gzip
+import os
 import struct
 import tracemalloc
 from collections.abc import Callable
@@ -105,6 +106,13 @@ def test_damaged_idx_is_refused_by_name(tmp_path: Path, data: bytes, message: st
         read_images(path)
     assert str(path) in str(error.value)
     assert message in str(error.value)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no FIFOs")
+def test_an_idx_file_that_is_a_fifo_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(path := tmp_path / "images")
+    with pytest.raises(IdxError, match="images: not a regular file"):
+        read_images(path)
 
 
 def test_an_idx_file_with_one_channel_is_grey(tmp_path: Path) -> None:

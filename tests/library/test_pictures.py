@@ -407,6 +407,24 @@ def test_the_command_names_broken_pictures_and_answers_the_others(
     assert main(["predict", "one.png"]) == 0  # by the shipped model
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such files")
+def test_a_fifo_is_not_waited_for_and_a_name_does_not_act_on_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.mkfifo(fifo := tmp_path / "pipe.png")
+    (text := tmp_path / "a\x1b[31m\n\x9b.png").write_text("not a picture", encoding="utf-8")
+    stroke = np.full((50, 40), 240, np.uint8)
+    stroke[10:40, 18:23] = 20
+    Image.fromarray(stroke).save(named := tmp_path / "a\x07.png")
+    assert main(["predict", *map(str, (fifo, text, named))]) == 5
+    out, err = capsys.readouterr()
+    assert out.startswith(rf"{tmp_path}/a\x07.png: 1  ")
+    assert err.splitlines() == [
+        f"error: {fifo}: not a regular file",
+        rf"error: {tmp_path}/a\x1b[31m\n\x9b.png: unknown format; expected {', '.join(FORMATS)}",
+    ]
+
+
 def test_the_compiled_library_is_found_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Finding it takes a hundred times as long as a small picture."""
     picture = np.eye(40, dtype=np.uint8) * 255

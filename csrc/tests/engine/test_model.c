@@ -534,7 +534,7 @@ static void put_names(struct tiny_model *tiny, const char *names, size_t size)
 static void test_class_names(void)
 {
     struct tiny_model tiny = tiny_build(tiny_dims(), 16);
-    static const char good[] = "cat\0\xC2\x80\xED\x9F\xBF\xEE\x80\x80\xF4\x8F\xBF\xBF\0\"\\, ";
+    static const char good[] = "cat\0\xC2\xA0\xED\x9F\xBF\xEE\x80\x80\xF4\x8F\xBF\xBF\0\"\\, ";
     mamba_model *model;
     mamba_error error;
     put_names(&tiny, good, sizeof good);
@@ -559,6 +559,8 @@ static void test_class_names(void)
         {NAMES("a\0b\x1F\0c"), "class name 1: got 0x1F as byte 1"},
         {NAMES("a\0b\x7F\0c"), "class name 1: got 0x7F as byte 1"},
         {NAMES("a\0b\0\x80"), "class name 2: got 0x80"},
+        {NAMES("a\0b\0\xC2\x80"), "class name 2: got 0xC2"}, /* control characters */
+        {NAMES("a\0b\0\xC2\x9F"), "class name 2: got 0xC2"},
         {NAMES("a\0b\0\xC3"), "class name 2: got 0xC3"},
         {NAMES("a\0b\0\xC1\xBF"), "class name 2: got 0xC1"}, /* overlong */
         {NAMES("a\0b\0\xE0\x9F\xBF"), "class name 2: got 0xE0"},

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from mnist_mamba.config import LIMITS, Preparation
+from mnist_mamba.config import LIMITS, Preparation, expected_name, printable
 from mnist_mamba.data.splits import TEST_SEED, DataError, DataSet, LabelledImages, some, split
-from mnist_mamba.engine.binding import EngineError, find_library, prepare_picture
+from mnist_mamba.engine.binding import EngineError, prepare_picture
 from mnist_mamba.engine.pictures import FORMATS, PictureError, read_picture
 
 if TYPE_CHECKING:
@@ -23,8 +23,6 @@ logger = logging.getLogger(__name__)
 
 NOT_DATA = {"Thumbs.db", "desktop.ini", "__MACOSX"}
 """Names that Windows and macOS leave in folders; hidden files are ignored too."""
-MAX_NAME = 255
-"""Longest class name, in bytes of UTF-8."""
 PARTS = {"train", "training", "test", "testing", "val", "valid", "validation"}
 """Names, in any case, that two folders next to each other have for the parts of a data set."""
 SQUASHED = 1.1
@@ -80,9 +78,10 @@ def _refuse_other_structures(folder: Path) -> None:
     """Refuse parts of a data set in the place of classes, and a folder around the real one."""
     inner = _folders(folder)
     if len(inner) == 1 and _folders(inner[0]):
+        name = printable(inner[0].name)
         raise DataError(
-            f"{folder}: got the single folder {inner[0].name}, expected class folders: set "
-            f"data.folder to {inner[0]}"
+            f"{folder}: got the single folder {name}, expected class folders: set data.folder to "
+            f"{folder / name}"
         )
     parts = [path.name for path in inner if path.name.casefold() in PARTS]
     if len(parts) > 1:
@@ -142,13 +141,8 @@ def _below(folder: Path) -> list[Path]:
 
 def _class_name(folder: Path) -> str:
     name = unicodedata.normalize("NFC", folder.name)
-    size = len(name.encode("utf-8", errors="surrogateescape"))
-    categories = {unicodedata.category(character) for character in name}
-    if categories & {"Cc", "Cs"} or size > MAX_NAME:
-        raise DataError(
-            f"{str(folder)!r}: not a class name, expected up to {MAX_NAME} bytes of UTF-8 without "
-            "control characters"
-        )
+    if expected := expected_name(name, ()):
+        raise DataError(f"{str(folder)!r}: not a class name, expected {expected}")
     return name
 
 
@@ -177,9 +171,10 @@ def picture_size(files: PictureFiles) -> tuple[int, int]:
     _refuse(broken, len(files.train + files.test))
     if len(sizes) > 1:
         small, *_, large = sorted(sizes, key=lambda size: (size[0] * size[1], size))
+        path_of = {size: printable(str(sizes[size])) for size in (small, large)}
         raise DataError(
-            f"the pictures differ in size, from {small[0]} x {small[1]} ({sizes[small]}) to "
-            f"{large[0]} x {large[1]} ({sizes[large]}): set data.resize, for instance to 32"
+            f"the pictures differ in size, from {small[0]} x {small[1]} ({path_of[small]}) to "
+            f"{large[0]} x {large[1]} ({path_of[large]}): set data.resize, for instance to 32"
         )
     return next(iter(sizes))
 
@@ -215,7 +210,8 @@ def load_folder(
     files = find_pictures(folder)
     height, width = size or picture_size(files)
     channels = 1 if preparation == "mnist" else 3
-    library, broken, squashed = find_library(), [], []
+    broken: list[str] = []
+    squashed: list[bool] = []
 
     def load(part: Files) -> LabelledImages:
         images = []
@@ -224,9 +220,7 @@ def load_folder(
                 picture = read_picture(path)
                 squashed.append(_squashed(picture.shape[:2], (height, width)))
                 images.append(
-                    prepare_picture(
-                        picture, height, width, channels, preparation=preparation, library=library
-                    )
+                    prepare_picture(picture, height, width, channels, preparation=preparation)
                 )
             except (PictureError, EngineError, OSError) as error:
                 broken.append(f"{path} ({_one_line(error)})")

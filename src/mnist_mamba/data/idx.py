@@ -53,6 +53,8 @@ def read_labels(path: Path) -> Bytes:
 
 
 def _read(path: Path, ranks: tuple[int, ...]) -> Bytes:
+    if path.exists() and not path.is_file():  # opening a FIFO would wait for a writer
+        raise IdxError(f"{path}: not a regular file, expected an IDX file")
     with path.open("rb") as raw:
         packed = raw.peek(2)[:2] == b"\x1f\x8b"
         file = gzip.GzipFile(fileobj=raw) if packed else raw

@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from mnist_mamba.config import LIMITS, Preparation
+from mnist_mamba.config import LIMITS, Preparation, printable
 from mnist_mamba.data.idx import Bytes
 
 SHOWN = 5
@@ -21,9 +21,9 @@ class DataError(ValueError):
 
 
 def some(names: Sequence[str]) -> str:
-    """Return the first few names, and the number of the others."""
+    """Return the first few names, as a terminal may show them, and the number of the others."""
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
+    return ", ".join(map(printable, names[:SHOWN])) + more
 
 
 class LabelledImages(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Callable
 from functools import partial
@@ -41,18 +42,18 @@ def read_picture(source: str | Path | IO[bytes]) -> NDArray[np.uint8]:
 
     Raises:
         PictureError: Pillow cannot read it, or a picture has more than 179 million pixels.
-        OSError: the file cannot be opened.
+        OSError: the file cannot be opened, or is not a regular file.
         ModuleNotFoundError: Pillow is not installed, and the picture is not PGM or PPM.
     """
     try:
         from PIL import Image, ImageOps, UnidentifiedImageError
     except ModuleNotFoundError as error:
-        with Path(source).open("rb") if isinstance(source, str | Path) else source as file:
+        with _opened(source) as file:
             pixels = _netpbm(file.read())
         if pixels is None:
             raise ModuleNotFoundError(INSTALL_PILLOW, name=error.name) from error
         return pixels
-    with Path(source).open("rb") if isinstance(source, str | Path) else source as file:
+    with _opened(source) as file:
         try:
             with Image.open(file, formats=FORMATS) as image:
                 ImageOps.exif_transpose(image, in_place=True)
@@ -64,6 +65,16 @@ def read_picture(source: str | Path | IO[bytes]) -> NDArray[np.uint8]:
         except Exception as error:  # Pillow's decoders raise errors of many types
             reason = " ".join(str(error).split())
             raise PictureError(f"{reason}; expected a complete picture, such as PNG") from error
+
+
+def _opened(source: str | Path | IO[bytes]) -> IO[bytes]:
+    """Return the open file. A FIFO is refused, as opening it would wait for a writer."""
+    if not isinstance(source, str | Path):
+        return source
+    path = Path(source)
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return path.open("rb")
 
 
 def _netpbm(data: bytes) -> NDArray[np.uint8] | None:
