@@ -27,6 +27,7 @@ from mnist_mamba.engine import Engine, EngineError, binding, prepare_picture
 from mnist_mamba.engine.format import decode, encode
 from mnist_mamba.engine.pictures import FORMATS, PictureError, read_picture
 from tests.tools.pasted_digits import LIGHT_AND_NOISE, PLAIN, Ranges, paste
+from tests.tools.picture_accuracy import in_canvas, rotated
 
 BICUBIC = Image.Resampling.BICUBIC
 ROOT = Path(__file__).parents[2]
@@ -83,19 +84,6 @@ def test_a_negative_is_the_same_digit() -> None:
     for image in images[:100]:
         again = prepare_picture(255 - image, 28, 28).astype(int)
         np.testing.assert_allclose(again, image, atol=24)  # faint pixels around it are left out
-
-
-def in_canvas(page: NDArray[np.uint8], margin: int) -> Image.Image:
-    """Return an opaque grey page in the middle of transparent pixels."""
-    opaque = np.full(page.shape, 255, np.uint8)
-    return Image.fromarray(np.pad(np.dstack([page, opaque]), [(margin,) * 2] * 2 + [(0, 0)]), "LA")
-
-
-def rotated(page: NDArray[np.uint8], mode: str = "RGBA") -> Image.Image:
-    """Return a page rotated by 10 degrees: corners transparent, or (L) white."""
-    white = 255 if mode == "L" else None
-    opaque = Image.fromarray(page).convert("L" if white else "RGBA")
-    return opaque.rotate(10, BICUBIC, expand=True, fillcolor=white).convert(mode)
 
 
 @pytest.mark.parametrize(
