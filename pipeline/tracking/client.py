@@ -14,7 +14,7 @@ import os
 import re
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -115,27 +115,36 @@ ADVICE = (
 def mlflow_errors(again: str = "make track") -> Iterator[None]:
     """Turn MLflow's many errors into one that tells the user what to do.
 
+    A store or a plugin of MLflow may raise errors of any class. Call `check_files` first, because
+    a missing result is not MLflow's fault.
+
     Args:
         again: the command to run once the cause is removed.
 
     Raises:
         TrackingError: MLflow failed; the results' files are complete.
-        FileNotFoundError: a file of the results is missing.
     """
-    from alembic.util import CommandError
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
-
     try:
         yield
-    except FileNotFoundError:
+    except TrackingError:
         raise
-    except (MlflowException, SQLAlchemyError, CommandError, OSError) as error:
+    except Exception as error:
         advice = next(advice for text, advice in ADVICE if re.search(text, str(error)))
         raise TrackingError(
             f"MLflow failed: {one_line(error)}. The results' files are complete: {advice}, then "
             f"run `{again}`"
         ) from error
+
+
+def check_files(files: Iterable[Path]) -> None:
+    """Check that files of the results exist.
+
+    Raises:
+        FileNotFoundError: one is missing.
+    """
+    for file in files:
+        if not file.is_file():
+            raise FileNotFoundError(f"{file} not found: run `make repro`")
 
 
 def one_line(error: BaseException) -> str:

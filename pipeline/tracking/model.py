@@ -37,6 +37,8 @@ logger = logging.getLogger(__name__)
 
 SERVING = Path(__file__).with_name("serving.py")
 PACKAGE = Path(mnist_mamba.__file__).parent
+FILES = (paths.MODEL, paths.ENGINE_LIBRARY, paths.DATA_INFO, paths.images(paths.PREPARED, "test"))
+"""Results that a model is made of; the stages before `track` write them."""
 SCORES = ("eval/accuracy", "eval/nll", "eval/ece")
 """Metrics of the run that MLflow also shows with the model."""
 DIGEST_TAG = "files_sha256"
@@ -206,6 +208,7 @@ def logged_model(params: Params) -> LoggedModel:
         TrackingError: MLflow has no such run, or the run has no such model.
         OSError: a file of the model is missing.
     """
+    tracking.check_files(FILES)
     with tracking.mlflow_errors(), bundle() as ours:
         return _logged_model(params, ours)
 
@@ -233,6 +236,7 @@ def register(params: Params, name: str, alias: str) -> tuple[str, str]:
         The model's version, and its files' checksums. A model that is registered already keeps its
         version.
     """
+    tracking.check_files(FILES)
     with tracking.mlflow_errors("make promote"), bundle() as ours:
         model = _logged_model(params, ours)
         client, _ = tracking.connect(params)

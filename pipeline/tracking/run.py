@@ -39,8 +39,13 @@ def upsert(params: Params, key: str | None = None) -> str:
 
     Returns:
         The content key, which is equal for equal contents.
+
+    Raises:
+        FileNotFoundError: a file of the results is missing.
+        TrackingError: MLflow failed.
     """
     key = key or content_key(params)
+    tracking.check_files(_needed())
     with tracking.mlflow_errors():
         client, experiment = tracking.connect(params)
         run_id = tracking.find_or_create(client, experiment, params, key).info.run_id
@@ -79,6 +84,15 @@ def is_whole(params: Params, key: str) -> bool:
         client, experiment = tracking.connect(params)
         run = tracking.find(client, experiment, key)
         return run is not None and run.data.tags.get(tracking.PROGRESS_TAG) == "whole"
+
+
+def _needed() -> Iterator[Path]:
+    """Yield the results without which there is no run."""
+    yield from (paths.CURVES, paths.METRICS / "train.json", paths.METRICS / "eval.json")
+    yield from tracked_model.FILES
+    for split in json.loads(paths.DATA_INFO.read_text(encoding="utf-8"))["splits"]:
+        yield paths.images(paths.PREPARED, split)
+        yield paths.labels(paths.PREPARED, split)
 
 
 def artifacts() -> dict[str, list[Path]]:

@@ -19,6 +19,8 @@ from urllib.parse import unquote
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repository_registry import _artifact_repository_registry
+from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from mlflow.store.tracking.rest_store import RestStore
 
 from mnist_mamba.atomic_write import write_text
@@ -222,10 +224,61 @@ def test_a_run_that_mlflow_did_not_store_is_marked(
     assert paths.TRACKING_KEY.read_text(encoding="utf-8") == f"{key}\n"
 
 
-def test_results_that_are_not_there_are_an_error_of_their_own(project: Path) -> None:
-    paths.CURVES.unlink()
-    with pytest.raises(FileNotFoundError, match=r"curves\.json"):
-        tracked_run.upsert(load_params())
+class OddError(Exception):
+    """An error of a class that MLflow does not know, like those of botocore and psycopg2."""
+
+
+class OddStore(LocalArtifactRepository):  # type: ignore[misc]
+    """An artifact store of a plugin, which fails in its own way."""
+
+    fails: type[Exception] | None = None
+
+    def __init__(self, uri: str, *words: object, **options: object) -> None:
+        super().__init__(uri.removeprefix("odd:"))
+
+    def log_artifact(self, local_file: str, artifact_path: str | None = None) -> None:
+        if self.fails:
+            raise self.fails("the odd store is full")
+        super().log_artifact(local_file, artifact_path)
+
+
+@pytest.mark.parametrize("error", [OddError, FileNotFoundError])
+def test_an_odd_error_of_a_store_s_plugin_loses_no_result(
+    error: type[Exception],
+    project: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setitem(_artifact_repository_registry._registry, "odd", OddStore)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{project}/mlflow.db")
+    params = load_params()
+    MlflowClient().create_experiment(params.tracking.experiment, f"odd:{project}/odd")
+    monkeypatch.setattr("sys.argv", ["track"])
+    monkeypatch.setattr(OddStore, "fails", error)
+    track.main()
+    key = content_key(params)
+    assert paths.TRACKING_KEY.read_text(encoding="utf-8") == f"{key} untracked\n"
+    assert "the odd store is full" in caplog.text
+    monkeypatch.setattr(OddStore, "fails", None)
+    track.main()
+    assert paths.TRACKING_KEY.read_text(encoding="utf-8") == f"{key}\n"
+    assert list((project / "odd").rglob("curves.json"))
+
+
+@pytest.mark.parametrize(
+    "missing",
+    [
+        *(paths.CURVES, paths.METRICS / "train.json", paths.METRICS / "eval.json"),
+        *(paths.DATA_INFO, paths.MODEL, paths.ENGINE_LIBRARY),
+        *(paths.images(paths.PREPARED, "test"), paths.labels(paths.PREPARED, "val")),
+    ],
+)
+def test_results_that_are_not_there_are_an_error_of_their_own(missing: Path, project: Path) -> None:
+    """MLflow is not asked, and the key is not marked: these results are not complete."""
+    missing.unlink()
+    with pytest.raises(FileNotFoundError, match=f"^{missing} not found: run"):
+        track.track(load_params(), None)
+    assert not paths.TRACKING_KEY.exists()
 
 
 @pytest.mark.parametrize(
