@@ -14,7 +14,7 @@ import os
 import re
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -282,21 +282,26 @@ def project_lock() -> Iterator[None]:
         yield
 
 
+def all_pages(search: Callable[..., Any], *words: Any, **options: Any) -> Iterator[Any]:
+    """Yield all that a search of MLflow's client finds. MLflow answers in pages."""
+    page = search(*words, **options)
+    yield from page
+    while page.token:
+        page = search(*words, **options, page_token=page.token)
+        yield from page
+
+
 def find(client: MlflowClient, experiment: str, value: str, tag: str = KEY_TAG) -> Run | None:
     """Return the oldest run with this content key, or with this value of another tag, or None."""
-    found = find_all(client, experiment, value, tag)
-    return found[0] if found else None
+    return next(find_all(client, experiment, value, tag), None)
 
 
 def find_all(
     client: MlflowClient, experiment: str, value: str, tag: str = KEY_TAG
-) -> Sequence[Run]:
-    """Return the runs with this value of a tag, the oldest first: everybody sees the same order."""
+) -> Iterator[Run]:
+    """Yield the runs with this value of a tag, the oldest first: everybody sees the same order."""
     same = f"tags.`{tag}` = '{value}'"
-    found: Sequence[Run] = client.search_runs(
-        [experiment], same, order_by=["attributes.start_time ASC"]
-    )
-    return found
+    return all_pages(client.search_runs, [experiment], same, order_by=["attributes.start_time ASC"])
 
 
 def find_or_create(client: MlflowClient, experiment: str, params: Params, key: str) -> Run:
@@ -333,7 +338,7 @@ def _origin() -> dict[str, str]:
 def _join_sweep(client: MlflowClient, experiment: str, baseline: str) -> None:
     """Give DVC's experiments that started from a commit one parent run, if there are several."""
     of_commit = f"tags.`{COMMIT_TAG}` = '{baseline}' and tags.`{EXPERIMENT_TAG}` LIKE '%'"
-    children = client.search_runs([experiment], of_commit)
+    children = [*all_pages(client.search_runs, [experiment], of_commit)]
     if len(children) < 2:
         return
     parent = find(client, experiment, baseline, SWEEP_TAG)

@@ -168,9 +168,8 @@ def _find(client: MlflowClient, run: Run, ours: Bundle) -> LoggedModel | None:
     but other bytes, or without files, is passed over with a warning.
     """
     digest = served.digest(ours.folder)
-    for model in client.search_logged_models(
-        [run.info.experiment_id], f"source_run_id = '{run.info.run_id}'"
-    ):
+    of_run = f"source_run_id = '{run.info.run_id}'"
+    for model in tracking.all_pages(client.search_logged_models, [run.info.experiment_id], of_run):
         claims_it = str(model.status) == "READY" and model.tags.get(DIGEST_TAG) == digest
         if claims_it and _serves(model.model_uri, ours):
             return model
@@ -275,7 +274,7 @@ def _version(client: MlflowClient, name: str, model: LoggedModel, ours: Bundle) 
     """Return the model's version; register it first if needed."""
     import mlflow
 
-    for known in client.search_model_versions(f"name = '{name}'"):
+    for known in tracking.all_pages(client.search_model_versions, f"name = '{name}'"):
         if known.source == model.model_uri and _serves(f"models:/{name}/{known.version}", ours):
             return str(known.version)
     with tracking.process_default():

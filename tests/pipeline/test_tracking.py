@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -168,6 +169,45 @@ def test_two_clones_that_create_a_run_at_once_share_the_older(
     (only,) = runs(params)
     assert only.info.run_id == found.info.run_id
     assert only.data.tags["pipeline"] == "whole"
+
+
+@pytest.fixture
+def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow's searches answer with one result at a time, as with 1,000 in large experiments."""
+    for name in ("search_runs", "search_logged_models", "search_model_versions"):
+        search = functools.partialmethod(getattr(MlflowClient, name), max_results=1)
+        monkeypatch.setattr(MlflowClient, name, search)
+
+
+def test_a_search_reads_all_pages(
+    project: Path, small_pages: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = load_params()
+    client, experiment = tracking.connect(params)
+    key = content_key(params)
+    ids = []
+    for _ in range(3):
+        ids.append(client.create_run(experiment, tags={"content_key": key}).info.run_id)
+        time.sleep(0.002)  # MLflow counts milliseconds
+    tracked_run.upsert(params)
+    assert [run.info.run_id for run in tracking.find_all(client, experiment, key)] == ids[:1]
+    model = tracked_model.logged_model(params)
+    for _ in range(2):  # newer ones, which are passed over
+        client.create_logged_model(experiment, name="other", source_run_id=ids[0])
+    assert tracked_model.logged_model(params).model_id == model.model_id
+    for _ in range(2):
+        version, _ = tracked_model.register(params, "digits", "champion")
+        assert version == "1"
+        client.create_model_version("digits", source=model.artifact_location)
+    monkeypatch.setenv("DVC_EXP_BASELINE_REV", "0" * 40)
+    names = ("first", "second", "third")
+    for name in names:
+        monkeypatch.setenv("DVC_EXP_NAME", name)
+        children = [tracking.find_or_create(client, experiment, params, name) for _ in range(2)]
+    parents = [
+        client.get_run(child.info.run_id).data.tags[tracking.PARENT_TAG] for child in children
+    ]
+    assert len({*parents}) == 1
 
 
 def test_a_clone_gives_up_its_run_for_an_older_one(
