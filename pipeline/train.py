@@ -8,6 +8,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from pipeline.common import command, paths
 from pipeline.common.options import add_set_option, with_overrides
@@ -61,13 +62,14 @@ import torch
 
 from mnist_mamba.scan import choose
 from mnist_mamba.training.allocator import prepare_memory
-from mnist_mamba.training.distributed import Processes
+from mnist_mamba.training.distributed import PeerError, Processes
 from mnist_mamba.training.epoch import EpochReport
 from mnist_mamba.training.loop import StoppedError, TrainingError, train
 from mnist_mamba.training.resume import SavedTraining, parse_training
 from pipeline.common.build_model import build_model
-from pipeline.common.content_key import training_key
+from pipeline.common.content_key import training_content, training_key
 from pipeline.common.machine import usable_cores
+from pipeline.common.nested import flatten
 from pipeline.common.prepared_data import read_info, read_training_data
 from pipeline.common.stop import StopRequest, command_to_continue
 from pipeline.common.training_files import TrainingFiles
@@ -107,6 +109,17 @@ def set_threads(threads: int, processes: Processes) -> None:
         threads = max(1, usable_cores() // processes.local_size)
     if threads:
         torch.set_num_threads(threads)
+
+
+def description(params: Params, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return all that must be the same in all processes, by names for an error message."""
+    content = training_content(params)
+    return {
+        **flatten(content["params"]),
+        **{f"the MD5 of {file}": md5 for file, md5 in content["files"].items()},
+        "--resume": arguments.resume,
+        "the version of torch": torch.__version__,
+    }
 
 
 def read_state(path: Path, key: str, processes: Processes) -> SavedTraining | None:
@@ -166,8 +179,12 @@ def main() -> None:
     set_threads(params.train.threads, processes)
     device = choose_device(params.train.device, processes)
     try:
-        with processes.connected(device):
-            run_training(params, arguments, device, processes, stop)
+        with processes.connected(device) as connected:
+            run_training(params, arguments, device, connected, stop)
+    except PeerError as error:
+        raise PeerError(
+            f"{error}; to continue from the last saved state: {command_to_continue()}"
+        ) from error
     except StoppedError as stopped:
         state = arguments.save_dir / paths.TRAINING_STATE
         logger.info("%s, saved as %s. To continue: %s", stopped, state, command_to_continue())
@@ -202,6 +219,8 @@ def run_training(
         training_key(params),
         model.n_parameters,
     )
+    if processes.size > 1:
+        processes.check_same(description(params, arguments))
     saved = read_state(files.state, files.key, processes) if arguments.resume else None
     reports = train(
         model,

@@ -46,6 +46,12 @@ def training_key(params: Params, pipeline: Path = Path("dvc.yaml")) -> str:
 
     Unlike `content_key` it does not depend on the engine and its evaluation, which must not
     prevent a training from being resumed, but it does depend on the prepared data.
+    """
+    return _hash(training_content(params, pipeline))
+
+
+def training_content(params: Params, pipeline: Path = Path("dvc.yaml")) -> dict[str, Any]:
+    """Return the "params" that determine trained weights, and the MD5 of such "files".
 
     Raises:
         FileNotFoundError: a dependency of the stage `train` is missing.
@@ -53,12 +59,10 @@ def training_key(params: Params, pipeline: Path = Path("dvc.yaml")) -> str:
     values = params.model_dump(mode="json")
     del values["train"]["save_every"]  # does not change the weights
     stage = yaml.safe_load(pipeline.read_text(encoding="utf-8"))["stages"]["train"]
-    return _hash(
-        {
-            "params": {name: look_up(values, name) for name in stage["params"]},
-            "files": {str(file): file_md5(file) for dep in stage["deps"] for file in _files(dep)},
-        }
-    )
+    return {
+        "params": {name: look_up(values, name) for name in stage["params"]},
+        "files": {str(file): file_md5(file) for dep in stage["deps"] for file in _files(dep)},
+    }
 
 
 def source_files(values: dict[str, Any], pipeline: Path = Path("dvc.yaml")) -> list[Path]:

@@ -27,7 +27,8 @@ def main(folder: Path, failing_rank: int, dims: ModelConfig) -> None:
     torch.manual_seed(0)
     model = MambaClassifier(dims, scan="reference")
     points = []
-    with processes.connected("cpu"):
+    with processes.connected("cpu") as processes:
+        processes.check_same({"trained": "the same"})
         assert processes.from_first(processes.rank + 5) == 5
         sets = bars(N_TRAIN, 1), bars(N_VAL, 2)
         for report in train(model, *sets, CONFIG, progress=False, processes=processes):

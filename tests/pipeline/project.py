@@ -137,18 +137,21 @@ def start_module(folder: Path, module: str, *arguments: str, stderr: str = os.de
     return Fork(folder, outputs, [module, *arguments], environment())
 
 
-def start(folder: Path, command: list[str], **env: str) -> subprocess.Popen[bytes]:
-    """Start a command in the project, in a process group of its own, without its output."""
-    return subprocess.Popen(
-        command,
-        cwd=folder,
-        env=environment(**env),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-        # A shell starts its background jobs, and so the tests, with SIGINT ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+def start(
+    folder: Path, command: list[str], stderr: Path = Path(os.devnull), **env: str
+) -> subprocess.Popen[bytes]:
+    """Start a command in the project, in a process group of its own, with stderr in a file."""
+    with stderr.open("w") as file:
+        return subprocess.Popen(
+            command,
+            cwd=folder,
+            env=environment(**env),
+            stdout=subprocess.DEVNULL,
+            stderr=file,
+            start_new_session=True,
+            # A shell starts its background jobs, and so the tests, with SIGINT ignored.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
 
 
 def run_torchrun(

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -346,6 +347,79 @@ def test_an_error_of_several_processes_says_whose_it_is(project: Path) -> None:
     done = run_torchrun(project, 2, "pipeline.train", "--resume")
     assert done.returncode != 0
     assert f"error: process 0: {STATE} begins with" in done.stderr
+
+
+def start_hosts(*hosts: tuple[Path, list[str]]) -> list[subprocess.Popen[bytes]]:
+    """Start `pipeline.train` with arguments in a project for each host, without torchrun.
+
+    torchrun would end the processes that this test wants to see end by themselves. Their stderr is
+    the file log0, log1, ... of the first project.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    shared = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": str(len(hosts)),
+        "LOCAL_RANK": "0",
+        "LOCAL_WORLD_SIZE": "1",
+        "TORCHELASTIC_RUN_ID": "test",
+    }
+    return [
+        start(folder, [*TRAIN, *words], stderr=hosts[0][0] / f"log{i}", RANK=str(i), **shared)
+        for i, (folder, words) in enumerate(hosts)
+    ]
+
+
+@pytest.mark.slow
+def test_processes_refuse_to_train_different_things(project: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(project, tmp_path / "other")
+    for name in ("data/prepared/val-labels.idx", "src/mnist_mamba/model/mixer.py"):
+        (other / name).write_bytes((other / name).read_bytes() + b"\n")
+    hosts = start_hosts((project, []), (other, ["--learning-rate", "0.5", "--resume"]))
+    assert [host.wait() for host in hosts] == [1, 1]
+    for i in range(2):
+        error = (project / f"log{i}").read_text(encoding="utf-8").strip().splitlines()[-1]
+        assert error.startswith(f"error: process {i}: the processes differ in what they train: ")
+        name = f"process 1 on {socket.gethostname()}"
+        assert f"train.lr is 0.5 in {name}, 0.005 in process 0" in error
+        assert f"--resume is True in {name}, False in process 0" in error
+        for file in ("data/prepared/val-labels.idx", "src/mnist_mamba/model/mixer.py"):
+            assert f"the MD5 of {file} is '" in error
+    assert not (project / STATE).exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "victim"), [(signal.SIGKILL, 0), (signal.SIGKILL, 1), (signal.SIGSTOP, 1)]
+)
+def test_a_lost_process_ends_the_others_and_the_training_can_go_on(
+    number: signal.Signals, victim: int, project: Path, uninterrupted: Path
+) -> None:
+    """A stopped process is like one whose link is lost."""
+    file = project / "src/mnist_mamba/training/distributed.py"
+    text = file.read_text(encoding="utf-8")
+    assert text.count("STEP_WAIT = dt.timedelta(seconds=40)") == 1
+    file.write_text(text.replace("seconds=40", "seconds=3"), encoding="utf-8")
+    hosts = start_hosts((project, []), (project, []))
+    while not in_the_middle(saved_state(project)):
+        assert [host.poll() for host in hosts] == [None, None]
+        time.sleep(0.01)
+    hosts[victim].send_signal(number)
+    started = time.monotonic()
+    assert hosts[1 - victim].wait(60) == 1
+    assert time.monotonic() - started < 30
+    hosts[victim].kill()
+    log = (project / f"log{1 - victim}").read_text(encoding="utf-8")
+    error = log.strip().splitlines()[-1]
+    assert error.startswith(f"error: process {1 - victim}: another process of this training has en")
+    assert error.endswith(
+        "to continue from the last saved state: torchrun as before, with --resume"
+    )
+    state = saved_state(project)
+    assert state is not None
+    assert f"resuming in epoch {state.epoch} after step" in train(project, "--resume")
+    check_curves_to_rounding(project, uninterrupted)
 
 
 @pytest.mark.parametrize(

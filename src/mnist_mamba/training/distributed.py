@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime as dt
 import os
-from collections.abc import Iterator
+import re
+import socket
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -14,12 +17,28 @@ from torch import Tensor
 
 T = TypeVar("T")
 
+START_WAIT = dt.timedelta(minutes=10)
+"""How long a process waits for the others to start, read data and compile kernels."""
+STEP_WAIT = dt.timedelta(seconds=40)
+"""How long a process then waits for the others, in each step and evaluation."""
+SHOWN = 5
+"""Number of differences that an error names."""
+
+
+class PeerError(RuntimeError):
+    """Another process of the training has ended, or the link to it was lost."""
+
+
+class DifferenceError(ValueError):
+    """The processes would train different things; the message says what differs, and where."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Processes:
     """All processes of a training, as seen by one of them.
 
-    Every process must call `sum` and `from_first` equally often and in the same order.
+    Every process must call `sum`, `from_first` and `check_same` equally often and in the same
+    order. These raise PeerError if another process does not answer in time, or has ended.
     """
 
     rank: int = 0
@@ -28,6 +47,10 @@ class Processes:
     local_rank: int = 0
     """Number of this process among those on this machine."""
     local_size: int = 1
+    group: dist.ProcessGroup | None = dataclasses.field(
+        default=None, compare=False, repr=False, kw_only=True
+    )
+    """The connection by which tensors are summed; None before `connected`."""
 
     @classmethod
     def of_torchrun(cls) -> Processes:
@@ -43,17 +66,29 @@ class Processes:
         return self.rank == 0
 
     @contextmanager
-    def connected(self, device: str) -> Iterator[None]:
-        """Connect to the other processes while the body runs: nccl for a GPU, gloo for the CPU."""
+    def connected(self, device: str) -> Iterator[Processes]:
+        """Connect to the other processes while the body runs; yield the connected processes.
+
+        Tensors are summed over nccl on a GPU, else over gloo. Objects always go over gloo, so that
+        processes can compare what they train even if only some have a GPU.
+        """
         if self.size == 1:
-            yield
+            yield self
             return
         on_gpu = torch.device(device).type == "cuda"
         if on_gpu:
             torch.cuda.set_device(device)
-        dist.init_process_group("nccl" if on_gpu else "gloo")
-        yield
-        # Not after an error: the others may never get here, and torchrun ends them.
+        with _peers():
+            dist.init_process_group("gloo", timeout=START_WAIT)
+            group = dist.new_group(backend="nccl" if on_gpu else "gloo", timeout=STEP_WAIT)
+        try:
+            yield dataclasses.replace(self, group=group)
+        except BaseException:
+            # The others may never get here, and nccl would wait for them. Without this, gloo's
+            # threads would abort the process at its end.
+            if not on_gpu:
+                dist.destroy_process_group()
+            raise
         dist.destroy_process_group()
 
     def share(self, n: int) -> slice:
@@ -63,7 +98,8 @@ class Processes:
     def sum(self, values: Tensor) -> Tensor:
         """Sum `values` over the processes, in place and with the same bits in each."""
         if self.size > 1:
-            dist.all_reduce(values)
+            with _peers():
+                dist.all_reduce(values, group=self.group)
         return values
 
     def any(self, value: bool, device: str) -> bool:
@@ -74,8 +110,55 @@ class Processes:
         """Return the first process's value, in every process."""
         values = [value]
         if self.size > 1:
-            dist.broadcast_object_list(values, src=0)
+            with _peers():
+                dist.broadcast_object_list(values, src=0)
         return values[0]
+
+    def check_same(self, values: Mapping[str, Any]) -> None:
+        """Check that each process has the same values as the first one.
+
+        Args:
+            values: what this process trains, by names for the error message.
+
+        Raises:
+            DifferenceError: in every process, if any of them has other values.
+        """
+        if self.size == 1:
+            return
+        mine = (f"process {self.rank} on {socket.gethostname()}", dict(values))
+        all_values = [mine] * self.size
+        with _peers():
+            dist.all_gather_object(all_values, mine)
+        first, expected = all_values[0]
+        differences = [
+            f"{key} is {_shown(found, key)} in {name}, {_shown(expected, key)} in {first}"
+            for name, found in all_values[1:]
+            for key in sorted(expected.keys() | found.keys())
+            if _shown(found, key) != _shown(expected, key)
+        ]
+        if differences:
+            more = [f"{len(differences) - SHOWN} more"] if len(differences) > SHOWN else []
+            shown = "; ".join(differences[:SHOWN] + more)
+            raise DifferenceError(
+                f"the processes differ in what they train: {shown}. "
+                "Expected equal params, data and code in all of them"
+            )
+
+
+def _shown(values: Mapping[str, Any], key: str) -> str:
+    return repr(values[key]) if key in values else "missing"
+
+
+@contextmanager
+def _peers() -> Iterator[None]:
+    """Turn torch's errors of a connection into PeerError."""
+    try:
+        yield
+    except RuntimeError as error:  # gloo's errors have no class of their own
+        said = re.sub(r"^\[\S+\] ", "", str(error)).split(". ")[0]
+        raise PeerError(
+            f"another process of this training has ended, or the link to it was lost ({said})"
+        ) from error
 
 
 ALONE = Processes()
