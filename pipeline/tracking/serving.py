@@ -8,8 +8,6 @@ there, as MLflow depends on it; pictures also need Pillow.
 
 from __future__ import annotations
 
-import base64
-import io
 from typing import Any
 
 import numpy as np
@@ -19,18 +17,33 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc import PythonModel, PythonModelContext
 from numpy.typing import NDArray
 
-from mnist_mamba.engine import Engine, EngineError
-from mnist_mamba.engine.pictures import read_picture
+from mnist_mamba.classify import read_inputs
+from mnist_mamba.engine import Engine
 
 MODEL, LIBRARY = "model", "library"
 """Names of the bundled files among MLflow's artifacts."""
 
 
+class Refusal(MlflowException):  # type: ignore[misc]  # mlflow has no types here
+    """Input that is refused, in one line; the server answers 400.
+
+    MLflow's server replaces an error's message by one that repeats the whole input, so the first
+    message stays.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, error_code=INVALID_PARAMETER_VALUE)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name != "message" or not hasattr(self, name):
+            super().__setattr__(name, value)
+
+
 class EngineModel(PythonModel):  # type: ignore[misc]  # mlflow has no types here
     """Classifier of images and pictures.
 
-    The input is one array: images [n, height, width(, channels)] of float32 in [0, 1] or of uint8,
-    or [n] texts, picture files in base64, which are prepared for the model (docs/pictures.md).
+    The input is that of `mnist_mamba.classify.read_inputs`: an array, lists, or a data frame of
+    images or of picture files. From Spark it is a data frame of one column.
 
     The signature has no input: MLflow would convert one type to the other before any check.
     """
@@ -53,59 +66,15 @@ class EngineModel(PythonModel):  # type: ignore[misc]  # mlflow has no types her
         """Return the most likely class of each image, its name, and all probabilities.
 
         Raises:
-            MlflowException: the input is refused; the server answers 400.
+            Refusal: the input is refused.
         """
-        texts = isinstance(model_input, list) and any(isinstance(one, str) for one in model_input)
-        # In an array of numpy's own texts each would take as much memory as the longest.
-        images = np.asarray(model_input, dtype=object if texts else None)
-        if images.dtype.kind in "OSU":
-            images = self._read_pictures(images)
-        elif images.dtype != np.uint8:
-            images = images.astype(np.float32)
-            _check_range(images)
         try:
-            probabilities = self._engine.probabilities(images)
+            probabilities = self._engine.probabilities(read_inputs(self._engine, model_input))
         except ValueError as error:
-            raise _refusal(str(error)) from error
+            raise Refusal(str(error)) from error
         prediction = probabilities.argmax(axis=1)
         names = np.array(self._engine.class_names)[prediction]
         return {"prediction": prediction, "class": names, "probabilities": probabilities}
-
-    def _read_pictures(self, texts: NDArray[Any]) -> NDArray[np.uint8]:
-        if texts.ndim != 1:
-            raise _refusal(
-                f"inputs: got texts of shape {texts.shape}, expected a list of pictures in base64"
-            )
-        prepared = []
-        for index, text in enumerate(texts.tolist()):
-            if not isinstance(text, str):
-                got = type(text).__name__
-                raise _refusal(f"inputs[{index}]: got {got}, expected a picture file in base64")
-            try:
-                content = base64.b64decode(text.rpartition(",")[2], validate=True)  # or a data URL
-                picture = read_picture(io.BytesIO(content))
-            except ValueError as error:
-                message = f"inputs[{index}]: {error}; expected a picture file in base64"
-                raise _refusal(message) from error
-            try:
-                prepared.append(self._engine.prepare(picture))
-            except EngineError as error:
-                raise _refusal(f"inputs[{index}]: {error}") from error
-        return np.array(prepared)
-
-
-def _check_range(images: NDArray[Any]) -> None:
-    wrong = np.argwhere(~((images >= 0) & (images <= 1)))  # also finds NaN
-    if len(wrong):
-        place = "".join(f"[{index}]" for index in wrong[0])
-        raise _refusal(
-            f"inputs{place}: got {images[tuple(wrong[0])]:g}, expected 0 (background) to 1; "
-            "divide pixels of 0 to 255 by 255"
-        )
-
-
-def _refusal(message: str) -> MlflowException:
-    return MlflowException(message, error_code=INVALID_PARAMETER_VALUE)
 
 
 set_model(EngineModel())

@@ -167,8 +167,8 @@ def test_no_picture_starts_a_program(served_model: serving.EngineModel) -> None:
             [in_base64(np.zeros((2, 2), np.uint8)), "aGVsbG8="],
             r"inputs\[1\]: unknown format",
         ),
-        ([["aGVsbG8="]], r"texts of shape \(1, 1\), expected a list of pictures"),
-        ([None], r"inputs\[0\]: got NoneType, expected a picture file in base64$"),
+        ([["aGVsbG8="]], r"got no array of numbers: .* or a list of pictures"),
+        ([None], r"inputs\[0\]: got null, expected an image or a picture file$"),
     ],
 )
 def test_a_broken_picture_is_the_caller_s_mistake(
@@ -604,7 +604,7 @@ def test_the_shipped_model_served_without_torch_and_compiler(project: Path, tmp_
             ({"inputs": [[[0, 1], [1, 0]]]}, ["(1, 2, 2)", "expected (n, 28, 28)"]),
             ({"inputs": image[0].tolist()}, ["(28, 28)", "expected (n, 28, 28)", "image[None]"]),
             ({"inputs": [[[0, 1], [1]]]}, ["inhomogeneous shape after 2 dimensions"]),
-            ({"inputs": [[["dark"]]]}, ["(1, 1, 1)", "expected a list of pictures in base64"]),
+            ({"inputs": [[["dark"]]]}, ["got no array of numbers", "a list of pictures in base64"]),
             ({"inputs": ["dark"]}, ["inputs[0]: ", "expected a picture file in base64"]),
             ({"inputs": [in_base64(blank)]}, ["inputs[0]: nothing drawn"]),
             ({"inputs": []}, ["(0,)", "expected (n, 28, 28)"]),
@@ -615,4 +615,5 @@ def test_the_shipped_model_served_without_torch_and_compiler(project: Path, tmp_
             assert 400 <= status < 500, body
             for word in words:
                 assert word in answer["message"], word
+            assert len(answer["message"]) < 250 or "inputs" not in body  # it repeats no input
         assert ask({"inputs": image.tolist()})[0] == 200  # the server still runs

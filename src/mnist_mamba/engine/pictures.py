@@ -30,18 +30,22 @@ class PictureError(ValueError):
     """A file that is not a picture, or a damaged one."""
 
 
-def read_picture(source: str | Path | IO[bytes]) -> NDArray[np.uint8]:
+def read_picture(
+    source: str | Path | IO[bytes], max_pixels: int | None = None
+) -> NDArray[np.uint8]:
     """Return the first frame of a picture file, upright as its EXIF data says.
 
     Args:
         source: a path or an open file.
+        max_pixels: number of pixels from which on a picture is refused before it is decoded; None
+            for Pillow's limit of 179 million.
 
     Returns:
         (h, w) grey or (h, w, 2 to 4) grey and alpha, RGB, or RGB and alpha. Values of 12
         and 16 bits are scaled to 0..255; palettes, CMYK and other colour spaces become RGB.
 
     Raises:
-        PictureError: Pillow cannot read it, or a picture has more than 179 million pixels.
+        PictureError: Pillow cannot read it, or it has too many pixels.
         OSError: the file cannot be opened, or is not a regular file.
         ModuleNotFoundError: Pillow is not installed, and the picture is not PGM or PPM.
     """
@@ -56,6 +60,9 @@ def read_picture(source: str | Path | IO[bytes]) -> NDArray[np.uint8]:
     with _opened(source) as file:
         try:
             with Image.open(file, formats=FORMATS) as image:
+                if max_pixels is not None and image.width * image.height > max_pixels:
+                    got = f"got {image.width} x {image.height} pixels"
+                    raise PictureError(f"{got}, expected at most {max_pixels} in all")
                 ImageOps.exif_transpose(image, in_place=True)
                 return _pixels(image)
         except PictureError:
