@@ -20,7 +20,7 @@ C_SOURCES = $$(git ls-files '*.c' '*.h' '*.inc')
     in-git repro experiments study seeds pixels track ui report rekey \
     check test test-python test-slow mutants lint style types prose lint-workflows format \
     bench-train bench-engine bench-digits instructions \
-    gate gate-speed summary promote champion check-lock check-version wheel wheels \
+    gate gate-speed summary promote champion serve check-lock check-version wheel wheels \
     test-platforms dist-engine dist-collect page npm
 
 ##@ Start
@@ -238,6 +238,11 @@ promote: $(INSTALLED) ## after a passing gate: renew the champion, models/ and R
 champion: $(INSTALLED) ## fetch the champion to build/champion if it is the model that was promoted
 	@$(ENV) python -m pipeline.release.champion
 
+# MODEL=FILE serves another model: after `make champion`, build/champion/artifacts/mnist_mamba.bin.
+serve: $(INSTALLED) ## answer HTTP requests with MODEL (the shipped one) on PORT (8000)
+	@$(ENV) PYTHONPATH=src python -m mnist_mamba serve \
+	  --model "$${MODEL:-models/mnist_mamba.bin}" --port "$${PORT:-8000}"
+
 # The dry run exits with 0 either way, so its output decides.
 check-lock: in-git $(INSTALLED) ## check that dvc.lock is up to date
 	@mkdir -p build
@@ -289,5 +294,5 @@ dist-collect: ## gather the packages in FROM, the model and its card in dist/; a
 
 # Others may choose these values, like the name of a tag. They reach the shell only as variables of
 # its environment, in which neither make nor the shell expands anything.
-CHOSEN := BASE FILES FROM JOBS MODEL ONLY PAGE PLATFORMS PLOTS_URL QUICK TAG TORCH_INDEX
+CHOSEN := BASE FILES FROM JOBS MODEL ONLY PAGE PLATFORMS PLOTS_URL PORT QUICK TAG TORCH_INDEX
 $(foreach name,$(CHOSEN),$(eval override $(name) := $$(value $(name)))$(eval export $(name)))

@@ -1,4 +1,4 @@
-"""`mnist-mamba predict PICTURE...`: classify pictures with the C engine."""
+"""`mnist-mamba predict PICTURE...` and `mnist-mamba serve`: classify with the C engine."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ import errno
 import io
 import json
 import os
+import socket
 import sys
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 import numpy as np
 
 from mnist_mamba.c_build import NativeBuildError
+from mnist_mamba.classify import classify
 from mnist_mamba.config import printable
-from mnist_mamba.engine import Engine, EngineError, softmax
+from mnist_mamba.engine import Engine, EngineError
 from mnist_mamba.engine.binding import SHIPPED_MODEL
 from mnist_mamba.engine.pictures import FORMATS, PictureError, read_picture
 
@@ -31,22 +33,29 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         prog="mnist-mamba",
         description=f"Classify pictures of any size: {', '.join(FORMATS)}.",
         epilog="Exit codes: 0 all pictures are answered; 2 usage; 3 a file cannot be opened, or "
-        "stdout not written; 4 bad model file; 5 a file is not a picture; 7 nothing is drawn in a "
-        "picture. A picture that fails is named on stderr, the others are answered, and the "
-        "largest code is returned.",
+        "stdout not written, or the address not used; 4 bad model file; 5 a file is not a picture; "
+        "7 nothing is drawn in a picture. A picture that fails is named on stderr, the others are "
+        "answered, and the largest code is returned.",
     )
-    commands = parser.add_subparsers(required=True, metavar="predict")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="predict|serve")
     predict = commands.add_parser("predict", help="classify pictures", epilog=parser.epilog)
     predict.add_argument(
         "pictures", nargs="+", metavar="PICTURE", help="a picture file; - is stdin"
     )
-    predict.add_argument(
-        "--model", type=Path, default=SHIPPED_MODEL, help="model file (default: the shipped one)"
-    )
     predict.add_argument("--show", action="store_true", help="print what the model sees")
     predict.add_argument("--json", action="store_true", help="print one line of JSON per picture")
+    serve = commands.add_parser("serve", help="answer HTTP requests", epilog=parser.epilog)
+    serve.add_argument("--host", default="127.0.0.1", help="address (default: %(default)s)")
+    serve.add_argument("--port", type=int, default=8000, help="default: %(default)s; 0: any")
+    for subparser in (predict, serve):
+        subparser.add_argument(
+            "--model",
+            type=Path,
+            default=SHIPPED_MODEL,
+            help="model file (default: the shipped one)",
+        )
     options = parser.parse_args(arguments)
-    if options.pictures.count("-") > 1:
+    if options.command == "predict" and options.pictures.count("-") > 1:
         parser.error("PICTURE: got - twice, expected it once, as stdin holds one picture")
     return options
 
@@ -55,24 +64,16 @@ def answer(engine: Engine, name: str, options: argparse.Namespace) -> str:
     """Classify one picture; return the lines to print."""
     picture = read_picture(os.fdopen(0, "rb") if name == "-" else name)
     image = engine.prepare(picture)
-    logits, members_asked = engine.answers(image[None])
-    (probabilities,) = softmax(logits)
-    prediction = int(probabilities.argmax())
-    label = engine.class_names[prediction]
+    (result,) = classify(engine, image[None])
     if options.json:
         height, width, channels = (*picture.shape, 1)[:3]
-        result: dict[str, Any] = {
-            "file": name,
-            "prediction": prediction,
-            "class": label,
-            "probabilities": probabilities.tolist(),
-            "members_asked": int(members_asked[0]),
-            "picture": {"width": width, "height": height, "channels": channels},
-        }
+        result = {"file": name, **result}
+        result["picture"] = {"width": width, "height": height, "channels": channels}
         if options.show:
             result["pixels"] = image.ravel().tolist()
         return json.dumps(result)
-    lines = [f"{printable(name)}: {label}  {probabilities[prediction]:.2%}"]
+    probability = result["probabilities"][result["prediction"]]
+    lines = [f"{printable(name)}: {result['class']}  {probability:.2%}"]
     if options.show:
         grey = image if image.ndim == 2 else image.mean(axis=2)
         shades = np.rint(grey / 255 * (len(SHADES) - 1)).astype(int)
@@ -106,28 +107,51 @@ def main(arguments: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # its encoding may lack letters of class names
             stream.reconfigure(errors="backslashreplace")
-    code = 0
     try:
         engine = Engine(options.model, threads=1)
     except (EngineError, NativeBuildError) as error:
         tell(error)
         return getattr(error, "status", NO_FILE)
     with engine:
-        for name in options.pictures:
-            try:
-                lines = answer(engine, name, options)
-            except OSError as error:
-                tell(f"{printable(name)}: {error.strerror}")
-                code = max(code, NO_FILE)
-            except (PictureError, EngineError) as error:
-                tell(f"{printable(name)}: {error}")
-                code = max(code, getattr(error, "status", UNREADABLE))
-            except ModuleNotFoundError as error:
-                tell(error)
-                return NO_FILE
-            else:
-                print(lines, flush=True)  # noqa: T201
+        return predict(engine, options) if options.command == "predict" else serve(engine, options)
+
+
+def predict(engine: Engine, options: argparse.Namespace) -> int:
+    """Print the class of each picture, name on stderr those that fail; return the exit code."""
+    code = 0
+    for name in options.pictures:
+        try:
+            lines = answer(engine, name, options)
+        except OSError as error:
+            tell(f"{printable(name)}: {error.strerror}")
+            code = max(code, NO_FILE)
+        except (PictureError, EngineError) as error:
+            tell(f"{printable(name)}: {error}")
+            code = max(code, getattr(error, "status", UNREADABLE))
+        except ModuleNotFoundError as error:
+            tell(error)
+            return NO_FILE
+        else:
+            print(lines, flush=True)  # noqa: T201
     return code
+
+
+def serve(engine: Engine, options: argparse.Namespace) -> int:
+    """Answer requests until the process gets SIGINT or SIGTERM; return the exit code."""
+    try:
+        from mnist_mamba import server
+    except ModuleNotFoundError as error:
+        tell(f"{error}: run `pip install 'mnist-mamba[serve]'`")
+        return NO_FILE
+    try:
+        listener = socket.create_server((options.host, options.port), backlog=2048)
+    except (OSError, OverflowError) as error:
+        tell(f"{options.host}:{options.port}: {error}; name others by --host and --port")
+        return NO_FILE
+    host, port = listener.getsockname()[:2]
+    print(f"http://{host}:{port} serves {options.model}", flush=True)  # noqa: T201
+    server.serve(engine, listener, server.Limits())
+    return 0
 
 
 def command() -> None:
