@@ -63,7 +63,7 @@ ENGINE_SMALL := -fno-asynchronous-unwind-tables -fPIC -fno-plt -fvisibility=hidd
 ENGINE_LINK_SMALL := -Wl,--gc-sections -Wl,-z,noseparate-code -Wl,--no-eh-frame-hdr \
     -Wl,--no-ld-generated-unwind-info
 ENGINE_FLAGS := -std=c11 $(WARNINGS) $(if $(WERROR),-Werror) $(ENGINE_MATH) \
-    $(call try,$(ENGINE_SMALL)) -Icsrc/include -Icsrc/engine -Icsrc/simd
+    $(call try,$(ENGINE_SMALL)) -DMAMBA_DLL_EXPORT -Icsrc/include -Icsrc/engine -Icsrc/simd
 ENGINE_LDFLAGS := $(call try,$(ENGINE_LINK_SMALL))
 
 # ---- flags of single variants ----

@@ -29,9 +29,13 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#if defined(_WIN32)
+/* On Windows, the build of the DLL defines MAMBA_DLL_EXPORT. A program that uses the DLL may define
+ * MAMBA_DLL_IMPORT, which saves a jump per call; static builds define neither. */
+#if defined(_WIN32) && defined(MAMBA_DLL_EXPORT)
 #define MAMBA_API __declspec(dllexport)
-#elif defined(__GNUC__)
+#elif defined(_WIN32) && defined(MAMBA_DLL_IMPORT)
+#define MAMBA_API __declspec(dllimport)
+#elif defined(__GNUC__) && !defined(_WIN32)
 #define MAMBA_API __attribute__((visibility("default")))
 #else
 #define MAMBA_API
