@@ -53,6 +53,9 @@ void print_asked(const struct asked *asked, const mamba_model *model, bool json)
 
 double now_seconds(void); /* of a monotonic clock */
 
+/* Returns the part of a path after its folders. */
+const char *file_name(const char *path);
+
 /* Writes `data` [bytes] to the file `path`, completely or not at all: to a new file next to it,
  * which is synced and renamed. Links are followed, and a file that exists keeps its access rights.
  * Anything but a regular file is refused, and so is the one that stdout or stderr goes to. Threads

@@ -72,7 +72,7 @@ int choose_threads(int wanted, int otherwise)
 {
     if (wanted > 1 && mamba_max_threads() == 1) {
         fprintf(stderr,
-                "mamba: warning: one thread runs, not %d: OMP_NUM_THREADS, or a build without "
+                "warning: one thread runs, not %d: OMP_NUM_THREADS, or a build without "
                 "`make omp`\n",
                 wanted);
         return 1;

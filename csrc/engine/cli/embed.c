@@ -5,9 +5,18 @@
 #include "commands.h"
 #include "error.h"
 
-/* Makes `name` an identifier of C: other characters become _. */
+/* C11's, one after the other. */
+static const char KEYWORDS[] =
+    "auto\0break\0case\0char\0const\0continue\0default\0do\0double\0else\0enum\0extern\0float\0"
+    "for\0goto\0if\0inline\0int\0long\0register\0restrict\0return\0short\0signed\0sizeof\0static\0"
+    "struct\0switch\0typedef\0union\0unsigned\0void\0volatile\0while\0";
+
+/* Makes `name` an identifier of C: other characters, and the first one of a keyword, become _. */
 static void make_identifier(char *name)
 {
+    for (const char *word = KEYWORDS; *word; word += strlen(word) + 1)
+        if (strcmp(name, word) == 0)
+            name[0] = '_';
     for (size_t i = 0; i == 0 || name[i]; i++) {
         const char letter = name[i] | ('a' - 'A');
         if (!(letter >= 'a' && letter <= 'z') && !(i > 0 && name[i] >= '0' && name[i] <= '9'))
@@ -18,16 +27,16 @@ static void make_identifier(char *name)
 mamba_status command_embed(const struct job *job, mamba_error *error)
 {
     const char *path = job->options->positional[0], *wanted = job->options->name;
-    const char *slash = strrchr(path, '/');
-    char name[64] = "";
-    strncat(name, wanted ? wanted : slash ? slash + 1 : path, sizeof name - 1);
+    char name[64];
+    snprintf(name, sizeof name, "%s", wanted ? wanted : file_name(path));
     if (!wanted)
         name[strcspn(name, ".")] = '\0';
     make_identifier(name);
     if (wanted && strcmp(name, wanted) != 0)
-        return mamba_fail(error, MAMBA_ERR_ARGUMENT, NULL,
-                          "--name: got '%.64s', expected a name of C of at most 63 letters",
-                          wanted);
+        return mamba_fail(
+            error, MAMBA_ERR_ARGUMENT, NULL,
+            "--name: got '%.64s', expected a name of C, not a keyword, of at most 63 letters",
+            wanted);
     const uint64_t bytes = mamba_model_info(job->model)->file_bytes;
     struct file_bytes file;
     mamba_status status = mamba_file_open(&file, path, job->options->access, error);

@@ -15,25 +15,23 @@ static const char HELP[] =
     "mamba classifies images with a small Mamba model.\n"
     "\n"
     "  %s %s\n"
-    "      classify a picture: binary PGM or PPM of any size, which is prepared for the\n"
-    "      model; or height x width (x channels) float32 in 0..1, little-endian.\n"
-    "      --show prints what the model sees\n"
+    "    classify a picture: binary PGM or PPM of any size; or the model's own input,\n"
+    "    height x width (x channels) float32 in 0..1, little-endian.\n"
+    "    --show prints what the model sees\n"
     "  %s eval %s\n"
-    "      measure the accuracy; write all logits to FILE as float32, and the number of\n"
-    "      members that each image needed as bytes\n"
+    "    measure the accuracy; write all logits to FILE as float32, and as bytes how\n"
+    "    many members each image asked\n"
     "  %s info %s\n"
-    "      show the header of a model file\n"
+    "    show the header of a model file\n"
     "  %s bench %s\n"
-    "      measure the time per image: of IMAGES, or of all members on synthetic images\n"
+    "    measure the time per image: of IMAGES, or of all members on synthetic images\n"
     "  %s embed %s\n"
-    "      print the model as an array of C, named like the file or NAME\n"
+    "    print the model as an array of C, named like the file or NAME\n"
     "  %s --help | --version\n"
     "\n"
-    "An ensemble asks its members one by one, until their mean is as clear as the exit margin of\n"
-    "the file, or X, demands; 0 asks all.\n"
+    "An ensemble asks members until their mean is as clear as the file's exit margin, or X.\n"
     "INPUT, IMAGES and LABELS may be gzip files, which FILE finds as FILE.gz; - is stdin.\n"
-    "Files are mapped, or copied with --no-mmap. Results go to stdout, timing and errors to\n"
-    "stderr.\n"
+    "--no-mmap copies files instead of mapping them. Timing and errors go to stderr.\n"
     "\n"
     "Exit codes: 0 success; 2 usage; 3 cannot open, read or write a file; 4 bad model file;\n"
     "5 bad input, image or label file, or it does not fit the model; 6 out of memory;\n"
@@ -99,13 +97,12 @@ int main(int argc, char **argv)
     mamba_error error = {MAMBA_OK, ""};
     const struct syntax *usage = NULL;
     argv = process_start(&argc, argv);
-    const char *slash = argc ? strrchr(argv[0], '/') : NULL;
-    const char *me = slash ? slash + 1 : argc ? argv[0] : "mamba"; /* mnist-mamba if installed */
+    const char *me = argc ? file_name(argv[0]) : "mamba"; /* mnist-mamba if installed */
     mamba_status status = run(argc, argv, me, &usage, &error);
     if (status == MAMBA_OK && (fflush(stdout) != 0 || ferror(stdout)))
         status = mamba_fail(&error, MAMBA_ERR_IO, "stdout", "cannot write: %s", strerror(errno));
     if (status != MAMBA_OK)
-        fprintf(stderr, "mamba: %s\n", error.message);
+        fprintf(stderr, "%s: %s\n", me, error.message);
     if (usage)
         fprintf(stderr, "usage: %s %s%s%s\n", me, usage->name, usage->name[0] ? " " : "",
                 usage->usage);

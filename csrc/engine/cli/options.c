@@ -46,8 +46,7 @@ static mamba_status parse_valued(struct options *out, const char *option, const 
         if (strcmp(option, known[i].name) != 0)
             continue;
         if (!(syntax->allowed & known[i].flag))
-            return mamba_fail(error, MAMBA_ERR_ARGUMENT, NULL, "%s: not an option of `mamba%s%s`",
-                              option, syntax->name[0] ? " " : "", syntax->name);
+            return mamba_fail(error, MAMBA_ERR_ARGUMENT, NULL, "%s: not an option here", option);
         if (!value)
             return mamba_fail(error, MAMBA_ERR_ARGUMENT, NULL, "%s: expected a value after it",
                               option);

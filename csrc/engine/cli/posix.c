@@ -34,6 +34,20 @@ double now_seconds(void)
     return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
 }
 
+/* Length of the part of `path` up to its last '/', with it; 0 if it has none. */
+static int folder_length(const char *path)
+{
+    int n = (int)strlen(path);
+    while (n > 0 && path[n - 1] != '/')
+        n--;
+    return n;
+}
+
+const char *file_name(const char *path)
+{
+    return path + folder_length(path);
+}
+
 enum { NO_GZIP = 127 }; /* exit code, as a shell's */
 
 int gzip_start(const char *path, int *process)
@@ -87,15 +101,6 @@ static bool is_writable(const char *path, bool exists)
         return errno == ENOENT && readlink(path, target, sizeof target) < 0;
     const int fd = open(path, O_WRONLY | O_CLOEXEC);
     return fd >= 0 && close(fd) == 0;
-}
-
-/* Length of the part of `path` up to its last '/', with it; 0 if it has none. */
-static int folder_length(const char *path)
-{
-    int n = (int)strlen(path);
-    while (n > 0 && path[n - 1] != '/')
-        n--;
-    return n;
 }
 
 #if defined(__GLIBC__)

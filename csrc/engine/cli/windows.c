@@ -48,6 +48,14 @@ double now_seconds(void)
     return (double)now.QuadPart / (double)per_second.QuadPart;
 }
 
+const char *file_name(const char *path)
+{
+    for (const char *c = path; *c; c++)
+        if (strchr("/\\:", *c))
+            path = c + 1;
+    return path;
+}
+
 int gzip_start(const char *path, int *process)
 {
     (void)path;
@@ -103,11 +111,12 @@ static bool write_all(int fd, const char *data, size_t bytes)
     return _commit(fd) == 0;
 }
 
-/* A file that exists keeps its access rights. */
+/* A file that exists keeps its access rights, or is not replaced. MoveFileExW only moves to a name
+ * that is free. */
 static bool move_over(const wchar_t *target, const wchar_t *temporary)
 {
-    if (ReplaceFileW(target, temporary, NULL, REPLACEFILE_IGNORE_MERGE_ERRORS, NULL, NULL) ||
-        MoveFileExW(temporary, target, MOVEFILE_REPLACE_EXISTING | MOVEFILE_WRITE_THROUGH))
+    if (ReplaceFileW(target, temporary, NULL, 0, NULL, NULL) ||
+        MoveFileExW(temporary, target, MOVEFILE_WRITE_THROUGH))
         return true;
     errno = EACCES; /* open in another program, most likely */
     return false;

@@ -111,13 +111,13 @@ usage "$plain_usage" "$model"
 usage "$plain_usage" "$model" input.bin extra
 says 'files: got 3, expected 2'
 usage "$plain_usage" "$model" input.bin --threads 2
-says '--threads: not an option of `mamba`'
+says '--threads: not an option here'
 usage "$plain_usage" --unknown
 says "unknown option '--unknown'"
 usage "$plain_usage" - input.bin
 says '-: stdin can be one file, and not MODEL'
 usage "info MODEL [--json]" info "$model" --threads 2
-says '--threads: not an option of `mamba info`'
+says '--threads: not an option here'
 usage "info MODEL [--json]" info -
 usage "$plain_usage" "$model" input.bin --jsn
 usage "$eval_usage" eval "$model" images.idx
@@ -133,6 +133,7 @@ usage "embed MODEL [--name NAME]" embed "$model" --json --name
 
 # The command under another name, as it is installed
 $RUN bin/mnist-mamba embed >out 2>err
+says '^mnist-mamba: files: got 0, expected 1$'
 says '^usage: mnist-mamba embed MODEL \[--name NAME\]$'
 check "the help of mnist-mamba" sh -c "$RUN bin/mnist-mamba --help | grep -qF '  mnist-mamba info MODEL'"
 
@@ -163,7 +164,10 @@ expect 0 embed "7 seg-ments.v2.bin"
 check "a name made of the file's" grep -q ' __seg_ments\[\] = {$' out
 expect 0 embed "$model" --name digits_2
 check "a name of its own" grep -q ' digits_2\[\] = {$' out
-for name in "" 2digits "a b" 'x[]={0};int y' "$(printf '%064d' 0 | tr 0 a)"; do
+cp "$model" int.bin
+expect 0 embed int.bin
+check "a name that is not a keyword" grep -q ' _nt\[\] = {$' out
+for name in "" int while 2digits "a b" 'x[]={0};int y' "$(printf '%064d' 0 | tr 0 a)"; do
     expect 2 embed "$model" --name "$name"
     says '--name: got .* expected a name of C'
 done
