@@ -22,7 +22,8 @@ test-%: export OMP_WAIT_POLICY := passive
 ENGINE_TESTS := test_allocation test_kernels test_model test_hostile test_threads test_exit test_idx \
     test_write_file test_picture test_forward test_golden test_numbers test_bench test_commands
 # These test what only POSIX has: processes, signals, threads, pages, owners of files.
-ifneq ($(findstring windows,$(shell $(CC) -dumpmachine)),)
+# The machine is called windows by clang and mingw by gcc.
+ifneq ($(filter windows% mingw%,$(subst -, ,$(shell $(CC) -dumpmachine))),)
 ENGINE_TESTS := $(filter-out test_allocation test_hostile test_threads test_idx test_write_file \
     test_bench test_commands,$(ENGINE_TESTS))
 endif
