@@ -101,6 +101,17 @@ def test_the_library_exports_its_header_and_nothing_else(prefix: Path) -> None:
     assert len(exported) == len(listed.splitlines()) - 1, "and the version's own symbol"
 
 
+@pytest.mark.parametrize("define", ["MAMBA_DLL_EXPORT", "MAMBA_DLL_IMPORT", "NEITHER"])
+def test_on_windows_the_build_of_the_dll_alone_exports(define: str, tmp_path: Path) -> None:
+    header = ROOT / "csrc/include/mamba.h"
+    text = run("cc", "-E", "-D_WIN32", f"-D{define}", header, cwd=tmp_path)
+    found = set(re.findall(r"__declspec\((\w+)\)", text))
+    assert found == {"MAMBA_DLL_EXPORT": {"dllexport"}, "MAMBA_DLL_IMPORT": {"dllimport"}}.get(
+        define, set()
+    )
+    assert "mamba_version(void)" in text
+
+
 def test_pkg_config_finds_both_libraries(project: Path, prefix: Path) -> None:
     if shutil.which("pkg-config") is None:
         pytest.skip("pkg-config is not installed")
