@@ -1,6 +1,6 @@
 /** The page: draws, asks the engine, shows the answer. */
 import { inflate, MambaError, open } from "../npm/engine.js";
-import { drawPixels, extremes } from "./colours.js";
+import { drawPixels, element, extremes } from "./colours.js";
 import { Paper } from "./draw.js";
 import { Inspector } from "./inspect.js";
 import { acceptFiles, Camera, readPicture } from "./picture.js";
@@ -15,9 +15,6 @@ const WARM_UP_MS = 50;
 const SLOW_US = 20000;
 /** Least time that is measured: clocks of browsers are coarse. */
 const MEASURED_MS = 1;
-
-/** @param {string} id @returns {any} */
-const element = (id) => document.getElementById(id);
 
 /** @param {number} share */
 const percent = (share) => `${(100 * share).toFixed(2)} %`;

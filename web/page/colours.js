@@ -1,4 +1,7 @@
-/** Colours of the heat maps, and pictures of pixels. */
+/** What all parts of the page use: its elements, colours of the heat maps, pictures of pixels. */
+
+/** @param {string} id @returns {any} */
+export const element = (id) => document.getElementById(id);
 
 /** From little to much: dark violet, red, yellow. */
 const HEAT = [[24, 12, 58], [101, 21, 110], [187, 55, 84], [249, 142, 9], [252, 255, 164]];

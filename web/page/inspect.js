@@ -1,5 +1,5 @@
 /** A look inside: the tokens, the order in which a layer reads them, its step sizes, its result. */
-import { drawPixels, extremes, heat, sharp } from "./colours.js";
+import { drawPixels, element, extremes, heat, sharp } from "./colours.js";
 
 /** @typedef {import("../npm/engine.js").Info} Info */
 /** @typedef {import("../npm/engine.js").Stage} Stage */
@@ -60,9 +60,6 @@ function keepShown({ name, layer, rows, columns, values }) {
 /** Write a number with three digits. @param {number} value */
 const short = (value) => String(Number(value.toPrecision(3)));
 
-/** @param {string} id @returns {any} */
-const part = (id) => document.getElementById(id);
-
 /** The section "Look inside". */
 export class Inspector {
   constructor() {
@@ -72,13 +69,13 @@ export class Inspector {
     /** Time at which playing began; 0 while it doesn't. */
     this.playing = 0;
     for (const id of ["member", "layer"])
-      part(id).addEventListener("input", () => this.select());
-    part("step").addEventListener("input", () => {
+      element(id).addEventListener("input", () => this.select());
+    element("step").addEventListener("input", () => {
       this.stop();
       this.draw();
     });
-    part("play").addEventListener("click", () => (this.playing ? this.stop() : this.play()));
-    new ResizeObserver(() => this.draw()).observe(part("inside"));
+    element("play").addEventListener("click", () => (this.playing ? this.stop() : this.play()));
+    new ResizeObserver(() => this.draw()).observe(element("inside"));
   }
 
   /**
@@ -88,14 +85,14 @@ export class Inspector {
    * @param {number} [asked] Members that gave the answer.
    */
   show(model, pixels, asked = 0) {
-    part("inside").hidden = !pixels;
-    part("inside").setAttribute("aria-busy", "false");
+    element("inside").hidden = !pixels;
+    element("inside").setAttribute("aria-busy", "false");
     this.stop();
     this.shown = null;
     if (!pixels) return;
     const { members, n_layers: layers, length } = model.info;
     if (members * layers * length > MOST_NUMBERS) {
-      part("inside").hidden = true;
+      element("inside").hidden = true;
       return;
     }
     const margin = model.info.exit_margin;
@@ -103,14 +100,14 @@ export class Inspector {
     try {
       this.shown = { model, pixels, asked, members: model.trace(pixels, keepShown) };
     } catch {
-      part("inside").hidden = true; // a member that was not asked overflows
+      element("inside").hidden = true; // a member that was not asked overflows
       return;
     } finally {
       model.setExitMargin(margin);
     }
     drawPixels(this.image, pixels, model.info);
-    part("member").max = model.info.members;
-    part("member-label").hidden = model.info.members === 1;
+    element("member").max = model.info.members;
+    element("member-label").hidden = model.info.members === 1;
     this.select();
   }
 
@@ -118,10 +115,10 @@ export class Inspector {
   select() {
     if (!this.shown) return;
     const { model, members, asked } = this.shown;
-    const member = Number(part("member").value) - 1, info = model.members[member];
-    part("layer").max = info.n_layers;
-    part("layer-label").hidden = info.n_layers === 1;
-    const layer = Number(part("layer").value) - 1;
+    const member = Number(element("member").value) - 1, info = model.members[member];
+    element("layer").max = info.n_layers;
+    element("layer-label").hidden = info.n_layers === 1;
+    const layer = Number(element("layer").value) - 1;
     const stages = members[member].filter((stage) => stage.layer === layer);
     const grid = gridOf(info), order = readingOrder(info, layer);
     const sizes = stages.filter(({ name }) => name.startsWith("delta")).map(({ values }) => values);
@@ -136,20 +133,20 @@ export class Inspector {
       }),
       residual: stages.find(({ name }) => name === "residual").values,
     };
-    part("step").max = tokens.length;
-    if (!this.playing) part("step").value = tokens.length;
-    part("tokens").textContent = info.length;
-    part("order-text").textContent = order.words;
-    part("member-text").textContent = `Member ${member + 1} of ${members.length}`;
-    part("layer-text").textContent = `Layer ${layer + 1} of ${info.n_layers}`;
+    element("step").max = tokens.length;
+    if (!this.playing) element("step").value = tokens.length;
+    element("tokens").textContent = info.length;
+    element("order-text").textContent = order.words;
+    element("member-text").textContent = `Member ${member + 1} of ${members.length}`;
+    element("layer-text").textContent = `Layer ${layer + 1} of ${info.n_layers}`;
     for (const name of ["delta", "residual"]) {
       const [low, high] = extremes(this.view[name]);
-      part(`${name}-range`).textContent = `${short(low)} (dark) to ${short(high)} (bright).`;
+      element(`${name}-range`).textContent = `${short(low)} (dark) to ${short(high)} (bright).`;
     }
     const logits = members[member][members[member].length - 1].values;
     const best = logits.indexOf(extremes(logits)[1]);
-    part("alone").hidden = members.length === 1;
-    part("alone").textContent = `Member ${member + 1} alone reads ${model.classNames[best]}. ${
+    element("alone").hidden = members.length === 1;
+    element("alone").textContent = `Member ${member + 1} alone reads ${model.classNames[best]}. ${
       member < asked ? "It was asked for this picture."
         : "It was not asked: those before it were sure enough."}`;
     for (const map of document.querySelectorAll(".maps canvas"))
@@ -161,24 +158,25 @@ export class Inspector {
 
   play() {
     if (matchMedia("(prefers-reduced-motion: reduce)").matches) {
-      part("step").value = part("step").value % part("step").max + 1; // one token per press
+      const { value, max } = element("step");
+      element("step").value = (value % max) + 1; // one token per press
       this.draw();
       return;
     }
     this.playing = performance.now();
-    part("play").setAttribute("aria-pressed", "true");
+    element("play").setAttribute("aria-pressed", "true");
     this.tick();
   }
 
   stop() {
     this.playing = 0;
-    part("play").setAttribute("aria-pressed", "false");
+    element("play").setAttribute("aria-pressed", "false");
   }
 
   tick() {
     if (!this.playing) return;
-    const share = (performance.now() - this.playing) / PLAY_MS, steps = Number(part("step").max);
-    part("step").value = Math.min(Math.floor(share * steps) + 1, steps);
+    const share = (performance.now() - this.playing) / PLAY_MS, steps = Number(element("step").max);
+    element("step").value = Math.min(Math.floor(share * steps) + 1, steps);
     if (share >= 1) this.stop();
     this.draw();
     requestAnimationFrame(() => this.tick());
@@ -190,18 +188,18 @@ export class Inspector {
   draw() {
     if (!this.shown || !this.view) return;
     const { tokens, delta, residual, grid, member, layer } = this.view;
-    const step = Math.min(Number(part("step").value), tokens.length), token = tokens[step - 1];
+    const step = Math.min(Number(element("step").value), tokens.length), token = tokens[step - 1];
     // A second scan begins with an empty map.
     const begin = Math.floor((step - 1) / residual.length) * residual.length;
     const seen = new Map(tokens.slice(begin, step).map((each, i) => [each, delta[begin + i]]));
-    this.drawOrder(part("order"), tokens.slice(begin, step));
-    this.drawMap(part("delta"), seen, delta, token);
-    this.drawMap(part("residual"), new Map(residual.map((value, i) => [i, value])), residual, token);
-    this.drawChart(part("chart"), delta, step);
+    this.drawOrder(element("order"), tokens.slice(begin, step));
+    this.drawMap(element("delta"), seen, delta, token);
+    this.drawMap(element("residual"), new Map(residual.entries()), residual, token);
+    this.drawChart(element("chart"), delta, step);
     const row = Math.floor(token / grid.columns) + 1, column = (token % grid.columns) + 1;
     if (this.playing) return;
     const mean = delta.reduce((sum, value) => sum + value, 0) / delta.length;
-    part("where").textContent = `Layer ${layer + 1}${this.shown.members.length > 1
+    element("where").textContent = `Layer ${layer + 1}${this.shown.members.length > 1
       ? ` of member ${member + 1}` : ""}: token ${step} of ${tokens.length} in reading order, row ${
       row}, column ${column}. Δ = ${short(delta[step - 1])}, ${
       (delta[step - 1] / mean).toFixed(1)} times the mean of all tokens.`;
