@@ -41,6 +41,12 @@ HANDS: list[tuple[str, int, list[str]]] = [
 ]
 
 
+def places(stroke: str) -> list[tuple[float, float]]:
+    """Return the points of a stroke, x and y in 0..1 of the paper."""
+    numbers = [float(number) / 100 for number in stroke.split()]
+    return list(zip(numbers[::2], numbers[1::2], strict=True))
+
+
 @pytest.fixture
 def open_page(browser: Any, page_file: Path) -> Iterator[Callable[..., Any]]:
     """A function that opens the page. There must be no console output and no request afterwards."""
@@ -74,19 +80,21 @@ def open_page(browser: Any, page_file: Path) -> Iterator[Callable[..., Any]]:
     assert not complaints
 
 
+def at(page: Any, x: float, y: float) -> dict[str, float]:
+    """Return a place on the paper, x and y in 0..1, in pixels of the window."""
+    box = page.locator("#paper").bounding_box()
+    return {"x": box["x"] + x * box["width"], "y": box["y"] + y * box["height"]}
+
+
 def draw(page: Any, strokes: list[str], thickness: int = 20) -> None:
     """Draw strokes with the mouse; return after the answer."""
     page.fill("#thickness", str(thickness))
-    box = page.locator("#paper").bounding_box()
     for stroke in strokes:
-        numbers = [float(number) for number in stroke.split()]
-        points = list(zip(numbers[::2], numbers[1::2], strict=True))
-        places = [(box["x"] + x / 100 * box["width"], box["y"] + y / 100 * box["height"])
-                  for x, y in points]  # fmt: skip
-        page.mouse.move(*places[0])
+        points = [at(page, *place) for place in places(stroke)]
+        page.mouse.move(**points[0])
         page.mouse.down()
-        for place in places[1:]:
-            page.mouse.move(*place, steps=3)
+        for point in points[1:]:
+            page.mouse.move(**point, steps=3)
         page.mouse.up()
     settle(page)
 
@@ -126,6 +134,9 @@ def photo(index: int) -> bytes:
     return file.getvalue()
 
 
+PAPER_IMAGE = "() => document.getElementById('paper').toDataURL()"
+
+
 # ---- drawing ---------------------------------------------------------------------------------
 
 
@@ -163,39 +174,88 @@ def test_the_answer_follows_strokes_undo_and_clear(open_page: Any) -> None:
     assert not page.is_visible("#inside")
 
 
-def test_pressure_makes_a_pens_strokes_thicker(open_page: Any) -> None:
+def fingers(page: Any) -> Callable[..., str]:
+    """Return a function that puts, moves or lifts fingers on the screen, and returns the paper."""
+    session = page.context.new_cdp_session(page)
+
+    def touch(kind: str, *down: tuple[float, float]) -> str:
+        points = [{**at(page, *place), "id": i} for i, place in enumerate(down)]
+        session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+        settle(page)
+        return str(page.evaluate(PAPER_IMAGE))
+
+    return touch
+
+
+def test_a_finger_draws_and_the_page_stays(open_page: Any) -> None:
+    page = open_page(width=360, has_touch=True, is_mobile=True)
+    touch = fingers(page)
+    for digit, _, strokes in HANDS[1:8:3]:
+        for stroke in strokes:
+            first, *rest = places(stroke)
+            touch("touchStart", first)
+            for place in rest:
+                touch("touchMove", place)
+            touch("touchEnd")
+        assert answer(page) == page.inner_text("#brief") == digit
+        assert page.evaluate("[scrollX, scrollY, visualViewport.scale]") == [0, 0, 1]
+        page.tap("#clear")
+    for y in (1.6, 1.4, 1.2, 1.0):  # below the paper, a finger scrolls
+        touch("touchStart" if y == 1.6 else "touchMove", (0.5, y))
+    touch("touchEnd")
+    page.wait_for_function("() => scrollY > 50")
+
+
+def test_a_second_finger_neither_draws_nor_ends_the_stroke(open_page: Any) -> None:
+    page = open_page(has_touch=True)
+    touch = fingers(page)
+    touch("touchStart", (0.5, 0.2))
+    one = touch("touchMove", (0.5, 0.5))
+    second = (0.2, 0.8), (0.4, 0.8)
+    assert touch("touchStart", (0.5, 0.5), second[0]) == one
+    assert touch("touchMove", (0.5, 0.5), second[1]) == one
+    assert touch("touchEnd", (0.5, 0.5)) == one
+    assert (longer := touch("touchMove", (0.5, 0.8))) != one
+    assert touch("touchEnd") == longer
+    assert touch("touchStart", (0.2, 0.8)) != longer
+
+
+def test_a_pens_pressure_makes_its_strokes_thicker(open_page: Any) -> None:
     page = open_page()
-    inked = """(pressure) => {
-      const paper = document.getElementById("paper"), box = paper.getBoundingClientRect();
-      document.getElementById("clear").click();
-      for (const [kind, y] of [["pointerdown", 0.2], ["pointermove", 0.8], ["pointerup", 0.8]])
-        paper.dispatchEvent(new PointerEvent(kind, { pointerId: 1, pointerType: "pen", pressure,
-          button: 0, clientX: box.x + box.width / 2, clientY: box.y + box.height * y }));
+    session = page.context.new_cdp_session(page)
+    inked = """() => {
+      const paper = document.getElementById("paper");
       const copy = new OffscreenCanvas(paper.width, paper.height);
       const context = copy.getContext("2d", { willReadFrequently: true });
       context.drawImage(paper, 0, 0);
       const { data } = context.getImageData(0, 0, paper.width, paper.height);
       return data.filter((value, i) => i % 4 === 0 && value < 128).length;
     }"""
-    # Without a real pointer there is nothing to capture.
-    page.evaluate("() => { Element.prototype.setPointerCapture = () => {}; }")
-    light, firm = page.evaluate(inked, 0.1), page.evaluate(inked, 0.9)
+
+    def ink(pressure: float, **pointer: str) -> int:
+        page.click("#clear")
+        for kind, y in (("mousePressed", 0.2), ("mouseMoved", 0.8), ("mouseReleased", 0.8)):
+            event = {"type": kind, "button": "left", "buttons": 1, "force": pressure, **pointer}
+            session.send("Input.dispatchMouseEvent", event | at(page, 0.5, y))
+        settle(page)
+        return int(page.evaluate(inked))
+
+    light, firm = ink(0.1, pointerType="pen"), ink(0.9, pointerType="pen")
     assert firm > 1.5 * light > 0
+    assert light < ink(0.5) < firm  # a mouse
 
 
 def test_the_keyboard_draws_and_reaches_everything(open_page: Any) -> None:
     page = open_page()
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.id") == "paper"
-    for _ in range(12):
-        page.keyboard.press("ArrowUp")
-    page.keyboard.press("Space")
-    for _ in range(24):
-        page.keyboard.press("ArrowDown")
-    page.keyboard.press("Space")
+    slope = ["ArrowDown", "ArrowLeft", "ArrowDown"] * 8
+    for keys in (["ArrowUp"] * 10 + ["ArrowLeft"] * 7, [" "], ["ArrowRight"] * 12, slope, [" "]):
+        for key in keys:
+            page.keyboard.press(key)
     page.keyboard.press("ArrowLeft")
     settle(page)
-    assert answer(page) == "1"
+    assert answer(page) == "7"
     reached = []
     for _ in range(20):
         page.keyboard.press("Tab")
@@ -207,9 +267,6 @@ def test_the_keyboard_draws_and_reaches_everything(open_page: Any) -> None:
         assert outline == "solid" or not reached[-1], reached
     assert {"undo", "clear", "example", "thickness", "picture", "model"} <= set(reached)
     assert {"member", "layer", "step", "play"} <= set(reached)
-
-
-PAPER_IMAGE = "() => document.getElementById('paper').toDataURL()"
 
 
 def test_a_mouse_that_is_not_pressed_adds_nothing_to_the_keyboards_stroke(open_page: Any) -> None:
@@ -232,32 +289,6 @@ def test_a_mouse_that_is_not_pressed_adds_nothing_to_the_keyboards_stroke(open_p
     assert page.evaluate(PAPER_IMAGE) == drawn
 
 
-def test_a_second_finger_neither_draws_nor_ends_the_stroke(open_page: Any) -> None:
-    page = open_page()
-    page.evaluate("() => { Element.prototype.setPointerCapture = () => {}; }")
-
-    def touch(finger: int, kind: str, x: float, y: float) -> str:
-        page.evaluate(
-            """([pointerId, kind, x, y]) => {
-              const paper = document.getElementById("paper"), box = paper.getBoundingClientRect();
-              paper.dispatchEvent(new PointerEvent(kind, { pointerId, pointerType: "touch",
-                clientX: box.x + box.width * x, clientY: box.y + box.height * y }));
-            }""",
-            [finger, kind, x, y],
-        )
-        return str(page.evaluate(PAPER_IMAGE))
-
-    touch(1, "pointerdown", 0.5, 0.2)
-    before = touch(1, "pointermove", 0.5, 0.5)
-    second = [("pointerdown", 0.2), ("pointermove", 0.4), ("pointerup", 0.4)]
-    assert [touch(2, kind, x, 0.8) for kind, x in second] == [before] * 3
-    longer = touch(1, "pointermove", 0.5, 0.8)
-    assert longer != before
-    touch(1, "pointerup", 0.5, 0.8)
-    assert touch(1, "pointermove", 0.9, 0.8) == longer
-    assert touch(2, "pointerdown", 0.2, 0.8) != longer
-
-
 # ---- pictures and models ---------------------------------------------------------------------
 
 
@@ -271,6 +302,13 @@ def test_a_picture_is_read(open_page: Any, event: str) -> None:
     page.wait_for_selector("#error:not([hidden])")
     assert "bad.png: not a picture" in page.inner_text("#error")
     assert answer(page) == "7"
+    draw(page, ["50 15 48 85"])  # strokes replace a picture, and a picture strokes
+    assert answer(page) == "1"
+    give(page, event, "photo.png", "image/png", photo(7))
+    page.wait_for_selector("#answer:text-is('7')")
+    page.click("#undo")
+    settle(page)
+    assert answer(page) == "Draw a digit."
 
 
 def test_files_are_chosen(open_page: Any, tmp_path: Path) -> None:
@@ -305,6 +343,48 @@ def test_any_model_opens_and_a_broken_one_is_refused(open_page: Any) -> None:
     page.wait_for_selector("#summary:text('Built-in')")
     assert page.locator("#classes li").count() == 10
     assert not page.is_visible("#error")
+
+
+def test_the_most_probable_of_many_classes_are_listed(open_page: Any) -> None:
+    page = open_page()
+    page.click("#example")
+    give(page, "drop", "wide.bin", "", (GOLDEN / "wide_panels.bin").read_bytes())
+    page.wait_for_selector("#summary:text('17 classes')")
+    shares = page.locator("#classes li span:last-child").all_inner_texts()
+    numbers = [float(share.split()[0]) for share in shares]
+    assert len(numbers) == 12
+    assert numbers == sorted(numbers, reverse=True)
+    assert page.inner_text("#classes li:first-child span") == answer(page)
+    assert page.inner_text("#sure") == shares[0]
+
+
+def test_strokes_are_as_the_models_images(open_page: Any) -> None:
+    """Bright on dark for grey models without the preparation `mnist`, else dark on light."""
+    page = open_page()
+    page.click("#example")
+    for name, is_bright in (("patch_tied", True), ("colours", False)):
+        give(page, "drop", f"{name}.bin", "", (GOLDEN / f"{name}.bin").read_bytes())
+        page.wait_for_selector(f"#summary:text('{name}.bin')")
+        corner = page.evaluate(
+            """() => {
+              const context = new OffscreenCanvas(1, 1).getContext("2d");
+              context.drawImage(document.getElementById("seen"), 0, 0);
+              return [...context.getImageData(0, 0, 1, 1).data];
+            }"""
+        )
+        assert corner == ([0] * 3 if is_bright else [255] * 3) + [255], name
+
+
+def test_pixels_of_any_channels_are_shown(open_page: Any) -> None:
+    page = open_page()
+    found = page.evaluate(
+        """() => [1, 2, 3, 4].map((channels) => {
+          const canvas = document.createElement("canvas"), pixels = Uint8Array.of(90, 255, 30, 255);
+          drawPixels(canvas, pixels.subarray(0, channels), { height: 1, width: 1, channels });
+          return [...canvas.getContext("2d").getImageData(0, 0, 1, 1).data];
+        })"""
+    )
+    assert found == [[90, 90, 90, 255]] * 2 + [[90, 255, 30, 255]] * 2
 
 
 def test_a_model_that_overflows_on_black_opens(open_page: Any) -> None:
@@ -344,9 +424,14 @@ def test_the_camera_or_why_there_is_none(open_page: Any) -> None:
     page.click("#camera")
     page.wait_for_selector("#camera[aria-pressed=true]")
     page.wait_for_selector("#answer:not(:text-is('Draw a digit.'))")
-    page.click("#camera")
+    draw(page, ["50 15 48 85"])  # this stops it
     assert page.get_attribute("#camera", "aria-pressed") == "false"
     assert not page.is_visible("#error")
+    page.wait_for_timeout(150)
+    assert answer(page) == "1"
+    page.click("#camera")
+    page.wait_for_selector("#camera[aria-pressed=true]")
+    page.click("#camera")
     page.click("#clear")
     settle(page)
     assert answer(page) == "Draw a digit."
@@ -389,14 +474,16 @@ def test_the_reading_order_of_every_direction(open_page: Any) -> None:
     found = page.evaluate(
         """() => [0, 1, 2, 3].map((direction) => [0, 1, 2, 3].map((layer) => readingOrder(
           { stem: 0, height: 4, width: 6, patch_height: 2, patch_width: 2, direction }, layer
-        ).scans.map((scan) => scan.join(""))))"""
+        )).map(({ words, scans }) => [words, ...scans.map((scan) => scan.join(""))]))"""
     )
-    rows, back = "012345", "543210"
+    rows, back = ["Row by row.", "012345"], ["Row by row, backwards.", "543210"]
+    both = ["Row by row, then backwards.", "012345", "543210"]
+    columns = ["Column by column.", "031425"], ["Column by column, backwards.", "524130"]
     assert found == [
-        [[rows]] * 4,
-        [[rows], [back]] * 2,
-        [[rows, back]] * 4,
-        [[rows], ["031425"], [back], ["524130"]],
+        [rows] * 4,
+        [rows, back] * 2,
+        [both] * 4,
+        [rows, columns[0], back, columns[1]],
     ]
 
 
@@ -421,10 +508,44 @@ def test_sliders_show_members_layers_and_tokens(open_page: Any) -> None:
     page.click("#play")  # one token, without motion
     assert "token 9 of 49 in reading order, row 2, column 2." in page.inner_text("#where")
     before = page.inner_text("#where")
-    page.fill("#member", "4")
-    assert page.inner_text("#where") != before
-    assert "It was not asked" in page.inner_text("#alone")
+    for member in ("2", "4"):
+        page.fill("#member", member)
+        assert page.inner_text("#where") != before
+        assert "It was not asked" in page.inner_text("#alone")
     assert "1 of 4 members asked" in page.inner_text("#cost")
+    page.click("#example")
+    settle(page)
+    assert "1 of 4 members asked" in page.inner_text("#cost")
+
+
+def test_the_look_inside_shows_the_trace(open_page: Any) -> None:
+    page = open_page()
+    page.click("#example")
+    settle(page)
+    page.fill("#layer", "2")  # it reads by columns
+    expected = page.evaluate(
+        """async (text) => {
+          const file = Uint8Array.from(atob(text), (each) => each.charCodeAt(0));
+          const model = await open(file), seen = document.getElementById("seen");
+          const { data } = seen.getContext("2d").getImageData(0, 0, 28, 28);
+          const [member] = model.trace(Uint8Array.from({ length: 784 }, (_, i) => data[4 * i]));
+          const means = (wanted, of) => {
+            const { values, rows, columns } = member.find(({ name, layer }) =>
+              name === wanted && layer === 1);
+            return Array.from({ length: rows }, (_, row) => [...values].slice(
+              row * columns, (row + 1) * columns).reduce((sum, x) => sum + of(x), 0) / columns);
+          };
+          return [means("delta", (x) => x), means("residual", (x) => x * x)];
+        }""",
+        base64.b64encode(build.rounded(MODEL.read_bytes())).decode(),
+    )
+    for step in (1, 9, 30, 49):
+        page.fill("#step", str(step))
+        shown = page.inner_text("#where").partition("Δ = ")[2].partition(",")[0]
+        assert float(shown) == pytest.approx(expected[0][step - 1], rel=0.01)
+    shown = page.inner_text("#residual-range").split()
+    sizes = np.sqrt(expected[1])
+    assert [float(shown[i]) for i in (0, 3)] == pytest.approx([sizes.min(), sizes.max()], rel=0.01)
 
 
 def test_a_layers_scan_plays(open_page: Any) -> None:

@@ -206,6 +206,7 @@ class App {
     const output = element("answer");
     output.classList.toggle("words", isWords || text.length > 8);
     if (output.textContent !== text) output.textContent = text;
+    element("brief").textContent = isWords ? "" : text; // above the paper of a small screen
   }
 
   /** List the classes: all in their order, or the most probable of many. */

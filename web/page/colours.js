@@ -1,4 +1,4 @@
-/** What all parts of the page use: its elements, colours of the heat maps, pictures of pixels. */
+/** Shared by all parts of the page: its elements, colours of heat maps, pictures of pixels. */
 
 /** @param {string} id @returns {any} */
 export const element = (id) => document.getElementById(id);
