@@ -19,10 +19,14 @@ CODE = re.compile(r"`[^`\n]*`")
 LINK = re.compile(r"\]\(\s*([^)\s]+)\s*\)")
 
 
+OUTSIDE = re.compile(r"[a-z]+:|\.\./\.\./deployments/")
+"""Web addresses, and the README's link to GitHub's page about what a repository has published."""
+
+
 def links(text: str) -> list[str]:
-    """Return the targets of all links that are not web addresses."""
+    """Return the targets of all links that do not lead outside."""
     targets = LINK.findall(CODE.sub("", FENCED.sub("", text)))
-    return [target for target in targets if not re.match(r"[a-z]+:", target)]
+    return [target for target in targets if not OUTSIDE.match(target)]
 
 
 def anchors(text: str) -> set[str]:
