@@ -36,7 +36,7 @@ BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.
 
 
 class Limits(NamedTuple):
-    """What a request may take."""
+    """Bounds of a request."""
 
     body_bytes: int = 8 << 20
     images: int = 1000
