@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import logging
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ def parse_arguments() -> argparse.Namespace:
 if __name__ == "__main__":
     command.run(parse_arguments)
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, UndefinedError
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template, UndefinedError
 
 from mnist_mamba.atomic_write import write_text
 from pipeline.common import timings
@@ -46,7 +47,7 @@ def make_page(params: Params) -> str:
         ReportError: a required file is missing, or a file is malformed.
     """
     try:
-        return _render(_context(params, read_all()))
+        return _template().render(_context(params, read_all())).lstrip()
     except ReportError:
         raise
     except (
@@ -81,7 +82,8 @@ def _context(params: Params, files: dict[str, Any]) -> TemplateContext:
     }
 
 
-def _render(context: TemplateContext) -> str:
+@functools.cache
+def _template() -> Template:
     environment = Environment(
         autoescape=True,
         loader=FileSystemLoader(Path(__file__).parent),
@@ -95,7 +97,7 @@ def _render(context: TemplateContext) -> str:
         "value": timings.format_value,
     }
     environment.globals |= {"compared": results.compared, "by_load": results.by_load}
-    return environment.get_template("page.html.j2").render(context).lstrip()
+    return environment.get_template("page.html.j2")
 
 
 def main() -> None:

@@ -79,13 +79,14 @@ def set_params(folder: Path, changes: Mapping[str, Any]) -> None:
 
 def write_changed(name: str, folder: Path, changes: Mapping[str, Any]) -> None:
     """Write a YAML file of this project to a folder, with changes by dotted keys."""
-    content = yaml.safe_load((ROOT / name).read_text(encoding="utf-8"))
+    content = yaml.load((ROOT / name).read_text(encoding="utf-8"), Loader=yaml.CSafeLoader)
     for key, value in changes.items():
         section, _, last = key.rpartition(".")
         values = look_up(content, section) if section else content
         assert last in values, key
         values[last] = value
-    (folder / name).write_text(yaml.safe_dump(content), encoding="utf-8")
+    text = yaml.dump(content, Dumper=yaml.CSafeDumper)
+    (folder / name).write_text(text, encoding="utf-8")
 
 
 def write_bars(folder: Path) -> None:
@@ -116,7 +117,8 @@ def run_module(
 
 def run_stage(folder: Path, stage: str) -> str:
     """Run a stage of dvc.yaml in the project, without DVC, and return what it logs."""
-    stages = yaml.safe_load((folder / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    text = (folder / "dvc.yaml").read_text(encoding="utf-8")
+    stages = yaml.load(text, Loader=yaml.CSafeLoader)["stages"]
     python, dash_m, module, *arguments = stages[stage]["cmd"].split()
     assert (python, dash_m) == ("python", "-m")
     done = run_module(folder, module, *arguments)

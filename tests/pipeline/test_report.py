@@ -95,12 +95,12 @@ def change(path: str, edit: Callable[[Any], object]) -> None:
 
 def write_lock() -> None:
     """Make dvc.lock agree with the files that are here."""
-    lock = yaml.safe_load((ROOT / "dvc.lock").read_text(encoding="utf-8"))
+    lock = yaml.load((ROOT / "dvc.lock").read_text(encoding="utf-8"), Loader=yaml.CSafeLoader)
     for stage in lock["stages"].values():
         for out in stage["outs"]:
             if Path(out["path"]).is_file():
                 out["md5"] = file_md5(Path(out["path"]))
-    Path("dvc.lock").write_text(yaml.safe_dump(lock), encoding="utf-8")
+    Path("dvc.lock").write_text(yaml.dump(lock, Dumper=yaml.CSafeDumper), encoding="utf-8")
 
 
 def use_classes(names: list[str], wrong: int = 3) -> None:
@@ -129,17 +129,27 @@ def committed(monkeypatch: pytest.MonkeyPatch) -> Page:
     return page()
 
 
-@pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The committed results with four classes, without Git; the current folder."""
-    folder = copy_project(tmp_path / "project")
-    monkeypatch.chdir(folder)
+@pytest.fixture(scope="module")
+def with_classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The committed results with four classes, without Git."""
+    folder = copy_project(tmp_path_factory.mktemp("report") / "project")
     for name in ("metrics", "plots"):
         shutil.copytree(ROOT / name, folder / name)
-    use_classes(NAMES)
-    Path("artifacts").mkdir()
-    Path("artifacts/tracking_key.txt").write_text(content_key(load_params()), encoding="utf-8")
-    write_lock()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        use_classes(NAMES)
+        Path("artifacts").mkdir()
+        key = content_key(load_params())
+        Path("artifacts/tracking_key.txt").write_text(key, encoding="utf-8")
+        write_lock()
+    return folder
+
+
+@pytest.fixture
+def project(with_classes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of these results, as the current folder."""
+    folder = shutil.copytree(with_classes, tmp_path / "project")
+    monkeypatch.chdir(folder)
     return folder
 
 
