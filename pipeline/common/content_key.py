@@ -58,7 +58,7 @@ def training_content(params: Params, pipeline: Path = Path("dvc.yaml")) -> dict[
     """
     values = params.model_dump(mode="json")
     del values["train"]["save_every"]  # does not change the weights
-    stage = yaml.safe_load(pipeline.read_text(encoding="utf-8"))["stages"]["train"]
+    stage = _stages(pipeline)["train"]
     return {
         "params": {name: look_up(values, name) for name in stage["params"]},
         "files": {str(file): file_md5(file) for dep in stage["deps"] for file in _files(dep)},
@@ -71,7 +71,7 @@ def source_files(values: dict[str, Any], pipeline: Path = Path("dvc.yaml")) -> l
     Raises:
         ValueError: the pipeline lacks the stage.
     """
-    stages: dict[str, Any] = yaml.safe_load(pipeline.read_text(encoding="utf-8"))["stages"]
+    stages = _stages(pipeline)
     if RESULT_STAGE not in stages:
         raise ValueError(f"{pipeline} has no stage '{RESULT_STAGE}', expected one")
     deps, made = set(), set()
@@ -82,6 +82,12 @@ def source_files(values: dict[str, Any], pipeline: Path = Path("dvc.yaml")) -> l
         if name == RESULT_STAGE:
             break
     return sorted(file for path in deps - made for file in _files(path))
+
+
+def _stages(pipeline: Path) -> dict[str, Any]:
+    text = pipeline.read_text(encoding="utf-8")
+    stages: dict[str, Any] = yaml.load(text, Loader=yaml.CSafeLoader)["stages"]
+    return stages
 
 
 def _files(dep: str | Path) -> list[Path]:
