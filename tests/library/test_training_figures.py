@@ -7,6 +7,7 @@ import dataclasses
 import datetime as dt
 import io
 import logging
+import os
 import re
 import threading
 from types import SimpleNamespace
@@ -287,6 +288,19 @@ def test_times_of_a_resumed_training_count_from_its_resumption(
     assert reports[1].images_per_s == pytest.approx(96 / 25)
     left = [20 / 36 * 192, 55 / (36 + 96) * 96, 0]
     assert [report.seconds_left for report in reports] == pytest.approx(left)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no pseudoterminals")
+def test_a_terminal_that_does_not_know_its_size_shows_the_bar(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As that of `docker exec -t` or `script` without one; os.openpty's has 0 rows of 0 columns."""
+    reader, terminal = os.openpty()
+    os.set_blocking(reader, False)
+    with os.fdopen(reader, "rb", buffering=0) as shown, os.fdopen(terminal, "w") as stderr:
+        monkeypatch.setattr("sys.stderr", stderr)
+        list(train(new_model(), bars(96, 1), None, TrainConfig(epochs=1)))
+        assert b"epoch 1/1:   0%" in (shown.read(4096) or b"")
 
 
 def test_the_progress_bar_counts_images_and_shows_the_report_s_figures(

@@ -39,6 +39,7 @@ class Progress:
             disable=None if self._shown else True,
             mininterval=1,
             leave=False,
+            nrows=24,  # tqdm would show nothing on a terminal that says that it has 0 rows
         )
 
     def seconds_left(self, epoch: Epoch) -> float:
