@@ -43,11 +43,13 @@ def serve(params: Params, port: int) -> None:
     is_served = uri.startswith(("http://", "https://"))
     server = client.public_address(uri).rstrip("/") if is_served else f"http://127.0.0.1:{port}"
     view = f"workflowType=machine_learning&viewStateShareKey={client.VIEW}"
-    print(f"The runs: {server}/#/experiments/{experiment}/runs?{view}", flush=True)
+    when = "" if is_served else ", in some seconds"
+    print(f"The runs{when}: {server}/#/experiments/{experiment}/runs?{view}", flush=True)
     if not is_served:
         # Not an argument: everybody on this machine can read these, and it may contain a password.
         os.environ["MLFLOW_BACKEND_STORE_URI"] = uri
-        words = ["mlflow", "ui", "--port", str(port)]
+        # One user needs one worker; each of MLflow's four takes seconds to start, and 0.25 GB.
+        words = ["mlflow", "ui", "--workers", "1", "--port", str(port)]
         os.execvp(words[0], words)
 
 

@@ -628,7 +628,7 @@ def test_the_ui_opens_the_runs_with_the_main_columns(
     monkeypatch.setattr("sys.argv", ["track", "--serve", "5077"])
     track.main()
     (words,) = started
-    assert words[:2] == ["mlflow", "ui"]
+    assert words[:4] == ["mlflow", "ui", "--workers", "1"]
     assert words[-2:] == ["--port", "5077"]
     assert os.environ["MLFLOW_BACKEND_STORE_URI"] == tracking.tracking_uri()
     link = urlsplit(capsys.readouterr().out.split()[-1])
