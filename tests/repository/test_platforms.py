@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
+import platform as machine
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from mnist_mamba.data.idx import write_idx
 from pipeline.release import platforms, wheels
 
 ROOT = Path(__file__).parents[2]
+LINUX = platforms.PLATFORMS["linux-x86_64"]
 RESULTS = json.loads((ROOT / platforms.RESULTS).read_text(encoding="utf-8"))
 
 
@@ -61,17 +62,26 @@ def test_a_library_for_a_newer_glibc_is_refused(tmp_path: Path) -> None:
         wheels.pack(library, "manylinux_2_17_x86_64", "libmamba.so", tmp_path)
 
 
+@pytest.fixture(scope="module")
+def zig_built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The command and the library of this machine's platform."""
+    if importlib.util.find_spec("ziglang") is None:
+        pytest.skip("ziglang is not installed: `pip install -c constraints.txt -e '.[build]'`")
+    if (sys.platform, machine.machine()) != ("linux", "x86_64"):
+        pytest.skip("needs Linux on x86-64, which runs what is built here")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        patch.setattr(platforms, "BUILDS", tmp_path_factory.mktemp("platforms"))
+        engine, library = platforms.build(LINUX, "mamba", "libmamba.so")
+    return engine, library
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(
-    importlib.util.find_spec("ziglang") is None,
-    reason="ziglang is not installed: `pip install -c constraints.txt -e '.[build]'`",
-)
 def test_zig_builds_an_engine_with_the_same_answers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    zig_built: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`make test-platforms` does so for all platforms, with all C tests and the test images."""
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(platforms, "BUILDS", tmp_path)
     rng = np.random.default_rng(28)
     data = tmp_path / "images.idx", tmp_path / "labels.idx"
     write_idx(data[0], rng.integers(0, 256, (50, 28, 28), np.uint8))
@@ -80,52 +90,55 @@ def test_zig_builds_an_engine_with_the_same_answers(
     platforms.make(f"BUILD={tmp_path / 'native'}", str(native))
     expected = platforms.logits([native], "scalar", *data)
     assert expected is not None
-    platform = platforms.PLATFORMS["linux-x86_64"]
-    engine, library = platforms.build(platform, "mamba", "libmamba.so")
-    found = platforms.compare(platform, engine, *data, expected)
+    engine, library = zig_built
+    found = platforms.compare(LINUX, engine, *data, expected)
     assert found["scalar"]["predictions_changed"] == 0
-    assert wheels.newest_glibc(library) <= (2, 17)
+    assert (0, 0) < wheels.newest_glibc(library) <= (2, 17)
+
+
+@pytest.fixture
+def installed(
+    zig_built: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """A fresh environment with the wheel; numpy and Pillow are those of the tests."""
+    monkeypatch.chdir(ROOT)
+    wheel = wheels.pack(zig_built[1], LINUX.wheel_tag, LINUX.library, tmp_path)
+    environment = tmp_path / "fresh"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
+    python = environment / "bin" / "python"
+    pip = [sys.executable, "-m", "pip", "--python", python, "install", "-q", "--no-index"]
+    subprocess.run([*pip, "--no-deps", wheel], check=True)
+    (site,) = environment.glob("lib/*/site-packages")
+    (site / "others.pth").write_text(f"{Path(np.__file__).parents[1]}\n", encoding="utf-8")
+    return environment / "bin"
 
 
 @pytest.mark.slow
-def test_a_wheel_with_an_engine_needs_no_compiler(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As for users: no compiler on PATH, no PyTorch, no model named, and all of it at once."""
-    monkeypatch.chdir(ROOT)
-    built = tmp_path / "build"
-    library = built / "plain" / "libmamba.so"
-    subprocess.run(["make", "-f", "csrc/engine.mk", f"BUILD={built}", library], check=True)
-    wheel = wheels.pack(library, "linux_x86_64", "libmamba.so", tmp_path)
-    assert "mnist_mamba/_engine/mnist_mamba.bin" in zipfile.ZipFile(wheel).namelist()
-
-    site = tmp_path / "site"
-    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index"]
-    subprocess.run([*pip, "--target", site, wheel], check=True)
-    picture = tmp_path / "seven.pgm"
+def test_a_wheel_needs_no_compiler(installed: Path, tmp_path: Path) -> None:
+    """As for users: nothing on PATH, no PyTorch, no model named."""
     drawn = np.full((60, 60), 255, np.uint8)
     drawn[10:14, 15:45] = 0
     for row in range(14, 50):
         drawn[row, 42 - (row - 14) // 2 : 46 - (row - 14) // 2] = 0
-    picture.write_bytes(b"P5 60 60 255\n" + drawn.tobytes())
+    pictures = [tmp_path / "seven.pgm", tmp_path / "seven.png"]
+    pictures[0].write_bytes(b"P5 60 60 255\n" + drawn.tobytes())
+    Image.fromarray(drawn).save(pictures[1])
+
+    def run(*words: str | Path) -> str:
+        nothing = {"PATH": "/nonexistent", "HOME": str(tmp_path / "home")}
+        done = subprocess.run(words, cwd=tmp_path, env=nothing, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert done.stderr == "", "nothing was compiled"
+        return done.stdout
+
+    answers = run(installed / "mnist-mamba", "predict", *pictures).splitlines()
+    assert [line.split()[:2] for line in answers] == [[f"{path}:", "7"] for path in pictures]
     program = (
-        f"import sys; sys.path.insert(0, {str(site)!r}); sys.modules['PIL'] = None\n"
-        "from mnist_mamba import __main__\n"
+        "import sys, mnist_mamba\n"
         "from mnist_mamba.engine import Engine\n"
-        f"assert __main__.__file__.startswith({str(site)!r})\n"
         "assert 'torch' not in sys.modules\n"
-        "print(Engine().info['n_classes'])\n"
-        f"sys.argv = ['mnist-mamba', 'predict', {str(picture)!r}]\n"
-        "__main__.command()\n"
+        "print(mnist_mamba.__file__, Engine().info['n_classes'])\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-I", "-c", program],
-        env={"PATH": "/nonexistent", "HOME": str(tmp_path / "home")},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(f"10\n{picture}: 7 "), done.stdout
-    assert done.stderr == "", "nothing was compiled"
-    assert os.access(site / "bin" / "mnist-mamba", os.X_OK)
+    package, classes = run(installed / "python", "-I", "-c", program).split()
+    assert Path(package).is_relative_to(installed.parent)
+    assert classes == "10"
