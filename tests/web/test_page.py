@@ -220,7 +220,7 @@ def test_a_second_finger_neither_draws_nor_ends_the_stroke(open_page: Any) -> No
     assert touch("touchStart", (0.2, 0.8)) != longer
 
 
-def test_a_pens_pressure_makes_its_strokes_thicker(open_page: Any) -> None:
+def test_pressure_and_the_slider_make_strokes_thicker(open_page: Any) -> None:
     page = open_page()
     session = page.context.new_cdp_session(page)
     inked = """() => {
@@ -242,7 +242,9 @@ def test_a_pens_pressure_makes_its_strokes_thicker(open_page: Any) -> None:
 
     light, firm = ink(0.1, pointerType="pen"), ink(0.9, pointerType="pen")
     assert firm > 1.5 * light > 0
-    assert light < ink(0.5) < firm  # a mouse
+    assert light < (mouse := ink(0.5)) < firm
+    page.fill("#thickness", "40")
+    assert ink(0.5) > 1.5 * mouse
 
 
 def test_the_keyboard_draws_and_reaches_everything(open_page: Any) -> None:
@@ -252,7 +254,10 @@ def test_the_keyboard_draws_and_reaches_everything(open_page: Any) -> None:
     slope = ["ArrowDown", "ArrowLeft", "ArrowDown"] * 8
     for keys in (["ArrowUp"] * 10 + ["ArrowLeft"] * 7, [" "], ["ArrowRight"] * 12, slope, [" "]):
         for key in keys:
-            page.keyboard.press(key)
+            page.keyboard.down(key)
+            if key == " ":
+                page.keyboard.down(key)  # held, so it repeats
+            page.keyboard.up(key)
     page.keyboard.press("ArrowLeft")
     settle(page)
     assert answer(page) == "7"
@@ -610,6 +615,23 @@ def test_it_fits_and_can_be_read(open_page: Any, width: int, scheme: str) -> Non
         }"""
     )
     assert not low
+
+
+def test_a_drawing_outlives_a_change_of_the_windows_size(open_page: Any) -> None:
+    page = open_page()
+    seven, bar = HANDS[7][2]
+    draw(page, [seven])
+    for width in (360, 1400):
+        page.set_viewport_size({"width": width, "height": 800})
+        settle(page)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        side = page.evaluate("document.getElementById('paper').clientWidth")
+        assert page.evaluate("document.getElementById('paper').width") == side
+        draw(page, [bar])
+        assert answer(page) == "7"
+        page.click("#undo")
+    settle(page)
+    assert answer(page) == "7"
 
 
 def test_nothing_reaches_the_network(open_page: Any) -> None:

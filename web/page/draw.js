@@ -158,17 +158,17 @@ export class Paper {
   key(event) {
     const { pen } = this;
     if (event.ctrlKey || event.metaKey || event.altKey || this.pointer !== null) return;
-    if (event.key === " ") {
-      if (this.drawing) this.drawing = null;
-      else this.begin([pen.x, pen.y, this.thickness]);
-    } else if (event.key in KEYS) {
+    if (event.key in KEYS) {
       const [right, down] = KEYS[event.key];
       pen.x = Math.min(Math.max(pen.x + KEY_STEP * right, 0), PAPER);
       pen.y = Math.min(Math.max(pen.y + KEY_STEP * down, 0), PAPER);
       this.drawing?.points.push([pen.x, pen.y, this.thickness]);
       if (this.drawing) this.onChange();
-    } else {
+    } else if (event.key !== " ") {
       return;
+    } else if (!event.repeat) { // held, it repeats
+      if (this.drawing) this.drawing = null;
+      else this.begin([pen.x, pen.y, this.thickness]);
     }
     event.preventDefault();
     pen.shown = true;
