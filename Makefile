@@ -21,7 +21,7 @@ C_SOURCES = $$(git ls-files '*.c' '*.h' '*.inc')
     check test test-python test-slow mutants lint style types prose lint-workflows format \
     bench-train bench-engine bench-digits instructions \
     gate gate-speed summary promote champion serve check-lock check-version wheel wheels \
-    test-platforms dist-engine dist-collect page npm
+    test-platforms dist-engine dist-collect page page-speed npm
 
 ##@ Start
 
@@ -203,6 +203,9 @@ instructions: build/plain/mamba ## count the engine's instructions per image: no
 page: $(INSTALLED) ## write build/mnist-mamba.html, a page with the engine and MODEL inside
 	@$(ENV) python -m web.build page --model "$${MODEL:-models/mnist_mamba.bin}" \
 	  --output "$${PAGE:-build/mnist-mamba.html}"
+
+page-speed: $(INSTALLED) ## measure the page: metrics/page.json, docs/page.md; needs Node, Chromium
+	@$(ENV) python -m web.speed
 
 npm: $(INSTALLED) ## pack the engine and its model for JavaScript: dist/mnist-mamba-VERSION.tgz
 	@$(ENV) python -m web.build npm

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import shutil
@@ -17,8 +18,6 @@ from numpy.typing import NDArray
 from web import build
 
 ROOT = Path(__file__).parents[2]
-# Root needs the first one. The camera is one of Chromium's own.
-FLAGS = ["--no-sandbox", "--use-fake-device-for-media-stream"]
 MODEL = ROOT / "models" / "mnist_mamba.bin"
 
 
@@ -78,15 +77,12 @@ def page_file(package: Path) -> Path:
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
     """A headless Chromium."""
-    names = ("chromium", "chromium-browser", "google-chrome")
-    found = next(filter(None, map(shutil.which, names)), None)
-    if importlib.util.find_spec("playwright") is None or not found:
-        pytest.skip(
-            "needs playwright and Chromium: pip install playwright, apt-get install chromium"
-        )
-    from playwright.sync_api import sync_playwright
+    pytest.importorskip("playwright", reason="needs playwright: pip install playwright")
+    from web.speed import chromium
 
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found, args=FLAGS)
+    with contextlib.ExitStack() as stack:
+        try:
+            browser = stack.enter_context(chromium())
+        except RuntimeError as error:
+            pytest.skip(str(error))
         yield browser
-        browser.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import io
+import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -18,8 +19,7 @@ from PIL import Image
 from mnist_mamba.data.idx import read_images
 from mnist_mamba.engine import Engine
 from mnist_mamba.engine.format import decode, encode
-from mnist_mamba.export import write_model
-from mnist_mamba.model import ModelConfig, build_classifier
+from pipeline.common.generated_tables import with_table
 from tests.web.conftest import MODEL, ROOT, digit_images
 from web import build
 
@@ -660,20 +660,43 @@ def test_nothing_reaches_the_network(open_page: Any) -> None:
     assert blocked[1] is None
 
 
-def test_sizes(page_file: Path, tmp_path: Path) -> None:
+def test_sizes(page_file: Path) -> None:
     """The page has at most 90 KB without its model, and 140 KB with the model `tiny`."""
+    pytest.importorskip("playwright", reason="needs playwright: pip install playwright")
+    from web.speed import tiny_model
+
     model = build.deflated(build.rounded(MODEL.read_bytes()))
     text = page_file.read_text(encoding="utf-8")
     assert model in text
     assert len(text.encode()) - len(model) <= 90_000
-    tiny = ModelConfig(
-        height=28, width=28, n_classes=10, pixel_mean=0.13, pixel_std=0.31, stem="conv3",
-        stem_width=12, stem_norm="batch", direction="cross", d_model=32, n_layers=2,
-        a="tied",
-    )  # fmt: skip
-    write_model(tmp_path / "tiny.bin", build_classifier(tiny).eval())
-    page = build.page((tmp_path / "tiny.bin").read_bytes())
-    assert len(page.encode()) <= 140_000
+    assert len(build.page(tiny_model()).encode()) <= 140_000
+
+
+def test_the_documented_figures_are_those_that_were_measured(page_file: Path) -> None:
+    """They fit this page and keep the bars: 1 ms for all members, 300 ms until it is ready."""
+    pytest.importorskip("playwright", reason="needs playwright: pip install playwright")
+    from web.speed import DOCUMENT, METRICS, sizes_table, times_table
+
+    found = json.loads(METRICS.read_text(encoding="utf-8"))
+    assert found["us_per_image"]["simd128_all"] <= 1000
+    assert found["ms_after_opening"]["ready"] <= 300
+    assert found["bytes"]["whole"] == pytest.approx(page_file.stat().st_size, rel=0.01)
+    text = DOCUMENT.read_text(encoding="utf-8")
+    tables = with_table(text, "sizes", sizes_table(found))
+    assert with_table(tables, "times", times_table(found)) == text
+
+
+def test_the_figures_are_measured(browser: Any) -> None:
+    from web import speed
+
+    if not (ROOT / "data/prepared/test-images.idx").is_file():
+        pytest.skip("needs MNIST: run `dvc repro prepare`")
+    found = speed.measure(MODEL.read_bytes(), browser, rounds=1)
+    assert found.keys() == json.loads(speed.METRICS.read_text(encoding="utf-8")).keys()
+    assert found["members_asked"]["simd128_all"] == 4 > found["members_asked"]["simd128"] >= 1
+    us, ms = found["us_per_image"], found["ms_after_opening"]
+    assert 0 < us["simd128"] < us["scalar"]
+    assert 0 < ms["ready"] < ms["first_answer"]
 
 
 def test_the_command_says_what_is_wrong_with_a_model(tmp_path: Path) -> None:
