@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -177,6 +179,26 @@ def columns_shown() -> str:
     done = run(ROOT, ["make", "-s", "--eval", rule, "shown"], MAKEFLAGS="")
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
+
+
+def documented(
+    page: str, heading: str, number: int, values: Mapping[str, str] | None = None
+) -> str:
+    """Return a block of commands of docs/PAGE.md with a user's values in place of the examples.
+
+    Args:
+        page: the name of the page.
+        heading: the section's heading.
+        number: the block, counted from 0 below the heading.
+        values: texts that replace parts of the block, which must be there.
+    """
+    text = (ROOT / f"docs/{page}.md").read_text(encoding="utf-8").split(f"\n## {heading}\n")[1]
+    blocks = re.findall(r"(?:^    .*\n(?:\n(?=    ))?)+", text.split("\n## ")[0], re.MULTILINE)
+    block = textwrap.dedent(blocks[number])
+    for example, value in (values or {}).items():
+        assert example in block, f"{page}: {heading}: {example}"
+        block = block.replace(example, value)
+    return block
 
 
 def git(folder: Path, home: str, *words: str) -> None:

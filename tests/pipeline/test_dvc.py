@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import sqlite3
-import textwrap
 from pathlib import Path
 
 import pytest
@@ -13,7 +11,7 @@ import yaml
 
 from pipeline.common import paths
 from tests.pipeline.imports import ROOT
-from tests.pipeline.project import IDENTITY, copy_project, dvc, git, run, start
+from tests.pipeline.project import IDENTITY, copy_project, documented, dvc, git, run, start
 from tests.pipeline.test_trainings import UNTRACKED, kill_in_the_middle
 
 pytestmark = pytest.mark.slow
@@ -195,13 +193,6 @@ def test_a_repro_that_was_killed_goes_on(tmp_path: Path, home: str) -> None:
     assert locks[0]["stages"]["train"] == locks[1]["stages"]["train"]
 
 
-def commands(heading: str, number: int) -> str:
-    """Return a block of commands of docs/team.md, counted from 0 below its heading."""
-    text = (ROOT / "docs/team.md").read_text(encoding="utf-8").split(f"## {heading}\n")[1]
-    blocks = re.findall(r"(?:^    .*\n)+", text.split("\n## ")[0], re.MULTILINE)
-    return textwrap.dedent(blocks[number])
-
-
 def test_a_colleague_s_clone_pulls_all_and_trains_nothing(
     repository: Path, home: str, tmp_path: Path
 ) -> None:
@@ -211,11 +202,12 @@ def test_a_colleague_s_clone_pulls_all_and_trains_nothing(
     git(origin, home, "add", "-A")
     git(origin, home, "commit", "-qm", "results")
     heading = "Share data and checkpoints: a DVC remote"
-    add = commands(heading, 0).splitlines()[0].replace("/srv/mnist-mamba", str(shared))
-    for words in (add, commands(heading, 1)):
+    remote = {"/srv/mnist-mamba": str(shared)}
+    add = documented("team", heading, 0, remote).splitlines()[0]
+    for words in (add, documented("team", heading, 1)):
         done = run(origin, ["bash", "-e", "-c", words], **env)
         assert done.returncode == 0, done.stderr
-    fetch = commands(heading, 2).replace("URL", str(origin))
+    fetch = documented("team", heading, 3, {"URL": str(origin)})
     done = run(tmp_path, ["bash", "-e", "-c", fetch], **env)
     assert done.returncode == 0, done.stderr
     ran = [line for line in done.stdout.splitlines() if line.startswith("Running stage")]
