@@ -1,14 +1,16 @@
-"""`mnist-mamba predict PICTURE...` and `mnist-mamba serve`: classify with the C engine."""
+"""`mnist-mamba predict PICTURE...`, `score` and `serve`: classify with the C engine."""
 
 from __future__ import annotations
 
 import argparse
+import csv
 import errno
 import io
 import json
 import os
 import socket
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
@@ -22,6 +24,7 @@ from mnist_mamba.engine.binding import SHIPPED_MODEL
 from mnist_mamba.engine.pictures import FORMATS, PictureError, read_picture
 
 SHADES = " .:-=+*#%@"
+CSV_COLUMNS = ("file", "prediction", "class", "probability", "members_asked")
 NO_FILE, UNREADABLE = 3, 5
 """Exit codes of a file that cannot be opened or written, and of one that is not a picture, as of
 `./mamba`; errors of the engine have theirs."""
@@ -37,17 +40,33 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "7 nothing is drawn in a picture. A picture that fails is named on stderr, the others are "
         "answered, and the largest code is returned.",
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="predict|serve")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="predict|score|serve")
     predict = commands.add_parser("predict", help="classify pictures", epilog=parser.epilog)
     predict.add_argument(
-        "pictures", nargs="+", metavar="PICTURE", help="a picture file; - is stdin"
+        "pictures",
+        nargs="+",
+        metavar="PICTURE",
+        help="a picture file, or a folder of them; - is stdin",
     )
     predict.add_argument("--show", action="store_true", help="print what the model sees")
-    predict.add_argument("--json", action="store_true", help="print one line of JSON per picture")
+    lines = predict.add_mutually_exclusive_group()
+    lines.add_argument("--json", action="store_true", help="print one line of JSON per picture")
+    lines.add_argument("--csv", action="store_true", help="print a table as CSV")
+    score = commands.add_parser(
+        "score", help="classify a column of a Parquet file", epilog=parser.epilog
+    )
+    score.add_argument("source", type=Path, metavar="IN.parquet", help="file to read")
+    score.add_argument("output", type=Path, metavar="OUT.parquet", help="file to write")
+    score.add_argument(
+        "--column",
+        default="image",
+        help="column of images, nested or flat, or picture files, binary or in base64 "
+        "(default: %(default)s)",
+    )
     serve = commands.add_parser("serve", help="answer HTTP requests", epilog=parser.epilog)
     serve.add_argument("--host", default="127.0.0.1", help="address (default: %(default)s)")
     serve.add_argument("--port", type=int, default=8000, help="default: %(default)s; 0: any")
-    for subparser in (predict, serve):
+    for subparser in (predict, score, serve):
         subparser.add_argument(
             "--model",
             type=Path,
@@ -55,8 +74,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
             help="model file (default: the shipped one)",
         )
     options = parser.parse_args(arguments)
-    if options.command == "predict" and options.pictures.count("-") > 1:
-        parser.error("PICTURE: got - twice, expected it once, as stdin holds one picture")
+    if options.command == "predict":
+        if options.pictures.count("-") > 1:
+            parser.error("PICTURE: got - twice, expected it once, as stdin holds one picture")
+        if options.csv and options.show:
+            parser.error("--csv: got --show, which has no place in a table; expected one of them")
     return options
 
 
@@ -73,12 +95,32 @@ def answer(engine: Engine, name: str, options: argparse.Namespace) -> str:
             result["pixels"] = image.ravel().tolist()
         return json.dumps(result)
     probability = result["probabilities"][result["prediction"]]
+    if options.csv:
+        values = (name, result["prediction"], result["class"], probability, result["members_asked"])
+        return csv_line(values)
     lines = [f"{printable(name)}: {result['class']}  {probability:.2%}"]
     if options.show:
         grey = image if image.ndim == 2 else image.mean(axis=2)
         shades = np.rint(grey / 255 * (len(SHADES) - 1)).astype(int)
         lines += ["".join(2 * SHADES[shade] for shade in row) for row in shades]
     return "\n".join(lines)
+
+
+def csv_line(values: tuple[object, ...]) -> str:
+    """Return values as a line of CSV, without its end."""
+    line = io.StringIO()
+    csv.writer(line, lineterminator="").writerow(values)
+    return line.getvalue()
+
+
+def files(name: str) -> Iterator[str]:
+    """Yield the files below a folder, except hidden ones, in order; any other name as it is."""
+    below = [
+        str(path)
+        for path in sorted(Path(name).rglob("*"))
+        if path.is_file() and not any(part[0] == "." for part in path.relative_to(name).parts)
+    ]
+    yield from below or [name]
 
 
 def tell(error: object) -> None:
@@ -113,13 +155,16 @@ def main(arguments: list[str] | None = None) -> int:
         tell(error)
         return getattr(error, "status", NO_FILE)
     with engine:
-        return predict(engine, options) if options.command == "predict" else serve(engine, options)
+        run = {"predict": predict, "score": score, "serve": serve}[options.command]
+        return run(engine, options)
 
 
 def predict(engine: Engine, options: argparse.Namespace) -> int:
     """Print the class of each picture, name on stderr those that fail; return the exit code."""
     code = 0
-    for name in options.pictures:
+    if options.csv:
+        print(csv_line(CSV_COLUMNS), flush=True)  # noqa: T201
+    for name in (file for given in options.pictures for file in files(given)):
         try:
             lines = answer(engine, name, options)
         except OSError as error:
@@ -134,6 +179,25 @@ def predict(engine: Engine, options: argparse.Namespace) -> int:
         else:
             print(lines, flush=True)  # noqa: T201
     return code
+
+
+def score(engine: Engine, options: argparse.Namespace) -> int:
+    """Write a Parquet file with the answers to another; return the exit code."""
+    try:
+        from mnist_mamba import parquet
+    except ModuleNotFoundError as error:
+        tell(f"{error}: run `pip install 'mnist-mamba[parquet]'`")
+        return NO_FILE
+    try:
+        rows = parquet.score(engine, options.source, options.column, options.output)
+    except OSError as error:
+        tell(error)
+        return NO_FILE
+    except ValueError as error:
+        tell(f"{options.source}: {error}")
+        return UNREADABLE
+    print(f"{options.output}: {rows} rows", flush=True)  # noqa: T201
+    return 0
 
 
 def serve(engine: Engine, options: argparse.Namespace) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import ctypes
 import dataclasses
 import functools
@@ -419,6 +420,32 @@ def test_the_compiled_library_is_found_once(monkeypatch: pytest.MonkeyPatch) -> 
     first = prepare_picture(picture, 28, 28)
     monkeypatch.setattr(binding, "build_library", None)
     np.testing.assert_array_equal(prepare_picture(picture, 28, 28), first)
+
+
+def test_a_folder_of_pictures_as_a_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    stroke = np.full((50, 40), 240, np.uint8)
+    stroke[10:40, 18:23] = 20
+    names = (".home/set/b,2.png", ".home/set/a/1.png", ".home/set/.hidden.png", "alone.png")
+    for name in names:
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(stroke).save(name)
+    Path(".home/set/text").write_text("not a picture", encoding="utf-8")
+    assert main(["predict", "--csv", ".home/set", "alone.png"]) == 5
+    out, err = capsys.readouterr()
+    rows = list(csv.DictReader(out.splitlines()))
+    assert [row["file"] for row in rows] == [names[1], names[0], "alone.png"]
+    assert [(row["prediction"], row["class"]) for row in rows] == [("1", "1")] * 3
+    assert 0.5 < float(rows[0]["probability"]) <= 1
+    assert err.startswith("error: .home/set/text: unknown format")
+    Path("empty").mkdir()
+    assert main(["predict", "empty"]) == 3
+    assert capsys.readouterr().err == "error: empty: Is a directory\n"
+    with pytest.raises(SystemExit, match="2"):
+        main(["predict", "--csv", "--show", "alone.png"])
+    assert "--csv: got --show" in capsys.readouterr().err
 
 
 def test_names_outside_the_encoding_and_a_second_stdin(tmp_path: Path) -> None:
