@@ -7,7 +7,6 @@ that need only NumPy and, for pictures, Pillow.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import tempfile
@@ -187,17 +186,19 @@ def _serves(uri: str, ours: Bundle) -> bool:
 
 
 def _signature_and_example() -> tuple[ModelSignature, Any]:
-    """Return the shape and type of the answer, and the first test image."""
-    from mlflow.models import infer_signature
+    """Return the columns of the answer, which Spark takes from here, and the first test image."""
+    from mlflow.models import ModelSignature
+    from mlflow.types.schema import Array, ColSpec, DataType, Schema
 
-    classes = json.loads(paths.DATA_INFO.read_text(encoding="utf-8"))["n_classes"]
+    answer = Schema(
+        [
+            ColSpec(DataType.long, "prediction"),
+            ColSpec(DataType.string, "class"),
+            ColSpec(Array(DataType.double), "probabilities"),
+        ]
+    )
     image = read_images(paths.images(paths.PREPARED, "test"))[:1] / np.float32(255)
-    answer = {
-        "prediction": np.zeros(1, np.int64),
-        "class": np.array(["0"]),
-        "probabilities": np.zeros((1, classes)),
-    }
-    return infer_signature(None, answer), image
+    return ModelSignature(outputs=answer), image
 
 
 def logged_model(params: Params) -> LoggedModel:
