@@ -10,6 +10,7 @@
 enum { DISTINCT = 64 };   /* painted batches */
 enum { MAX_STEP = 4096 }; /* pixels: large images share most of their memory */
 enum { MIN_CALLS = 5, MAX_CALLS = 10000 };
+enum { MAX_TIMES = 1 << 24 }; /* of calls in all rounds: 128 MiB */
 static const double ROUND_SECONDS = 0.2;
 
 struct bench {
@@ -19,8 +20,7 @@ struct bench {
     size_t batches;        /* that calls cycle through */
     size_t step;           /* pixels from one batch to the next */
     const uint8_t *images; /* [(batches - 1) * step + pixels of a batch] */
-    uint8_t *painted;      /* NULL if the images are of a file */
-    uint8_t *repeated;     /* NULL if they are used in place */
+    uint8_t *own_images;   /* the same memory, or NULL if those of a file are used in place */
     struct idx idx;
     void *arena;
     size_t arena_bytes;
@@ -70,11 +70,11 @@ static mamba_status paint_images(struct bench *bench, size_t pixels, mamba_error
 {
     bench->batches = DISTINCT;
     bench->step = pixels < MAX_STEP ? pixels : MAX_STEP;
-    const uint64_t painted = (DISTINCT - 1) * bench->step + (uint64_t)bench->batch * pixels;
-    bench->images = bench->painted = painted <= SIZE_MAX ? malloc((size_t)painted) : NULL;
-    if (!bench->painted)
+    const size_t painted = (DISTINCT - 1) * bench->step + (size_t)bench->batch * pixels;
+    bench->images = bench->own_images = malloc(painted);
+    if (!bench->own_images)
         return no_memory(bench, error);
-    paint(bench->painted, (size_t)painted);
+    paint(bench->own_images, painted);
     return MAMBA_OK;
 }
 
@@ -83,11 +83,11 @@ static mamba_status repeat_images(struct bench *bench, mamba_error *error)
 {
     const size_t bytes = bench->step, file = bench->idx.n * (bench->step / (size_t)bench->batch);
     bench->batches = 1;
-    bench->images = bench->repeated = malloc(bytes);
-    if (!bench->repeated)
+    bench->images = bench->own_images = malloc(bytes);
+    if (!bench->own_images)
         return no_memory(bench, error);
     for (size_t at = 0; at < bytes; at += file)
-        memcpy(bench->repeated + at, bench->idx.data, bytes - at < file ? bytes - at : file);
+        memcpy(bench->own_images + at, bench->idx.data, bytes - at < file ? bytes - at : file);
     return MAMBA_OK;
 }
 
@@ -116,7 +116,7 @@ static mamba_status choose_calls(struct bench *bench, mamba_error *error)
     const double calls = ROUND_SECONDS / (time_call(bench, 1) * bench->batch + 1e-9);
     bench->calls = calls > (double)MAX_CALLS ? MAX_CALLS : (size_t)calls;
     bench->calls = bench->calls < MIN_CALLS ? MIN_CALLS : bench->calls;
-    if (!bench->painted)
+    if (bench->idx.n > 0)
         bench->calls = bench->batches;
     return MAMBA_OK;
 }
@@ -125,6 +125,8 @@ static mamba_status prepare(struct bench *bench, const struct options *options, 
 {
     const mamba_info *info = mamba_model_info(bench->model);
     const size_t pixels = (size_t)info->height * info->width * info->channels;
+    if (sizeof(size_t) < 8 && (uint64_t)bench->batch * pixels > SIZE_MAX / 2)
+        return no_memory(bench, error);
     mamba_status status = options->positional[1] ? open_images(bench, pixels, options, error)
                                                  : paint_images(bench, pixels, error);
     if (status != MAMBA_OK)
@@ -137,10 +139,12 @@ static mamba_status prepare(struct bench *bench, const struct options *options, 
         return no_memory(bench, error);
     if ((status = choose_calls(bench, error)) != MAMBA_OK)
         return status;
-    bench->call_times = calloc((size_t)bench->rounds * bench->calls, sizeof(double));
+    const uint64_t times = (uint64_t)bench->rounds * bench->calls;
+    if (times <= MAX_TIMES)
+        bench->call_times = calloc((size_t)times, sizeof(double));
     bench->round_times = calloc((size_t)bench->rounds, sizeof(double));
     if (!bench->call_times || !bench->round_times)
-        return mamba_fail(error, MAMBA_ERR_MEMORY, NULL, "no memory for the times");
+        return mamba_fail(error, MAMBA_ERR_MEMORY, NULL, "no memory, or more than 2^24 calls");
     return MAMBA_OK;
 }
 
@@ -219,8 +223,7 @@ mamba_status command_bench(const struct job *job, mamba_error *error)
     free(bench.members);
     free(bench.logits);
     free(bench.arena);
-    free(bench.repeated);
-    free(bench.painted);
+    free(bench.own_images);
     mamba_input_close(&bench.idx.input);
     return status;
 }

@@ -50,12 +50,9 @@ int clock_gettime(clockid_t clock, struct timespec *time)
     return 0;
 }
 
-/* Runs `mamba bench` on a model and images, or NULL, and stores what it prints. */
-static mamba_status bench(const char *path, const char *images, bool json, char *printed,
-                          size_t size)
+/* Runs `mamba bench` and stores what it prints, or its error. */
+static mamba_status run_bench(const struct options *options, char *printed, size_t size)
 {
-    const struct options options = {
-        .positional = {path, images}, .json = json, .batch = BATCH, .rounds = ROUNDS, .threads = 1};
     mamba_error error = {MAMBA_OK, ""};
     FILE *file = tmpfile();
     fflush(stdout);
@@ -63,14 +60,24 @@ static mamba_status bench(const char *path, const char *images, bool json, char 
     if (!file || kept < 0 || dup2(fileno(file), STDOUT_FILENO) < 0)
         abort();
     clock_reads = 0;
-    const mamba_status status = run_command(command_bench, &options, &error);
+    const mamba_status status = run_command(command_bench, options, &error);
     fflush(stdout);
     dup2(kept, STDOUT_FILENO);
     close(kept);
     rewind(file);
-    printed[fread(printed, 1, size - 1, file)] = '\0';
+    const size_t n = fread(printed, 1, size - 1, file);
+    snprintf(printed + n, size - n, "%s", error.message);
     fclose(file);
     return status;
+}
+
+/* Runs it on a model and images, or NULL. */
+static mamba_status bench(const char *path, const char *images, bool json, char *printed,
+                          size_t size)
+{
+    const struct options options = {
+        .positional = {path, images}, .json = json, .batch = BATCH, .rounds = ROUNDS, .threads = 1};
+    return run_bench(&options, printed, size);
 }
 
 /* Expects `start`, the instruction set and `end`. */
@@ -120,6 +127,47 @@ static void test_images(const char *path)
     tiny_free(&tiny);
 }
 
+/* Expects an error for a file of `n` black images. */
+static void refuses(const char *path, mamba_info dims, uint32_t n, int batch, int rounds,
+                    mamba_status expected, const char *says)
+{
+    char idx[200], printed[1000];
+    const uint32_t header[] = {0x803, n, dims.height, dims.width};
+    const size_t bytes = sizeof header + (size_t)n * dims.height * dims.width;
+    uint8_t *images = calloc(1, bytes);
+    if (!images)
+        abort();
+    for (size_t i = 0; i < sizeof header; i++)
+        images[i] = (uint8_t)(header[i / 4] >> (24 - 8 * (i % 4)));
+    struct tiny_model tiny = tiny_build(dims, 1);
+    tiny_write(path, tiny.bytes, tiny.size);
+    snprintf(idx, sizeof idx, "%s.idx", path);
+    tiny_write(idx, images, bytes);
+    const struct options options = {
+        .positional = {path, idx}, .batch = batch, .rounds = rounds, .threads = 1};
+    const mamba_status status = run_bench(&options, printed, sizeof printed);
+    CHECK(status == expected && strstr(printed, says), "status %d: %s", (int)status, printed);
+    unlink(idx);
+    tiny_free(&tiny);
+    free(images);
+}
+
+/* The memory that options demand has a ceiling, and is counted in more than 32 bits. */
+static void test_limits(const char *path)
+{
+    mamba_info dims = tiny_dims();
+    trial_us = 1;
+    refuses(path, dims, (1 << 24) / 1000 + 1, 1, 1000, MAMBA_ERR_MEMORY,
+            "no memory, or more than 2^24 calls");
+    if (SIZE_MAX > UINT32_MAX) {
+        printf("skipped: a batch larger than the address space needs one of 32 bits\n");
+        return;
+    }
+    dims.height = dims.width = 256;
+    dims.patch_height = dims.patch_width = 128;
+    refuses(path, dims, 1, 65536, 1, MAMBA_ERR_MEMORY, "no memory for a batch of 65536 images");
+}
+
 int main(void)
 {
     struct tiny_model tiny = tiny_build(tiny_dims(), 1);
@@ -146,13 +194,16 @@ int main(void)
     bench(path, NULL, true, printed, sizeof printed);
     CHECK(strstr(printed, "\"calls\":15,"), "%s", printed);
 
-    for (size_t i = 1; i <= 16 * 6; i++) /* all of the head */
-        tiny_put_f32(&tiny, tiny.size - 4 * i, 3e38f);
+    for (size_t i = 0; i < 16 * 6; i++) /* the head, but for its padding */
+        if (i % 16 < tiny_dims().n_classes)
+            tiny_put_f32(&tiny, tiny.size - 4 * (16 * 6 - i), 3e38f);
     tiny_seal(&tiny);
     tiny_write(path, tiny.bytes, tiny.size);
-    CHECK(bench(path, NULL, true, printed, sizeof printed) == MAMBA_ERR_MODEL && !printed[0],
+    CHECK(bench(path, NULL, true, printed, sizeof printed) == MAMBA_ERR_MODEL &&
+              strncmp(printed, "logits of image", 15) == 0,
           "a model that overflows was timed: %s", printed);
     test_images(path);
+    test_limits(path);
     unlink(path);
     tiny_free(&tiny);
     return check_summary();
