@@ -2,9 +2,9 @@
 #ifndef MAMBA_CLI_PROCESS_H
 #define MAMBA_CLI_PROCESS_H
 
-/* Prepares the command on Windows, which would change line ends in the streams and passes
- * arguments in the encoding of the machine. Returns the arguments in UTF-8 and sets *argc to their
- * number; returns those of main if out of memory. Does nothing elsewhere. */
+/* Prepares the command. Windows would change line ends in the streams, and passes arguments in the
+ * encoding of the machine: returns the arguments in UTF-8 and sets *argc to their number; returns
+ * those of main if out of memory. Elsewhere, files that grow too large are errors, not signals. */
 char **process_start(int *argc, char **argv);
 
 enum gzip_end { GZIP_OK, GZIP_MISSING, GZIP_DAMAGED };
