@@ -204,7 +204,7 @@ def test_both_readers_expand_int8_weights_to_the_same_floats(seed: int) -> None:
         size = spec.stored_bytes(1)
         if spec.kind != "vector":
             rows = np.frombuffer(data, spec.int8_row, count=spec.shape[0], offset=offset).copy()
-            rows["scale"] *= generator.choice([-1, 1, 0, 0.7], len(rows))
+            rows["scale"] *= generator.choice([-1, 1, 0, 0.7, 1e-38], len(rows))
             rows["values"] = generator.integers(-128, 128, rows["values"].shape)
             data[offset : offset + size] = rows.tobytes()
         offset += size
@@ -216,4 +216,24 @@ def test_both_readers_expand_int8_weights_to_the_same_floats(seed: int) -> None:
         Engine(floats, threads=1) as float32,
     ):
         assert np.ptp(int8.logits(images)) > 0.01
+        np.testing.assert_array_equal(int8.logits(images), float32.logits(images))
+
+
+@pytest.mark.parametrize(("scale", "byte"), [(2.0**-127, 127), (2.0**-126, 1), (2.0**-125, -1)])
+def test_both_readers_count_the_same_int8_weights_as_zero(scale: float, byte: int) -> None:
+    """The logits are these weights times numbers near 1, so that nothing hides a tiny one."""
+    data = bytearray((GOLDEN / "int8_weights.bin").read_bytes())
+    file = decode(bytes(data))
+    spec, at = tensor_specs(file.header, file.shapes)[-2], tensor_offsets(bytes(data))[-2]
+    rows = np.zeros(spec.shape[0], spec.int8_row)
+    rows["scale"], rows["values"] = scale, byte
+    data[at:] = rows.tobytes().ljust(len(data) - at, b"\0")  # without a bias
+    file = decode(sealed(bytes(data)))
+    assert file.tensors[spec.name].any() == (scale >= 2.0**-126)
+    floats = encode(dataclasses.replace(file, header=file.header | {"weight_type": 0}))
+    images = np.full((1, file.header["height"], file.header["width"]), 200, np.uint8)
+    with (
+        Engine(sealed(bytes(data)), threads=1, library=LIBRARY) as int8,
+        Engine(floats, threads=1, library=LIBRARY) as float32,
+    ):
         np.testing.assert_array_equal(int8.logits(images), float32.logits(images))

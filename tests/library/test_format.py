@@ -248,9 +248,9 @@ def test_int8_weights_of_any_size_can_be_read() -> None:
     )
     found = spec.unpack(spec.expanded(spec.rounded(values)))
     assert np.isfinite(found).all()
-    assert not found[0].any()
+    assert not found[:3].any()  # the engine counts denormals as zero
     half_steps = np.abs(values).max(axis=1, keepdims=True) / 190
-    assert (np.abs(found - values) <= half_steps + 1e-43).all()  # scales of denormals are coarse
+    assert (np.abs(found - values) <= half_steps)[3:].all()
 
 
 @pytest.mark.parametrize("weight_type", ["float32", "int8"])

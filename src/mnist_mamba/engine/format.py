@@ -212,8 +212,13 @@ class TensorSpec:
 def _expanded(rows: NDArray[Any]) -> Array:
     """Return the floats of rows of int8 weights, as the engine computes them."""
     with np.errstate(over="ignore", invalid="ignore"):
-        floats: Array = rows["scale"][:, None] * rows["values"].astype(np.float32)
-    return floats
+        floats = _flushed(rows["scale"])[:, None] * rows["values"].astype(np.float32)
+    return _flushed(floats)
+
+
+def _flushed(values: Array) -> Array:
+    """Return the values with 0 for those below 2^-126, which the engine counts as zero."""
+    return np.where(np.abs(values) < np.finfo(np.float32).tiny, np.float32(0), values)
 
 
 def pad(n: int) -> int:
