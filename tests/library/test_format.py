@@ -156,6 +156,18 @@ def test_a_changed_ensemble_is_refused(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("margin", [-1.0, -1e-9, math.nan, math.inf, 1e6 + 1])
+def test_an_exit_margin_that_no_reader_takes_is_not_written(margin: float, tmp_path: Path) -> None:
+    model: Any = make_model("ensemble")
+    model.exit_margin = margin
+    with pytest.raises(FormatError, match=r"exit_margin: got .*, expected 0 to 1e\+06"):
+        write_model(tmp_path / "model.bin", model)
+    assert not list(tmp_path.iterdir())
+    model.exit_margin = 1e6
+    write_model(tmp_path / "model.bin", model)
+    assert read_model(tmp_path / "model.bin").header["exit_margin"] == 1e6
+
+
 def test_a_model_under_global_hooks_is_refused(tmp_path: Path) -> None:
     hook = torch.nn.modules.module.register_module_forward_hook(lambda *_: None)
     try:

@@ -309,8 +309,12 @@ def encode(file: ModelFile) -> bytes:
     """Return the bytes of a file; `members` and `names_bytes` of its header are not used.
 
     Raises:
-        FormatError: a tensor has another shape, or a value that is NaN or infinite.
+        FormatError: a float of the header or of a record is out of its range; a tensor has another
+            shape, or a value that is NaN or infinite.
     """
+    _check_floats(HEADER_FIELDS, file.header)
+    for shape in file.shapes:
+        _check_floats(MEMBER_FIELDS, shape)
     is_int8 = WEIGHT_TYPES[file.header["weight_type"]] == "int8"
     tensors = []
     for spec in tensor_specs(file.header, file.shapes):
