@@ -233,7 +233,7 @@ def test_both_readers_count_the_same_int8_weights_as_zero(scale: float, byte: in
     floats = encode(dataclasses.replace(file, header=file.header | {"weight_type": 0}))
     images = np.full((1, file.header["height"], file.header["width"]), 200, np.uint8)
     with (
-        Engine(sealed(bytes(data)), threads=1, library=LIBRARY) as int8,
-        Engine(floats, threads=1, library=LIBRARY) as float32,
+        Engine(sealed(bytes(data)), threads=1) as int8,
+        Engine(floats, threads=1) as float32,
     ):
         np.testing.assert_array_equal(int8.logits(images), float32.logits(images))
