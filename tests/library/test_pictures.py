@@ -442,7 +442,7 @@ def test_a_folder_of_pictures_as_a_table(
     assert err.startswith("error: .home/set/text: unknown format")
     Path("empty").mkdir()
     assert main(["predict", "empty"]) == 3
-    assert capsys.readouterr().err == "error: empty: Is a directory\n"
+    assert capsys.readouterr().err == "error: empty: not a regular file\n"
     with pytest.raises(SystemExit, match="2"):
         main(["predict", "--csv", "--show", "alone.png"])
     assert "--csv: got --show" in capsys.readouterr().err
