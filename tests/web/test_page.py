@@ -175,11 +175,14 @@ def test_the_answer_follows_strokes_undo_and_clear(open_page: Any) -> None:
 
 
 def fingers(page: Any) -> Callable[..., str]:
-    """Return a function that puts, moves or lifts fingers on the screen, and returns the paper."""
+    """Return a function that puts, moves or lifts fingers on the screen, and returns the paper.
+
+    `first` is the number of the first finger; a `touchEnd` without fingers lifts all.
+    """
     session = page.context.new_cdp_session(page)
 
-    def touch(kind: str, *down: tuple[float, float]) -> str:
-        points = [{**at(page, *place), "id": i} for i, place in enumerate(down)]
+    def touch(kind: str, *down: tuple[float, float], first: int = 0) -> str:
+        points = [{**at(page, *place), "id": i} for i, place in enumerate(down, first)]
         session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
         settle(page)
         return str(page.evaluate(PAPER_IMAGE))
@@ -214,7 +217,7 @@ def test_a_second_finger_neither_draws_nor_ends_the_stroke(open_page: Any) -> No
     second = (0.2, 0.8), (0.4, 0.8)
     assert touch("touchStart", (0.5, 0.5), second[0]) == one
     assert touch("touchMove", (0.5, 0.5), second[1]) == one
-    assert touch("touchEnd", (0.5, 0.5)) == one
+    assert touch("touchEnd", second[1], first=1) == one
     assert (longer := touch("touchMove", (0.5, 0.8))) != one
     assert touch("touchEnd") == longer
     assert touch("touchStart", (0.2, 0.8)) != longer
