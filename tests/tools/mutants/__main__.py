@@ -104,6 +104,8 @@ RELATED: list[tuple[str, list[Command]]] = [
         "src/mnist_mamba/training/",
         [library("training*", "loading"), library("distributed", "allocator")],
     ),
+    ("web/page/", [pytest("tests/web/test_page.py")]),
+    ("web/", [pytest("tests/web/test_engine.py"), pytest("tests/web/test_page.py")]),
     ("pipeline/release/", [pipeline("gate*", "published"), pipeline("promote*", "report")]),
     ("pipeline/tracking/", [pipeline("tracked_model"), pipeline("tracking", "serving*")]),
     ("pipeline/report/", [pipeline("report*")]),
