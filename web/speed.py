@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import shutil
 import subprocess
 import tempfile
@@ -153,7 +154,7 @@ def times_in_chromium(browser: Browser, page: str, folder: Path, opened: int) ->
             raise RuntimeError(f"the first answer: got {tab.inner_text('#answer')}, expected 0")
         tab.close()
     ready, answered = map(min, zip(*found, strict=True))
-    return {"ready": ready, "first_answer": answered}
+    return {"ready": round(ready), "first_answer": round(answered)}
 
 
 def measure(model: bytes, browser: Browser, rounds: int) -> dict[str, Any]:
@@ -162,7 +163,11 @@ def measure(model: bytes, browser: Browser, rounds: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         return {
-            "machine": {"cpu": cpu_name(), "chromium": browser.version},
+            "machine": {
+                "cpu": cpu_name(),
+                "chromium": browser.version,
+                "load_1m": round(os.getloadavg()[0], 2),
+            },
             "images": IMAGES,
             "rounds": rounds,
             "opened": opened,
