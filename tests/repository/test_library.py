@@ -1,8 +1,12 @@
-"""A stranger's program uses the engine in each way that docs/library.md shows."""
+"""A stranger's program uses the engine in each way that docs/library.md shows.
+
+PATH has nothing but the tools that a way needs. test_platforms.py does so with a wheel, and
+test_onnx.py with an ONNX file.
+"""
 
 from __future__ import annotations
 
-import os
+import functools
 import re
 import shlex
 import shutil
@@ -12,9 +16,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.bare_path import path_of
+
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "library.md").read_text(encoding="utf-8")
 MODEL = ROOT / "models" / "mnist_mamba.bin"
+SYSTEM = "ar cat chmod cksum cmp cp cut echo find head install ln mkdir mv rm rmdir sed sh tr uname"
+"""Tools of every Unix that make's recipes use."""
 STRICT = ("-std=c11", "-Wall", "-Wextra", "-Werror")
 
 pytestmark = [
@@ -23,9 +31,9 @@ pytestmark = [
 ]
 
 
-def run(*command: str | Path, cwd: Path, **environment: str) -> str:
+def run(*command: str | Path, cwd: Path, tools: str = "", **environment: str) -> str:
     words = [str(word) for word in command]
-    env = {**os.environ, **environment}
+    env = {"PATH": path_of(tools), "HOME": str(cwd), **environment}
     done = subprocess.run(words, cwd=cwd, capture_output=True, text=True, env=env)
     assert done.returncode == 0, f"{words}: {done.stdout}{done.stderr}"
     return done.stdout
@@ -54,8 +62,14 @@ def engine_build(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("build")
 
 
+def cmake(*words: str | Path, cwd: Path) -> str:
+    return run("cmake", *words, cwd=cwd, tools=f"cmake make {SYSTEM} ranlib")
+
+
 def make(build: Path, *words: str | Path) -> str:
-    return run("make", "-s", "-f", "csrc/install.mk", f"BUILD={build}", *words, cwd=ROOT)
+    tools = f"make {SYSTEM}" + (" python3" if "amalgamation" in words else "")
+    command = ("make", "-s", "-f", "csrc/install.mk", f"BUILD={build}", *words)
+    return run(*command, cwd=ROOT, tools=tools)
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +99,9 @@ def test_a_plain_compiler_finds_the_installed_library(project: Path, prefix: Pat
     system = {"CPATH": str(prefix / "include"), "LIBRARY_PATH": lib, "LD_LIBRARY_PATH": lib}
     run("cc", *STRICT, "app.c", "-lmnist_mamba", "-o", "app", cwd=project, **system)
     assert reads_a_seven(project, **system)
-    soname = re.search(r"libmnist_mamba\.so\S*", run("ldd", "app", cwd=project, **system))
+    soname = re.search(
+        r"libmnist_mamba\.so\S*", run("ldd", "app", cwd=project, tools="ldd bash cat", **system)
+    )
     assert soname is not None
     assert soname[0] == "libmnist_mamba.so.0"
     assert "class 7" in run(
@@ -94,7 +110,8 @@ def test_a_plain_compiler_finds_the_installed_library(project: Path, prefix: Pat
 
 
 def test_the_library_exports_its_header_and_nothing_else(prefix: Path) -> None:
-    listed = run("nm", "-D", "--defined-only", prefix / "lib/libmnist_mamba.so", cwd=ROOT)
+    library = prefix / "lib/libmnist_mamba.so"
+    listed = run("nm", "-D", "--defined-only", library, cwd=ROOT, tools="nm")
     exported = re.findall(r" T (\w+)@@MNIST_MAMBA_0$", listed, re.MULTILINE)
     header = (prefix / "include/mnist_mamba/mamba.h").read_text("utf-8")
     assert sorted(exported) == sorted(re.findall(r"^MAMBA_API [^(]*?(\w+)\(", header, re.MULTILINE))
@@ -113,32 +130,30 @@ def test_on_windows_the_build_of_the_dll_alone_exports(define: str, tmp_path: Pa
 
 
 def test_pkg_config_finds_both_libraries(project: Path, prefix: Path) -> None:
-    if shutil.which("pkg-config") is None:
-        pytest.skip("pkg-config is not installed")
+    ask = functools.partial(
+        run, "pkg-config", "--cflags", "--libs", "mnist_mamba", cwd=project, tools="pkg-config"
+    )
     place = {"PKG_CONFIG_PATH": str(prefix / "lib/pkgconfig")}
-    ask = ("pkg-config", "--cflags", "--libs", "mnist_mamba")
-    flags = shlex.split(run(*ask, cwd=project, **place))
+    flags = shlex.split(ask(**place))
     run("cc", *STRICT, "app.c", *flags, "-o", "app", cwd=project)
     assert reads_a_seven(project, LD_LIBRARY_PATH=str(prefix / "lib"))
-    flags = shlex.split(run(*ask, "--static", cwd=project, **place))
+    flags = shlex.split(ask("--static", **place))
     run("cc", *STRICT, "-static", "app.c", *flags, "-o", "app", cwd=project)
     assert reads_a_seven(project)
 
 
 def test_cmake_finds_both_libraries(project: Path, prefix: Path) -> None:
-    if shutil.which("cmake") is None:
-        pytest.skip("cmake is not installed")
     lists = block("cmake")
     lists += "add_executable(static app.c)\ntarget_link_libraries(static mnist_mamba::static)\n"
     (project / "CMakeLists.txt").write_text(lists, encoding="utf-8")
-    run("cmake", "-S", ".", "-B", "build", f"-DCMAKE_PREFIX_PATH={prefix}", cwd=project)
-    run("cmake", "--build", "build", cwd=project)
+    cmake("-S", ".", "-B", "build", f"-DCMAKE_PREFIX_PATH={prefix}", cwd=project)
+    cmake("--build", "build", cwd=project)
     assert reads_a_seven(project, "build/app")
     assert reads_a_seven(project, "build/static")
     newer = lists.replace("mnist_mamba 0.1", "mnist_mamba 1.0")
     (project / "CMakeLists.txt").write_text(newer, encoding="utf-8")
     with pytest.raises(AssertionError, match="compatible with requested version"):
-        run("cmake", "-S", ".", "-B", "new", f"-DCMAKE_PREFIX_PATH={prefix}", cwd=project)
+        cmake("-S", ".", "-B", "new", f"-DCMAKE_PREFIX_PATH={prefix}", cwd=project)
 
 
 def test_uninstall_leaves_nothing(engine_build: Path, tmp_path: Path) -> None:
@@ -152,8 +167,6 @@ def test_uninstall_leaves_nothing(engine_build: Path, tmp_path: Path) -> None:
 
 def test_cmake_installs_what_make_installs(project: Path, prefix: Path, tmp_path: Path) -> None:
     """A project that takes the sources in gets the same targets, too."""
-    if shutil.which("cmake") is None:
-        pytest.skip("cmake is not installed")
     lists = block("cmake").replace(
         "find_package(mnist_mamba 0.1 REQUIRED)", f"add_subdirectory({ROOT}/csrc engine)"
     )
@@ -165,10 +178,10 @@ def test_cmake_installs_what_make_installs(project: Path, prefix: Path, tmp_path
         "-DMAMBA_INSTALL=ON",
     )
     optimisation = ("-DCMAKE_BUILD_TYPE=Debug", "-DCMAKE_COMPILE_WARNING_AS_ERROR=ON")
-    run("cmake", "-S", ".", "-B", build, *options, *optimisation, cwd=project)
-    run("cmake", "--build", build, "-j2", cwd=project)
+    cmake("-S", ".", "-B", build, *options, *optimisation, cwd=project)
+    cmake("--build", build, "-j2", cwd=project)
     assert reads_a_seven(project, build / "app")
-    run("cmake", "--install", build, cwd=project)
+    cmake("--install", build, cwd=project)
     assert files(other) == files(prefix)
     for name in ("lib/pkgconfig/mnist_mamba.pc", "lib/cmake/mnist_mamba/mnist_mamba-config.cmake"):
         assert (other / name).read_text("utf-8") == (prefix / name).read_text("utf-8")
@@ -184,7 +197,7 @@ def test_two_files_are_enough(project: Path, engine_build: Path) -> None:
     run("cc", *STRICT, "-Wpedantic", "-c", "app.c", "mamba.c", cwd=project)
     run("cc", "app.o", "mamba.o", "-lm", "-o", "app", cwd=project)
     assert reads_a_seven(project)
-    for name in re.findall(r" [TDBRC] (\w+)", run("nm", "mamba.o", cwd=project)):
+    for name in re.findall(r" [TDBRC] (\w+)", run("nm", "mamba.o", cwd=project, tools="nm")):
         assert name.startswith("mamba_"), "not a name that a program may have"
     with pytest.raises(AssertionError, match="without -ffast-math"):
         run("cc", "-Ofast", "-c", "mamba.c", cwd=project)
@@ -206,4 +219,4 @@ def test_a_program_carries_its_model(project: Path, prefix: Path) -> None:
     if shutil.which("c++"):
         both = '#include <mnist_mamba/mamba.h>\n#include "model.h"\n'
         (project / "app.cpp").write_text(both, encoding="utf-8")
-        run("c++", "-std=c++11", "-fsyntax-only", "app.cpp", place[0], cwd=project)
+        run("c++", "-std=c++11", "-fsyntax-only", "app.cpp", place[0], cwd=project, tools="c++")
