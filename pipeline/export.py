@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib.util
 import logging
 from pathlib import Path
 from typing import Any, get_args
@@ -82,6 +83,13 @@ def parse_arguments() -> argparse.Namespace:
         type=Path,
         metavar="IMAGES.idx",
         help="compare ONNX Runtime's logits of these images with the C engine's",
+    )
+    onnx.add_argument(
+        "--batch",
+        type=int,
+        metavar="N",
+        help="write a file for N images per call, which is faster if N is large; default: any "
+        "number",
     )
     arguments = parser.parse_args()
     if arguments.what == "model":
@@ -237,18 +245,33 @@ def round_file(old: Path, new: Path) -> None:
     )
 
 
-def export_onnx(model: Path, onnx: Path, images: Path | None, tolerance: float) -> None:
+def export_onnx(
+    model: Path, onnx: Path, batch: int | None, images: Path | None, tolerance: float
+) -> None:
     """Write a model file as an ONNX file, and compare the two on images, if any are given.
 
+    If the file is for batches of a fixed size, whole batches of the images are compared.
+
     Raises:
-        RuntimeError: ONNX Runtime predicts another class, or a logit differs by more than the
-            tolerance.
+        ValueError: the batch is empty, or larger than the images.
+        RuntimeError: a package is missing, ONNX Runtime predicts another class, or a logit differs
+            by more than the tolerance.
     """
-    write_onnx(onnx, load_model(model))
+    needed = ("onnx", "onnxscript") if images is None else ("onnx", "onnxscript", "onnxruntime")
+    missing = [package for package in needed if importlib.util.find_spec(package) is None]
+    if missing:
+        raise RuntimeError(
+            f"{', '.join(missing)} not found: run `pip install -c constraints.txt -e '.[onnx]'`"
+        )
+    pixels = None if images is None else read_images(images)
+    most = 65_536 if pixels is None else len(pixels)
+    if batch is not None and not 1 <= batch <= most:
+        raise ValueError(f"--batch: got {batch}, expected 1 to {most}")
+    write_onnx(onnx, load_model(model), batch)
     logger.info("%s: %d bytes, from %s", onnx, onnx.stat().st_size, model)
-    if images is not None:
-        pixels = read_images(images)
-        changed, largest = compare_onnx(onnx, model, pixels)
+    if pixels is not None:
+        pixels = pixels[: len(pixels) // (batch or 1) * (batch or 1)]
+        changed, largest = compare_onnx(onnx, model, pixels, batch or 100)
         found = (
             f"{changed} of {len(pixels)} predictions differ from the C engine's, "
             f"and logits by up to {largest:.1e}"
@@ -267,7 +290,7 @@ def main() -> None:
         round_file(arguments.old, arguments.new)
     elif arguments.what == "onnx":
         tolerance = load_params().evaluate.max_abs_logit_diff
-        export_onnx(arguments.model, arguments.onnx, arguments.check, tolerance)
+        export_onnx(arguments.model, arguments.onnx, arguments.batch, arguments.check, tolerance)
     elif arguments.what == "image":
         export_image(arguments.split, arguments.index, arguments.output)
     else:

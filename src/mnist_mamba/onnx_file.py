@@ -1,8 +1,9 @@
-"""A model as an ONNX file, for other runtimes: pixels in, logits out, any number of images.
+"""A model as an ONNX file, for other runtimes: pixels in, logits out.
 
-The scan becomes log2(length) passes (`scan.reference.selective_scan_parallel`), because ONNX's
-operators have no recurrence that runtimes run well. All members of an ensemble are asked: the
-graph has no early exit, and its time is that of all members.
+ONNX's operators have no recurrence that runtimes run well. A file for any number of images has the
+scan as log2(length) passes (`scan.reference.selective_scan_parallel`), one for a fixed batch as a
+step per token. All members of an ensemble are asked: the graph has no early exit, and its time is
+that of all members.
 
 Needs the packages of `mnist-mamba[onnx]`.
 """
@@ -31,7 +32,7 @@ OPSET = 18
 """Version of ONNX's operators in the files: ONNX Runtime 1.14 and OpenVINO 2023 know it."""
 
 
-def write_onnx(path: Path, model: Classifier) -> None:
+def write_onnx(path: Path, model: Classifier, batch: int | None = None) -> None:
     """Write a model as an ONNX file, whole or not at all.
 
     The input `pixels` is (batch, height, width), or (batch, height, width, channels) if there are
@@ -40,7 +41,8 @@ def write_onnx(path: Path, model: Classifier) -> None:
 
     Args:
         path: the file, replaced if it exists.
-        model: a classifier or an ensemble. Its scan in the file is `parallel`, whatever its own is.
+        model: a classifier or an ensemble. The file's scan does not depend on the model's.
+        batch: images per call, or None for any number.
 
     Raises:
         ModuleNotFoundError: onnx or onnxscript is not installed.
@@ -49,15 +51,15 @@ def write_onnx(path: Path, model: Classifier) -> None:
     model = copy.deepcopy(model).cpu().float().eval()
     for part in model.modules():
         if isinstance(part, MambaMixer):
-            part.scan_backend = "parallel"
+            part.scan_backend = "parallel" if batch is None else "reference"
     if isinstance(model, MambaEnsemble):
         model.exit_margin = 0.0
     config = model.config
     channels = () if config.channels == 1 else (config.channels,)
-    pixels = torch.rand(2, config.height, config.width, *channels)
+    pixels = torch.rand(batch or 2, config.height, config.width, *channels)
     names = "\n".join(config.resolved_class_names)
     metadata = {"class_names": names, "preparation": config.preparation}
-    write_graph(path, model, pixels, metadata, any_batch=True)
+    write_graph(path, model, pixels, metadata, any_batch=batch is None)
 
 
 def write_graph(

@@ -707,6 +707,21 @@ def test_a_prepare_that_fails_leaves_no_description_of_earlier_data(
     assert paths.DATA_INFO.is_file()
 
 
+def test_onnx_names_the_packages_that_are_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        monkeypatch.setitem(sys.modules, package, None)
+    output = tmp_path / "model.onnx"
+    for images, missing in (
+        (None, "onnx, onnxscript"),
+        (tmp_path, "onnx, onnxscript, onnxruntime"),
+    ):
+        with pytest.raises(RuntimeError, match=f"^{missing} not found: run `pip install"):
+            export.export_onnx(ROOT / "models/mnist_mamba.bin", output, None, images, 1e-4)
+    assert not output.exists()
+
+
 def test_export_writes_the_checkpoint_that_the_params_name(
     project: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
