@@ -74,13 +74,15 @@ def _check_exists(path: Path) -> None:
 def _prepare_mamba(folder: Path, quick: bool, onnx: bool) -> None:
     """Write the model as checkpoint (no early exit), model file (early exit) and ONNX files."""
     from mnist_mamba.export import write_model
+    from mnist_mamba.onnx_file import write_onnx
     from mnist_mamba.training.checkpoint import Checkpoint, save_checkpoint
 
     model, exit_margin = _quick_mamba() if quick else _default_mamba(folder)
     (folder / MAMBA).mkdir()
     save_checkpoint(folder / MAMBA / "model.pth", Checkpoint(model, 0, 0.0))
     if onnx:
-        _export(model, folder / MAMBA)
+        for load, batch in LOADS.items():
+            write_onnx(folder / MAMBA / f"{load}.onnx", model, batch)
     model.exit_margin = exit_margin
     write_model(folder / "mamba.bin", model)
 
@@ -119,24 +121,18 @@ def _prepare_convnet(name: str, folder: Path, quick: bool) -> None:
     from benchmarks import convnets
     from mnist_mamba.data.idx import read_images
     from mnist_mamba.model import Classifier
+    from mnist_mamba.onnx_file import write_graph
     from mnist_mamba.training.evaluation import predict
 
     torch.manual_seed(0)
     model = convnets.ConvNet(convnets.QUICK_NETWORKS[name]).eval() if quick else convnets.load(name)
     (folder / name).mkdir()
-    _export(convnets.folded(model), folder / name)
+    for load, batch in LOADS.items():
+        path = folder / name / f"{load}.onnx"
+        write_graph(path, convnets.folded(model), torch.rand(batch, 28, 28))
     images = torch.from_numpy(read_images(folder / "test-images.idx"))
     logits = predict(cast(Classifier, model), images)
     np.save(folder / "logits" / f"{name}.npy", logits.numpy())
-
-
-def _export(model: Any, folder: Path) -> None:
-    import torch
-
-    from mnist_mamba.onnx_file import write_graph
-
-    for load, batch in LOADS.items():
-        write_graph(folder / f"{load}.onnx", model, torch.rand(batch, 28, 28))
 
 
 def check_logits(folder: Path, peers: Sequence[str]) -> dict[str, Any]:

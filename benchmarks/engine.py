@@ -49,11 +49,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def prepare(folder: Path, models: Models, peers: Sequence[str]) -> None:
     """Build the engine with OpenMP, and write each model's checkpoint in every peer's format."""
-    import torch
-
     from benchmarks.peers import build_model
     from mnist_mamba.export import write_model
-    from mnist_mamba.onnx_file import write_graph
+    from mnist_mamba.onnx_file import write_onnx
     from mnist_mamba.training.checkpoint import Checkpoint, save_checkpoint
 
     build_engine(folder)
@@ -64,8 +62,7 @@ def prepare(folder: Path, models: Models, peers: Sequence[str]) -> None:
         save_checkpoint(folder / name / "model.pth", Checkpoint(model, 0, 0.0))
         if "onnxruntime" in peers:
             for images, _ in cases.LOADS.values():
-                pixels = torch.rand(images, config.height, config.width)
-                write_graph(folder / name / f"b{images}.onnx", model, pixels)
+                write_onnx(folder / name / f"b{images}.onnx", model, images)
 
 
 def build_engine(folder: Path) -> None:
