@@ -22,7 +22,7 @@ bytes of the file."""
 
 
 class InputError(ValueError):
-    """Input that is refused. The message is one line, which names the entry and repeats nothing."""
+    """Input that is refused, in one line: the entry, and at most its first wrong value."""
 
 
 def classify(engine: Engine, images: NDArray[Any]) -> list[dict[str, Any]]:

@@ -198,7 +198,7 @@ def _json_inputs(body: bytes) -> list[object]:
 
 
 async def _refuse(request: Request, error: Exception) -> Response:
-    """Answer an error with one line, and never with a part of the request."""
+    """Answer an error with one line."""
     if isinstance(error, HTTPException):
         content = {"error": " ".join(error.detail.split())}
         return JSONResponse(content, error.status_code, headers=error.headers)
