@@ -15,6 +15,7 @@ Other commands:
     example_pictures     write a small data set as a folder of pictures
     study                compare trainings that differ in one choice each
     seeds                score final models of several seeds
+    search               search params with a low validation loss
     rekey                keep the recorded trainings after a refactoring
     report               write all results to one HTML page
     release.gate         compare results with those of another revision
@@ -26,7 +27,7 @@ A command checks its arguments (`if __name__ == "__main__"`) above its imports o
 torch: so `--help` and a refused option or value take less than a second.
 
 The folders hold what commands use. common: anything shared; tracking: MLflow; series: the trainings
-of study and seeds; release: gates, promotion, model card; report: the HTML report.
+of study, seeds and search; release: gates, promotion, model card; report: the HTML report.
 """
 
 import sys

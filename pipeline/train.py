@@ -28,7 +28,7 @@ def parse_arguments() -> argparse.Namespace:
             "python -m pipeline.train",
             "python -m pipeline.train --resume",
             "python -m pipeline.train --epochs 2 --learning-rate 3e-3 --save-dir /tmp/quick",
-            "python -m pipeline.train --set model.a=tied --set train.seed=1 --save-dir /tmp/tied",
+            "python -m pipeline.train --set model.a=tied --track --save-dir /tmp/tied",
             "torchrun --standalone --nproc_per_node=2 -m pipeline.train",
             "dvc exp run -S train.epochs=20",
         ],
@@ -51,6 +51,14 @@ def parse_arguments() -> argparse.Namespace:
         action="store_true",
         help="continue an interrupted training with the same params, data and code, if there is "
         "one",
+    )
+    parser.add_argument(
+        "--track",
+        nargs="?",
+        const="",
+        metavar="SEARCH",
+        help="show this training in MLflow also if options change its params or folder, as a trial "
+        "of SEARCH if that is given",
     )
     return parser.parse_args()
 
@@ -237,7 +245,9 @@ def run_training(
         for _ in reports:
             pass
         return
-    with live_run(params, enabled=is_pipeline_run) as log_point:
+    own = None if is_pipeline_run else files.metrics  # those of the pipeline are sent by `track`
+    tracked = is_pipeline_run or arguments.track is not None
+    with live_run(params, tracked, arguments.track or None, own) as log_point:
         write_epochs(reports, files, saved, log_point, params.train.epochs)
 
 

@@ -38,7 +38,7 @@ def content_key(params: Params, pipeline: Path = Path("dvc.yaml")) -> str:
         "params": {name: values[name] for name in RESULT_PARAMS},
         "files": {str(path): file_md5(path) for path in source_files(values, pipeline)},
     }
-    return _hash(content)
+    return hash_of(content)
 
 
 def training_key(params: Params, pipeline: Path = Path("dvc.yaml")) -> str:
@@ -47,7 +47,7 @@ def training_key(params: Params, pipeline: Path = Path("dvc.yaml")) -> str:
     Unlike `content_key` it does not depend on the engine and its evaluation, which must not
     prevent a training from being resumed, but it does depend on the prepared data.
     """
-    return _hash(training_content(params, pipeline))
+    return hash_of(training_content(params, pipeline))
 
 
 def training_content(params: Params, pipeline: Path = Path("dvc.yaml")) -> dict[str, Any]:
@@ -104,5 +104,6 @@ def _fill(text: str, values: dict[str, Any]) -> str:
     return re.sub(r"\$\{([^}]+)\}", lambda match: str(look_up(values, match[1].strip())), text)
 
 
-def _hash(content: Any) -> str:
+def hash_of(content: Any) -> str:
+    """Return a hash of plain values."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]

@@ -18,7 +18,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 from pydantic import Field
 from tqdm import tqdm
@@ -116,23 +116,51 @@ def train(training: Training) -> dict[str, Any]:
     Raises:
         RuntimeError: the training failed; the message ends with the last line of its log.
     """
-    folder = training.folder
-    folder.mkdir(parents=True, exist_ok=True)
-    metrics = _metrics(folder)
-    if metrics.get("epochs") == training.params.train.epochs:
-        return metrics
-    command = [sys.executable, "-m", "pipeline.train", "--resume", "--save-dir", str(folder)]
+    metrics = completed(training)
+    if metrics is None:
+        with open_log(training) as log:
+            done = subprocess.run(
+                words(training), stdout=log, stderr=subprocess.STDOUT, env=environment(training)
+            )
+        if done.returncode:
+            raise RuntimeError(f"{training.name}, seed {training.seed}: {last_line(training)}")
+        metrics = _metrics(training.folder)
+    return metrics
+
+
+def completed(training: Training) -> dict[str, Any] | None:
+    """Return the metrics of a training if its last epoch has ended."""
+    metrics = _metrics(training.folder)
+    return metrics if metrics.get("epochs") == training.params.train.epochs else None
+
+
+def words(training: Training) -> list[str]:
+    """Return the command that starts a training or resumes it."""
+    folder = str(training.folder)
+    command = [sys.executable, "-m", "pipeline.train", "--resume", "--save-dir", folder]
     for key, value in training.changes.items():
         command += ["--set", f"{key}={json.dumps(value)}"]
-    with (folder / "log.txt").open("a", encoding="utf-8") as log:
-        # It stops when this process ends: a series that goes on would train in the same folder.
-        environment = {**os.environ, "MNIST_MAMBA_SERIES": training.name}
-        done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
-    if done.returncode:
-        log_text = (folder / "log.txt").read_text(encoding="utf-8", errors="replace")
-        last = log_text.splitlines()[-1:]
-        raise RuntimeError(f"{training.name}, seed {training.seed}: {' '.join(last)}")
-    return _metrics(folder)
+    return command
+
+
+def environment(training: Training) -> dict[str, str]:
+    """Return the environment of this command, which stops when this process ends.
+
+    Another process of the series could train in the same folder then.
+    """
+    return {**os.environ, "MNIST_MAMBA_SERIES": training.name}
+
+
+def open_log(training: Training) -> TextIO:
+    """Return the log of a training, to which its output is added; create its folder."""
+    training.folder.mkdir(parents=True, exist_ok=True)
+    return (training.folder / "log.txt").open("a", encoding="utf-8")
+
+
+def last_line(training: Training) -> str:
+    """Return the last line of a training's log: the error if it failed."""
+    log = (training.folder / "log.txt").read_text(encoding="utf-8", errors="replace")
+    return " ".join(log.splitlines()[-1:])
 
 
 def _metrics(folder: Path) -> dict[str, Any]:

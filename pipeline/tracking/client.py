@@ -53,6 +53,8 @@ PROGRESS_TAG = "pipeline"
 COMMIT_TAG = "mlflow.source.git.commit"
 EXPERIMENT_TAG = "dvc.experiment"
 PARENT_TAG = "mlflow.parentRunId"
+SEARCH_TAG = "search"
+"""Tag of the parent run of a search's trials: its name (pipeline/search.py)."""
 SWEEP_TAG = "dvc.sweep"
 """Tag of the parent run of DVC's experiments: the commit from which they all started."""
 VIEW = "pipeline"
@@ -304,28 +306,56 @@ def find_all(
     return all_pages(client.search_runs, [experiment], same, order_by=["attributes.start_time ASC"])
 
 
-def find_or_create(client: MlflowClient, experiment: str, params: Params, key: str) -> Run:
-    """Return the run with a content key; create the run and log its params if missing."""
+def find_or_create(
+    client: MlflowClient, experiment: str, params: Params, key: str, search: str | None = None
+) -> Run:
+    """Return the run with a content key; create the run and log its params if missing.
+
+    A trial of a search gets the search's run as its parent, unless it has one.
+    """
     from mlflow.entities import Param
 
     with project_lock():
         run = find(client, experiment, key)
         if run is None:
             name = os.environ.get("DVC_EXP_NAME") or f"{params.data.dataset}-{key[:8]}"
-            tags = {KEY_TAG: key, **_origin()}
-            created = client.create_run(experiment, run_name=name, tags=tags)
-            # Another clone may have created one at the same moment.
-            run = find(client, experiment, key) or created
-            if run.info.run_id != created.info.run_id:
-                client.delete_run(created.info.run_id)
-            elif EXPERIMENT_TAG in tags and COMMIT_TAG in tags:
-                _join_sweep(client, experiment, tags[COMMIT_TAG])
+            run = _create_once(client, experiment, name, KEY_TAG, {KEY_TAG: key, **_origin()})
+            baseline = run.data.tags.get(COMMIT_TAG)
+            if EXPERIMENT_TAG in run.data.tags and baseline:
+                _join_sweep(client, experiment, baseline)
+        if search is not None and PARENT_TAG not in run.data.tags:
+            note = "The trials of a search: `python -m pipeline.search` prints the best."
+            parent = _parent(client, experiment, f"search {search}", SEARCH_TAG, search, note)
+            client.set_tag(run.info.run_id, PARENT_TAG, parent.info.run_id)
     # Params of the other sections may differ between two runs of the same content.
     values = params.model_dump(mode="json", include=set(RESULT_PARAMS))
     missing = {k: v for k, v in flatten(values).items() if k not in run.data.params}
     if missing:
         client.log_batch(run.info.run_id, params=[Param(k, str(v)) for k, v in missing.items()])
     return run
+
+
+def _create_once(
+    client: MlflowClient, experiment: str, name: str, tag: str, tags: Mapping[str, str]
+) -> Run:
+    """Create a run; if another clone creates one with the same tag, return the older one."""
+    created = client.create_run(experiment, run_name=name, tags=dict(tags))
+    run = find(client, experiment, tags[tag], tag) or created
+    if run.info.run_id != created.info.run_id:
+        client.delete_run(created.info.run_id)
+    return run
+
+
+def _parent(
+    client: MlflowClient, experiment: str, name: str, tag: str, value: str, note: str, **more: str
+) -> Run:
+    """Return the parent run with this value of a tag; create it if missing."""
+    parent = find(client, experiment, value, tag)
+    if parent is None:
+        tags = {tag: value, **more, "mlflow.note.content": note}
+        parent = _create_once(client, experiment, name, tag, tags)
+        client.set_terminated(parent.info.run_id)
+    return parent
 
 
 def _origin() -> dict[str, str]:
@@ -341,15 +371,12 @@ def _join_sweep(client: MlflowClient, experiment: str, baseline: str) -> None:
     children = [*all_pages(client.search_runs, [experiment], of_commit)]
     if len(children) < 2:
         return
-    parent = find(client, experiment, baseline, SWEEP_TAG)
-    if parent is None:
-        note = (
-            f"The experiments that `dvc exp run` started from commit {baseline[:7]}: one child run "
-            "for each content. `make experiments` prints the same table."
-        )
-        tags = {SWEEP_TAG: baseline, COMMIT_TAG: baseline, "mlflow.note.content": note}
-        parent = client.create_run(experiment, run_name=f"from {baseline[:7]}", tags=tags)
-        client.set_terminated(parent.info.run_id)
+    note = (
+        f"The experiments that `dvc exp run` started from commit {baseline[:7]}: one child run for "
+        "each content. `make experiments` prints the same table."
+    )
+    name, more = f"from {baseline[:7]}", {COMMIT_TAG: baseline}
+    parent = _parent(client, experiment, name, SWEEP_TAG, baseline, note, **more)
     for child in children:
         if PARENT_TAG not in child.data.tags:
             client.set_tag(child.info.run_id, PARENT_TAG, parent.info.run_id)
@@ -378,3 +405,24 @@ def log_points(client: MlflowClient, run_id: str, points: Sequence[CurvePoint]) 
     ]
     if metrics:
         client.log_batch(run_id, metrics=metrics)
+
+
+def log_metrics(client: MlflowClient, run_id: str, metrics: Iterable[tuple[str, float]]) -> None:
+    """Log the metrics that are new or have changed."""
+    from mlflow.entities import Metric
+
+    known = client.get_run(run_id).data.metrics
+    now = int(time.time() * 1000)
+    new = [Metric(name, value, now, 0) for name, value in metrics if known.get(name) != value]
+    if new:
+        client.log_batch(run_id, metrics=new)
+
+
+def metrics_of(content: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, float]]:
+    """Yield each number of a metrics file as `prefix/section/name`.
+
+    MLflow makes a section of all before the last /.
+    """
+    for name, value in flatten(content, f"{prefix}/").items():
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            yield name.replace(".", "/", 1), float(value)

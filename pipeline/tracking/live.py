@@ -6,11 +6,13 @@ is slow, broken or gone: in all at most WAIT_S, at its end. `make track` complet
 
 from __future__ import annotations
 
+import json
 import logging
 import queue
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mnist_mamba.training.loop import StoppedError
@@ -29,15 +31,27 @@ WAIT_S = 10
 
 
 @contextmanager
-def live_run(params: Params, enabled: bool = True) -> Iterator[Callable[[CurvePoint], None]]:
+def live_run(
+    params: Params,
+    enabled: bool = True,
+    search: str | None = None,
+    metrics: Path | None = None,
+) -> Iterator[Callable[[CurvePoint], None]]:
     """Stream curves and the machine's load during a training; MLflow's failures only warn.
 
-    Yields a function that logs one point of the curves; it does not wait.
+    Args:
+        params: the training's.
+        enabled: whether to do so, if the params agree.
+        search: name of the search of which the training is a trial.
+        metrics: a metrics file that is also sent at the end of a completed training.
+
+    Yields:
+        A function that logs one point of the curves; it does not wait.
     """
     if not (enabled and params.tracking.enabled):
         yield lambda point: None
         return
-    stream = _Stream(params)
+    stream = _Stream(params, search, metrics)
     stream.start()
     status = "FAILED"
     try:
@@ -59,8 +73,9 @@ class _Stream(threading.Thread):
     It is a daemon: the process does not wait for it.
     """
 
-    def __init__(self, params: Params) -> None:
+    def __init__(self, params: Params, search: str | None, metrics: Path | None) -> None:
         super().__init__(name="MLflow", daemon=True)
+        self._search, self._metrics = search, metrics
         self.queue: queue.SimpleQueue[CurvePoint | str] = queue.SimpleQueue()
         self._params = params
         self._has_warned = False
@@ -78,7 +93,8 @@ class _Stream(threading.Thread):
         with self._only_warning():
             params = self._params
             client, experiment = tracking.connect(params)
-            run = tracking.find_or_create(client, experiment, params, content_key(params))
+            key = content_key(params)
+            run = tracking.find_or_create(client, experiment, params, key, self._search)
             run_id = run.info.run_id
             client.update_run(run_id, status="RUNNING")
             client.set_tag(run_id, tracking.PROGRESS_TAG, "training alone")
@@ -88,6 +104,9 @@ class _Stream(threading.Thread):
                     tracking.log_points(client, run_id, [item])
             if monitor:
                 monitor.finish()
+            if self._metrics and item == "FINISHED":
+                content = json.loads(self._metrics.read_text(encoding="utf-8"))
+                tracking.log_metrics(client, run_id, tracking.metrics_of(content, "train"))
             client.set_terminated(run_id, item)
 
     @contextmanager

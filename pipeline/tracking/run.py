@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import re
-import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.common import paths
 from pipeline.common.content_key import content_key, file_md5
-from pipeline.common.nested import flatten
 from pipeline.common.params import Params
 from pipeline.tracking import client as tracking
 from pipeline.tracking import model as tracked_model
@@ -50,7 +48,7 @@ def upsert(params: Params, key: str | None = None) -> str:
         client, experiment = tracking.connect(params)
         run_id = tracking.find_or_create(client, experiment, params, key).info.run_id
         tracking.log_points(client, run_id, json.loads(paths.CURVES.read_text(encoding="utf-8")))
-        _log_metrics(client, run_id)
+        tracking.log_metrics(client, run_id, _metrics())
         _log_datasets(client, run_id)
         for folder, files in artifacts().items():
             for file in files:
@@ -131,27 +129,14 @@ def description(run: Run, params: Params) -> str:
     )
 
 
-def _log_metrics(client: MlflowClient, run_id: str) -> None:
-    """Log the metrics that are new or have changed."""
-    from mlflow.entities import Metric
-
-    known = client.get_run(run_id).data.metrics
-    now = int(time.time() * 1000)
-    new = [Metric(name, value, now, 0) for name, value in _metrics() if known.get(name) != value]
-    if new:
-        client.log_batch(run_id, metrics=new)
-
-
 def _metrics() -> Iterator[tuple[str, float]]:
-    """Yield each number as `file/section/name`: MLflow makes a section of all before the last /."""
+    """Yield the numbers of all metrics files by their names in MLflow."""
     for stem, prefix in RESULTS.items():
         file = paths.METRICS / f"{stem}.json"
         content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
         if classes := content.get("per_class"):
             content["per_class"] = dict(zip(metric_names(classes), classes.values(), strict=True))
-        for name, value in flatten(content, f"{prefix}/").items():
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                yield name.replace(".", "/", 1), float(value)
+        yield from tracking.metrics_of(content, prefix)
 
 
 def metric_names(classes: Iterable[str]) -> list[str]:
