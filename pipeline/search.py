@@ -9,6 +9,7 @@ import os
 import re
 import shlex
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ def parse_arguments() -> argparse.Namespace:
             "python -m pipeline.search space.yaml --trials 30",
             "python -m pipeline.search space.yaml --trials 30 --pruner hyperband --set "
             "train.epochs=9",
-            f"{STORAGE}=postgresql://USER:PASSWORD@HOST/DB python -m pipeline.search space.yaml",
+            f"{STORAGE}=postgresql+psycopg2://ME:PASSWORD@HOST/DB python -m pipeline.search s.yaml",
         ],
     )
     parser.add_argument("space", type=Path, metavar="SPACE.yaml", help="the values to search")
@@ -106,7 +107,7 @@ except ModuleNotFoundError as missing:
     print(f"error: {missing.name} not found, which a search needs: run `{advice}`", file=sys.stderr)
     sys.exit(1)
 
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 
 from pipeline.common.content_key import hash_of, training_content
 from pipeline.common.prepared_data import read_info
@@ -142,7 +143,8 @@ def open_study(name: str, storage: str | None, pruner: str, epochs: int) -> optu
     trials.FOLDER.mkdir(parents=True, exist_ok=True)
     url = storage or f"sqlite:///{trials.FOLDER / 'studies.db'}"
     wait = {"connect_args": {"timeout": 60}} if url.startswith("sqlite:") else {}
-    with trials.locked(trials.FOLDER / "lock"):  # the first connection creates the tables
+
+    def create() -> optuna.Study:
         return optuna.create_study(
             study_name=name,
             storage=optuna.storages.RDBStorage(url, engine_kwargs=wait),
@@ -150,6 +152,13 @@ def open_study(name: str, storage: str | None, pruner: str, epochs: int) -> optu
             pruner=pruners[pruner],
             load_if_exists=True,
         )
+
+    with trials.locked(trials.FOLDER / "lock"):  # the first connection creates the tables
+        try:
+            return create()
+        except SQLAlchemyError:  # another machine may have created them at the same moment
+            time.sleep(1)
+            return create()
 
 
 def experiment_command(changes: Mapping[str, Any]) -> str:
@@ -202,14 +211,14 @@ def main() -> None:
         search.run(arguments.jobs)
         if not stop():
             show(search)
-    except (SQLAlchemyError, optuna.exceptions.StorageInternalError, ArgumentError) as error:
+    except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
         raise RuntimeError(
             f"the database of the study failed: {one_line(error)}. Correct --storage or "
             f"{STORAGE}; then the same command goes on"
         ) from error
     except ImportError as error:
         raise RuntimeError(
-            f"{one_line(error)}: the database's driver is missing: for PostgreSQL, "
+            f"{one_line(error)} The database's driver is missing: postgresql+psycopg2://... needs "
             "`pip install psycopg2-binary`"
         ) from error
     if stop():
