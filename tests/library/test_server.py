@@ -116,6 +116,8 @@ def jpeg_of_many_scans() -> bytes:
         (body([[0.5, 0.5]]), "application/json", 400, r"\(1, 1, 2\), expected \(n, 28, 28\)"),
         (body([[[1e300]]]), "application/json", 400, r"inputs\[0\]\[0\]\[0\]\[0\]: got inf"),
         ('{"inputs": [[[NaN]]]}', "application/json", 400, r"got nan, expected 0 .* to 1"),
+        (body([[0.5, 1, 3], [9]]), "application/json", 400, "rows of different lengths"),
+        (body([[0, 1], [3, 9]]), "application/json", 400, r"inputs\[0\]\[1\]\[0\]: got 3, exp"),
         (body((255 * IMAGE).tolist()), "application/json", 400, "expected 0 .* by 255"),
         (body(0, 0, 0, 0), "application/json", 413, "inputs: got 4 images, expected at most 3"),
         (SECRET, "image/png", 400, "unknown format; expected PNG, JPEG"),

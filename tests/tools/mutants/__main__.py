@@ -86,6 +86,8 @@ RELATED: list[tuple[str, list[Command]]] = [
         [library("atomic_write", "data*", "training*"), pipeline("stages")],
     ),
     ("src/mnist_mamba/c_build.py", [library("c_build*")]),
+    ("src/mnist_mamba/classify.py", [library("server"), pipeline("tracked_model")]),
+    ("src/mnist_mamba/server.py", [library("server")]),
     ("src/mnist_mamba/config.py", [library("config", "training*"), pipeline("params")]),
     ("src/mnist_mamba/data/corruptions.py", [library("corruptions")]),
     ("src/mnist_mamba/data/", [library("data*")]),
