@@ -58,7 +58,7 @@ SECRETS = {"admin": "the admin's own", "ada": "ada's own password", "eve": "eve'
 
 
 class Services(NamedTuple):
-    """Where the servers are."""
+    """Folder and port of the servers that run."""
 
     folder: Path
     port: int
