@@ -51,7 +51,7 @@ pytestmark = [
 ]
 
 REMOTE, SERVER = "Share data and checkpoints: a DVC remote", "Share runs: a tracking server"
-EPOCHS = 250
+EPOCHS = 80
 """Enough for MLflow to be asked during a training, and to die before its end."""
 SECRETS = {"admin": "the admin's own", "ada": "ada's own password", "eve": "eve's own password"}
 """Passwords by user. Eve was given no permission."""
