@@ -427,7 +427,7 @@ def test_every_flipped_bit_is_refused(model_bytes: bytes, position: int, bit: in
         (184, 1, "reserved bytes"),
         (192, 0x00300030, "class name 1: got b'0', expected another name than that of class 0"),
         (192, 0x0031FF30, "class name 0: got b'0\\xff1'"),
-        (192, 0x00310730, "class name 0: got b'0\\x071', expected text without"),
+        (192, 0x00310730, "class name 0: got b'0\\x071', expected UTF-8 without"),
         (252, 1, "class names: got"),
         (156, 5, "file size"),
         (256, 0x7F800000, "tensor stem.weight: float 0: got inf, expected a finite number"),
