@@ -27,7 +27,7 @@ static void make_identifier(char *name)
 mamba_status command_embed(const struct job *job, mamba_error *error)
 {
     const char *path = job->options->positional[0], *wanted = job->options->name;
-    char name[64];
+    char name[64] = ""; /* all zeros: make_identifier also reads the byte after an empty name */
     snprintf(name, sizeof name, "%s", wanted ? wanted : file_name(path));
     if (!wanted)
         name[strcspn(name, ".")] = '\0';
