@@ -29,7 +29,8 @@ function drawStrokes(context, strokes, scale) {
       context.lineWidth = width * scale;
       context.beginPath();
       context.moveTo(fromX * scale, fromY * scale);
-      context.lineTo(x * scale, y * scale);
+      // A line of no length, which a stroke begins with, is a dot only in some browsers.
+      context.lineTo(x * scale + (i ? 0 : 0.01), y * scale);
       context.stroke();
     }
 }
