@@ -11,15 +11,9 @@ from typing import Any
 
 from benchmarks.tables import write_blocks
 from mnist_mamba.atomic_write import write_json
+from pipeline.common import command
 
 logger = logging.getLogger(__name__)
-
-
-def positive(text: str) -> int:
-    """Parse a whole number of at least 1."""
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number of at least 1")
-    return int(text)
 
 
 def above_zero(text: str) -> float:
@@ -48,7 +42,10 @@ def add_common(parser: argparse.ArgumentParser, known: Sequence[str], rounds: in
     """Add --rounds, --peers, --quick and --output; the default is all known peers."""
     add = parser.add_argument
     add(
-        "--rounds", type=positive, default=rounds, help="rounds of all peers (default: %(default)s)"
+        "--rounds",
+        type=command.positive,
+        default=rounds,
+        help="rounds of all peers (default: %(default)s)",
     )
     add("--peers", type=some_of(known), default=known, help="comma-separated (default: all)")
     add(

@@ -27,7 +27,7 @@ import numpy as np
 import psutil  # type: ignore[import-untyped]
 from PIL import Image
 
-from benchmarks.options import above_zero, positive
+from benchmarks.options import above_zero
 from pipeline.common import command
 from pipeline.common.machine import cpu_name, usable_cores
 
@@ -153,9 +153,11 @@ def main() -> None:
     """Compare the servers and print a table."""
     parser = command.parser(__doc__ or "", ["python -m benchmarks.serving build/champion"])
     parser.add_argument("model", type=Path, metavar="MODEL", help="folder of a model in MLflow")
-    parser.add_argument("--connections", type=positive, default=8, help="default: %(default)s")
+    parser.add_argument(
+        "--connections", type=command.positive, default=8, help="default: %(default)s"
+    )
     parser.add_argument("--seconds", type=above_zero, default=5, help="default: %(default)s")
-    parser.add_argument("--rounds", type=positive, default=3, help="default: %(default)s")
+    parser.add_argument("--rounds", type=command.positive, default=3, help="default: %(default)s")
     options = parser.parse_args()
     rounds = [
         {name: measure(server, options) for name, server in servers(options.model).items()}

@@ -17,7 +17,7 @@ from typing import Any
 from benchmarks import harness, tables
 from benchmarks import train_cases as cases
 from benchmarks.harness import Answer, BenchError, Limits, Rounds, significant
-from benchmarks.options import above_zero, add_common, positive, store
+from benchmarks.options import above_zero, add_common, store
 from mnist_mamba.config import ModelConfig
 from pipeline.common import command
 from pipeline.common.machine import usable_cores
@@ -41,12 +41,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add(
         "--long-rounds",
-        type=positive,
+        type=command.positive,
         default=2,
         help="rounds with 784 tokens (default: %(default)s)",
     )
     add("--only", choices=SECTIONS, help="measure one section")
-    add("--threads", type=positive, default=usable_cores(), help="default: all cores")
+    add("--threads", type=command.positive, default=usable_cores(), help="default: all cores")
     add(
         "--memory-gb",
         type=above_zero,

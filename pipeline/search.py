@@ -26,13 +26,6 @@ STORAGE = "OPTUNA_STORAGE"
 PRUNERS = ("median", "hyperband", "none")
 
 
-def positive(text: str) -> int:
-    """Return a number of at least 1."""
-    if not (text.isdecimal() and int(text) >= 1):
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number of at least 1")
-    return int(text)
-
-
 def parse_arguments() -> argparse.Namespace:
     """Return the command line's options."""
     parser = command.parser(
@@ -50,13 +43,13 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("space", type=Path, metavar="SPACE.yaml", help="the values to search")
     parser.add_argument(
         "--trials",
-        type=positive,
+        type=command.positive,
         default=20,
         help="trials of the whole study, also of earlier commands; default: %(default)s",
     )
     parser.add_argument(
         "--jobs",
-        type=positive,
+        type=command.positive,
         default=usable_cores(),
         help="parallel trainings, each with one thread; default: %(default)s",
     )
@@ -110,6 +103,7 @@ except ModuleNotFoundError as missing:
 from sqlalchemy.exc import SQLAlchemyError
 
 from pipeline.common.content_key import hash_of, training_content
+from pipeline.common.locks import wait_for_lock
 from pipeline.common.prepared_data import read_info
 from pipeline.common.stop import StopRequest
 from pipeline.series import trials
@@ -140,7 +134,6 @@ def open_study(name: str, storage: str | None, pruner: str, epochs: int) -> optu
         "none": optuna.pruners.NopPruner(),
     }
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    trials.FOLDER.mkdir(parents=True, exist_ok=True)
     url = storage or f"sqlite:///{trials.FOLDER / 'studies.db'}"
     wait = {"connect_args": {"timeout": 60}} if url.startswith("sqlite:") else {}
 
@@ -153,7 +146,7 @@ def open_study(name: str, storage: str | None, pruner: str, epochs: int) -> optu
             load_if_exists=True,
         )
 
-    with trials.locked(trials.FOLDER / "lock"):  # the first connection creates the tables
+    with wait_for_lock(trials.FOLDER / "lock"):  # the first connection creates the tables
         try:
             return create()
         except SQLAlchemyError:  # another machine may have created them at the same moment

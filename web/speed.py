@@ -207,7 +207,9 @@ def times_table(found: dict[str, Any]) -> str:
 def main() -> None:
     """Measure the page with the shipped model."""
     arguments = command.parser("Measure the page's sizes and times.", ["python -m web.speed"])
-    arguments.add_argument("--rounds", type=int, default=ROUNDS, help="default: %(default)s")
+    arguments.add_argument(
+        "--rounds", type=command.positive, default=ROUNDS, help="default: %(default)s"
+    )
     rounds = arguments.parse_args().rounds
     with chromium() as browser:
         found = measure(build.MODEL.read_bytes(), browser, rounds)

@@ -28,6 +28,17 @@ def parser(description: str, examples: Sequence[str] = ()) -> argparse.ArgumentP
     )
 
 
+def positive(text: str) -> int:
+    """Parse a whole number of at least 1, as a type of an option.
+
+    Raises:
+        argparse.ArgumentTypeError: anything else.
+    """
+    if not (text.isdecimal() and int(text) >= 1):
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number of at least 1")
+    return int(text)
+
+
 def run(main: Callable[[], object]) -> None:
     """Run a command; turn an error that the user can fix into one line and exit code 1.
 

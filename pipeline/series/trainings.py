@@ -24,7 +24,7 @@ from pydantic import Field
 from tqdm import tqdm
 
 from mnist_mamba.atomic_write import write_json
-from pipeline.common import paths
+from pipeline.common import command, paths
 from pipeline.common.content_key import file_md5, training_key
 from pipeline.common.dvc_lock import outputs
 from pipeline.common.machine import usable_cores
@@ -137,10 +137,10 @@ def completed(training: Training) -> dict[str, Any] | None:
 def words(training: Training) -> list[str]:
     """Return the command that starts a training or resumes it."""
     folder = str(training.folder)
-    command = [sys.executable, "-m", "pipeline.train", "--resume", "--save-dir", folder]
+    found = [sys.executable, "-m", "pipeline.train", "--resume", "--save-dir", folder]
     for key, value in training.changes.items():
-        command += ["--set", f"{key}={json.dumps(value)}"]
-    return command
+        found += ["--set", f"{key}={json.dumps(value)}"]
+    return found
 
 
 def environment(training: Training) -> dict[str, str]:
@@ -174,7 +174,10 @@ def _metrics(folder: Path) -> dict[str, Any]:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that all series share."""
     parser.add_argument(
-        "--jobs", type=int, default=usable_cores(), help="parallel trainings; default: %(default)s"
+        "--jobs",
+        type=command.positive,
+        default=usable_cores(),
+        help="parallel trainings; default: %(default)s",
     )
     parser.add_argument("--only", nargs="+", metavar="RUN", help="only these runs")
     parser.add_argument("--no-timing", action="store_true", help="do not time the engine again")

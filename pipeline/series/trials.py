@@ -9,7 +9,6 @@ go on with it, because the checkpoints are there.
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import json
 import logging
 import subprocess
@@ -29,6 +28,7 @@ from optuna.distributions import (
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from pipeline.common.locks import try_lock, wait_for_lock
 from pipeline.common.params import Params, ParamsError
 from pipeline.series import trainings as series
 from pipeline.series.space import Dimension, Space, check_validation
@@ -106,7 +106,7 @@ class Search:
 
     def _claim(self) -> tuple[Trial, TextIO] | None:
         """Return an interrupted or else a new trial, with its lock; None if there is none."""
-        with locked(FOLDER / self.name / "lock"):
+        with wait_for_lock(FOLDER / self.name / "lock"):
             for one in self._running():
                 file = self._lock_file(one.number)
                 if file.is_file() and (lock := try_lock(file)):
@@ -224,25 +224,6 @@ class Search:
 def shown(values: Mapping[str, Any]) -> str:
     """Return params as one line."""
     return ", ".join(f"{key}={value}" for key, value in values.items())
-
-
-def try_lock(path: Path) -> TextIO | None:
-    """Return the open file, locked; None if another process, or its child, has locked it."""
-    file = path.open("a")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        return None
-    return file
-
-
-def locked(path: Path) -> TextIO:
-    """Return the open file, locked until it is closed; wait for others who have locked it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = path.open("a")
-    fcntl.flock(file, fcntl.LOCK_EX)
-    return file
 
 
 def count(trials: Sequence[FrozenTrial]) -> str:

@@ -7,7 +7,6 @@ training; run.py completes the run from files, or creates it again.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
@@ -23,6 +22,7 @@ from urllib.parse import unquote
 
 from pipeline.common import git
 from pipeline.common.content_key import RESULT_PARAMS
+from pipeline.common.locks import wait_for_lock
 from pipeline.common.nested import flatten
 from pipeline.common.params import Params
 
@@ -267,20 +267,11 @@ def project_lock() -> Iterator[None]:
     Raises:
         TrackingError: another process has waited too long for MLflow while it was in.
     """
-    path = database_root() / ".mlflow.lock"
-    with path.open("w") as file:
-        deadline = time.monotonic() + LOCK_S
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise TrackingError(
-                        f"{path}: another process has held this lock for {LOCK_S} s; does MLflow "
-                        "answer it? Try again later"
-                    ) from None
-                time.sleep(0.05)
+    try:
+        file = wait_for_lock(database_root() / ".mlflow.lock", LOCK_S)
+    except TimeoutError as error:
+        raise TrackingError(f"{error}; does MLflow answer it? Try again later") from None
+    with file:
         yield
 
 

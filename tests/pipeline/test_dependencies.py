@@ -25,6 +25,7 @@ NO_RETRAINING = {f"pipeline/tracking/{name}.py" for name in ("__init__", "client
         "command",
         "content_key",
         "git",
+        "locks",
         "machine",
         "nested",
         "options",
