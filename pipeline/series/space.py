@@ -70,7 +70,7 @@ def load_space(path: Path, params: Params) -> Space:
     if not isinstance(content, dict) or not content:
         raise ParamsError(
             f"{path}: got {content!r}, expected dotted keys with their values, "
-            "e.g. train.lr: {{log: [1e-3, 1e-2]}}"
+            "e.g. train.lr: {log: [1e-3, 1e-2]}"
         )
     space = {}
     for key, values in content.items():

@@ -37,7 +37,10 @@ PARAMS = load_params(ROOT / "params.yaml")
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", "got None, expected dotted keys"),
+        (
+            "",
+            "got None, expected dotted keys with their values, e.g. train.lr: {log: [1e-3, 1e-2]}",
+        ),
         ("[train.lr]", "got ['train.lr'], expected dotted keys"),
         ("data.val_fraction: {float: [0.1, 0.2]}", "expected a key of model or train"),
         ("train.rate: {float: [0.1, 0.2]}", "train.rate: unknown key"),
