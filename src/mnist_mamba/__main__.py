@@ -11,6 +11,7 @@ import os
 import socket
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
@@ -154,9 +155,13 @@ def main(arguments: list[str] | None = None) -> int:
     except (EngineError, NativeBuildError) as error:
         tell(error)
         return getattr(error, "status", NO_FILE)
+    run = {"predict": predict, "score": score, "serve": serve}[options.command]
     with engine:
-        run = {"predict": predict, "score": score, "serve": serve}[options.command]
-        return run(engine, options)
+        try:
+            return run(engine, options)
+        except ModuleNotFoundError as error:
+            tell(error)
+            return NO_FILE
 
 
 def predict(engine: Engine, options: argparse.Namespace) -> int:
@@ -173,21 +178,25 @@ def predict(engine: Engine, options: argparse.Namespace) -> int:
         except (PictureError, EngineError) as error:
             tell(f"{printable(name)}: {error}")
             code = max(code, getattr(error, "status", UNREADABLE))
-        except ModuleNotFoundError as error:
-            tell(error)
-            return NO_FILE
         else:
             print(lines, flush=True)  # noqa: T201
     return code
 
 
+@contextmanager
+def extra(name: str) -> Iterator[None]:
+    """Say in the error of a missing package that this extra installs it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        advice = f"{error}: run `pip install 'mnist-mamba[{name}]'`"
+        raise ModuleNotFoundError(advice, name=error.name) from error
+
+
 def score(engine: Engine, options: argparse.Namespace) -> int:
     """Write a Parquet file with the answers to another; return the exit code."""
-    try:
+    with extra("parquet"):
         from mnist_mamba import parquet
-    except ModuleNotFoundError as error:
-        tell(f"{error}: run `pip install 'mnist-mamba[parquet]'`")
-        return NO_FILE
     try:
         rows = parquet.score(engine, options.source, options.column, options.output)
     except OSError as error:
@@ -202,11 +211,8 @@ def score(engine: Engine, options: argparse.Namespace) -> int:
 
 def serve(engine: Engine, options: argparse.Namespace) -> int:
     """Answer requests until the process gets SIGINT or SIGTERM; return the exit code."""
-    try:
+    with extra("serve"):
         from mnist_mamba import server
-    except ModuleNotFoundError as error:
-        tell(f"{error}: run `pip install 'mnist-mamba[serve]'`")
-        return NO_FILE
     try:
         listener = socket.create_server((options.host, options.port), backlog=2048)
     except (OSError, OverflowError) as error:
