@@ -9,7 +9,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import sys
 import time
 import tracemalloc
@@ -44,6 +43,7 @@ from pipeline.tracking import served, serving
 from tests.pipeline.conftest import CONFIG
 from tests.pipeline.imports import ROOT
 from tests.pipeline.project import SMALL, run, set_params, start
+from tests.pipeline.servers import free_port
 
 STARTS_WITHIN_S = 300
 """Enough for a busy machine; an idle one needs seconds."""
@@ -515,13 +515,6 @@ def test_only_a_model_is_replaced_by_the_champion(
     with pytest.raises(FileExistsError, match="name a new folder by --output"):
         champion.fetch("models:/digits@champion", list_, folder)
     assert sorted(tmp_path.rglob("*")) == before
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-        return port
 
 
 def post(url: str, body: Any) -> tuple[int, dict[str, Any]]:
