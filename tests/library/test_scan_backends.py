@@ -122,7 +122,7 @@ def test_without_a_compiler_auto_warns_once_and_takes_the_reference(
     assert len(warnings) == 1
     assert "/nonexistent/cc" in warnings[0].getMessage()
     assert "reference" in warnings[0].getMessage()
-    assert available_backends() == ("reference", "parallel")
+    assert "cpu" not in available_backends()
     with pytest.raises(ScanBackendError, match=r"'/nonexistent/cc'.*set CC"):
         selective_scan(**inputs, backend="cpu")
     with pytest.raises(ScanBackendError, match="cannot be built"):
@@ -250,6 +250,8 @@ def install_mamba_ssm(monkeypatch: pytest.MonkeyPatch, folder: Path, interface: 
     monkeypatch.setattr(triton_scan, "why_unavailable", lambda device: "Triton is hidden")
     package = folder / "mamba_ssm" / "ops"
     package.mkdir(parents=True)
+    for folder_of_package in (package.parent, package):  # a real mamba-ssm would win without
+        (folder_of_package / "__init__.py").touch()
     (package / "selective_scan_interface.py").write_text(interface or "", encoding="utf-8")
     monkeypatch.syspath_prepend(folder)
     for name in ("mamba_ssm", "mamba_ssm.ops", INTERFACE):

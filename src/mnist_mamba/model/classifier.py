@@ -34,17 +34,27 @@ class PatchStem(nn.Module):
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """torch's batch norm, but for one value per channel.
+    """torch's batch norm, but for one value per channel, and for weights anywhere in memory.
 
-    That has no variance, and torch refuses it in training. This norm then applies the running
-    statistics, as in evaluation: a last batch of one image may have a grid of 1x1.
+    One value has no variance, and torch refuses it in training. This norm then applies the running
+    statistics, as in evaluation: a last batch of one image may have a grid of 1x1. On a GPU, cuDNN
+    fails if a weight does not begin at a multiple of 16 bytes, as in the vector of all weights that
+    a trainer makes. So it gets copies.
     """
 
     def forward(self, maps: Tensor) -> Tensor:
-        if maps.numel() > self.num_features:
+        trains = self.training and maps.numel() > self.num_features
+        if trains == self.training and not maps.is_cuda:
             return super().forward(maps)
         return F.batch_norm(
-            maps, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
+            maps,
+            self.running_mean,
+            self.running_var,
+            self.weight.clone(),
+            self.bias.clone(),
+            trains,
+            self.momentum or 0.0,
+            self.eps,
         )
 
 

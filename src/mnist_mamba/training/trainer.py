@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mnist_mamba.config import TrainConfig
 from mnist_mamba.model import Classifier, MambaClassifier
+from mnist_mamba.training.cuda_graph import RecordedPasses
 from mnist_mamba.training.distributed import ALONE, Processes
 from mnist_mamba.training.ema import Ema, running_statistics
 from mnist_mamba.training.flat_parameters import FlatParameters
@@ -25,6 +26,8 @@ class NonFiniteError(ArithmeticError):
 
 class Trainer:
     """A model, the moving average of its weights, and its optimizers.
+
+    On a GPU, forward and backward passes are recorded as CUDA graphs (`RecordedPasses`).
 
     Args:
         model: trained in place, and moved to the device.
@@ -52,6 +55,7 @@ class Trainer:
         self._weights = [kind.vector for kind in self._kinds]
         self._statistics = running_statistics(self.model)
         self.optimizers = Optimizers(self._kinds, config)
+        self._passes = RecordedPasses(self._gradient_and_sums)
         self.config, self.device, self.processes = config, device, processes
 
     def step(
@@ -79,9 +83,11 @@ class Trainer:
     def _step(self, pixels: Tensor, labels: Tensor, lr: float, batch: int) -> tuple[float, int]:
         pixels, labels = pixels.to(self.device), labels.to(self.device)
         part = len(labels) / batch
-        for kind in self._kinds:
-            kind.clear_gradients()
-        gradient, sums = self._sum_gradients(self.backward(pixels, labels, part))
+        # DistributedDataParallel would not do: it averages over processes as if their shares were
+        # equal, and needs a backward pass in each, while a share may be smaller or empty. The
+        # shipped model's gradients take 365 KB: one message after the backward pass costs little.
+        total = self.processes.sum(self._passes(pixels, labels, part))
+        gradient, sums = total[:-2], total[-2:]
         self._average_statistics(part)
         norm = torch.linalg.vector_norm(gradient)
         if self.config.clip_norm:
@@ -133,16 +139,12 @@ class Trainer:
         hits = (logits.mean(dim=0).argmax(dim=1) == labels).sum()
         return torch.stack([loss, hits.to(loss.dtype)])
 
-    def _sum_gradients(self, sums: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the gradients as one vector, and `sums`, both summed over the processes.
-
-        DistributedDataParallel would not do: it averages over processes as if their shares were
-        equal, and needs a backward pass in each, while a share may be smaller or empty. The
-        shipped model's gradients take 365 KB: one message after the backward pass costs little.
-        """
-        parts = [gradient for kind in self._kinds for gradient in kind.gradients()]
-        total = self.processes.sum(torch.cat([*parts, sums]))
-        return total[: -len(sums)], total[-len(sums) :]
+    def _gradient_and_sums(self, pixels: Tensor, labels: Tensor, part: float) -> Tensor:
+        """Return the gradients as one vector, and after them the two sums of `backward`."""
+        for kind in self._kinds:
+            kind.clear_gradients()
+        sums = self.backward(pixels, labels, part)
+        return torch.cat([*(part for kind in self._kinds for part in kind.gradients()), sums])
 
     def _average_statistics(self, part: float) -> None:
         """Average the batch norms' statistics over the processes, weighted by their shares.

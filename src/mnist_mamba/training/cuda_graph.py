@@ -1,0 +1,57 @@
+"""Forward and backward passes recorded as CUDA graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+Passes = Callable[[Tensor, Tensor, float], Tensor]
+"""(pixels, labels, part) -> gradient and sums of a batch."""
+
+
+class RecordedPasses:
+    """Passes that a GPU repeats without Python.
+
+    The kernels of a small model are shorter than the time that it takes to launch them. So the
+    second batch of each size is recorded as a CUDA graph, and one launch runs all kernels of each
+    later batch of that size. The model's Python code then runs no more. Batches on the CPU are not
+    recorded.
+
+    Args:
+        passes: depends on its arguments and on tensors that keep their memory.
+    """
+
+    def __init__(self, passes: Passes) -> None:
+        self._passes = passes
+        self._graphs: dict[tuple[torch.Size, float], _Graph | None] = {}
+
+    def __call__(self, pixels: Tensor, labels: Tensor, part: float) -> Tensor:
+        """Return the passes' result, which the next call may overwrite."""
+        key = (pixels.shape, part)
+        if not pixels.is_cuda or key not in self._graphs:
+            # The first batch compiles kernels and chooses algorithms, which no graph can record.
+            self._graphs[key] = None
+            return self._passes(pixels, labels, part)
+        graph = self._graphs[key]
+        if graph is None:
+            graph = self._graphs[key] = _Graph(self._passes, pixels, labels, part)
+        return graph.replay(pixels, labels)
+
+
+class _Graph:
+    """The passes of one size of batches, with the memory of their inputs and result."""
+
+    def __init__(self, passes: Passes, pixels: Tensor, labels: Tensor, part: float) -> None:
+        self._pixels, self._labels = pixels.clone(), labels.clone()
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):  # records the kernels and runs none
+            self._result = passes(self._pixels, self._labels, part)
+
+    def replay(self, pixels: Tensor, labels: Tensor) -> Tensor:
+        """Run the passes with other images."""
+        self._pixels.copy_(pixels)
+        self._labels.copy_(labels)
+        self._graph.replay()
+        return self._result
