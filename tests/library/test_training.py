@@ -202,6 +202,14 @@ def test_after_a_member_that_cannot_start_none_goes_on(monkeypatch: pytest.Monke
     assert done == [True]
 
 
+def test_an_ensemble_on_the_cpu_does_not_start_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A forked child cannot start it, if the machine has a GPU."""
+    monkeypatch.setattr(torch.cuda, "_lazy_init", lambda: pytest.fail("CUDA was started"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", torch.cuda._lazy_init)
+    run(TrainConfig(epochs=1, batch_size=32, min_steps=1), ENSEMBLE)
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("same_number", [False, True])
 def test_an_ensemble_trains_in_a_forked_child(

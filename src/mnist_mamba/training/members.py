@@ -34,7 +34,8 @@ class Members:
         sizes = [sum(weight.numel() for weight in member.parameters()) for member in self.all]
         self._largest_first = sorted(range(len(sizes)), key=sizes.__getitem__, reverse=True)
         self._threads = 0
-        if len(self.all) > 1 and next(model.parameters()).device.type == "cpu":
+        self._on_gpu = next(model.parameters()).is_cuda
+        if len(self.all) > 1 and not self._on_gpu:
             self._threads = min(len(self.all), torch.get_num_threads())
         self._process: tuple[int, int] | None = None
 
@@ -43,7 +44,8 @@ class Members:
 
         After an error no member is still running.
         """
-        if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+        # To ask is to start CUDA, which a forked child may not do.
+        if self._on_gpu and torch.cuda.is_current_stream_capturing():
             return self._recorded_side_by_side(function)
         if not self._threads:
             return list(map(function, self.all))
