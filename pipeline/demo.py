@@ -21,6 +21,7 @@ SETTINGS = {
     "train.epochs": "30",
     "train.batch_size": "32",
     "train.lr": "0.003",
+    "model.members": "2",
 }
 SUMMARY = """
 The C engine classifies {scores[accuracy]:.2%} of {scores[n_test]} test digits correctly.

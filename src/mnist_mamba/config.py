@@ -228,13 +228,16 @@ class ModelChoices(Checked):
     members: Annotated[int, LIMITS["members"]] = 1
     """Classifiers whose logits are averaged."""
     other_members: tuple[dict[str, Any], ...] = ()
-    """Settings in which the members after the first differ, one by one; a short list repeats."""
+    """Settings in which the members after the first differ, one by one; a short list repeats. Empty
+    if there is only one member."""
 
     def __post_init__(self) -> None:
         self._check_patch()
         self._check_other_members()
         super().__post_init__()
-        if (count := len(self.other_members)) >= self.members:
+        if self.members == 1:  # so that members can be set to 1 alone
+            object.__setattr__(self, "other_members", ())
+        elif (count := len(self.other_members)) >= self.members:
             raise ConfigError(
                 f"other_members = a list of {count}: expected up to {self.members - 1}, the number "
                 "of members after the first"

@@ -51,7 +51,6 @@ IMAGE = {"height": 28, "width": 28, "n_classes": 10}
         ({"other_members": {"d_model": 8}}, "{'d_model': 8}: expected a list of settings"),
         ({"other_members": [8]}, "other_members = [8]: expected a list of settings"),
         ({"other_members": [{}] * 3, "members": 3}, "a list of 3: expected up to 2, the number"),
-        ({"other_members": [{}]}, "a list of 1: expected up to 0"),
         ({"other_members": [{"height": 9}]}, "other_members[0]: got 'height', expected settings"),
         ({"other_members": [{"members": 2}]}, "other_members[0]: got 'members', expected"),
         (
@@ -70,6 +69,12 @@ def test_model_settings_that_cannot_work_are_refused_by_name(
     with pytest.raises(ConfigError) as error:
         ModelConfig(**{**IMAGE, **changes})
     assert message in str(error.value)
+
+
+def test_a_single_member_has_no_others() -> None:
+    """`members = 1` alone is enough where the defaults have other members."""
+    config = ModelConfig(**IMAGE, members=1, other_members=({"d_model": 8},))
+    assert config == ModelConfig(**IMAGE)
 
 
 @pytest.mark.parametrize(

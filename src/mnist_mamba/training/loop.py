@@ -49,9 +49,9 @@ def train(
 ) -> Iterator[EpochReport]:
     """Train `model` in place, yielding a report after each epoch.
 
-    The order of images and their augmentation depend only on the seed and the epoch: the same
-    seed, machine, thread count and number of processes give the same weights, bit for bit, also
-    when resumed.
+    The order of images and their augmentation depend only on the seed and the epoch: on the CPU,
+    the same seed, machine, thread count and number of processes give the same weights, bit for bit,
+    also when resumed. A GPU adds in any order, so its weights differ by rounding.
 
     Args:
         model: the model, the same in all processes and in a resumed training.
