@@ -1,7 +1,8 @@
 """`make gate-speed`: compare this work tree's engine with another revision's.
 
 Instructions, size and time depend on compiler and machine, so the base is built and run here, too.
-Each engine runs the model that its own revision ships. The rules are in gate.yaml.
+Instructions are those of an example with the model that each revision ships, times those of all
+members of the base's model. The rules are in gate.yaml.
 """
 
 from __future__ import annotations
@@ -61,14 +62,18 @@ def measure_once(tree: Path) -> dict[str, Any]:
 
 
 def time_interleaved(trees: list[Path], rounds: int) -> list[dict[str, float]]:
-    """Return the median time of each tree's engine over interleaved rounds (µs per image)."""
+    """Return the median time of each tree's engine over interleaved rounds (µs per image).
+
+    Both run the first tree's model: otherwise one with more members would look like a slower
+    engine.
+    """
     times: list[dict[str, list[float]]] = [{f"b{batch}": [] for batch in BATCHES} for _ in trees]
     for number in range(rounds):
         # Each tree runs first equally often, as the machine may get faster or slower.
         order = range(len(trees)) if number % 2 == 0 else reversed(range(len(trees)))
         for i in order:
             for batch in BATCHES:
-                words = ("bench", trees[i] / MODEL, "--batch", str(batch), "--rounds", "5")
+                words = ("bench", trees[0] / MODEL, "--batch", str(batch), "--rounds", "5")
                 report = json.loads(run(trees[i] / ENGINE, *words, "--json"))
                 times[i][f"b{batch}"].append(report["median_us"])
     return [{name: statistics.median(us) for name, us in each.items()} for each in times]

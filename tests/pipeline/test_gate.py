@@ -126,7 +126,7 @@ PLANTED = {
     "eval.ece": (0.0014, 0.0060, 0.0070),
     "eval.early_exit.members_asked.mean": (1.08, 1.17, 1.19),
     "eval.early_exit.predictions_changed": (0, 2, 3),
-    "eval.model.parameters": (91_312, 93_000, 93_500),
+    "eval.model.parameters": (307_628, 599_000, 600_001),
     "eval.model.file_bytes": (399_104, 407_000, 408_000),
     "eval.robustness.shift.5": (0.9951, 0.9915, 0.9905),
     "eval.robustness.shift.10": (0.9934, 0.9900, 0.9880),
@@ -156,7 +156,7 @@ BOUNDS = {
     "eval.ece": (0.0199, 0.0201),
     "eval.early_exit.members_asked.mean": (1.5, 1.501),
     "eval.early_exit.predictions_changed": (2, 3),
-    "eval.model.parameters": (150_000, 150_001),
+    "eval.model.parameters": (600_000, 600_001),
     "eval.model.file_bytes": (450_000, 450_001),
     "eval.robustness.shift.5": (0.9851, 0.9849),
     "eval.robustness.shift.10": (0.9851, 0.9849),
@@ -679,7 +679,8 @@ class Tools:
                 size = 60_000 if engine == "build/plain/mamba" else 59_000
                 Path(stripped).write_bytes(b"x" * size)
             case (engine, "bench", model, "--batch", _, "--rounds", "5", "--json"):
-                assert model == engine.replace("build/plain/mamba", "models/mnist_mamba.bin")
+                assert Path(model).parts[-2:] == ("models", "mnist_mamba.bin")
+                assert len(Path(model).parts) > 2  # not this tree's
                 return json.dumps({"median_us": next(self.times[engine == "build/plain/mamba"])})
         return ""
 
