@@ -19,14 +19,13 @@ static const char HELP[] =
     "    height x width (x channels) float32 in 0..1, little-endian.\n"
     "    --show prints what the model sees\n"
     "  %s eval %s\n"
-    "    measure the accuracy; write all logits to FILE as float32, and as bytes how\n"
-    "    many members each image asked\n"
+    "    measure the accuracy; write logits as float32 and members asked as bytes\n"
     "  %s info %s\n"
-    "    show the header of a model file\n"
+    "    show a model file's header\n"
     "  %s bench %s\n"
-    "    measure the time per image: of IMAGES, or of all members on synthetic images\n"
+    "    measure the time per image: of IMAGES, or of all members on synthetic ones\n"
     "  %s embed %s\n"
-    "    print the model as an array of C, named like the file or NAME\n"
+    "    print the model as a C array, named like it or NAME\n"
     "  %s --help | --version\n"
     "\n"
     "An ensemble asks members until their mean is as clear as the file's exit margin, or X.\n"
@@ -34,8 +33,8 @@ static const char HELP[] =
     "--no-mmap copies files instead of mapping them. Timing and errors go to stderr.\n"
     "\n"
     "Exit codes: 0 success; 2 usage; 3 cannot open, read or write a file; 4 bad model file;\n"
-    "5 bad input, image or label file, or it does not fit the model; 6 out of memory;\n"
-    "7 nothing is drawn in the picture.\n";
+    "5 bad input, image or label file, or it does not fit the model; 6 no memory;\n"
+    "7 nothing is drawn.\n";
 
 struct command {
     struct syntax syntax;
