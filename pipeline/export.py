@@ -7,7 +7,6 @@ ONNX file.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import importlib.util
 import logging
 from pathlib import Path
@@ -114,7 +113,7 @@ import torch
 from mnist_mamba.atomic_write import write_bytes, write_json
 from mnist_mamba.data.idx import read_images
 from mnist_mamba.early_exit import changed_predictions, members_asked, safe_margin
-from mnist_mamba.engine.format import WEIGHT_TYPES, encode, read_model
+from mnist_mamba.engine.format import rounded
 from mnist_mamba.engine.version_1 import convert
 from mnist_mamba.export import load_model, write_model
 from mnist_mamba.metrics import quality
@@ -237,9 +236,7 @@ def convert_file(old: Path, new: Path, preparation: Preparation, classes: str) -
 
 def round_file(old: Path, new: Path) -> None:
     """Write a model file again, with int8 weights."""
-    file = read_model(old)
-    header = file.header | {"weight_type": WEIGHT_TYPES.index("int8")}
-    write_bytes(new, encode(dataclasses.replace(file, header=header)))
+    write_bytes(new, rounded(old.read_bytes()))
     logger.info(
         "%s: %d bytes, from the %d of %s", new, *(f.stat().st_size for f in (new, old)), old
     )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import base64
-import dataclasses
 import functools
 import hashlib
 import html
@@ -25,7 +24,7 @@ from pathlib import Path
 from mnist_mamba import __version__
 from mnist_mamba.atomic_write import write_text
 from mnist_mamba.c_build import shared_flags
-from mnist_mamba.engine.format import WEIGHT_TYPES, decode, encode
+from mnist_mamba.engine.format import rounded
 from pipeline.common import command
 from pipeline.common.zig import find_zig
 
@@ -128,17 +127,6 @@ def wasm_module() -> str:
     sizes = {isa: len(module) for isa, module in modules.items()}
     wasm = {"sizes": sizes, "block": BLOCK_BYTES, "packed": deflated(b"".join(blocks))}
     return f"export const WASM = {json.dumps(wasm)};\n"
-
-
-def rounded(model: bytes) -> bytes:
-    """Return a model file with int8 weights, as `python -m pipeline.export round` writes it.
-
-    Raises:
-        FormatError: docs/format.md does not allow the file.
-    """
-    file = decode(model)
-    header = file.header | {"weight_type": WEIGHT_TYPES.index("int8")}
-    return encode(dataclasses.replace(file, header=header))
 
 
 # ---- the page --------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from playwright.sync_api import Browser, sync_playwright
 
 from mnist_mamba.atomic_write import write_json
 from mnist_mamba.data.idx import read_images
+from mnist_mamba.engine.format import rounded
 from mnist_mamba.export import write_model
 from mnist_mamba.model import ModelConfig, build_classifier
 from pipeline.common import command, paths
@@ -104,7 +105,7 @@ def tiny_model() -> bytes:
 
 def sizes(page: str, model: bytes) -> dict[str, int]:
     """Return the bytes of the page and of its parts, and of the page with the model `tiny`."""
-    packed = len(build.deflated(build.rounded(model)))
+    packed = len(build.deflated(rounded(model)))
     engine = len(build.wasm_module())
     return {
         "engine": engine,

@@ -106,7 +106,8 @@ MAMBA_API mamba_status mamba_model_open(mamba_model **out, const char *path, mam
 MAMBA_API mamba_status mamba_model_read(mamba_model **out, const char *path, mamba_error *error);
 
 /* Opens a model like mamba_model_open from the `size` bytes of a model file in memory, aligned for
- * a float. They are used in place: they must stay and not change while the model is open. */
+ * a float. They are used in place, but for int8 weights: they must stay and not change while the
+ * model is open. */
 MAMBA_API mamba_status mamba_model_from_bytes(mamba_model **out, const void *bytes, size_t size,
                                               mamba_error *error);
 

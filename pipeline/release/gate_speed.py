@@ -1,7 +1,7 @@
 """`make gate-speed`: compare this work tree's engine with another revision's.
 
 Instructions, size and time depend on compiler and machine, so the base is built and run here, too.
-Instructions are those of an example with the model that each revision ships, times those of all
+Instructions are counted for one example with each revision's own model, times are those of all
 members of the base's model. The rules are in gate.yaml.
 """
 
@@ -64,8 +64,7 @@ def measure_once(tree: Path) -> dict[str, Any]:
 def time_interleaved(trees: list[Path], rounds: int) -> list[dict[str, float]]:
     """Return the median time of each tree's engine over interleaved rounds (µs per image).
 
-    Both run the first tree's model: otherwise one with more members would look like a slower
-    engine.
+    All run the first tree's model: an engine whose own model has more members would look slower.
     """
     times: list[dict[str, list[float]]] = [{f"b{batch}": [] for batch in BATCHES} for _ in trees]
     for number in range(rounds):

@@ -235,7 +235,7 @@ class ModelChoices(Checked):
         self._check_patch()
         self._check_other_members()
         super().__post_init__()
-        if self.members == 1:  # so that members can be set to 1 alone
+        if self.members == 1:  # `members = 1` is enough then
             object.__setattr__(self, "other_members", ())
         elif (count := len(self.other_members)) >= self.members:
             raise ConfigError(

@@ -75,6 +75,8 @@ def test_a_single_member_has_no_others() -> None:
     """`members = 1` alone is enough where the defaults have other members."""
     config = ModelConfig(**IMAGE, members=1, other_members=({"d_model": 8},))
     assert config == ModelConfig(**IMAGE)
+    with pytest.raises(ConfigError, match="got 'width', expected settings of one member"):
+        ModelConfig(**IMAGE, members=1, other_members=({"width": 8},))
 
 
 @pytest.mark.parametrize(

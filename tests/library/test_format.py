@@ -250,6 +250,9 @@ def test_int8_weights_are_rounded_to_the_nearest_step(name: str, tmp_path: Path)
             assert ((found[row] - values) ** 2).sum() <= usual * 1.0001
             offset += 4 + len(values)
     assert offset == len(data)
+    write_model(path, model)
+    assert model_format.rounded(path.read_bytes()) == data
+    assert model_format.rounded(data) == data
 
 
 def test_int8_weights_of_any_size_can_be_read() -> None:

@@ -1,4 +1,4 @@
-"""What only a GPU runs: recorded training steps, and the kernels that are interpreted elsewhere."""
+"""Tests that need a GPU: recorded training steps, and kernels that are interpreted elsewhere."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from mnist_mamba.config import ModelConfig, TrainConfig
 from mnist_mamba.data.splits import LabelledImages
 from mnist_mamba.model import Classifier, build_classifier
+from mnist_mamba.model.classifier import BatchNorm
 from mnist_mamba.scan import mamba_ssm, selective_scan
 from mnist_mamba.scan.reference import selective_scan_reference
 from mnist_mamba.training.loop import train
@@ -46,6 +47,19 @@ def trained(model: Classifier, recorded: bool, *sizes: int) -> tuple[Trainer, li
         trainer._passes = trainer._gradient_and_sums  # type: ignore[assignment]
     losses = [trainer.step(*batch, lr=1e-3)[0] for batch in batches(*sizes)]
     return trainer, losses
+
+
+def test_a_batch_norm_takes_weights_anywhere_in_memory() -> None:
+    vector, maps = torch.rand(89), torch.randn(4, 44, 7, 7)
+    maps = maps.to(memory_format=torch.channels_last)  # as the local convolutions make them
+    norms = BatchNorm(44), BatchNorm(44).cuda()
+    outs = []
+    for norm, device in zip(norms, ("cpu", "cuda"), strict=True):
+        weights = vector.to(device)  # none at a multiple of 16 bytes
+        norm.weight.data, norm.bias.data = weights[1:45], weights[45:]
+        outs.append(norm(maps.to(device)).cpu())
+    torch.testing.assert_close(outs[1], outs[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(norms[1].running_var.cpu(), norms[0].running_var)
 
 
 @pytest.mark.parametrize("config", [ONE, ENSEMBLE], ids=["one", "ensemble"])

@@ -158,7 +158,7 @@ def test_auto_builds_once(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(builds) == 1
 
 
-# mamba-ssm, for which a stand-in is imported: no test machine has a GPU and the package.
+# mamba-ssm, for which a stand-in is imported: CI has neither a GPU nor the package.
 
 INTERFACE = "mamba_ssm.ops.selective_scan_interface"
 WORKING = """

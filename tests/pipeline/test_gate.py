@@ -127,7 +127,7 @@ PLANTED = {
     "eval.early_exit.members_asked.mean": (1.08, 1.17, 1.19),
     "eval.early_exit.predictions_changed": (0, 2, 3),
     "eval.model.parameters": (307_628, 599_000, 600_001),
-    "eval.model.file_bytes": (399_104, 407_000, 408_000),
+    "eval.model.file_bytes": (352_608, 359_600, 359_700),
     "eval.robustness.shift.5": (0.9951, 0.9915, 0.9905),
     "eval.robustness.shift.10": (0.9934, 0.9900, 0.9880),
     "eval.robustness.rotate.10": (0.9938, 0.9900, 0.9890),

@@ -18,7 +18,7 @@ from PIL import Image
 
 from mnist_mamba.data.idx import read_images
 from mnist_mamba.engine import Engine
-from mnist_mamba.engine.format import decode, encode
+from mnist_mamba.engine.format import decode, encode, rounded
 from pipeline.common.generated_tables import with_table
 from tests.web.conftest import MODEL, ROOT, digit_images
 from web import build
@@ -159,7 +159,7 @@ def test_the_answer_follows_strokes_undo_and_clear(open_page: Any) -> None:
     assert answer(page) == "1"
     draw(page, ["49 16 20 18"])
     assert answer(page) == "7"
-    assert "of 4 members asked" in page.inner_text("#cost")
+    assert "of 6 members asked" in page.inner_text("#cost")
     assert float(page.inner_text("#sure").split()[0]) > 50
     page.click("#undo")
     settle(page)
@@ -520,10 +520,10 @@ def test_sliders_show_members_layers_and_tokens(open_page: Any) -> None:
         page.fill("#member", member)
         assert page.inner_text("#where") != before
         assert "It was not asked" in page.inner_text("#alone")
-    assert "1 of 4 members asked" in page.inner_text("#cost")
+    assert "1 of 6 members asked" in page.inner_text("#cost")
     page.click("#example")
     settle(page)
-    assert "1 of 4 members asked" in page.inner_text("#cost")
+    assert "1 of 6 members asked" in page.inner_text("#cost")
 
 
 def test_the_look_inside_shows_the_trace(open_page: Any) -> None:
@@ -545,7 +545,7 @@ def test_the_look_inside_shows_the_trace(open_page: Any) -> None:
           };
           return [means("delta", (x) => x), means("residual", (x) => x * x)];
         }""",
-        base64.b64encode(build.rounded(MODEL.read_bytes())).decode(),
+        base64.b64encode(rounded(MODEL.read_bytes())).decode(),
     )
     for step in (1, 9, 30, 49):
         page.fill("#step", str(step))
@@ -668,7 +668,7 @@ def test_sizes(page_file: Path) -> None:
     pytest.importorskip("playwright", reason="needs playwright: pip install playwright")
     from web.speed import tiny_model
 
-    model = build.deflated(build.rounded(MODEL.read_bytes()))
+    model = build.deflated(rounded(MODEL.read_bytes()))
     text = page_file.read_text(encoding="utf-8")
     assert model in text
     assert len(text.encode()) - len(model) <= 90_000
@@ -676,12 +676,16 @@ def test_sizes(page_file: Path) -> None:
 
 
 def test_the_documented_figures_are_those_that_were_measured(page_file: Path) -> None:
-    """They fit this page and keep the bars: 1 ms for an image, 300 ms until the page answers."""
+    """They fit this page and keep the bars: 1 ms for an image and 300 ms until the page answers.
+
+    The 1 in 10 images that ask more members take up to 3 ms.
+    """
     pytest.importorskip("playwright", reason="needs playwright: pip install playwright")
     from web.speed import DOCUMENT, METRICS, sizes_table, times_table
 
     found = json.loads(METRICS.read_text(encoding="utf-8"))
     assert found["us_per_image"]["simd128"] <= 1000
+    assert found["us_per_image"]["simd128_all"] <= 3000
     assert found["ms_after_opening"]["first_answer"] <= 300
     assert found["bytes"]["whole"] == pytest.approx(page_file.stat().st_size, rel=0.01)
     text = DOCUMENT.read_text(encoding="utf-8")

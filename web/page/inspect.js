@@ -90,8 +90,9 @@ export class Inspector {
     this.stop();
     this.shown = null;
     if (!pixels) return;
-    const { members, n_layers: layers, length } = model.info;
-    if (members * layers * length > MOST_NUMBERS) {
+    const numbers = model.members.reduce(
+      (/** @type {number} */ sum, /** @type {Info} */ one) => sum + one.n_layers * one.length, 0);
+    if (numbers > MOST_NUMBERS) {
       element("inside").hidden = true;
       return;
     }

@@ -327,6 +327,19 @@ def encode(file: ModelFile) -> bytes:
     return assemble(file.header, file.shapes, file.class_names, b"".join(tensors))
 
 
+def rounded(model: bytes) -> bytes:
+    """Return a model file with int8 weights; one that has them already stays as it is.
+
+    Raises:
+        FormatError: docs/format.md does not allow the file.
+    """
+    file = decode(model)
+    if WEIGHT_TYPES[file.header["weight_type"]] == "int8":
+        return model
+    header = file.header | {"weight_type": WEIGHT_TYPES.index("int8")}
+    return encode(dataclasses.replace(file, header=header))
+
+
 def assemble(
     header: Header, shapes: Sequence[Header], class_names: Sequence[str], tensors: bytes
 ) -> bytes:

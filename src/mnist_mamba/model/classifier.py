@@ -39,21 +39,22 @@ class BatchNorm(nn.BatchNorm2d):
     One value has no variance, and torch refuses it in training. This norm then applies the running
     statistics, as in evaluation: a last batch of one image may have a grid of 1x1. On a GPU, cuDNN
     fails if a weight does not begin at a multiple of 16 bytes, as in the vector of all weights that
-    a trainer makes. So it gets copies.
+    a trainer makes. There it gets copies, and `num_batches_tracked`, which nothing reads, stays.
     """
 
     def forward(self, maps: Tensor) -> Tensor:
-        trains = self.training and maps.numel() > self.num_features
-        if trains == self.training and not maps.is_cuda:
+        one_value = self.training and maps.numel() == self.num_features
+        if not one_value and not maps.is_cuda:
             return super().forward(maps)
+        assert self.momentum is not None
         return F.batch_norm(
             maps,
             self.running_mean,
             self.running_var,
             self.weight.clone(),
             self.bias.clone(),
-            trains,
-            self.momentum or 0.0,
+            self.training and not one_value,
+            self.momentum,
             self.eps,
         )
 

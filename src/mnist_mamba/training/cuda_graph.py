@@ -12,15 +12,15 @@ Passes = Callable[[Tensor, Tensor, float], Tensor]
 
 
 class RecordedPasses:
-    """Passes that a GPU repeats without Python.
+    """Passes that are recorded on a GPU and repeated without Python.
 
-    The kernels of a small model are shorter than the time that it takes to launch them. So the
-    second batch of each size is recorded as a CUDA graph, and one launch runs all kernels of each
-    later batch of that size. The model's Python code then runs no more. Batches on the CPU are not
-    recorded.
+    To launch the kernels of a small model takes longer than to run them. The first batch of each
+    size and part runs as usual, the second is recorded as a CUDA graph, and each later one is one
+    launch, without the model's Python code. On the CPU nothing is recorded.
 
     Args:
-        passes: depends on its arguments and on tensors that keep their memory.
+        passes: the function to record. It must read nothing but its arguments and tensors that keep
+            their memory, and must not wait for the GPU.
     """
 
     def __init__(self, passes: Passes) -> None:
@@ -29,8 +29,10 @@ class RecordedPasses:
 
     def __call__(self, pixels: Tensor, labels: Tensor, part: float) -> Tensor:
         """Return the passes' result, which the next call may overwrite."""
+        if not pixels.is_cuda:
+            return self._passes(pixels, labels, part)
         key = (pixels.shape, part)
-        if not pixels.is_cuda or key not in self._graphs:
+        if key not in self._graphs:
             # The first batch compiles kernels and chooses algorithms, which no graph can record.
             self._graphs[key] = None
             return self._passes(pixels, labels, part)
@@ -50,7 +52,7 @@ class _Graph:
             self._result = passes(self._pixels, self._labels, part)
 
     def replay(self, pixels: Tensor, labels: Tensor) -> Tensor:
-        """Run the passes with other images."""
+        """Run the recorded passes on these images and return their result."""
         self._pixels.copy_(pixels)
         self._labels.copy_(labels)
         self._graph.replay()

@@ -44,7 +44,7 @@ class Members:
 
         After an error no member is still running.
         """
-        # To ask is to start CUDA, which a forked child may not do.
+        # The question starts CUDA, which a forked child may not do.
         if self._on_gpu and torch.cuda.is_current_stream_capturing():
             return self._recorded_side_by_side(function)
         if not self._threads:
@@ -62,14 +62,14 @@ class Members:
 
     def _recorded_side_by_side(self, function: Callable[[MambaClassifier], T]) -> list[T]:
         """Record each member on a CUDA stream of its own."""
-        whole, results = torch.cuda.current_stream(), []
+        recorded, results = torch.cuda.current_stream(), []
         streams = [torch.cuda.Stream() for _ in self.all]
         for stream, member in zip(streams, self.all, strict=True):
-            stream.wait_stream(whole)
+            stream.wait_stream(recorded)
             with torch.cuda.stream(stream):
                 results.append(function(member))
         for stream in streams:
-            whole.wait_stream(stream)
+            recorded.wait_stream(stream)
         return results
 
     @contextmanager
