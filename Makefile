@@ -69,7 +69,7 @@ in-git:
 	  "one of an unpacked ZIP, without the history: git init && git add . &&" \
 	  "git commit -m start" >&2; exit 1; }
 
-repro: in-git $(INSTALLED) ## run the stages that a change affects: over an hour from nothing
+repro: in-git $(INSTALLED) ## run the stages that a change affects: an hour from nothing
 	@$(ENV) dvc repro
 
 # `dvc exp show` has over 200 columns; these are the main metrics and the params.

@@ -124,7 +124,7 @@ PLANTED = {
     "train.val.accuracy": (0.9958, 0.9945, 0.9930),
     "eval.nll": (0.0094, 0.0120, 0.0130),
     "eval.ece": (0.0014, 0.0060, 0.0070),
-    "eval.early_exit.members_asked.mean": (1.08, 1.17, 1.19),
+    "eval.early_exit.members_asked.mean": (1.08, 1.22, 1.24),
     "eval.early_exit.predictions_changed": (0, 2, 3),
     "eval.model.parameters": (307_628, 599_000, 600_001),
     "eval.model.file_bytes": (352_608, 359_600, 359_700),
