@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 _ACL = "system.posix_acl_access"
+_LOOKS = 100
+"""Number of looks at a file, which other processes may replace meanwhile, before it is refused."""
 
 
 @contextmanager
@@ -63,10 +65,14 @@ def _target(path: Path) -> tuple[Path, os.stat_result | None]:
         path.lstat()
     except FileNotFoundError:
         return path, None
-    old = path.stat()
-    target = Path(os.path.realpath(path))
-    # Links in /proc can lead to files without a name: then `target` is missing or another file.
-    is_found = target.exists() and os.path.samestat(target.stat(), old)
+    for _ in range(_LOOKS):
+        old = path.stat()
+        target = Path(os.path.realpath(path))
+        # Links in /proc can lead to files without a name: then `target` is missing or another file.
+        # If another process has just replaced the file, the next look finds the same file twice.
+        is_found = target.exists() and os.path.samestat(target.stat(), old)
+        if is_found:
+            break
     if not (is_found and stat.S_ISREG(old.st_mode)) or _is_standard_stream(old):
         raise OSError(
             f"{path}: expected a regular file other than stdout and stderr, and not a deleted one"

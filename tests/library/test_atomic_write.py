@@ -160,6 +160,25 @@ def test_other_kinds_of_files_are_refused(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [fifo]
 
 
+def test_a_file_that_others_replace_meanwhile_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, other = tmp_path / "file", tmp_path / "other"
+    path.write_bytes(OLD)
+    real, looks = os.path.realpath, []
+
+    def realpath(name: Path) -> str:
+        looks.append(name)
+        if len(looks) < 20:
+            other.write_bytes(b"of another process")
+            other.replace(path)
+        return real(name)
+
+    monkeypatch.setattr(os.path, "realpath", realpath)
+    write_bytes(path, NEW)
+    assert (looks, path.read_bytes()) == ([path] * 20, NEW)
+
+
 @pytest.mark.parametrize("descriptor", [1, 2])
 def test_the_file_of_a_standard_stream_is_refused(tmp_path: Path, descriptor: int) -> None:
     path = tmp_path / "file"
