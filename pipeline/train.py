@@ -44,7 +44,7 @@ def parse_arguments() -> argparse.Namespace:
         "--save-dir",
         type=Path,
         default=paths.CHECKPOINTS,
-        help="folder of the checkpoints; default: %(default)s",
+        help="folder of the checkpoints, for one training at a time; default: %(default)s",
     )
     parser.add_argument(
         "--resume",

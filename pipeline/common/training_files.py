@@ -14,7 +14,7 @@ from pipeline.common import paths
 
 
 class TrainingFiles:
-    """Writer of one training's files.
+    """Writer of one training's files, which no other process writes at the same time.
 
     Args:
         folder: for the checkpoints and, while the training runs, its state.
@@ -61,9 +61,9 @@ class TrainingFiles:
 
     def finish(self) -> None:
         """Remove the state of the completed training and temporary files of killed ones."""
-        self.state.unlink(missing_ok=True)
         for path in (self.state, self.last, self.best, self.curves, self.metrics):
             remove_leftovers(path)
+        self.state.unlink(missing_ok=True)
 
     def _summary(self) -> dict[str, Any]:
         last, best = self.points[-1], _best(self.points)

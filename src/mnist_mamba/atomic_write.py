@@ -54,8 +54,12 @@ def _prefix(path: Path) -> str:
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove the temporary files of killed processes that were writing `path`."""
-    for leftover in path.parent.glob(f"{_prefix(path)}*.tmp"):
+    """Remove the temporary files of killed processes that were writing `path`. Follow links.
+
+    Nobody may be writing `path`: the temporary file of a living process would be removed too.
+    """
+    target = Path(os.path.realpath(path))
+    for leftover in target.parent.glob(f"{_prefix(target)}*.tmp"):
         leftover.unlink()
 
 

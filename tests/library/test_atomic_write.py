@@ -292,6 +292,17 @@ def test_a_name_may_have_any_length_and_leftovers_are_found(tmp_path: Path) -> N
         killed.touch()
 
 
+def test_leftovers_are_found_where_a_link_leads(tmp_path: Path) -> None:
+    target, link = tmp_path / "folder" / "file", tmp_path / "link"
+    target.parent.mkdir()
+    target.write_bytes(OLD)
+    link.symlink_to(target)
+    with replacing(link) as killed:
+        atomic_write.remove_leftovers(link)
+        assert not killed.exists()
+        killed.touch()
+
+
 def test_json_and_text_are_utf_8_and_finite(tmp_path: Path) -> None:
     path = tmp_path / "file"
     write_text(path, "≥ 1\n")
