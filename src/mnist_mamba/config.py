@@ -270,7 +270,10 @@ class ModelChoices(Checked):
             if unknown := changes.keys() - known | changes.keys() & {"members", "other_members"}:
                 key = reprlib.repr(min(unknown, key=str))
                 raise ConfigError(f"other_members[{i}]: got {key}, expected settings of one member")
-        plain = [{k: list(v) if k == "patch" else v for k, v in one.items()} for one in others]
+        plain = [
+            {k: list(v) if isinstance(v, list | tuple) else v for k, v in one.items()}
+            for one in others
+        ]
         object.__setattr__(self, "other_members", tuple(plain))
 
     @property

@@ -61,6 +61,10 @@ IMAGE = {"height": 28, "width": 28, "n_classes": 10}
             {"other_members": [{"stem": "patch", "patch": (5, 4)}], "members": 2},
             "other_members[0]: patch = [5, 4] does not divide the image",
         ),
+        *(
+            ({"other_members": [{"patch": wrong}], "members": 3}, f"[0]: patch = {wrong!r}: expect")
+            for wrong in (4, None, 1.5, "x", {4: 1, 7: 2})
+        ),
     ],
 )
 def test_model_settings_that_cannot_work_are_refused_by_name(
