@@ -457,7 +457,7 @@ def find_library(library: str | Path | None = None) -> Path:
     """Return the path of libmamba: `library`, $MNIST_MAMBA_LIBRARY, the wheel's, or compile it.
 
     Raises:
-        EngineError: the named file does not exist.
+        EngineError: the named path is not a file.
         mnist_mamba.c_build.NativeBuildError: the library cannot be compiled.
     """
     if library is None:
@@ -465,7 +465,8 @@ def find_library(library: str | Path | None = None) -> Path:
     if library is not None:
         path = Path(library)
         if not path.is_file():
-            raise EngineError(3, f"{path} not found: expected a built libmamba")
+            problem = "is not a file" if path.exists() else "not found"
+            raise EngineError(3, f"{path} {problem}: expected a built libmamba")
         return path.resolve()
     return SHIPPED_LIBRARY if SHIPPED_LIBRARY.exists() else _compiled_library()
 
