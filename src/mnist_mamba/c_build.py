@@ -10,6 +10,7 @@ import logging
 import os
 import platform
 import shlex
+import shutil
 import stat
 import subprocess
 import sys
@@ -171,11 +172,16 @@ def _cached(folder: Path, stem: str) -> Path | None:
 @contextlib.contextmanager
 def _scratch(folder: Path, stem: str) -> Iterator[Path]:
     """Yield the path of a library in a temporary folder; raise OSError if the disk is full."""
-    with tempfile.TemporaryDirectory(prefix="build-", dir=folder) as scratch:
-        built = Path(scratch) / f"{stem}{_LIBRARY_SUFFIX}"
+    builder = this_process()
+    scratch = Path(tempfile.mkdtemp(prefix="build-", dir=folder))
+    built = scratch / f"{stem}{_LIBRARY_SUFFIX}"
+    try:
         built.write_bytes(bytes(_BUILD_BYTES))
         built.unlink()
         yield built
+    finally:
+        if this_process() == builder:  # not a child that was forked meanwhile
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 @functools.lru_cache(maxsize=64)

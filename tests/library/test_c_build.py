@@ -569,6 +569,34 @@ def test_a_killed_compiler_leaves_nothing(
     assert answer_of(build_answer(tmp_path)) == 7
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_forked_child_that_ends_leaves_a_running_build_alone(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, started, go_on = write_source(tmp_path), tmp_path / "started", tmp_path / "go on"
+    script = (
+        f'case "$*" in *answer.c*) touch "{started}"\n'
+        f'while [ ! -e "{go_on}" ]; do sleep 0.02; done;; esac\nexec cc "$@"'
+    )
+    write_compiler(tmp_path / "cc", monkeypatch, script)
+    program = (
+        "import os, sys, threading, time; from pathlib import Path\n"
+        "from mnist_mamba.c_build import build_library\n"
+        "source, include, started, go_on = map(Path, sys.argv[1:])\n"
+        "arguments = ('answer', [source], [include])\n"
+        "builder = threading.Thread(target=build_library, args=arguments); builder.start()\n"
+        "while not started.exists(): time.sleep(0.01)\n"
+        "child = os.fork()\n"
+        "if child == 0: sys.exit()\n"
+        "os.waitpid(child, 0); go_on.touch(); builder.join()\n"
+    )
+    command = [sys.executable, "-c", program, source, tmp_path / "inc", started, go_on]
+    environment = {**os.environ, "PYTHONPATH": str(SRC)}
+    subprocess.run(command, env=environment, check=True, timeout=60)
+    (library,) = cache.iterdir()
+    assert answer_of(library) == 7
+
+
 def test_the_compiler_speaks_english_and_keeps_its_files_in_the_cache(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
