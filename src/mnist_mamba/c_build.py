@@ -158,10 +158,10 @@ def build_library(
             ctypes.CDLL(str(library))
             return library
         except OSError as error:
-            refused.append(str(error))
+            refused.append(f"{place}: {error}")
     raise NativeBuildError(
         f"no folder for the compiled C library: {'; '.join(refused)}; set {CACHE_VARIABLE} to one "
-        "that only you can write to, on a file system that is not mounted noexec"
+        "that only you can write to, on a file system with free space that is not mounted noexec"
     )
 
 
@@ -171,17 +171,29 @@ def _cached(folder: Path, stem: str) -> Path | None:
 
 @contextlib.contextmanager
 def _scratch(folder: Path, stem: str) -> Iterator[Path]:
-    """Yield the path of a library in a temporary folder; raise OSError if the disk is full."""
+    """Yield the path of a library in a temporary folder; raise OSError if the disk is full.
+
+    The body may raise NativeBuildError: if the disk is full by then, OSError replaces it.
+    """
     builder = this_process()
     scratch = Path(tempfile.mkdtemp(prefix="build-", dir=folder))
     built = scratch / f"{stem}{_LIBRARY_SUFFIX}"
     try:
-        built.write_bytes(bytes(_BUILD_BYTES))
-        built.unlink()
-        yield built
+        _check_space(built)
+        try:
+            yield built
+        except NativeBuildError:
+            _check_space(built)
+            raise
     finally:
         if this_process() == builder:  # not a child that was forked meanwhile
             shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _check_space(file: Path) -> None:
+    """Raise OSError if a new file cannot have the size of a build."""
+    file.write_bytes(bytes(_BUILD_BYTES))
+    file.unlink()
 
 
 @functools.lru_cache(maxsize=64)
@@ -189,17 +201,17 @@ def _is_missing(flag: str, compiler: tuple[str, ...], folder: Path) -> bool:
     """Return whether a flag is optional and the compiler lacks it; warn once if so."""
     if flag not in _OPTIONAL_FLAGS:
         return False
-    with _scratch(folder, "probe") as output:
-        probe = output.with_suffix(".c")
-        probe.write_text("int probe(void);\nint probe(void) { return 0; }\n", encoding="utf-8")
-        command = [*compiler, flag, "-shared", "-fPIC", str(probe), "-o", str(output)]
-        try:
+    try:
+        with _scratch(folder, "probe") as output:
+            probe = output.with_suffix(".c")
+            probe.write_text("int probe(void);\nint probe(void) { return 0; }\n", encoding="utf-8")
+            command = [*compiler, flag, "-shared", "-fPIC", str(probe), "-o", str(output)]
             _run(command, TMPDIR=str(output.parent))
-        except NativeBuildError as error:
-            why = textwrap.shorten(str(error), 500)
-            effect = _OPTIONAL_FLAGS[flag]
-            logger.warning(f"C code will run {effect}: the compiler does not take {flag}: {why}")
-            return True
+    except NativeBuildError as error:
+        why = textwrap.shorten(str(error), 500)
+        effect = _OPTIONAL_FLAGS[flag]
+        logger.warning(f"C code will run {effect}: the compiler does not take {flag}: {why}")
+        return True
     return False
 
 

@@ -503,6 +503,36 @@ def test_a_full_cache_is_left_for_the_next_one(
     assert list(in_home(home).iterdir()) == []
 
 
+@pytest.mark.parametrize("during", ["-c", "-fopenmp"])
+def test_a_disk_that_fills_up_during_the_build_is_left_for_the_next_one(
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch, during: str
+) -> None:
+    """The probe of -fopenmp, like the compilation, shows that the disk is full, nothing else."""
+    c_build._is_missing.cache_clear()
+    full = tmp_path / "full"
+    script = (
+        f'case "$output $*" in "{home}"/*" {during} "*) touch "{full}"; exit 1;; esac\nexec cc "$@"'
+    )
+    write_compiler(tmp_path / "cc", monkeypatch, script)
+    real = Path.write_bytes
+
+    def write_bytes(path: Path, data: bytes) -> int:
+        if home in path.parents and full.exists():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        return real(path, data)
+
+    monkeypatch.setattr(Path, "write_bytes", write_bytes)
+    library = build_answer(tmp_path)
+    assert (library.parent, full.exists()) == (in_tmpdir(home), True)
+    assert "without" not in library.name
+    assert list(in_home(home).iterdir()) == []
+    monkeypatch.setenv(c_build.CACHE_VARIABLE, str(in_home(home)))
+    with pytest.raises(
+        NativeBuildError, match=rf"{in_home(home)}: .*No space left on device.* with free space"
+    ):
+        build_answer(tmp_path)
+
+
 def test_a_truncated_library_is_built_again(tmp_path: Path, cache: Path) -> None:
     library = build_answer(tmp_path)
     whole = library.read_bytes()
