@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import functools
 import hashlib
 import logging
@@ -134,7 +135,8 @@ def build_library(
             after a run-time check may use.
 
     Raises:
-        NativeBuildError: no compiler, a compile error, a missing source or no usable cache.
+        NativeBuildError: no compiler, a compile error, a missing source, no usable cache, or a
+            library that cannot be loaded.
     """
     compiler, flags = _compiler_command(), (*cflags, "-fopenmp")
     inputs = (file_cflags or {}, sources, include_dirs)
@@ -155,7 +157,7 @@ def build_library(
                     used = [flag for flag in flags if flag not in dropped]
                     _compile(built, compiler, used, *inputs)
                     library = _store(built, folder)
-            ctypes.CDLL(str(library))
+            _check_loads(library, compiler)
             return library
         except OSError as error:
             refused.append(f"{place}: {error}")
@@ -194,6 +196,20 @@ def _check_space(file: Path) -> None:
     """Raise OSError if a new file cannot have the size of a build."""
     file.write_bytes(bytes(_BUILD_BYTES))
     file.unlink()
+
+
+def _check_loads(library: Path, compiler: tuple[str, ...]) -> None:
+    """Load a library; raise OSError if the folder forbids it, else NativeBuildError if it fails."""
+    try:
+        ctypes.CDLL(str(library))
+    except OSError as error:
+        denied = ("failed to map segment", os.strerror(errno.EACCES))
+        if str(library) in str(error) and any(cause in str(error) for cause in denied):
+            raise
+        raise NativeBuildError(
+            f"the compiled {library} cannot be loaded: {error}; check what {shlex.join(compiler)} "
+            "builds and links, then remove this file"
+        ) from error
 
 
 @functools.lru_cache(maxsize=64)

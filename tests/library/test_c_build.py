@@ -576,15 +576,57 @@ def test_a_folder_with_the_name_of_a_library_is_named_and_the_next_cache_used(
         build_answer(tmp_path)
 
 
-def test_a_library_that_cannot_be_loaded_is_named(
-    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_library_that_cannot_be_loaded_is_named_with_its_compiler(
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_compiler(tmp_path / "cc", monkeypatch, '[ -z "$output" ] || echo other > "$output"')
+    """No other folder would help."""
+    compiler = tmp_path / "cc"
+    write_compiler(compiler, monkeypatch, '[ -z "$output" ] || echo other > "$output"')
     for _ in range(2):  # built, and found in the cache
-        with pytest.raises(
-            NativeBuildError, match=rf"{cache}/answer-.*: .*{c_build.CACHE_VARIABLE}"
-        ):
+        with pytest.raises(NativeBuildError) as caught:
             build_answer(tmp_path)
+        expected = rf"{in_home(home)}/answer-\S+ cannot be loaded: .*; check what {compiler} "
+        assert re.search(expected, str(caught.value))
+        assert c_build.CACHE_VARIABLE not in str(caught.value)
+    assert not in_tmpdir(home).exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="links with GNU's options")
+def test_a_library_that_lacks_another_one_is_named_with_it(
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = f"{tmp_path}/libgone.so"
+    script = (
+        f'case "$*" in *-shared*) [ -e {library} ] || '
+        f"echo 'int gone;' | cc -xc - -shared -o {library} -Wl,-soname,libgone.so\n"
+        f'exec cc "$@" -L{tmp_path} -Wl,--no-as-needed -lgone;; esac\nexec cc "$@"'
+    )
+    write_compiler(tmp_path / "cc", monkeypatch, script)
+    with pytest.raises(NativeBuildError, match=r"cannot be loaded: libgone\.so: .*check what") as e:
+        build_answer(tmp_path)
+    assert c_build.CACHE_VARIABLE not in str(e.value)
+    assert not in_tmpdir(home).exists()
+
+
+@pytest.mark.parametrize(
+    "cause", ["failed to map segment from shared object", os.strerror(errno.EACCES)]
+)
+def test_a_folder_that_no_library_is_loaded_from_is_left_for_the_next_one(
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch, cause: str
+) -> None:
+    """For instance noexec by a security module, which statvfs does not show."""
+    real = ctypes.CDLL
+
+    def load(name: str) -> ctypes.CDLL:
+        if name.startswith(str(home)):
+            raise OSError(f"{name}: {cause}")
+        return real(name)
+
+    monkeypatch.setattr(ctypes, "CDLL", load)
+    assert build_answer(tmp_path).parent == in_tmpdir(home)
+    monkeypatch.setenv(c_build.CACHE_VARIABLE, str(in_home(home)))
+    with pytest.raises(NativeBuildError, match=rf"{cause}.*set {c_build.CACHE_VARIABLE}"):
+        build_answer(tmp_path)
 
 
 def test_a_killed_compiler_leaves_nothing(
