@@ -526,6 +526,17 @@ def test_a_training_from_the_beginning_removes_the_checkpoints_of_an_earlier_one
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_state_that_is_a_link_leaves_no_temporary_files_where_it_leads(tmp_path: Path) -> None:
+    kept = tmp_path / "folder" / "state"
+    kept.parent.mkdir()
+    kept.write_bytes(b"")
+    kept.with_name(f"{_prefix(kept)}a1b2c3d4.tmp").write_bytes(b"half a state")
+    files = TrainingFiles(tmp_path, tmp_path / "m", tmp_path / "c", "key", 1)
+    files.state.symlink_to(kept)
+    files.finish()
+    assert (list(tmp_path.iterdir()), list(kept.parent.iterdir())) == ([kept.parent], [kept])
+
+
 def test_a_state_that_is_not_there_or_of_another_run(project: Path) -> None:
     words = ("--resume", "--epochs", "1", "--batch-size", "50")
     log = train(project, *words)
