@@ -28,8 +28,7 @@ static mamba_status copy(struct file_bytes *file, size_t wanted, int fd, const c
             file->size = wanted = file->copied;
         else if (got == 0)
             return mamba_fail(error, MAMBA_ERR_IO, path,
-                              "file size: got %zu bytes, expected the %zu that it had when it was "
-                              "opened",
+                              "file size: got %zu bytes, expected the %zu when it was opened",
                               file->copied, file->size);
         file->copied += (size_t)got;
     }
@@ -41,7 +40,7 @@ static mamba_status open_descriptor(struct file_bytes *out, int fd, const char *
 {
     struct file_status status;
     if (!system_status(fd, &status))
-        return mamba_fail(error, MAMBA_ERR_IO, path, "cannot stat: %s", strerror(errno));
+        return mamba_fail(error, MAMBA_ERR_IO, path, "cannot read: %s", strerror(errno));
     if (!status.is_regular)
         return mamba_fail(error, MAMBA_ERR_IO, path, "not a regular file");
     if (status.size > SIZE_MAX / 2)

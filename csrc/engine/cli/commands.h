@@ -58,8 +58,9 @@ const char *file_name(const char *path);
 
 /* Writes `data` [bytes] to the file `path`, completely or not at all: to a new file next to it,
  * which is synced and renamed. Links are followed, and a file that exists keeps its access rights.
- * Anything but a regular file is refused, and so is the one that stdout or stderr goes to. Threads
- * that make files meanwhile would get the wrong mode. */
-mamba_status write_file(const char *path, const void *data, size_t bytes, mamba_error *error);
+ * Anything but a regular file is refused, and so is the one that stdout or stderr goes to, and the
+ * file `written` (or NULL). Threads that make files meanwhile would get the wrong mode. */
+mamba_status write_file(const char *path, const char *written, const void *data, size_t bytes,
+                        mamba_error *error);
 
 #endif

@@ -67,13 +67,13 @@ static mamba_status evaluate(const struct job *job, const struct idx *images,
                                         logits, asked, error);
     else
         status = mamba_fail(error, MAMBA_ERR_MEMORY, NULL,
-                            "no memory for the logits of %zu images and %d threads of %zu bytes", n,
-                            threads, mamba_context_bytes(job->model));
+                            "no memory for the logits of %zu images and %d threads", n, threads);
     const double seconds = now_seconds() - start;
     if (status == MAMBA_OK && job->options->logits)
-        status = write_file(job->options->logits, logits, n * n_classes * sizeof *logits, error);
+        status =
+            write_file(job->options->logits, NULL, logits, n * n_classes * sizeof *logits, error);
     if (status == MAMBA_OK && job->options->asked)
-        status = write_file(job->options->asked, asked, n, error);
+        status = write_file(job->options->asked, job->options->logits, asked, n, error);
     if (status == MAMBA_OK) {
         report(job, logits, asked, labels);
         fprintf(stderr, "%zu images in %.3f s: %.1f us per image on %d thread%s\n", n, seconds,

@@ -29,12 +29,11 @@ static const char HELP[] =
     "  %s --help | --version\n"
     "\n"
     "An ensemble asks members until their mean is as clear as the file's exit margin, or X.\n"
-    "INPUT, IMAGES and LABELS may be gzip files, which FILE finds as FILE.gz; - is stdin.\n"
-    "--no-mmap copies files instead of mapping them. Timing and errors go to stderr.\n"
+    "INPUT, IMAGES and LABELS may be gzip files, found also as FILE.gz; - is stdin.\n"
+    "--no-mmap copies files instead of mapping them. Timing goes to stderr.\n"
     "\n"
-    "Exit codes: 0 success; 2 usage; 3 cannot open, read or write a file; 4 bad model file;\n"
-    "5 bad input, image or label file, or it does not fit the model; 6 no memory;\n"
-    "7 nothing is drawn.\n";
+    "Exit codes: 0 success; 2 usage; 3 cannot read or write a file; 4 bad model file;\n"
+    "5 bad input, image or label file, or of another size; 6 no memory; 7 nothing drawn.\n";
 
 struct command {
     struct syntax syntax;

@@ -95,8 +95,5 @@ mamba_status parse_options(struct options *out, int count, char *const *argument
     if (out->positional[0][0] == '-' || n_stdin > 1)
         return mamba_fail(error, MAMBA_ERR_ARGUMENT, NULL,
                           "-: stdin can be one file, and not MODEL");
-    if (out->logits && out->asked && strcmp(out->logits, out->asked) == 0)
-        return mamba_fail(error, MAMBA_ERR_ARGUMENT, NULL,
-                          "--asked: expected another file than --logits");
     return MAMBA_OK;
 }

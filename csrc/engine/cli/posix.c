@@ -83,6 +83,12 @@ static bool same_file(const struct stat *a, const struct stat *b)
     return a->st_dev == b->st_dev && a->st_ino == b->st_ino;
 }
 
+static bool leads_to(const char *path, const struct stat *file)
+{
+    struct stat found;
+    return stat(path, &found) == 0 && same_file(&found, file);
+}
+
 /* Returns whether stdout or stderr goes to `file`, as after `--logits /dev/stdout > file`. */
 static bool is_standard_stream(const struct stat *file)
 {
@@ -158,18 +164,25 @@ static void sync_folder(char *path)
     }
 }
 
-mamba_status write_file(const char *path, const void *data, size_t bytes, mamba_error *error)
+mamba_status write_file(const char *path, const char *written, const void *data, size_t bytes,
+                        mamba_error *error)
 {
     char buffer[PATH_MAX], temporary[PATH_MAX + 32];
-    struct stat old, found;
-    const bool exists = stat(path, &old) == 0;
-    /* The file that `path` names, after all links. Links in /proc can lead to files without a name:
-     * then it is another one, or none. */
-    const char *target = exists ? realpath(path, buffer) : path;
-    if (exists && (!S_ISREG(old.st_mode) || is_standard_stream(&old) || !target ||
-                   stat(target, &found) != 0 || !same_file(&found, &old)))
+    struct stat old;
+    const char *target; /* the file that `path` names, after all links */
+    bool exists, other;
+    int tries = 10;
+    /* Links in /proc can lead to files without a name: then `target` is another file, or none. It
+     * is also another one if a process replaces the file meanwhile, so try again. */
+    do {
+        exists = stat(path, &old) == 0;
+        target = exists ? realpath(path, buffer) : path;
+        other = exists && (!target || !leads_to(target, &old));
+    } while (other && --tries);
+    if (exists && (other || !S_ISREG(old.st_mode) || is_standard_stream(&old) ||
+                   (written && leads_to(written, &old))))
         return mamba_fail(error, MAMBA_ERR_IO, path,
-                          "expected a regular file other than stdout and stderr");
+                          "expected a regular file other than stdout, stderr and --logits");
     const bool writable = is_writable(path, exists);
     const int fd =
         writable ? create(temporary, sizeof temporary, target, exists ? 0600 : 0666) : -1;

@@ -70,6 +70,8 @@ enum gzip_end gzip_wait(int process)
     return GZIP_MISSING;
 }
 
+#define OTHER_FILE "expected a regular file other than stdout, stderr and --logits"
+
 static bool same_file(HANDLE a, HANDLE b)
 {
     BY_HANDLE_FILE_INFORMATION one, two;
@@ -94,9 +96,7 @@ static mamba_status find_target(wchar_t target[WIDE_PATH], const char *path, mam
                       !same_file(file, GetStdHandle(STD_OUTPUT_HANDLE)) &&
                       !same_file(file, GetStdHandle(STD_ERROR_HANDLE));
     _close(fd);
-    return good ? MAMBA_OK
-                : mamba_fail(error, MAMBA_ERR_IO, path,
-                             "expected a regular file other than stdout and stderr");
+    return good ? MAMBA_OK : mamba_fail(error, MAMBA_ERR_IO, path, OTHER_FILE);
 }
 
 static bool write_all(int fd, const char *data, size_t bytes)
@@ -122,18 +122,22 @@ static bool move_over(const wchar_t *target, const wchar_t *temporary)
     return false;
 }
 
-mamba_status write_file(const char *path, const void *data, size_t bytes, mamba_error *error)
+mamba_status write_file(const char *path, const char *written, const void *data, size_t bytes,
+                        mamba_error *error)
 {
-    wchar_t target[WIDE_PATH], temporary[WIDE_PATH + 32];
-    const mamba_status status = find_target(target, path, error);
-    if (status != MAMBA_OK)
-        return status;
+    wchar_t target[WIDE_PATH], temporary[WIDE_PATH + 32]; /* first the file `written` */
+    if (written && find_target(temporary, written, error) != MAMBA_OK)
+        return MAMBA_ERR_IO;
+    if (find_target(target, path, error) != MAMBA_OK)
+        return MAMBA_ERR_IO;
+    if (written && wcscmp(target, temporary) == 0)
+        return mamba_fail(error, MAMBA_ERR_IO, path, OTHER_FILE);
     /* A name that is taken is refused, so it need not be random. */
     _snwprintf(temporary, WIDE_PATH + 32, L"%ls.mamba.tmp.%lx", target, GetCurrentProcessId());
     const int fd = _wopen(temporary, _O_WRONLY | _O_CREAT | _O_EXCL | _O_BINARY | _O_NOINHERIT,
                           _S_IREAD | _S_IWRITE);
-    const bool written = fd >= 0 && write_all(fd, data, bytes);
-    if (fd >= 0 && _close(fd) == 0 && written && move_over(target, temporary))
+    const bool good = fd >= 0 && write_all(fd, data, bytes);
+    if (fd >= 0 && _close(fd) == 0 && good && move_over(target, temporary))
         return MAMBA_OK;
     mamba_fail(error, MAMBA_ERR_IO, path, "cannot write: %s", strerror(errno));
     if (fd >= 0)

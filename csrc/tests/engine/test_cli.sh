@@ -373,9 +373,13 @@ for margin in -1 nan 2e6 '' x 1x; do
     expect 2 "$model" input.bin --exit-margin "$margin"
     says "^mamba: --exit-margin: got '$margin', expected a number from 0 to 1e6"
 done
-expect 2 eval "$model" images.idx labels.idx --logits both --asked both
-says '--asked: expected another file than --logits'
-check "no file is written" [ ! -e both ]
+ln -s both another
+for second in both ./both "$PWD/both" another; do
+    rm -f both
+    expect 3 eval "$model" images.idx labels.idx --logits both --asked "$second"
+    says "^mamba: $second: expected a regular file other than stdout, stderr and --logits"
+    check "the logits are complete" cmp logits.f32 both
+done
 expect 0 eval "$model" images.idx labels.idx --exit-margin 1e6 --asked asked
 check "one byte for each image" [ "$(od -An -tu1 asked)" = "   1   1   1" ]
 expect 0 bench "$model" images.idx --batch 4 --rounds 1 --json

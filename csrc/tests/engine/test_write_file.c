@@ -18,8 +18,8 @@
 
 enum { OTHER_USER = 65534, OTHER_GROUP = 65533 };
 
-/* fsync, rename, fchown and getentropy are replaced here: they note what they are called with,
- * fail, or repeat themselves. */
+/* fsync, rename, fchown, getentropy and realpath are replaced here: they note what they are called
+ * with, fail, or repeat themselves. */
 static int fsync_fails, rename_fails, fchown_fails; /* an errno, or 0 */
 static struct stat synced;                          /* the file of the last fsync */
 static bool synced_before_rename, folder_synced;
@@ -27,6 +27,7 @@ static char temporary[256]; /* the last rename's source */
 static bool shared_before_fchown;
 static unsigned char entropy;
 static bool entropy_repeats;
+static int replacements; /* of a file by another process, each after its path was resolved */
 
 static bool is_same_file(const struct stat *a, const struct stat *b)
 {
@@ -71,11 +72,29 @@ int getentropy(void *buffer, size_t size)
     return 0;
 }
 
+char *realpath(const char *path, char *buffer)
+{
+    char name[40];
+    const int fd = open(path, O_PATH);
+    snprintf(name, sizeof name, "/proc/self/fd/%d", fd);
+    const ssize_t length = readlink(name, buffer, PATH_MAX - 1);
+    close(fd);
+    if (length < 0)
+        return NULL;
+    buffer[length] = '\0';
+    if (replacements > 0) {
+        replacements--;
+        close(open("replacement", O_WRONLY | O_CREAT, 0600));
+        renameat(AT_FDCWD, "replacement", AT_FDCWD, buffer);
+    }
+    return buffer;
+}
+
 static mamba_status write_text(const char *path, const char *text, mamba_error *error)
 {
     memset(&synced, 0, sizeof synced);
     synced_before_rename = folder_synced = false;
-    return write_file(path, text, strlen(text), error);
+    return write_file(path, NULL, text, strlen(text), error);
 }
 
 static void put(const char *path, const char *text)
@@ -228,6 +247,38 @@ static void test_other_kinds(void)
     unlink("file (deleted)");
 }
 
+/* Other processes can replace the file at any time. If one does so again and again, the file may as
+ * well have no name. */
+static void test_replacements(void)
+{
+    put("file", "old");
+    replacements = 3;
+    expect_written("file");
+    CHECK(replacements == 0, "no process replaced the file");
+    replacements = 1000;
+    expect_refused("file", "expected a regular file");
+    replacements = 0;
+    unlink("file");
+}
+
+/* The second file of a command is not the first one, by any name. */
+static void test_written(void)
+{
+    put("file", "first");
+    mamba_error error = {MAMBA_OK, ""};
+    if (symlink("file", "link") != 0)
+        abort();
+    for (int i = 0; i < 3; i++) {
+        const char *path = i == 0 ? "file" : i == 1 ? "./file" : "link";
+        CHECK(write_file(path, "file", "new", 3, &error) == MAMBA_ERR_IO &&
+                  strstr(error.message, "--logits") && holds("file", "first"),
+              "%s: '%s'", path, error.message);
+    }
+    CHECK(write_file("other", "file", "new", 3, &error) == MAMBA_OK && holds("other", "new"),
+          "'%s'", error.message);
+    unlink("file"), unlink("link"), unlink("other");
+}
+
 /* A disk can be full, and each call can fail: the old file stays, and no other. */
 static void test_failures(void)
 {
@@ -328,6 +379,8 @@ int main(void)
     test_names();
     test_links();
     test_other_kinds();
+    test_replacements();
+    test_written();
     test_failures();
     test_owner();
     test_read_only();
