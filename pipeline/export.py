@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import logging
+import math
 from pathlib import Path
 from typing import Any, get_args
 
@@ -151,7 +152,7 @@ def set_exit_margin(model: MambaEnsemble, params: Params, measure: bool) -> dict
     images, labels = read_split(paths.PREPARED, "val", "prepare")
     each = evaluation.member_logits(model, torch.from_numpy(images))
     whole = each.mean(dim=0)
-    safe = round(safe_margin(each), 3)  # equal for all instruction sets
+    safe = math.ceil(1000 * safe_margin(each)) / 1000  # equal for all instruction sets
     margin = safe + params.export.exit_reserve if chosen == "auto" else chosen
     model.exit_margin = float(np.float32(margin))  # as the file holds it
     logits, asked = evaluation.answers(model, torch.from_numpy(images))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,13 +18,19 @@ def safe_margin(member_logits: Tensor) -> float:
 
     Returns:
         The largest margin of a mean of the first members, not all, whose class is not that of the
-        whole ensemble; 0 if there is none.
+        whole ensemble, as the float32 that is not below it; 0 if there is none.
     """
-    counts = torch.arange(1, len(member_logits) + 1).view(-1, 1, 1)
-    means = member_logits.cumsum(dim=0) / counts
-    best, second = means.topk(2, dim=2).values.unbind(dim=2)
+    # The rule adds in this order and compares differences of sums: their means are rounded.
+    sums = torch.stack(list(itertools.accumulate(member_logits)))
+    counts = torch.arange(1, len(sums) + 1, device=sums.device).view(-1, 1)
+    means = sums / counts.unsqueeze(2)
+    best, second = sums.topk(2, dim=2).values.unbind(dim=2)
     changed = means.argmax(dim=2) != means[-1].argmax(dim=1)
-    return float((best - second)[changed].max()) if changed.any() else 0.0
+    if not changed.any():
+        return 0.0
+    exact = float(((best - second).double() / counts)[changed].max())
+    nearest = np.float32(exact)
+    return float(nearest if nearest.item() >= exact else np.nextafter(nearest, np.float32(np.inf)))
 
 
 def members_asked(asked: Tensor, members: int) -> dict[str, Any]:

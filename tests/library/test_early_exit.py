@@ -48,6 +48,30 @@ def test_from_the_safe_margin_on_no_class_changes() -> None:
     assert 1 < asked.double().mean() < 3
 
 
+@pytest.mark.parametrize("ahead", [1, 5])
+def test_an_image_at_the_safe_margin_asks_the_next_member(ahead: int) -> None:
+    """The rounded means of three members differ by less than a third of their sums' difference."""
+    each = torch.tensor([[[3.0, 3.0]], [[3.0, 3.0]], [[3.0 + ahead, 3.0]], [[0.0, 9.0]]])
+    model = ensemble()
+    model.exit_margin = safe_margin(each)
+    assert 0 <= model.exit_margin - ahead / 3 < 2**-23
+    model.members = torch.nn.ModuleList(Says(logits) for logits in each)
+    logits, asked = model.eval().answers(torch.arange(1))
+    assert asked.item() == 4
+    assert changed_predictions(logits, each.mean(dim=0)) == 0
+
+
+class Says(torch.nn.Module):
+    """A member that gives image i the i-th logits."""
+
+    def __init__(self, logits: torch.Tensor) -> None:
+        super().__init__()
+        self.logits = logits
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.logits[images]
+
+
 def test_shares_are_of_all_images() -> None:
     found = members_asked(torch.tensor([1, 1, 1, 3]), 4)
     assert found == {"mean": 1.5, "share": {"1": 0.75, "2": 0.0, "3": 0.25, "4": 0.0}}

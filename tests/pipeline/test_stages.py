@@ -15,9 +15,12 @@ import torch
 from mnist_mamba.data.corruptions import CORRUPTIONS
 from mnist_mamba.data.idx import read_images, read_labels, write_idx
 from mnist_mamba.data.splits import DataError, LabelledImages
+from mnist_mamba.early_exit import safe_margin
 from mnist_mamba.engine import Engine
 from mnist_mamba.engine.format import read_model
+from mnist_mamba.export import load_model
 from mnist_mamba.metrics import quality
+from mnist_mamba.training.evaluation import member_logits
 from pipeline.common.params import load_params
 from pipeline.common.prepared_data import read_split, write_splits
 from pipeline.evaluate import Answers, ParityError, check, early_exit, parity, summarise
@@ -97,6 +100,10 @@ def test_an_ensemble_s_margin_is_chosen_on_validation_images(finished: Path) -> 
     margin = read_model(finished / "artifacts/mnist_mamba.bin").header["exit_margin"]
     assert margin == pytest.approx(chosen["exit_margin"])
     assert chosen["exit_margin"] == pytest.approx(chosen["safe_margin"] + 3)
+    model = load_model(finished / "artifacts/mnist_mamba.bin")
+    pixels = torch.from_numpy(read_images(finished / "data/prepared/val-images.idx"))
+    exact = safe_margin(member_logits(model, pixels))
+    assert exact - 1e-5 <= chosen["safe_margin"] < exact + 0.00101  # rounded up
     validation = chosen["validation"]
     assert validation["predictions_changed"] == 0
     assert 1 <= validation["members_asked"]["mean"] <= 2
