@@ -114,6 +114,7 @@ import torch
 from mnist_mamba.atomic_write import write_bytes, write_json
 from mnist_mamba.data.idx import read_images
 from mnist_mamba.early_exit import changed_predictions, members_asked, safe_margin
+from mnist_mamba.engine.binding import EXIT_MARGINS, is_exit_margin
 from mnist_mamba.engine.format import rounded
 from mnist_mamba.engine.version_1 import convert
 from mnist_mamba.export import load_model, write_model
@@ -137,7 +138,7 @@ def set_exit_margin(model: MambaEnsemble, params: Params, measure: bool) -> dict
 
     Raises:
         FileNotFoundError: validation images are needed, and no data is prepared.
-        ValueError: they do not fit the model.
+        ValueError: they do not fit the model, or no file may have the margin that is given.
     """
     chosen = params.export.exit_margin
     if chosen == "auto" and params.train.on_val:
@@ -146,6 +147,8 @@ def set_exit_margin(model: MambaEnsemble, params: Params, measure: bool) -> dict
             "all members are asked; set the margin of a run that validates (metrics/exit.json)"
         )
         chosen = 0.0
+    if chosen != "auto" and not is_exit_margin(chosen):
+        raise ValueError(f"export.exit_margin = {chosen}: expected {EXIT_MARGINS}")
     if chosen != "auto" and (params.train.on_val or not measure):
         model.exit_margin = float(np.float32(chosen))
         return {"exit_margin": round(model.exit_margin, 6)}

@@ -90,9 +90,7 @@ static mamba_status check_identity(const struct file_bytes *file, const char *pa
     uint32_t version = get_u32(file->data + VERSION_AT);
     if (version == (uint32_t)VERSION << 24)
         return mamba_fail(error, MAMBA_ERR_MODEL, path,
-                          "byte order: got version %u, which is %d in big-endian, expected a "
-                          "little-endian file",
-                          version, VERSION);
+                          "byte order: got a big-endian file, expected a little-endian one");
     if (version == 1)
         return mamba_fail(error, MAMBA_ERR_MODEL, path,
                           "version: got 1, expected %d: run `python -m pipeline.export convert "
@@ -176,14 +174,12 @@ static mamba_status read_fields(struct mamba_info *info, const uint8_t *from,
 static mamba_status set_length(struct mamba_info *info, const struct place *place)
 {
     const bool patch = info->stem == STEM_PATCH;
-    if (patch && info->height % info->patch_height != 0)
+    const bool high = patch && info->height % info->patch_height != 0;
+    if (high || (patch && info->width % info->patch_width != 0))
         return mamba_fail(place->error, MAMBA_ERR_MODEL, place->path,
-                          "%spatch_height: got %u, expected a divisor of height %u", place->member,
-                          info->patch_height, info->height);
-    if (patch && info->width % info->patch_width != 0)
-        return mamba_fail(place->error, MAMBA_ERR_MODEL, place->path,
-                          "%spatch_width: got %u, expected a divisor of width %u", place->member,
-                          info->patch_width, info->width);
+                          "%spatch_%s: got %u, expected a divisor of %u", place->member,
+                          high ? "height" : "width", high ? info->patch_height : info->patch_width,
+                          high ? info->height : info->width);
     info->length = mamba_grid_rows(info) * mamba_grid_columns(info);
     if (info->length > MAX_LENGTH)
         return mamba_fail(place->error, MAMBA_ERR_MODEL, place->path,
@@ -223,14 +219,13 @@ static mamba_status check_activations(const struct mamba_info *info, const struc
     return MAMBA_OK;
 }
 
-/* Returns a float's place in the order of all floats. Integers have no mode in which a denormal
- * counts as zero; NaN is beyond infinity. */
-static int64_t order_of(float value)
+/* Returns a float's place in an order: 0 and -0, numbers above 0, infinity, NaN, all others.
+ * Integers have no mode in which a denormal counts as zero. */
+static uint32_t order_of(float value)
 {
     uint32_t bits;
     memcpy(&bits, &value, sizeof bits);
-    const int64_t magnitude = bits & 0x7FFFFFFFu;
-    return bits >> 31 ? -magnitude : magnitude;
+    return bits == 1u << 31 ? 0 : bits;
 }
 
 /* A field of a float. */
@@ -238,18 +233,37 @@ struct real {
     char name[12];
     uint8_t offset; /* in the header or record */
     uint8_t at;     /* in struct mamba_info */
+    bool or_zero;
     float min, max;
 };
 
 static const struct real HEADER_FLOATS[] = {
-    {"exit_margin", 48, AT(exit_margin), 0.0f, MAX_EXIT_MARGIN},
-    {"pixel_mean", 52, AT(pixel_mean), 0.0f, 1.0f},
-    {"pixel_std", 56, AT(pixel_std), 1e-6f, 1e6f},
+    {"exit_margin", 48, AT(exit_margin), true, FLT_MIN, 1e6f},
+    {"pixel_mean", 52, AT(pixel_mean), false, 0.0f, 1.0f},
+    {"pixel_std", 56, AT(pixel_std), false, 1e-6f, 1e6f},
 };
 
 static const struct real MEMBER_FLOATS[] = {
-    {"norm_eps", 52, AT(norm_eps), FLT_TRUE_MIN, 0.1f}, /* above 0 */
+    {"norm_eps", 52, AT(norm_eps), false, FLT_TRUE_MIN, 0.1f}, /* above 0 */
 };
+
+static mamba_status check_float(float got, const struct real *real, mamba_status otherwise,
+                                const struct place *place)
+{
+    const uint32_t order = order_of(got);
+    const uint32_t min = order || !real->or_zero ? order_of(real->min) : 0;
+    if (order >= min && order <= order_of(real->max))
+        return MAMBA_OK;
+    return mamba_fail(place->error, otherwise, place->path, "%s%s: got %.9g, expected %s%.9g..%.9g",
+                      place->member, real->name, (double)got, real->or_zero ? "0 or " : "",
+                      (double)real->min, (double)real->max);
+}
+
+mamba_status mamba_check_exit_margin(float got, mamba_error *error)
+{
+    return check_float(got, &HEADER_FLOATS[0], MAMBA_ERR_ARGUMENT,
+                       &(const struct place){.error = error});
+}
 
 /* Reads n floats of the header or record `from`. */
 static mamba_status read_floats(struct mamba_info *info, const uint8_t *from,
@@ -259,10 +273,9 @@ static mamba_status read_floats(struct mamba_info *info, const uint8_t *from,
         const struct real *real = &reals[i];
         float got;
         memcpy(&got, from + real->offset, sizeof got);
-        if (order_of(got) < order_of(real->min) || order_of(got) > order_of(real->max))
-            return mamba_fail(place->error, MAMBA_ERR_MODEL, place->path,
-                              "%s%s: got %.9g, expected %.9g..%.9g", place->member, real->name,
-                              (double)got, (double)real->min, (double)real->max);
+        const mamba_status status = check_float(got, real, MAMBA_ERR_MODEL, place);
+        if (status != MAMBA_OK)
+            return status;
         memcpy((char *)info + real->at, &got, sizeof got);
     }
     return MAMBA_OK;

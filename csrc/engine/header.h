@@ -24,6 +24,9 @@ static inline size_t mamba_tensors_at(const struct mamba_info *info)
 mamba_status mamba_check_header(struct mamba_info *info, const struct file_bytes *file,
                                 const char *path, mamba_error *error);
 
+/* Checks an exit margin that is not a file's. */
+mamba_status mamba_check_exit_margin(float got, mamba_error *error);
+
 /* Reads and checks the members' records of model->file. Sets the shapes of model->info and of each
  * member. */
 mamba_status mamba_check_members(struct mamba_model *model, const char *path, mamba_error *error);

@@ -11,7 +11,6 @@
 #include "shape.h"
 
 enum { MAX_LAYERS = 64, MAX_MEMBERS = 64 };
-#define MAX_EXIT_MARGIN 1e6f
 
 /* All pointers to weights point into mamba_model.file, except those that fold.c replaces. */
 struct scan_weights {

@@ -23,8 +23,8 @@ static mamba_status load(struct mamba_model *model, char *names, const char *pat
     model->kernels = mamba_choose_kernels(wanted);
     if (!model->kernels)
         return mamba_fail(error, MAMBA_ERR_ARGUMENT, NULL,
-                          "MAMBA_ISA: got %.60s, expected scalar, neon, avx2 or avx512, and one "
-                          "that this processor has",
+                          "MAMBA_ISA: got %.60s, expected scalar, neon, avx2 or avx512, if the "
+                          "processor has it",
                           wanted);
     if (mamba_context_bytes(model) == 0)
         return mamba_fail(error, MAMBA_ERR_MEMORY, path, "too large for this address space");
@@ -128,9 +128,9 @@ mamba_status mamba_set_exit_margin(mamba_model *model, float exit_margin, mamba_
 {
     if (!model)
         return mamba_fail(error, MAMBA_ERR_ARGUMENT, NULL, "mamba_set_exit_margin: model is NULL");
-    if (!(exit_margin >= 0.0f && exit_margin <= MAX_EXIT_MARGIN))
-        return mamba_fail(error, MAMBA_ERR_ARGUMENT, NULL, "exit_margin: got %.9g, expected 0..%g",
-                          (double)exit_margin, (double)MAX_EXIT_MARGIN);
+    const mamba_status status = mamba_check_exit_margin(exit_margin, error);
+    if (status != MAMBA_OK)
+        return status;
     model->info.exit_margin = exit_margin;
     for (uint32_t i = 0; i < model->info.members; i++)
         model->members[i].info.exit_margin = exit_margin;

@@ -122,8 +122,8 @@ MAMBA_API const mamba_info *mamba_model_info(const mamba_model *model);
  * a number beyond the last. */
 MAMBA_API const mamba_info *mamba_member_info(const mamba_model *model, uint32_t member);
 
-/* Sets the model's exit_margin, from 0 to 1e6, instead of the file's: a smaller one needs fewer
- * members, 0 asks all of them. No other thread may use the model meanwhile. */
+/* Sets the model's exit_margin, instead of the file's, to 0 or 2^-126 to 1e6: a smaller one needs
+ * fewer members, 0 asks all of them. No other thread may use the model meanwhile. */
 MAMBA_API mamba_status mamba_set_exit_margin(mamba_model *model, float exit_margin,
                                              mamba_error *error);
 

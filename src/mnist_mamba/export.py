@@ -54,7 +54,7 @@ def write_model(path: str | Path, model: Classifier, weight_type: WeightType = "
     Raises:
         FormatError: a part of the model or its setting is not what its config builds, so that the
             file would describe another model; a weight is NaN or infinite; or the exit margin is
-            not in 0..1e6.
+            not 0 or 2^-126 to 1e6.
         OSError: the file cannot be written.
 
     >>> import tempfile

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import ctypes
 import gc
+import math
 import os
 import pickle
 import re
@@ -68,7 +69,7 @@ def test_the_exit_margin_of_the_file_or_of_the_caller_decides_who_is_asked(path:
     assert Engine(path).info["exit_margin"] == 0
     assert set(Engine(path).answers(images).members_asked) == {3}
     first, clear, unsure = (
-        Engine(path, exit_margin=margin).answers(images) for margin in (1e-9, 0.3, 1e6)
+        Engine(path, exit_margin=margin).answers(images) for margin in (2.0**-126, 0.3, 1e6)
     )
     assert set(first.members_asked) == {1}
     assert len(set(clear.members_asked)) > 1
@@ -85,10 +86,25 @@ def test_the_exit_margin_of_the_file_or_of_the_caller_decides_who_is_asked(path:
     assert set(again.answers(images).members_asked) == {3}
 
 
-@pytest.mark.parametrize("margin", [-1, 1e7, float("nan"), float("inf"), -1e-30])
-def test_an_exit_margin_out_of_range_is_refused(margin: float) -> None:
-    with pytest.raises(EngineError, match=r"exit_margin: got .*, expected 0\.\.1e\+06"):
-        Engine(MODEL, exit_margin=margin)
+@pytest.mark.parametrize("flush", [False, True])
+@pytest.mark.parametrize(
+    ("margin", "got"),
+    [
+        *((value, repr(value)) for value in (-1, 1e7, math.nan, math.inf, -1e-30, 1e300)),
+        *((value, repr(value)) for value in (1e6 + 0.03, 1e-40, -1e-40, 1e-46, -1e-60, 1e-300)),
+        (10**400, "a number beyond all floats"),
+    ],
+)
+def test_an_exit_margin_out_of_range_is_refused(margin: float, got: str, flush: bool) -> None:
+    torch.set_flush_denormal(flush)
+    try:
+        with pytest.raises(
+            EngineError, match=r"exit_margin: .*, expected 0 or 2\^-126 to"
+        ) as error:
+            Engine(MODEL, exit_margin=margin)
+    finally:
+        torch.set_flush_denormal(False)
+    assert f"got {got}," in str(error.value)
 
 
 @pytest.mark.parametrize("margin", ["1", True, [1.0]])

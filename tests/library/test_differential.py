@@ -44,8 +44,12 @@ SEEDS = [
 ]
 LIMITS = (0, 1, 2, 3, 15, 16, 17, 64, 65, 255, 256, 257, 512, 513, 2048, 2049, 4096, 4097, 8192)
 EXTREMES = (8193, 65536, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 0x01000000)
-FLOATS = (0x7F800000, 0xFF800000, 0x7FC00000, 0x7F7FFFFF, 1, 0x80000000, 0x3DCCCCCD, 0x3DCCCCCE)
-"""Infinities, NaN, the largest float, the smallest, -0, 0.1 and the float after it."""
+FLOATS = (
+    *(0x7F800000, 0xFF800000, 0x7FC00000, 0x7F7FFFFF, 1, 0x80000000, 0x3DCCCCCD, 0x3DCCCCCE),
+    *(0x007FFFFF, 0x00800000, 0x80000001),
+)
+"""Infinities, NaN, the largest float, the smallest, -0, 0.1 and the float after it;
+the largest denormal, the smallest number that is not one, and the largest number below 0."""
 NAME_BYTES = (
     *(b"\0", b"1", b"\x1f", b"\x7f", b"\x80", b"\xc3\xa4", b"\xed\xa0\x80", b"\xff"),
     *(b"\xc2\x80", b"\xc2\x9f", b"\xc2\xa0"),

@@ -21,6 +21,7 @@ from torch.nn.utils import prune
 from mnist_mamba.config import MAX_ACTIVATIONS, MAX_LENGTH, MAX_NAME_BYTES
 from mnist_mamba.engine import Engine
 from mnist_mamba.engine import format as model_format
+from mnist_mamba.engine.binding import is_exit_margin
 from mnist_mamba.engine.format import FormatError, read_model
 from mnist_mamba.export import describe, folded_tensors, load_model, write_model
 from mnist_mamba.model import MambaClassifier
@@ -156,11 +157,11 @@ def test_a_changed_ensemble_is_refused(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("margin", [-1.0, -1e-9, math.nan, math.inf, 1e6 + 1])
+@pytest.mark.parametrize("margin", [-1.0, -1e-9, math.nan, math.inf, 1e6 + 0.03, 1e-40, 1e-46])
 def test_an_exit_margin_that_no_reader_takes_is_not_written(margin: float, tmp_path: Path) -> None:
     model: Any = make_model("ensemble")
     model.exit_margin = margin
-    with pytest.raises(FormatError, match=r"exit_margin: got .*, expected 0 to 1e\+06"):
+    with pytest.raises(FormatError, match=r"exit_margin: got .*, expected 0 or 2\^-126 to 1e\+06"):
         write_model(tmp_path / "model.bin", model)
     assert not list(tmp_path.iterdir())
     model.exit_margin = 1e6
@@ -407,6 +408,8 @@ def test_every_flipped_bit_is_refused(model_bytes: bytes, position: int, bit: in
         (48, 0xBF800000, "exit_margin: got -1.0"),
         (48, 0x49742410, "exit_margin: got 1000001.0"),
         (48, 0x7FC00000, "exit_margin: got nan"),
+        (48, 0x007FFFFF, "exit_margin: got 1.17549"),
+        (48, 0x80000001, "exit_margin: got -1.4"),
         (52, 0x40000000, "pixel_mean: got 2.0"),
         (56, 0, "pixel_std: got 0.0"),
         (60, 65, "names_bytes: got 65, expected a multiple of 64"),
@@ -446,6 +449,20 @@ def test_each_check_names_its_field(
     with pytest.raises(FormatError) as error:
         model_format.decode(reseal(bytes(damaged)))
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("bits", [1, 0x007FFFFF, 0x80000001])
+def test_a_denormal_margin_is_refused_where_denormals_count_as_zero(
+    model_bytes: bytes, bits: int
+) -> None:
+    damaged = bytearray(model_bytes)
+    struct.pack_into("<I", damaged, 48, bits)
+    torch.set_flush_denormal(True)
+    try:
+        with pytest.raises(FormatError, match="exit_margin: got"):
+            model_format.decode(reseal(bytes(damaged)))
+    finally:
+        torch.set_flush_denormal(False)
 
 
 def worked_example() -> tuple[bytes, dict[str, list[float]], list[float]]:
@@ -523,6 +540,10 @@ def test_the_limits_match_the_specification() -> None:
             case "patch_height" | "patch_width":
                 side = field.name.removeprefix("patch_")
                 assert allowed == f"patch stem: divides {side}; conv stems: 0"
+            case "exit_margin":
+                assert allowed == "0, with which every member answers, or 2^-126..1e6"
+                allowed_margins = (0.0, -0.0, 2.0**-126, 1e6)
+                assert all(is_exit_margin(margin) for margin in allowed_margins)
             case "norm_eps":
                 assert allowed == f"0 < eps <= {high}"
             case _:

@@ -148,6 +148,8 @@ def test_an_exit_margin_can_be_given(
     done = run_module(given, *words, "--exit-margin", "x")
     assert done.returncode == 2
     assert "argument --exit-margin" in done.stderr
+    done = run_module(given, *words, "--exit-margin", "1e-46")
+    assert "export.exit_margin = 1e-46: expected 0 or 2^-126 to 1e+06" in done.stderr
     if not said:
         done = run_module(given, *words, "--exit-margin", "auto")
         needed = "train.on_val" not in changes

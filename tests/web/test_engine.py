@@ -224,7 +224,8 @@ def test_nothing_drawn_and_wrong_arguments_are_errors(node: Node) -> None:
                             () => model.prepare({ ...blank, width: 21 }),
                             () => model.forward(new Uint8Array(783)),
                             () => model.forward(new Float32Array(784).fill(NaN)),
-                            () => model.setExitMargin(-1)])
+                            () => model.setExitMargin(-1),
+                            () => model.setExitMargin(1e-46)])
           try {
             call();
             console.log("no error");
@@ -237,7 +238,7 @@ def test_nothing_drawn_and_wrong_arguments_are_errors(node: Node) -> None:
     for line, words in zip(
         found,
         (("empty",), ("argument", "1600", "21 x 20"), ("input", "783", "784"), ("model", "NaN"),
-         ("argument", "-1", "exit_margin")),
+         ("argument", "-1", "exit_margin"), ("argument", "1e-46", "exit_margin")),
         strict=True,
     ):  # fmt: skip
         assert line.startswith("true"), line

@@ -103,7 +103,7 @@ export class Model {
   trace(image: Image): Stage[][];
   /** The same, of which only the results of `keep` remain that are not undefined. */
   trace<Kept>(image: Image, keep: (stage: Stage) => Kept | undefined): Kept[][];
-  /** Ask fewer members (a smaller margin), more, or all of them (0): 0 to 1e6. */
+  /** Ask fewer members (a smaller margin), more, or all of them (0): 0, or 2^-126 to 1e6. */
   setExitMargin(margin: number): void;
 }
 

@@ -305,10 +305,12 @@ export class Model {
 
   /**
    * Ask fewer members (a smaller margin), more, or all of them (0).
-   * @param {number} margin From 0 to 1e6.
+   * @param {number} margin 0, or 2^-126 to 1e6.
    */
   setExitMargin(margin) {
     const { instance } = this;
+    if (margin && Math.fround(margin) === 0) // as which the engine would get it
+      throw new MambaError(2, `exit_margin: got ${margin}, expected 0 or 2^-126 to 1e6`);
     instance.check(instance.c.mamba_set_exit_margin(this.model, margin, instance.error));
     this.info.exit_margin = margin;
   }

@@ -1,3 +1,4 @@
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -7,10 +8,11 @@
 static mamba_status set_exit_margin(mamba_model *model, const char *text, mamba_error *error)
 {
     char *end;
+    errno = 0;
     const float margin = strtof(text, &end);
-    if (end == text || *end || mamba_set_exit_margin(model, margin, NULL) != MAMBA_OK)
+    if (errno || end == text || *end || mamba_set_exit_margin(model, margin, NULL) != MAMBA_OK)
         return mamba_fail(error, MAMBA_ERR_ARGUMENT, NULL,
-                          "--exit-margin: got '%.60s', expected a number from 0 to 1e6", text);
+                          "--exit-margin: got '%.60s', expected 0 or 2^-126..1e6", text);
     return MAMBA_OK;
 }
 

@@ -369,9 +369,9 @@ says "pixel 2: got"
 expect 0 eval "$model" images.idx labels.idx --json --logits logits.f32
 check "counts" grep -q '^{"n":3,"correct":[0-3],"accuracy":[0-9.]*,"members_asked_mean":1,"members_asked":\[3\]}$' out
 check "size of the logits" [ "$(wc -c <logits.f32)" -eq $((3 * classes * 4)) ]
-for margin in -1 nan 2e6 '' x 1x; do
+for margin in -1 nan 2e6 '' x 1x -1e-60 1e-46 1e-40 1e-400 -1e-400 1e400; do
     expect 2 "$model" input.bin --exit-margin "$margin"
-    says "^mamba: --exit-margin: got '$margin', expected a number from 0 to 1e6"
+    says "^mamba: --exit-margin: got '$margin', expected 0 or 2^-126..1e6"
 done
 ln -s both another
 for second in both ./both "$PWD/both" another; do

@@ -1,10 +1,12 @@
 /* Ensembles ask their members one after the other, until the mean is clear (docs/format.md). What
  * each member says comes from the trace of a pass that asks all. */
+#include <float.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "check.h"
+#include "denormals.h"
 #include "reference.h"
 #include "tiny_model.h"
 
@@ -139,7 +141,7 @@ static void test_rule(mamba_info dims, size_t n_shapes)
     }
     CHECK(some, "each margin asked one member, or all");
     CHECK(check_margin(&all, 0.0f) == MEMBERS * IMAGES, "0 asks all");
-    CHECK(check_margin(&all, 1e-30f) == IMAGES, "any margin is clear enough");
+    CHECK(check_margin(&all, FLT_MIN) == IMAGES, "any margin is clear enough");
     CHECK(check_margin(&all, 1e6f) == MEMBERS * IMAGES, "no margin is clear enough");
     float mean[CLASSES]; /* the two best classes differ by the margin: that is not more */
     check_margin(&all, mean_of(mean, &all.said[0], 1));
@@ -188,15 +190,21 @@ static void test_file(void)
 static void test_arguments(void)
 {
     struct tiny_model tiny = tiny_build(tiny_dims(), 4);
-    const float bad[] = {-1e-30f, -1.0f, 1000001.0f, INFINITY, -INFINITY, NAN};
+    const float bad[] = {-1e-30f, -1.0f,    1000001.0f, INFINITY, -INFINITY,
+                         NAN,     -FLT_MIN, -1e-40f,    1e-40f,   FLT_TRUE_MIN};
     mamba_model *model;
     mamba_error error;
     CHECK(tiny_open(&model, &tiny, &error) == MAMBA_OK, "%s", error.message);
-    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
-        CHECK(mamba_set_exit_margin(model, bad[i], &error) == MAMBA_ERR_ARGUMENT &&
-                  strstr(error.message, "exit_margin: got") &&
+    for (size_t i = 0; i < 2 * sizeof bad / sizeof *bad; i++) {
+        const float margin = bad[i / 2];
+        const uint64_t saved = i % 2 ? denormals_off() : 0; /* the caller's mode does not matter */
+        const mamba_status status = mamba_set_exit_margin(model, margin, &error);
+        if (i % 2)
+            denormals_restore(saved);
+        CHECK(status == MAMBA_ERR_ARGUMENT && strstr(error.message, "exit_margin: got") &&
                   mamba_model_info(model)->exit_margin == 0.0f,
-              "%g: %s", (double)bad[i], error.message);
+              "%g: %s", (double)margin, error.message);
+    }
     CHECK(mamba_set_exit_margin(NULL, 1.0f, &error) == MAMBA_ERR_ARGUMENT &&
               strstr(error.message, "model is NULL"),
           "%s", error.message);

@@ -1,6 +1,7 @@
 /* The loader accepts what docs/format.md describes, refuses everything else, and says why. */
 #define _POSIX_C_SOURCE 200809L
 
+#include <float.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -235,8 +236,8 @@ static void test_float_fields(void)
     } fields[] = {
         {"exit_margin",
          48,
-         {-1e-45f, -0.1f, 1000000.06f, -1e6f, INFINITY, -INFINITY, NAN},
-         {0.0f, -0.0f, 1e6f}},
+         {-1e-45f, -0.1f, 1000000.06f, 1e-45f, FLT_MIN - 1e-45f, -FLT_MIN, NAN},
+         {FLT_MIN, -0.0f, 1e6f}},
         {"norm_eps",
          180,
          {0.0f, -0.0f, -1e-5f, 0.10000001f, INFINITY, NAN, -NAN},

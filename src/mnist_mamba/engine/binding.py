@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import math
 import operator
 import os
 import sys
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from mnist_mamba import __version__
 from mnist_mamba.c_build import build_library, csrc_dir, is_forked, isa_flags, shared_flags
-from mnist_mamba.config import LIMITS
+from mnist_mamba.config import EXIT_MARGIN, LIMITS
 
 LIBRARY_VARIABLE = "MNIST_MAMBA_LIBRARY"
 """Environment variable with the path of a built libmamba to use instead of compiling one.
@@ -29,6 +30,9 @@ MAX_THREADS = 1024
 
 PREPARATIONS = ("resize", "mnist")
 """How a picture becomes a model's pixels (docs/pictures.md), in the order of C's numbers."""
+
+EXIT_MARGINS = f"0 or 2^-126 to {EXIT_MARGIN.high:g}"
+"""The exit margins that the engine takes; it counts smaller numbers as zero."""
 
 NOTHING_DRAWN = 7
 """Status of a picture without a digit (csrc/include/mamba.h)."""
@@ -207,7 +211,7 @@ class Engine:
             compiled from the engine's sources on first use and cached.
         mmap: map the file; False copies it, for a file that may change while it is open.
         exit_margin: members of an ensemble are asked until the two best classes of their mean
-            logits are further apart than this, 0 to 1e6; 0 asks all. Default: the file's.
+            logits are further apart than this, 2^-126 to 1e6; 0 asks all. Default: the file's.
 
     Attributes:
         info: the model's dimensions and pixel statistics, `struct mamba_info` by name; the shape is
@@ -400,10 +404,21 @@ def _whole(name: str, value: Any) -> int:
     return int(number)
 
 
+def is_exit_margin(value: float) -> bool:
+    """Return whether the engine takes an exit margin, in a file or from a caller."""
+    return value == 0 or 2**-126 <= value <= EXIT_MARGIN.high
+
+
 def _exit_margin(value: float) -> float:
     if isinstance(value, bool) or not hasattr(value, "__float__"):
         raise TypeError(f"exit_margin: got {value!r}, expected a number")
-    return float(value)
+    try:
+        margin, got = float(value), repr(value)
+    except OverflowError:
+        margin, got = math.inf, "a number beyond all floats"
+    if not is_exit_margin(margin):  # ctypes would round it, perhaps to one that is allowed
+        raise EngineError(2, f"exit_margin: got {got}, expected {EXIT_MARGINS}")
+    return margin
 
 
 def _thread_count(threads: int) -> int:

@@ -34,6 +34,7 @@ from mnist_mamba.config import (
     token_grid,
     whole,
 )
+from mnist_mamba.engine.binding import EXIT_MARGINS, is_exit_margin
 
 Array = NDArray[np.float32]
 TensorKind = Literal["vector", "table", "panels"]
@@ -479,8 +480,18 @@ def _decode_name(name: bytes, earlier: Sequence[str]) -> str:
 
 
 def _unpacked(fields: tuple[Field, ...], data: bytes, offset: int) -> Header:
-    values = _struct(fields).unpack_from(data, offset)
-    return dict(zip((field.name for field in fields), values, strict=True))
+    values = struct.unpack_from(f"<{len(fields)}I", data, offset)
+    return {
+        field.name: value if field.code == "I" else _float(value)
+        for field, value in zip(fields, values, strict=True)
+    }
+
+
+def _float(bits: int) -> float:
+    """Return the float32 with these bits, also where the processor counts denormals as zero."""
+    if bits & 0x7F800000:
+        return float(struct.unpack("<f", struct.pack("<I", bits))[0])
+    return (bits & 0x7FFFFF) * math.ldexp(-1 if bits >> 31 else 1, -149)
 
 
 # Whole numbers are checked before floats, as in docs/format.md, so that all readers name the same
@@ -493,7 +504,10 @@ def _check_whole_numbers(fields: tuple[Field, ...], values: Header) -> None:
 
 def _check_floats(fields: tuple[Field, ...], values: Header) -> None:
     for field in fields:
-        if field.code == "f":
+        if field.name == "exit_margin":
+            if not is_exit_margin(values[field.name]):
+                raise FormatError(f"exit_margin: got {values[field.name]}, expected {EXIT_MARGINS}")
+        elif field.code == "f":
             _check_range(values, field.name, *field.limits)
 
 
