@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import statistics
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ from pipeline.common.generated_tables import TRAINING_DOC, write_table
 from pipeline.common.params import load_params
 from pipeline.common.run_engine import run_engine
 from pipeline.export import export_model
-from pipeline.series.engine_speed import Speed, time_series
+from pipeline.series.engine_speed import Speed, mean_speed, time_fraction, time_series
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +58,7 @@ def measure(training: series.Training) -> series.TrainingRecord:
         changed = predictions(model) != predictions(model, "--exit-margin", "0")
         record["members_asked"] = report["members_asked_mean"]
         record["predictions_changed"] = int(changed.sum())
+        record["time_fraction"] = time_fraction(model, paths.images(paths.PREPARED, "test"))
     return record
 
 
@@ -76,15 +78,17 @@ def predictions(model: Path, *options: str) -> NDArray[np.intp]:
 
 def summary(records: series.Records) -> dict[str, Any]:
     """Return the results file's "runs": each run's accuracies in the order of the seeds."""
-    runs = {}
+    runs: dict[str, Any] = {}
     for name, run in records.items():
         accuracies = [record["test_accuracy"] for record in run]
         runs[name] = {
             "params": run[0]["params"],
             "test_accuracy": accuracies,
             **series.spread(accuracies),
-            "trainings": run,
         }
+        if fractions := [one["time_fraction"] for one in run if "time_fraction" in one]:
+            runs[name]["time_fraction"] = round(statistics.fmean(fractions), 3)
+        runs[name]["trainings"] = run
     return runs
 
 
@@ -111,7 +115,7 @@ def main() -> None:
     wanted = series.trainings(chosen, load_params())
     results = paths.METRICS / f"{name}.json"
     runs = series.run_missing(chosen, wanted, results, arguments, measure, summary)
-    speed = time_series(name, wanted, arguments)
+    speed = mean_speed(time_series(name, wanted, arguments), runs)
     plots.draw_tradeoff(paths.PLOTS / f"{name}.png", runs, speed, "test", marked="default")
     write_table(TRAINING_DOC, name, table(runs, speed))
     for run, result in runs.items():

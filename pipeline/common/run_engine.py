@@ -15,7 +15,7 @@ BATCHES = (1, 100)
 """Batch sizes that the engine is timed with."""
 
 
-def run_engine(*words: str | Path | int) -> dict[str, Any]:
+def run_engine(*words: str | Path | float) -> dict[str, Any]:
     """Run `mamba WORDS --json` and return its report.
 
     The engine in build/dvc is not executable, so a copy runs. DVC 3.67 cannot set up an experiment
@@ -47,10 +47,13 @@ def bench_engine(
     model: Path = paths.MODEL,
     threads: int = 1,
     images: Path | None = None,
+    exit_margin: float | None = None,
 ) -> Any:
     """Return the report of `mamba bench`: median_us (µs per image), load_us and more.
 
-    Without images, all members of an ensemble are timed.
+    Without images, or with an exit margin of 0, all members of an ensemble are timed.
     """
-    options = ("--batch", batch, "--threads", threads, "--rounds", rounds)
+    options: tuple[str | int | float, ...] = ("--batch", batch, "--threads", threads)
+    options += ("--rounds", rounds)
+    options += () if exit_margin is None else ("--exit-margin", exit_margin)
     return run_engine("bench", model, *([images] if images else []), *options)

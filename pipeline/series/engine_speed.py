@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from mnist_mamba.atomic_write import write_json
 from mnist_mamba.export import write_model
@@ -45,3 +46,31 @@ def time_series(series: str, wanted: Sequence[Training], arguments: argparse.Nam
                 }
     write_json(file, {"data": data, "us_per_image": speed, "cpu": cpu_name()})
     return speed
+
+
+def time_fraction(model: Path, images: Path) -> float:
+    """Return a model's time per image as a fraction of that of all its members.
+
+    Other work on the machine slows both down, and so hardly changes the fraction.
+    """
+    rounds = 3
+    own, whole = (
+        bench_engine(1, rounds, model, images=images, exit_margin=margin)["median_us"]
+        for margin in (None, 0)
+    )
+    fraction: float = own / whole
+    return round(fraction, 3)
+
+
+def mean_speed(speed: Speed, runs: Mapping[str, Mapping[str, Any]]) -> Speed:
+    """Return the times per test image: `speed` has those of all members of an ensemble.
+
+    Args:
+        speed: what `time_series` returns.
+        runs: the runs of a results file, with a "time_fraction" where members exit early.
+    """
+    return {
+        name: {load: us * runs[name].get("time_fraction", 1) for load, us in times.items()}
+        for name, times in speed.items()
+        if name in runs
+    }
