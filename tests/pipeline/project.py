@@ -47,6 +47,7 @@ SMALL: dict[str, Any] = {
     "train.augment.rotate": 0,
     "train.augment.elastic": 0,
     "train.threads": 1,
+    "export.weight_type": "float32",
     "benchmark.rounds": 2,
 }
 

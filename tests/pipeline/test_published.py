@@ -21,6 +21,7 @@ from pipeline.common.content_key import file_md5
 from pipeline.common.generated_tables import with_table
 from pipeline.common.params import IMAGE_SIZES, load_params
 from pipeline.release import published
+from pipeline.series.engine_speed import mean_speed
 from tests.pipeline.imports import ROOT
 
 
@@ -96,7 +97,8 @@ def test_the_generated_parts_are_up_to_date() -> None:
     card = published.model_card(load_params(ROOT / "params.yaml"), ROOT)
     assert document(str(published.CARD)) == card, "run `make promote`"
     for name, make in (("study", study.table), ("seeds", seeds.table), ("pixels", seeds.table)):
-        content = make(metrics(name)["runs"], metrics(f"{name}_speed")["us_per_image"])
+        runs, speed = metrics(name)["runs"], metrics(f"{name}_speed")["us_per_image"]
+        content = make(runs, mean_speed(speed, runs))
         assert with_table(training, name, content) == training, f"run `make {name}`"
 
 
@@ -243,13 +245,14 @@ def test_the_training_page_s_figures_are_those_of_the_metrics_files() -> None:
         runs = metrics(series)["runs"]
         assert list(found) == list(runs)
         us = metrics(f"{series}_speed")["us_per_image"]
+        fractions = {name: run.get("time_fraction", 1) for name, run in runs.items()}
         for name, (parameters, accuracy, of_each, us_text) in found.items():
             values = each(runs[name], "test_accuracy")
             assert_shows(parameters, runs[name]["trainings"][0]["params"])
             assert_spread(accuracy, values)
             for cell, value in zip(of_each.split(", "), values, strict=True):
                 assert_shows(f"{cell} %", value)
-            assert_shows(us_text, us[name]["b100"])
+            assert_shows(us_text, us[name]["b100"] * fractions[name])
 
 
 def test_series_name_the_test_images_that_dvc_lock_has() -> None:

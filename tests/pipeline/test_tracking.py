@@ -609,7 +609,7 @@ def test_mlflow_sorts_curves_first_and_timings_last_in_few_sections(project: Pat
     # The page sorts metrics and makes a section of those with the same text before the last slash.
     firsts = list(dict.fromkeys(section.split("/")[0] for section in sections))
     assert firsts == ["curve", "eval", "train", "wall_clock"]
-    assert len(sections) <= 13
+    assert len(sections) <= 14
     assert run.data.metrics["eval/per_class/9.f1"] > 0.9
     metrics = {f"metrics.`{name}`" for name in run.data.metrics}
     params = {f"params.`{name}`" for name in run.data.params}

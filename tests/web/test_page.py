@@ -193,7 +193,7 @@ def fingers(page: Any) -> Callable[..., str]:
 def test_a_finger_draws_and_the_page_stays(open_page: Any) -> None:
     page = open_page(width=360, has_touch=True, is_mobile=True)
     touch = fingers(page)
-    for digit, _, strokes in HANDS[1:8:3]:
+    for digit, _, strokes in (HANDS[0], HANDS[4], HANDS[7]):
         for stroke in strokes:
             first, *rest = places(stroke)
             touch("touchStart", first)
