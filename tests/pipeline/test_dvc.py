@@ -204,7 +204,7 @@ def test_a_colleague_s_clone_pulls_all_and_trains_nothing(
     heading = "Share data and checkpoints: a DVC remote"
     remote = {"/srv/mnist-mamba": str(shared)}
     add = documented("team", heading, 0, remote).splitlines()[0]
-    for words in (add, documented("team", heading, 1)):
+    for words in (add, documented("team", heading, 2)):
         done = run(origin, ["bash", "-e", "-c", words], **env)
         assert done.returncode == 0, done.stderr
     fetch = documented("team", heading, 3, {"URL": str(origin)})

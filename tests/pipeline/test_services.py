@@ -254,8 +254,8 @@ def test_a_team_works_on_real_services(
         # A colleague's clone gets all from the store, and trains nothing.
         remote = {"s3://BUCKET": "s3://bucket"}
         add = documented("team", REMOTE, 0, remote).splitlines()[1]
-        endpoint = documented("team", REMOTE, 2, {"https://S3HOST": env["S3"]})
-        shell(project, f"{add}\n{endpoint}\n{documented('team', REMOTE, 1)}", **env)
+        endpoint = documented("team", REMOTE, 1, {"https://S3HOST": env["S3"]})
+        shell(project, f"{add}\n{endpoint}\n{documented('team', REMOTE, 2)}", **env)
         fetch = documented("team", REMOTE, 3, {"URL": str(project)})
         printed = shell(tmp_path, fetch, **env).splitlines()
         ran = [line for line in printed if line.startswith("Running stage")]
